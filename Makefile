@@ -1,0 +1,38 @@
+# Every target makes .venv and installs what it needs first. `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE := 1
+# DeepSpeed's launcher finds its programs on PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## list of targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+.venv/.scripts: requirements.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.scripts
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+install: .venv/.scripts ## make .venv with what the two scripts need
+
+demo: .venv/.scripts ## teach and examine a small model on the built-in exam, then ask it
+	$(BIN)/python fine_tuning_llm.py --demo
+	$(BIN)/python inference.py --question "日本的首都是哪一座城市？" --options "A:首爾 B:東京 C:河內 D:曼谷"
+
+test: .venv/.dev ## everything
+	$(BIN)/python -m pytest
+
+check: .venv/.dev ## lint and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: .venv/.dev ## the demo with three seeds: accuracy and time
+	$(BIN)/python benchmarks/demo_seeds.py
+
+.PHONY: help install demo test check bench
