@@ -1,0 +1,249 @@
+"""Flags, messages and exit codes, the same for both scripts. Imports nothing heavy: `--help` answers at
+once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import RunError, Stopped, UserError
+
+
+def is_main_process() -> bool:
+    """True in the process that speaks for all: launchers set RANK."""
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def say(text: str = "") -> None:
+    """One line of progress or log: stderr, so that stdout holds results alone; from the main process only."""
+    if is_main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Bad:
+    """A flag's value that could not be read. Kept, not raised, so that all problems are reported together."""
+
+    def __init__(self, value: str, wanted: str):
+        self.value, self.wanted = value, wanted
+
+
+def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], object]:
+    def convert(text: str):
+        try:
+            return read(text)
+        except (ValueError, TypeError):
+            return _Bad(text, wanted)
+
+    return convert
+
+
+def whole(low: int = 0, high: int | None = None) -> Callable[[str], object]:
+    """argparse type: a whole number in [low, high]."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if number < low or (high is not None and number > high):
+            raise ValueError
+        return number
+
+    return _reader(read, f"{low} 以上的整數" if high is None else f"{low} 到 {high} 的整數")
+
+
+def number(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
+    """argparse type: a finite number in [low, high]; `above` leaves `low` itself out."""
+
+    def read(text: str) -> float:
+        value = float(text)
+        if (
+            not (low < value if above else low <= value)
+            or value == float("inf")
+            or (high is not None and value > high)
+        ):
+            raise ValueError
+        return value
+
+    bound = f"大於 {low:g}" if above else f"{low:g} 以上"
+    return _reader(read, f"{bound}的數" if high is None else f"{bound}、{high:g} 以下的數")
+
+
+def one_of(*choices: str) -> Callable[[str], object]:
+    """argparse type: one of the words given."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return _reader(read, "、".join(choices) + " 其中之一")
+
+
+def shares(text: str) -> object:
+    """argparse type: three shares that add up to 1, as 0.70,0.25,0.05."""
+
+    def read(raw: str) -> tuple[float, ...]:
+        parts = tuple(float(part) for part in raw.split(","))
+        if len(parts) != 3 or min(parts) < 0 or parts[0] == 0 or not abs(sum(parts) - 1) < 1e-6:
+            raise ValueError
+        return parts
+
+    return _reader(read, "三個相加為 1 的數（訓練、驗證、保留），例如 0.70,0.25,0.05")(text)
+
+
+def nearest(word: str, known, count: int = 1) -> list[str]:
+    """The words of `known` that look most like `word`; empty when none does."""
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that takes `--a-b` for `--a_b`, reads a YAML file of flags, and reports every problem at
+    once."""
+
+    def __init__(self, **kwargs):
+        super().__init__(
+            allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
+        self.add_argument("-h", "--help", action="help", help="顯示這份說明")
+        self.given: set[str] = set()  # destinations named on the command line or in --config
+
+    def error(self, message: str):
+        patterns = (
+            (
+                r"argument (.+): expected (?:one|at least one) argument",
+                r"\1 後面少了值（值以 - 開頭時寫成 \1=值）",
+            ),
+            (r"argument (.+): ignored explicit argument (.+)", r"\1 不需要值，卻得到 \2"),
+            (r"argument (.+): not allowed with argument (.+)", r"\1 與 \2 不能同時使用"),
+            (r"ambiguous option: (.+) could match (.+)", r"\1 不明確，可能是 \2"),
+        )
+        for pattern, chinese in patterns:
+            message = re.sub(pattern, chinese, message)
+        raise UserError(message)
+
+    def read(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The flags of `argv` (sys.argv without the program when None).
+
+        Raises:
+            UserError: with every unknown flag and every unreadable value in it.
+        """
+        argv = [self._underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+        problems = self._take_config(argv) if any(word.split("=")[0] == "--config" for word in argv) else []
+        flags, unknown = self.parse_known_args(argv)
+        known = [
+            option for action in self._actions for option in action.option_strings if option.startswith("--")
+        ]
+        for place, word in enumerate(unknown):
+            if not word.startswith("-") and place and unknown[place - 1].startswith("-"):
+                continue  # the value of an unknown flag
+            guess = nearest(word.split("=")[0], known)
+            hint = f"，是不是 {guess[0]}？" if guess else "（--help 列出全部旗標）"
+            problems.append(
+                f"不認得 {word}{hint}" if word.startswith("-") else f"多出來的字 {word!r}：值若含空格請加引號"
+            )
+        for dest, value in vars(flags).items():
+            if isinstance(value, _Bad):
+                problems.append(f"--{dest} 是 {value.value!r}，應為{value.wanted}")
+        if problems:
+            raise UserError(problems)
+        for dest, value in vars(flags).items():
+            if isinstance(value, str) and value.startswith("~"):  # --flag=~/x reaches us as it is
+                setattr(flags, dest, os.path.expanduser(value))
+        for action in self._actions:
+            if any(word.split("=")[0] in action.option_strings for word in argv):
+                self.given.add(action.dest)
+        return flags
+
+    @staticmethod
+    def _underscored(word: str) -> str:
+        if not word.startswith("--"):
+            return word
+        name, mark, value = word.partition("=")
+        return "--" + name[2:].replace("-", "_") + mark + value
+
+    def _take_config(self, argv: list[str]) -> list[str]:
+        """Values of the YAML file named by --config become defaults, so that flags win."""
+        peek = Parser()
+        peek.add_argument("--config", default="")
+        path = Path(peek.parse_known_args(argv)[0].config)
+        import yaml
+
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+        except OSError as error:
+            raise UserError(f"--config {path} 讀不到：{error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path} 不是正確的 YAML：{error}") from error
+        if not isinstance(loaded, dict):
+            raise UserError(f"--config {path} 應該是「旗標: 值」的清單，得到 {type(loaded).__name__}")
+        actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        problems = []
+        for key, value in loaded.items():
+            action = actions.get(str(key).lstrip("-").replace("-", "_"))
+            if action is None:
+                guess = nearest(str(key), actions)
+                problems.append(
+                    f"--config {path}：不認得 {key!r}" + (f"，是不是 {guess[0]}？" if guess else "")
+                )
+                continue
+            if action.nargs == 0:  # a switch: on or off
+                if not isinstance(value, bool):
+                    problems.append(f"--config {path}：{key} 應為 true 或 false，得到 {value!r}")
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                value = action.type(text) if action.type else text
+            self.set_defaults(**{action.dest: value})
+            self.given.add(action.dest)
+        return problems
+
+
+def run(body: Callable[[], int | None], debug: bool = False) -> int:
+    """Runs a script's body and turns how it ended into an exit code; no traceback unless `debug`.
+
+    Returns:
+        0 done, 1 the run failed, 2 bad flag or bad input, 130 Ctrl-C, 143 SIGTERM.
+    """
+    try:
+        return body() or 0
+    except (UserError, RunError, Stopped) as error:
+        if debug:
+            traceback.print_exc()
+        lines = error.problems if isinstance(error, UserError) else [str(error)]
+        _complain("■" if isinstance(error, Stopped) else "✗", lines)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("■", ["已中斷"])
+        return 130
+    except BrokenPipeError:  # the reader of our stdout went away (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        rank = "" if is_main_process() else f"行程 {os.environ['RANK']} "
+        text = f"✗ {rank}{_in_chinese(error)}\n  加上 --debug 可看完整的錯誤經過"
+        print(text, file=sys.stderr, flush=True)
+        return 1
+
+
+def _in_chinese(error: Exception) -> str:
+    """What happened, for the failures a person can do something about; the library's words for the others."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"GPU 記憶體不足；把 --micro_batch_size 減半（每一步的題數不變）。{str(error).splitlines()[0]}"
+    if isinstance(error, OSError) and error.filename:
+        return f"檔案操作失敗：{error.filename}（{error.strerror}）"
+    return f"執行失敗（{type(error).__name__}）：{error}"
+
+
+def _complain(mark: str, lines: list[str]) -> None:
+    """One message; several problems as a list. Each node says it once: the ranks of a run find the same."""
+    if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+        many = [f"{mark} 有 {len(lines)} 個問題：", *(f"  - {line}" for line in lines)]
+        print("\n".join(many if len(lines) > 1 else [f"{mark} {lines[0]}"]), file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)  # a launcher ends all ranks once one has ended: the one that speaks comes first
