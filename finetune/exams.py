@@ -1,0 +1,350 @@
+"""Exam questions: read from the hub, a folder or a file; chosen by subject; split without leaking.
+
+Text stays text: nothing guesses types, so the options `NA`, `None`, `1.0` and `無` arrive as they were
+written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import hub
+from .cli import nearest, say
+from .errors import UserError
+from .subjects import CATEGORIES, SUBJECTS, category_of, chinese_name
+from .tables import SUFFIXES, read_table
+
+LETTERS = "ABCDEFGHIJ"
+MIN_OPTIONS, MAX_OPTIONS = 2, len(LETTERS)
+SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question. `answer` is an index into `options`, None when it is not known."""
+
+    stem: str
+    options: tuple[str, ...]
+    answer: int | None
+    subject: str = ""
+    id: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the normalised question: 16 hex digits, the same whatever the width of letters, the
+        spaces and punctuation, or the order of the options."""
+        text = "\x1f".join([normalised(self.stem), *sorted(map(normalised, self.options))])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A fact told in a sentence: text[start:end] is what a question about it would ask for."""
+
+    text: str
+    start: int
+    end: int
+    subject: str = ""
+    id: str = ""
+
+
+@dataclass
+class Exam:
+    """Questions by official split, and where they came from. `told` holds sentences a model may read, if
+    any."""
+
+    questions: dict[str, list[Question]]
+    origin: str
+    skipped: list[str] = field(default_factory=list)
+    told: list[Statement] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.questions.values()))
+
+
+@dataclass
+class Pools:
+    """What one fits on, chooses by, keeps back, and the official test rows that are only ever scored."""
+
+    fit: list[Question]
+    validation: list[Question]
+    held_back: list[Question]
+    test: list[Question]
+    duplicates: int = 0  # rows left out of the pool because the same question stands elsewhere
+
+
+def normalised(text: str) -> str:
+    """NFKC, lower case, letters and digits only: what makes two questions the same one."""
+    return "".join(
+        c for c in unicodedata.normalize("NFKC", text).lower() if unicodedata.category(c)[0] in "LN"
+    )
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def read_exam(source: str, revision: str = "v1.1", subjects: str = "all", on_bad_rows: str = "fail") -> Exam:
+    """Questions from a hub name, a folder in TMMLU+'s layout, or one csv/json/jsonl/parquet file.
+
+    Args:
+        source: `ikala/tmmluplus`, `./folder` ({subject}_{dev,val,test}.csv, also in data/ below it) or
+            `./file.csv`.
+        revision: of the hub data set.
+        subjects: `all`, or subject and category names (English or Chinese) separated by commas.
+        on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
+            `skipped`.
+
+    Raises:
+        UserError: nothing there, bad rows, unknown subjects.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        files, origin = [path], str(path)
+    elif path.is_dir():
+        files, origin = _files_in(path), str(path)
+    elif hub.looks_local(source):
+        raise UserError(f"--dataset {source}：沒有這個檔案或資料夾")
+    else:
+        folder, commit = hub.fetch_dataset(source, revision)
+        files, origin = _files_in(folder), f"{source} {revision} ({commit[:12]})"
+    if not files:
+        raise UserError(
+            f"--dataset {source}：裡面沒有題目檔（要 {{科目}}_{{dev,val,test}}.csv，或 "
+            f"{'、'.join(SUFFIXES)}）"
+        )
+    wanted = _choose_files(files, subjects)
+    questions: dict[str, list[Question]] = {}
+    problems: list[str] = []
+    for file in wanted:
+        subject, split = _subject_and_split(file)
+        for question in read_rows(file, subject, split, problems):
+            questions.setdefault(split, []).append(question)
+    if problems and on_bad_rows == "fail":
+        raise UserError([*problems, f"共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"])
+    questions = _choose_rows(questions, subjects)
+    if not any(questions.values()):
+        raise UserError(f"--dataset {source}：一題也沒有（{'、'.join(file.name for file in wanted[:3])}）")
+    return Exam(questions, origin, skipped=problems)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The question files of a folder or of data/ below it. A folder in TMMLU+'s layout may hold other files
+    too."""
+    places = [place for place in (folder, folder / "data") if place.is_dir()]
+    found = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES]
+    return [file for file in found if _subject_and_split(file)[1]] or found
+
+
+def _subject_and_split(file: Path) -> tuple[str, str]:
+    """`physics_dev.csv` -> physics, train; `test.jsonl` -> "", test; anything else -> "", ""."""
+    subject, _, tail = file.stem.rpartition("_")
+    return (subject, SPLITS[tail]) if tail in SPLITS else ("", "")
+
+
+def read_rows(file: Path, subject: str, split: str, problems: list[str]) -> Iterator[Question]:
+    """The questions of one file; each row that is none adds `file:line: reason` to `problems`."""
+    for line, row in read_table(file, problems, required=("question", "answer")):
+        try:
+            yield parse_question(row, subject, f"{subject or file.stem}/{split or 'all'}/{line}")
+        except ValueError as error:
+            problems.append(f"{file}:{line}：{error}")
+
+
+def parse_question(row: object, subject: str = "", row_id: str = "", need_answer: bool = True) -> Question:
+    """A row of any of the layouts people use, as a Question.
+
+    Layouts: columns `question, A, B, …, answer` (a letter); `choices` (a list) with an integer or letter
+    `answer`;
+    `options` (a dict letter -> text, or a list).
+
+    Raises:
+        ValueError: with the reason in Chinese.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
+    stem = _text(row.get("question"))
+    if not stem.strip():
+        raise ValueError("question 是空的")
+    listed = row.get("choices", row.get("options"))
+    if isinstance(listed, dict):
+        row, listed = {**row, **listed}, None
+    if listed is None:
+        options = [_text(row.get(letter)) for letter in LETTERS]
+        while options and not options[-1].strip():
+            options.pop()
+    elif isinstance(listed, list):
+        options = [_text(option) for option in listed]
+    else:
+        raise ValueError(f"choices 應該是一串選項，得到 {type(listed).__name__}")
+    if not MIN_OPTIONS <= len(options) <= MAX_OPTIONS:
+        raise ValueError(f"有 {len(options)} 個選項，應為 {MIN_OPTIONS} 到 {MAX_OPTIONS} 個")
+    if blank := [LETTERS[i] for i, option in enumerate(options) if not option.strip()]:
+        raise ValueError(f"選項 {'、'.join(blank)} 是空的")
+    answer = _answer_index(row.get("answer"), len(options), need_answer)
+    return Question(
+        stem, tuple(options), answer, _text(row.get("subject")) or subject, _text(row.get("id")) or row_id
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"應該是文字，得到 {type(value).__name__}")
+    return "" if value is None else str(value)
+
+
+def _answer_index(value: object, count: int, needed: bool) -> int | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        if needed:
+            raise ValueError("answer 是空的")
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        index = value
+    else:
+        letter = unicodedata.normalize("NFKC", str(value)).strip().upper()
+        index = LETTERS.find(letter) if len(letter) == 1 else -1
+    if not 0 <= index < count:
+        raise ValueError(f"答案 {value!r} 沒有對應的選項（選項是 {LETTERS[0]} 到 {LETTERS[count - 1]}）")
+    return index
+
+
+# ---- choosing subjects -------------------------------------------------------------------------------------
+
+
+def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
+    """The subjects named by --subjects, None for all.
+
+    Raises:
+        UserError: with each unknown name and the nearest known one.
+    """
+    names = [name.strip() for name in re.split(r"[,，、]", chosen) if name.strip()]
+    if not names or "all" in names:
+        return None
+    by_name = {name: {name} for name in available}
+    by_name |= {chinese_name(name): {name} for name in available}
+    for category, chinese in CATEGORIES.items():
+        members = {name for name in available if category_of(name) == category}
+        by_name |= {category: members, chinese: members, chinese.split("（")[0]: members}
+    problems = []
+    for name in names:
+        if name not in by_name:
+            guess = nearest(name, by_name) or nearest(name, [*SUBJECTS, *SUBJECTS.values()])
+            hint = f"是不是 {guess[0]}？" if guess else "有的是：" + "、".join(sorted(available))
+            problems.append(f"--subjects：沒有 {name!r} 這個科目，{hint}")
+        elif not by_name[name]:
+            problems.append(f"--subjects：這份資料沒有 {name} 類的科目")
+    if problems:
+        raise UserError(problems)
+    return set().union(*(by_name[name] for name in names))
+
+
+def _choose_files(files: list[Path], subjects: str) -> list[Path]:
+    available = {subject for subject, _ in map(_subject_and_split, files) if subject}
+    if not available:  # subjects, if any, are a column; chosen once the rows are read
+        return files
+    wanted = _wanted_subjects(subjects, available)
+    return [file for file in files if wanted is None or _subject_and_split(file)[0] in wanted]
+
+
+def _choose_rows(questions: dict[str, list[Question]], subjects: str) -> dict[str, list[Question]]:
+    available = {question.subject for rows in questions.values() for question in rows if question.subject}
+    wanted = _wanted_subjects(subjects, available) if available else None
+    if wanted is None:
+        return questions
+    return {split: [q for q in rows if q.subject in wanted] for split, rows in questions.items()}
+
+
+# ---- splitting ---------------------------------------------------------------------------------------------
+
+
+def split_pool(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: int) -> Pools:
+    """Splits the rows one may fit on into fit / validation / held-back, stratified by subject.
+
+    `pool="fit"`: official train + validation rows; the official test rows are only ever scored.
+    `pool="all"`: the test rows are split too, and no figure is comparable with a published one. A file
+    without official splits is all pool. The same question twice counts once, and never stands on both sides
+    of a split.
+    """
+    test = [] if pool == "all" else exam.questions.get("test", [])
+    kept_for_test = {question.fingerprint for question in test}
+    rows, seen, duplicates = [], set(kept_for_test), 0
+    for split, questions in exam.questions.items():
+        if split == "test" and pool != "all":
+            continue
+        for question in questions:
+            if question.fingerprint in seen:
+                duplicates += 1
+                continue
+            seen.add(question.fingerprint)
+            rows.append(question)
+    if not rows:
+        raise UserError(
+            "可用來訓練的題目是 0 題：資料裡只有 test，或全部與 test 重複（--pool all 會連 test 一起切）"
+        )
+    rows.sort(key=lambda q: (q.subject, draw(seed, q.fingerprint)))
+    parts: tuple[list[Question], ...] = ([], [], [])
+    for count, question in enumerate(rows, 1):  # the part that lags furthest behind its share gets the row
+        owed = [share * count - len(part) for share, part in zip(ratio, parts, strict=True)]
+        parts[owed.index(max(owed))].append(question)
+    return Pools(*parts, test=test, duplicates=duplicates)
+
+
+def draw(seed: int, key: str) -> bytes:
+    """A pseudo-random key that depends on nothing but the seed and the question."""
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+
+
+def sample(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+    """At most `limit` questions, the same ones for the same seed; all of them for 0."""
+    if not limit or len(questions) <= limit:
+        return list(questions)
+    chosen = sorted(range(len(questions)), key=lambda i: draw(seed, questions[i].id))[:limit]
+    return [questions[i] for i in sorted(chosen)]
+
+
+def describe(exam: Exam, pools: Pools) -> None:
+    """Prints what was read and how it was split."""
+    counts = "、".join(f"{split} {len(rows)}" for split, rows in exam.questions.items() if rows)
+    subjects = {q.subject for rows in exam.questions.values() for q in rows}
+    say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{len(subjects)} 科")
+    if exam.skipped:
+        say(f"  略過 {len(exam.skipped)} 列：")
+        for problem in exam.skipped:
+            say(f"    - {problem}")
+    say(
+        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_back)}、正式測驗 "
+        f"{len(pools.test)} 題"
+        + (f"；另有 {pools.duplicates} 題重複，未列入" if pools.duplicates else "")
+        + (f"；另有 {len(exam.told)} 句敘述供閱讀" if exam.told else "")
+    )
+
+
+def as_dict(question: Question) -> dict:
+    """The form of `test_qa_data.json`: question, options by letter, answer letter and answer text."""
+    answer = question.answer
+    return {
+        "id": question.id,
+        "subject": question.subject,
+        "question": question.stem,
+        "options": dict(zip(LETTERS, question.options, strict=False)),
+        "answer": None if answer is None else LETTERS[answer],
+        "answer_text": None if answer is None else question.options[answer],
+    }
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> None:
+    """test_qa_data.json: the rows a model will be examined on, for other tools."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [as_dict(question) for question in questions]
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def majority_answer(questions: Iterable[Question]) -> int:
+    """The index that is right most often: what one would answer without reading."""
+    return Counter(question.answer for question in questions).most_common(1)[0][0]

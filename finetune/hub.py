@@ -1,0 +1,119 @@
+"""The Hugging Face hub: is it there, and a data set from it as one snapshot of files.
+
+Every look-up against a hub that is away costs 23 to 46 seconds of retries, so it is asked once, with a time
+limit, before `transformers` or `huggingface_hub` are imported (they read HF_HUB_OFFLINE at import).
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from .cli import say
+from .errors import UserError
+
+PROBE_SECONDS = 6.0  # for name look-up, connection and first byte together
+DATA_FILES = [
+    "*.csv",
+    "*.json",
+    "*.jsonl",
+    "*.parquet",
+]  # fnmatch: `*` crosses folders, so data/*.csv is in it
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT (a mirror) or the public one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def looks_local(name: str) -> bool:
+    """True for what can only be a path: `./x`, `/x`, `~/x`, `a/b/c`, `x.csv`. A hub name is `name` or
+    `owner/name`."""
+    return (
+        name.startswith((".", "/", "~", "\\"))
+        or name.count("/") > 1
+        or Path(name).suffix in (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
+    )
+
+
+def go_offline_if_unreachable() -> bool:
+    """Asks the hub once; when it does not answer, sets HF_HUB_OFFLINE so that the cache is used without a
+    wait.
+
+    Returns:
+        True when the hub answered.
+    """
+    if is_offline():
+        return False
+    answered = threading.Event()
+
+    def ask():
+        request = urllib.request.Request(endpoint(), method="HEAD", headers={"User-Agent": "fine-tuning-llm"})
+        try:
+            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass  # a refusal is an answer too
+        except (OSError, ValueError, http.client.HTTPException):  # away, or HF_ENDPOINT is no address
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)  # name look-up has no time limit of its own
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    if answered.is_set():
+        return True
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if "huggingface_hub" in sys.modules:  # it read the variable at its import
+        sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
+    say(f"連不上 {endpoint()}，只用本機快取")
+    return False
+
+
+def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
+    """The error for a model or data set that could not be had, with the three ways on."""
+    reason = " ".join(str(why).split())[:200] or type(why).__name__
+    ways = ["用鏡像站：HF_ENDPOINT=https://鏡像站網址 python …"]
+    if flag == "--model_path":
+        ways += [
+            "用本機的資料夾：--model_path ./模型資料夾",
+            "自己訓練一個：python fine_tuning_llm.py --demo",
+        ]
+    else:
+        ways += [
+            "用本機的資料夾：--model_name_or_path ./模型資料夾、--dataset ./題庫資料夾",
+            "不下載任何東西，先跑內建示範：--demo",
+        ]
+    listed = "".join(f"\n      {number}. {way}" for number, way in enumerate(ways, 1))
+    return UserError(f"{flag} {name}：拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}")
+
+
+def fetch_dataset(name: str, revision: str) -> tuple[Path, str]:
+    """A hub data set as a folder: one snapshot of its data files, not one look-up for each subject.
+
+    Returns:
+        the folder, and the commit it holds.
+
+    Raises:
+        UserError: it could not be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=revision, allow_patterns=DATA_FILES, max_workers=16
+        )
+    except Exception as error:  # the hub's, its HTTP client's or the disk's: each says why
+        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", "--dataset", error) from error
+    return Path(folder), Path(folder).name

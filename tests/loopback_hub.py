@@ -1,0 +1,114 @@
+"""A Hugging Face hub of one's own on 127.0.0.1: enough of its protocol that the real client libraries
+download from it.
+
+It serves folders: {"bert-base-chinese": path} as models, {"ikala/tmmluplus": path} as data sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class LoopbackHub:
+    """Use as a context manager; `url` is what HF_ENDPOINT should be, `asked` every path requested."""
+
+    def __init__(self, models: dict[str, Path], datasets: dict[str, Path], revisions=("main", "v1.1")):
+        self.repos = {("models", name): path for name, path in models.items()}
+        self.repos |= {("datasets", name): path for name, path in datasets.items()}
+        self.revisions = {*revisions, COMMIT}
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                self.respond(body=False)
+
+            def do_GET(self):
+                self.respond(body=True)
+
+            def respond(self, body: bool):
+                hub.asked.append(self.path)
+                status, content, headers = hub.answer(unquote(self.path.split("?")[0]))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> LoopbackHub:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, path: str) -> tuple[int, bytes, dict]:
+        if path == "/":
+            return 200, b"hub", {}
+        if match := re.fullmatch(r"/api/(models|datasets)/(.+?)/tree/([^/]+)(?:/(.+))?", path):
+            return self.tree(match[1], match[2], match[3], match[4] or "")
+        if match := re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/revision/([^/]+))?", path):
+            return self.info(match[1], match[2], match[3] or "main")
+        if match := re.fullmatch(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)", path):
+            return self.file("datasets" if match[1] else "models", match[2], match[3], match[4])
+        return self.missing("EntryNotFound")
+
+    def missing(self, code: str) -> tuple[int, bytes, dict]:
+        return 404, b'{"error": "not found"}', {"X-Error-Code": code, "X-Repo-Commit": COMMIT}
+
+    def info(self, kind: str, name: str, revision: str) -> tuple[int, bytes, dict]:
+        if (kind, name) not in self.repos:
+            return self.missing("RepoNotFound")
+        if revision not in self.revisions:
+            return self.missing("RevisionNotFound")
+        siblings = [{"rfilename": file["path"]} for file in self.files(kind, name)]
+        card = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "gated": False, "tags": []}
+        return 200, json.dumps(card).encode(), {"Content-Type": "application/json"}
+
+    def tree(self, kind: str, name: str, revision: str, below: str) -> tuple[int, bytes, dict]:
+        if (kind, name) not in self.repos or revision not in self.revisions:
+            return self.missing("RepoNotFound")
+        found = [file for file in self.files(kind, name) if file["path"].startswith(below)]
+        if not found:
+            return self.missing("EntryNotFound")
+        return 200, json.dumps(found).encode(), {"Content-Type": "application/json"}
+
+    def files(self, kind: str, name: str) -> list[dict]:
+        folder = self.repos[kind, name]
+        return [
+            {"type": "file", "path": str(f.relative_to(folder)), "size": f.stat().st_size, "oid": _etag(f)}
+            for f in sorted(folder.rglob("*"))
+            if f.is_file()
+        ]
+
+    def file(self, kind: str, name: str, revision: str, file: str) -> tuple[int, bytes, dict]:
+        if (kind, name) not in self.repos:
+            return self.missing("RepoNotFound")
+        path = self.repos[kind, name] / file
+        if revision not in self.revisions or not path.is_file():
+            return self.missing("EntryNotFound")
+        return 200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()

@@ -1,0 +1,175 @@
+"""Reading, choosing and splitting questions."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import ODD_OPTIONS, make_exam_dir, write_csv
+
+from finetune.errors import UserError
+from finetune.exams import Exam, Question, as_dict, parse_question, read_exam, split_pool
+from finetune.subjects import CATEGORIES, SUBJECTS, category_of
+
+RATIO = (0.70, 0.25, 0.05)
+ROW = {"question": "天？", "A": "地", "B": "玄", "C": "黃", "D": "宇", "answer": "C"}
+
+
+def reasons(source) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        read_exam(str(source))
+    return caught.value.problems
+
+
+def test_the_66_subjects_have_a_chinese_name_and_a_category():
+    assert len(SUBJECTS) == 66
+    counts = {category: sum(category_of(s) == category for s in SUBJECTS) for category in CATEGORIES}
+    assert counts == {"STEM": 14, "humanities": 7, "social_sciences": 18, "other": 27}
+    assert all(any("一" <= c <= "鿿" for c in name) for name in SUBJECTS.values())
+
+
+@pytest.mark.parametrize("bom", [False, True])
+def test_text_stays_text(tmp_path, bom):
+    rows = [["題？", *ODD_OPTIONS[:4], "A"], ["1.50", *ODD_OPTIONS[4:], "D"]]
+    exam = read_exam(str(write_csv(tmp_path / "q.csv", rows, bom=bom)))
+    seen = exam.questions[""]
+    assert [q.options for q in seen] == [ODD_OPTIONS[:4], ODD_OPTIONS[4:]]
+    assert seen[1].stem == "1.50" and seen[1].answer == 3
+
+
+def test_every_layout_of_a_file_reads_as_the_same_questions(tmp_path):
+    row, listed = ROW, {"question": "天？", "choices": ["地", "玄", "黃", "宇"], "answer": 2}
+    (tmp_path / "a.json").write_text(json.dumps([row, listed], ensure_ascii=False), encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps(r) for r in (row, listed)) + "\n\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), tmp_path / "c.parquet")
+    write_csv(tmp_path / "d.csv", [[row[k] for k in ("question", *"ABCD", "answer")]] * 2)
+    kept = parse_question(as_dict(parse_question(row)))
+    for name in ("a.json", "b.jsonl", "c.parquet", "d.csv"):
+        for question in read_exam(str(tmp_path / name)).questions[""]:
+            assert (question.stem, question.options, question.answer) == (kept.stem, kept.options, 2), name
+
+
+def test_a_folder_reads_the_same_with_its_files_below_data(tmp_path, exam_dir):
+    below = make_exam_dir(tmp_path / "data").parent
+    ours, theirs = read_exam(str(below)), read_exam(str(exam_dir))
+    assert ours.questions == theirs.questions
+    assert {split: len(rows) for split, rows in ours.questions.items()} == {
+        "train": 20,
+        "validation": 32,
+        "test": 40,
+    }
+
+
+def test_two_to_ten_options_are_questions_and_others_are_not():
+    for count in (2, 10):
+        letters = "ABCDEFGHIJ"[:count]
+        question = parse_question(
+            {"question": "天？", **dict(zip(letters, letters, strict=True)), "answer": letters[-1]}
+        )
+        assert len(question.options) == count and question.answer == count - 1
+    for options in (["甲"], list("ABCDEFGHIJK")):
+        with pytest.raises(ValueError, match="個選項"):
+            parse_question({"question": "天？", "choices": options, "answer": 0})
+
+
+def test_every_bad_row_is_reported_with_file_line_and_reason(tmp_path):
+    (tmp_path / "bad.csv").write_text(
+        "question,A,B,C,D,answer\n"
+        "好的,1,2,3,4,A\n"
+        "沒有這個選項,1,2,3,4,E\n"
+        "多一欄,1,2,3,4,5,A\n"
+        "少一欄,1,2,3,A\n"
+        ",1,2,3,4,A\n"
+        "空選項,1,,3,4,A\n"
+        '"跨\n行",1,2,3,4,\n',
+        encoding="utf-8",
+    )
+    found = reasons(tmp_path / "bad.csv")
+    at = {int(line.split("bad.csv:")[1].split("：")[0]) for line in found[:-1]}
+    assert at == {3, 4, 5, 6, 7, 8}
+    assert "共 6 列有問題" in found[-1]
+    kept = read_exam(str(tmp_path / "bad.csv"), on_bad_rows="skip")
+    assert len(kept) == 1 and len(kept.skipped) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.csv", b"", "空的檔案"),
+        ("a.csv", b"question,A,B,C,D,answer\n", "一題也沒有"),
+        ("a.csv", b"question,A,B\nx,1,2\n", "少了欄位 answer"),
+        ("a.csv", b"question,A,A,answer\nx,1,2,A\n", "出現兩次"),
+        ("a.csv", b'question,A,B,answer\n"x,1,2,A\n', "引號沒有成對"),
+        ("a.csv", "question,A,B,answer\n題目,甲,乙,A\n".encode("big5"), "不是 UTF-8"),
+        ("a.json", b"{", "不是 JSON"),
+        ("a.json", b'"x"', "一串題目"),
+        ("a.json", b"[" * 100_000, "不是 JSON"),
+        ("a.jsonl", b"", "空的檔案"),
+        ("a.jsonl", b"[1]\n", "應該是一個物件"),
+        ("a.parquet", b"PAR1", "不是 parquet"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_reason(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    assert reason in "\n".join(reasons(tmp_path / name))
+
+
+def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path):
+    assert "沒有這個檔案或資料夾" in reasons(tmp_path / "nothing.csv")[0]
+
+
+@pytest.mark.parametrize("chosen", ["physics", "物理", "STEM", "理工"])
+def test_subjects_are_chosen_by_name_or_category_in_either_language(exam_dir, chosen):
+    exam = read_exam(str(exam_dir), subjects=chosen)
+    assert {q.subject for rows in exam.questions.values() for q in rows} == {"physics"}
+
+
+def test_an_unknown_subject_is_named_with_the_nearest_one(exam_dir):
+    with pytest.raises(UserError, match="'phisics'.*physics"):
+        read_exam(str(exam_dir), subjects="trade,phisics")
+
+
+def questions(count, subject="s", split="train"):
+    return [
+        Question(f"{subject} {i}", ("a", "b"), 0, subject, f"{subject}/{split}/{i}") for i in range(count)
+    ]
+
+
+def test_splits_keep_their_shares_in_the_whole_and_nearly_so_in_each_subject():
+    exam = Exam({"train": questions(100, "x") + questions(40, "y") + questions(60, "z")}, "test")
+    pools = split_pool(exam, RATIO, "fit", seed=3)
+    assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [140, 50, 10]
+    for subject, count in (("x", 100), ("y", 40), ("z", 60)):
+        assert abs(sum(q.subject == subject for q in pools.fit) - 0.7 * count) <= 2
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_rows():
+    rows = questions(60)
+    ids = [
+        [q.id for q in split_pool(Exam({"train": r}, ""), RATIO, "fit", s).fit]
+        for r, s in ((rows, 1), (rows[::-1], 1), (rows, 2))
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_official_test_rows_are_never_fitted_on_unless_the_pool_is_all(exam_dir):
+    exam = read_exam(str(exam_dir))
+    test = {q.id for q in exam.questions["test"]}
+    honest, mixed = (split_pool(exam, RATIO, pool, 0) for pool in ("fit", "all"))
+    assert not test & {q.id for q in [*honest.fit, *honest.validation, *honest.held_back]}
+    assert {q.id for q in honest.test} == test
+    assert test & {q.id for q in mixed.fit} and not mixed.test
+
+
+def test_the_same_question_never_stands_on_both_sides_of_a_split():
+    again = Question("S 1 ！", ("b", "ａ"), 1, "s", "again")  # other width, case, punctuation and order
+    rows = questions(20)
+    pools = split_pool(Exam({"train": rows, "test": [again]}, ""), RATIO, "fit", 0)
+    assert again.fingerprint == rows[1].fingerprint
+    assert pools.duplicates == 1
+    assert again.fingerprint not in {q.fingerprint for q in [*pools.fit, *pools.validation, *pools.held_back]}
+
+
+def test_a_file_without_test_rows_is_all_pool(tmp_path):
+    pools = split_pool(Exam({"": questions(20)}, ""), RATIO, "fit", 0)
+    assert len(pools.fit) == 14 and not pools.test

@@ -1,0 +1,139 @@
+"""The hub path: the real client libraries against a loopback server, and against nothing at all."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import time
+
+import pytest
+from conftest import ROOT, free_port, losses, make_exam_dir, run_process
+from loopback_hub import COMMIT, LoopbackHub
+
+from finetune.subjects import SUBJECTS
+
+SCRIPT = [sys.executable, ROOT / "fine_tuning_llm.py"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """The 66 subjects in TMMLU+'s layout, as they lie on the hub: below data/, beside a README and a
+    script."""
+    folder = tmp_path_factory.mktemp("tmmluplus")
+    make_exam_dir(folder / "data", dev=2, val=2, test=2, subjects=SUBJECTS)
+    (folder / "README.md").write_text("# TMMLU+\n")
+    (folder / "tmmluplus.py").write_text("raise SystemExit('a loading script must never run')\n")
+    return folder
+
+
+def environment(url: str, home, **more: str) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        **more,
+    }
+
+
+@pytest.mark.slow
+def test_with_no_flag_but_the_steps_it_downloads_trains_and_then_runs_from_the_cache(
+    tmp_path, model_dir, dataset
+):
+    with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
+        env = environment(hub.url, tmp_path / "home")
+        first = run_process([*SCRIPT, "--cpu", "--max_steps", 2], tmp_path, **env)
+        assert first.returncode == 0, first.stderr[-2000:]
+        assert f"ikala/tmmluplus v1.1 ({COMMIT[:12]})" in first.stderr and "66 科" in first.stderr
+        assert len(losses(tmp_path)) == 2
+        listings = [path for path in hub.asked if path.startswith("/api/datasets/")]
+        assert len(listings) <= 2, listings  # one snapshot, not 66 builders
+        assert not any("tmmluplus.py" in path for path in hub.asked)
+    again = run_process([*SCRIPT, "--cpu", "--max_steps", 2, "--seed", 1], tmp_path, **env)  # the hub is gone
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "只用本機快取" in again.stderr
+
+
+def test_the_whole_set_takes_ten_seconds_from_a_loopback_hub_and_two_from_the_cache(tmp_path, dataset):
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from finetune.exams import read_exam
+import huggingface_hub
+start = time.perf_counter()
+exam = read_exam("ikala/tmmluplus", "v1.1")
+print(len(exam), time.perf_counter() - start)
+"""
+    with LoopbackHub({}, {"ikala/tmmluplus": dataset}) as hub:
+        env = environment(hub.url, tmp_path)
+        for limit in (10, 2):
+            done = run_process([sys.executable, "-c", code], tmp_path, **env)
+            count, seconds = done.stdout.split()
+            assert int(count) == 66 * 6 and float(seconds) < limit, done.stdout
+
+
+def test_a_revision_that_is_not_there_is_said(tmp_path, model_dir, dataset):
+    with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
+        env = environment(hub.url, tmp_path / "home")
+        done = run_process([*SCRIPT, "--cpu", "--revision", "v9", "--max_steps", 1], tmp_path, **env)
+    assert done.returncode == 2 and "--revision v9" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("answers", ["refuses", "hangs", "is not a name"])
+def test_without_network_or_cache_it_ends_in_twenty_seconds_with_three_ways_on(tmp_path, answers):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if answers == "hangs":
+            silent.listen()  # accepts and never answers
+        port = silent.getsockname()[1] if answers == "hangs" else free_port()
+        url = "http://hub.invalid" if answers == "is not a name" else f"http://127.0.0.1:{port}"
+        start = time.perf_counter()
+        done = run_process(
+            [*SCRIPT, "--cpu", "--max_steps", 2], tmp_path, **environment(url, tmp_path / "home")
+        )
+    assert time.perf_counter() - start < 20
+    assert done.returncode == 2
+    for words in ("ikala/tmmluplus", "HF_ENDPOINT", "--dataset", "--demo"):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == []
+
+
+def test_a_model_that_cannot_be_had_is_said_too(tmp_path, exam_dir):
+    url = f"http://127.0.0.1:{free_port()}"
+    words = ["--cpu", "--max_steps", 2, "--dataset", exam_dir]
+    done = run_process([*SCRIPT, *words], tmp_path, **environment(url, tmp_path / "home"))
+    assert (
+        done.returncode == 2
+        and "--model_name_or_path bert-base-chinese" in done.stderr
+        and "--demo" in done.stderr
+    )
+
+
+def test_inference_takes_a_model_from_the_hub_by_name(tmp_path, model_dir):
+    words = ["--model_path", "bert-base-chinese", "--cpu", "--prompt", "天[MASK]", "--json"]
+    with LoopbackHub({"bert-base-chinese": model_dir}, {}) as hub:
+        env = environment(hub.url, tmp_path / "home")
+        done = run_process([sys.executable, ROOT / "inference.py", *words], tmp_path, **env)
+    assert done.returncode == 0 and done.stdout.count("probability") == 5, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_ranks_download_once(tmp_path, model_dir, dataset):
+    with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
+        env = environment(hub.url, tmp_path / "home")
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            2,
+            "--master_port",
+            free_port(),
+        ]
+        done = run_process([*start, SCRIPT[1], "--cpu", "--max_steps", 1, "--exam_limit", 2], tmp_path, **env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        fetched = [path for path in hub.asked if path.endswith("model.safetensors") and "resolve" in path]
+        assert len(fetched) <= 4, fetched  # a HEAD and a GET of rank 0, at most a HEAD of rank 1
+    shutil.rmtree(tmp_path / "home")
