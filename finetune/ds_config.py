@@ -1,0 +1,235 @@
+"""ds_config.json: every "auto" filled from the flags in this one place, every conflict and unknown key
+named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cli import nearest
+from .errors import RunError, UserError
+
+SHIPPED = "ds_config.json"
+SMALLEST_BUCKET = 1 << 22  # elements; 16 MB in fp32
+
+# Keys DeepSpeed ignores without a word when they are misspelt, so they are checked here.
+# Source: deepspeed.ai/docs/config-json and deepspeed/runtime/config.py (0.19).
+KNOWN_KEYS = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "fp16", "bf16", "amp", "zero_optimization", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
+    "communication_data_type", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state",
+    "flops_profiler", "activation_checkpointing", "checkpoint", "data_types", "comms_logger", "tensorboard",
+    "csv_monitor", "wandb", "comet", "aio", "seq_parallel_communication_data_type", "graph_harvesting",
+    "torch_autocast", "compile", "elasticity", "autotuning", "dataloader_drop_last", "log_level",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the flags say, as DeepSpeed counts it. `micro_batch` 0 and `precision` auto leave it to the
+    file."""
+
+    train_batch: int
+    micro_batch: int
+    world_size: int
+    max_grad_norm: float
+    precision: str
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    total_steps: int
+
+
+def read(path: str | Path) -> dict:
+    """The file as it is. Raises UserError when it cannot be read, is no object or holds an unknown key."""
+    if (
+        str(path) == SHIPPED and not Path(path).exists()
+    ):  # run from another folder: the one beside the scripts
+        path = Path(__file__).parents[1] / SHIPPED
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"--deepspeed_config {path}：沒有這個檔案") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--deepspeed_config {path} 讀不懂：{error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed_config {path} 應該是一個 JSON 物件")
+    problems = []
+    for key in config.keys() - KNOWN_KEYS:
+        guess = nearest(key, KNOWN_KEYS)
+        problems.append(
+            f"--deepspeed_config {path}：不認得 {key!r}" + (f"，是不是 {guess[0]}？" if guess else "")
+        )
+    for key in ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler"):
+        if not isinstance(config.get(key, {}), dict):
+            problems.append(f"--deepspeed_config {path}：{key} 應該是一個物件")
+    if problems:
+        raise UserError(sorted(problems))
+    return config
+
+
+def precision_in(config: dict) -> str:
+    """`bf16`, `fp16` or `auto`: what the file fixes."""
+    for name in ("bf16", "fp16"):
+        if config.get(name, {}).get("enabled") is True:
+            return name
+    return "auto"
+
+
+def micro_batch_in(config: dict, train_batch: int, world_size: int) -> int:
+    """Sequences a forward pass that the file fixes, itself or through the accumulation steps; 0 when it
+    does not."""
+    micro, steps = (
+        config.get("train_micro_batch_size_per_gpu", "auto"),
+        config.get("gradient_accumulation_steps", "auto"),
+    )
+    if micro != "auto":
+        return micro if isinstance(micro, int) else 0
+    if isinstance(steps, int) and steps > 0 and train_batch % (steps * world_size) == 0:
+        return train_batch // (steps * world_size)
+    return 0
+
+
+def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> dict:
+    """The configuration DeepSpeed gets: no "auto" left, and nothing in it that contradicts a flag.
+
+    Args:
+        config: as `read` returned it.
+        hidden_size: of the model; bucket sizes follow it as in transformers' integration, but a small model
+            gets one bucket rather than fifty: each costs a round of messages.
+        where: the file's name, for messages.
+
+    Raises:
+        UserError: all conflicts and all "auto" that no flag decides.
+    """
+    steps = settings.train_batch // (settings.micro_batch * settings.world_size)
+    decided = {
+        "train_batch_size": (settings.train_batch, "--train_batch_size"),
+        "train_micro_batch_size_per_gpu": (settings.micro_batch, "--micro_batch_size"),
+        "gradient_accumulation_steps": (steps, "--train_batch_size / (--micro_batch_size × 行程數)"),
+        "gradient_clipping": (settings.max_grad_norm, "--max_grad_norm"),
+    }
+    problems: list[str] = []
+
+    def agree(key: str, seen: object, value: object, flag: str) -> None:
+        if seen != "auto" and seen != value:
+            problems.append(
+                f'{where} 的 {key} 是 {seen!r}，{flag} 是 {value!r}；請改成一致，或在檔案裡寫 "auto"'
+            )
+
+    resolved = dict(config)
+    for key, (value, flag) in decided.items():
+        agree(key, config.get(key, "auto"), value, flag)
+        resolved[key] = value
+    for name in ("bf16", "fp16"):
+        block = dict(config.get(name, {}))
+        agree(
+            f"{name}.enabled",
+            block.get("enabled", "auto"),
+            settings.precision == name,
+            f"--precision（{settings.precision}）",
+        )
+        resolved[name] = {**block, "enabled": settings.precision == name}
+    _check_optimizer(config, settings, agree, problems, where)
+    resolved.pop(
+        "optimizer", None
+    )  # the script builds AdamW and the schedule itself, the same for every engine
+    resolved.pop("scheduler", None)
+    zero = dict(config.get("zero_optimization", {}))
+    by_size = {
+        "reduce_bucket_size": max(hidden_size * hidden_size, SMALLEST_BUCKET),
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "stage": 0,
+    }
+    for key, value in by_size.items():
+        if zero.get(key) == "auto":
+            zero[key] = value
+    resolved["zero_optimization"] = zero
+    if (
+        zero.get("stage", 0) == 0 and settings.precision != "fp32"
+    ):  # its fp32 weights cannot be had back for saving
+        problems.append(
+            f"{where} 的 zero_optimization.stage 是 0，不能配 {settings.precision}；請用 1 以上或 "
+            "--precision fp32"
+        )
+    resolved.setdefault("zero_allow_untested_optimizer", True)
+    resolved.setdefault("zero_force_ds_cpu_optimizer", False)  # offloading would compile DeepSpeedCPUAdam
+    resolved.setdefault("steps_per_print", 1_000_000_000)  # this project prints its own progress
+    problems += [
+        f'{where} 的 {key} 寫 "auto"，但沒有旗標決定它；請填一個值或刪掉' for key in _autos(resolved)
+    ]
+    if problems:
+        raise UserError(problems)
+    return resolved
+
+
+def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str], where: str) -> None:
+    """An optimizer or scheduler block may stand in the file as long as it says what the flags say."""
+    expected = {
+        "optimizer": (
+            ("AdamW", "Adam"),
+            {
+                "lr": settings.learning_rate, "weight_decay": settings.weight_decay,
+                "betas": [0.9, 0.999], "eps": 1e-8,
+            },
+        ),
+        "scheduler": (
+            ("WarmupDecayLR",),
+            {
+                "warmup_min_lr": 0, "warmup_max_lr": settings.learning_rate, "warmup_type": "linear",
+                "warmup_num_steps": settings.warmup_steps, "total_num_steps": settings.total_steps,
+            },
+        ),
+    }  # fmt: skip
+    for name, (kinds, values) in expected.items():
+        block = config.get(name)
+        if not block:
+            continue
+        if block.get("type") not in kinds:
+            problems.append(
+                f"{where} 的 {name}.type 是 {block.get('type')!r}，這裡用 {kinds[0]}；請改掉或刪掉整個 {name}"
+            )
+        for key, seen in (block.get("params") or {}).items():
+            if key in values:
+                agree(f"{name}.params.{key}", seen, values[key], "旗標")
+            elif key not in ("torch_adam", "adam_w_mode"):
+                problems.append(f"{where} 的 {name}.params.{key} 不會被用到；請刪掉")
+
+
+def _autos(value: object, path: str = "") -> list[str]:
+    if value == "auto":
+        return [path]
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in _autos(item, f"{path}.{key}".lstrip("."))]
+    return []
+
+
+def compare_built(engine, resolved: dict) -> None:
+    """Compares what the built engine believes with what it was given.
+
+    Raises:
+        RunError: naming each value that differs.
+    """
+    zero = resolved["zero_optimization"]
+    pairs = {
+        "train_batch_size": (engine.train_batch_size(), resolved["train_batch_size"]),
+        "train_micro_batch_size_per_gpu": (
+            engine.train_micro_batch_size_per_gpu(), resolved["train_micro_batch_size_per_gpu"],
+        ),
+        "gradient_accumulation_steps": (
+            engine.gradient_accumulation_steps(), resolved["gradient_accumulation_steps"],
+        ),
+        "gradient_clipping": (engine.gradient_clipping(), resolved["gradient_clipping"]),
+        "bf16": (engine.bfloat16_enabled(), resolved["bf16"]["enabled"]),
+        "fp16": (engine.fp16_enabled(), resolved["fp16"]["enabled"]),
+        "zero stage": (engine.zero_optimization_stage(), zero.get("stage", 0)),
+    }  # fmt: skip
+    wrong = [
+        f"{name}：引擎 {seen!r}，設定 {given!r}" for name, (seen, given) in pairs.items() if seen != given
+    ]
+    if wrong:
+        raise RunError("DeepSpeed 引擎與設定不合：" + "；".join(wrong))

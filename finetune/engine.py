@@ -1,0 +1,318 @@
+"""One small interface over plain PyTorch (one process or DDP) and over DeepSpeed ZeRO 0–3.
+
+`Engine.step` takes the micro batches of one global batch and makes one optimizer step. The loss is summed
+over examples and divided once by the number of examples of the *global* batch, so ranks and micro batches
+are a matter of memory and speed only. Randomness (dropout) is re-seeded from (seed, step, rank, micro
+batch), so nothing of it has to be saved for a run to be resumed exactly.
+
+DeepSpeed stands on `deepspeed.initialize` directly: accelerate sees one process among several on CPU ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import ds_config
+from .batching import Batch
+from .errors import RunError, UserError
+from .models import BlankLogits
+from .objectives import summed_loss, tally, token_losses
+from .world import World
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def import_deepspeed(on_gpu: bool):
+    """DeepSpeed, without its banner on stdout, and on the CPU without the shared-memory op, which compiles
+    for a minute at first use and leaves 69 MB per rank in /dev/shm at every run."""
+    import logging
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        if not on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not on_gpu:
+        try:
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        except AttributeError:  # not a public name; a test watches /dev/shm
+            print("DeepSpeed：無法停用 shm_comm，/dev/shm 會留下暫存檔", file=sys.stderr)
+    return deepspeed
+
+
+def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """The rate of optimizer step `step` (0 is the first): linear warm-up to `peak`, then linear decay to 0.
+
+    The same curve as transformers' `get_linear_schedule_with_warmup`, as a pure function: nothing to save
+    or resume.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices; none for biases and norms (BERT's recipe)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+# ---- the engines -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recipe:
+    """What an engine needs to know of the flags."""
+
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float  # 0 = no clipping
+    seed: int
+    precision: str  # fp32 | bf16 | fp16
+    micro_batch: int  # rows a forward pass, per rank
+    accumulation: int  # forward passes per optimizer step, per rank
+
+
+@dataclass
+class StepReport:
+    """Of one optimizer step, all ranks together."""
+
+    loss: float  # nats, mean over the examples
+    examples: int
+    tokens: int
+    grad_norm: float | None  # before clipping
+    stop: bool  # some rank was asked to stop
+
+
+class Engine:
+    """Plain PyTorch: one process, or DDP over several. Also what every engine does alike."""
+
+    def __init__(self, model: nn.Module, world: World, recipe: Recipe):
+        self.world, self.recipe = world, recipe
+        self.blanks = BlankLogits(model).to(world.device)
+        self._build()
+
+    def _build(self) -> None:
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.blanks, self.recipe.weight_decay),
+            lr=self.recipe.learning_rate,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.recipe.precision == "fp16")
+        self.wrapped: nn.Module = self.blanks
+        if self.world.size > 1:
+            self.wrapped = nn.parallel.DistributedDataParallel(self.blanks)
+
+    @property
+    def kind(self) -> str:
+        """What a checkpoint of this engine can be loaded by."""
+        return "torch"
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Logits (M, V) at the M positions (rows, cols); like `models.BlankLogits`, through the engine."""
+        with self._autocast():
+            return self.wrapped(input_ids, attention_mask, rows, cols)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Loss of each target of a batch that is on the device, (M,), nats."""
+        return token_losses(
+            self.forward(batch.input_ids, batch.attention_mask, batch.rows, batch.cols), batch
+        )
+
+    def _autocast(self):
+        if self.recipe.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, DTYPES[self.recipe.precision])
+
+    def step(self, micro_batches: Sequence[Batch], step: int, rate: float, stop: bool = False) -> StepReport:
+        """One optimizer step over the micro batches of this rank.
+
+        Args:
+            step: number of this step; with seed, rank and micro batch it fixes the dropout.
+            rate: learning rate of this step.
+            stop: this rank was asked to stop; all ranks learn it together.
+
+        Raises:
+            RunError: the loss is not a finite number.
+        """
+        self.wrapped.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        local = sum(batch.examples for batch in micro_batches)
+        total, stops = self.world.sum(torch.tensor([float(local), float(stop)])).tolist()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            torch.manual_seed(self._draw(step, number))
+            batch = batch.to(self.world.device)
+            with self._accumulating(last):
+                losses = self.losses(batch)
+                # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
+                self._backward(summed_loss(losses, batch) * (self.world.size / total))
+            sums += tally(losses, batch)
+        examples, loss, tokens = self.world.sum(sums).tolist()
+        if not math.isfinite(loss):
+            rows = self.world.gather([name for batch in micro_batches for name in batch.names])
+            raise RunError(
+                f"第 {step + 1} 步的損失是 {loss}，停止訓練。這一批的題目：{'、'.join(rows[:8])}…；"
+                "可試較小的 --learning_rate"
+            )
+        return StepReport(loss / examples, int(examples), int(tokens), self._update(), stops > 0)
+
+    def _draw(self, step: int, micro: int) -> int:
+        key = f"{self.recipe.seed}:{step}:{self.world.rank}:{micro}"
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+
+    def _accumulating(self, last: bool):
+        return contextlib.nullcontext() if last or self.world.size == 1 else self.wrapped.no_sync()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def _update(self) -> float:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.recipe.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.blanks.parameters(), limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def eval(self) -> Engine:
+        """Switches dropout off, for validation and scoring; `step` switches it on again."""
+        self.wrapped.eval()
+        return self
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The model's complete state in fp32 on the CPU, under the names of the bare model. All ranks call
+        it; ranks other than 0 get an empty dict."""
+        return {name: self._whole(value) for name, value in self._named_state() if self.world.is_main}
+
+    def _named_state(self):
+        model = self.blanks.model
+        yield from model.named_parameters()
+        persistent = model.state_dict().keys()
+        yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+
+    def _whole(self, value: Tensor) -> Tensor:
+        value = value.detach().to("cpu", copy=True)
+        return value.float().contiguous() if value.is_floating_point() else value
+
+    def save(self, folder: Path) -> None:
+        """Writes what a resumed run needs of the model and the optimizer. All ranks call it."""
+        if self.world.is_main:
+            from safetensors.torch import save_file
+
+            save_file(self.full_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+            torch.save(
+                {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()},
+                folder / "optimizer.pt",
+            )
+
+    def load(self, folder: Path) -> None:
+        """The counterpart of `save`. All ranks call it."""
+        from safetensors.torch import load_file
+
+        model = self.blanks.model
+        missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        model.tie_weights()
+        tied = set(missing) - {name for name, _ in self._named_state()}
+        if unexpected or set(missing) != tied:
+            raise UserError(
+                f"{folder} 的權重與這個模型不合（{[*unexpected, *missing][:3]}）；--model_name_or_path "
+                "是同一個嗎？"
+            )
+        saved = torch.load(folder / "optimizer.pt", map_location=self.world.device, weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+
+    def close(self) -> None:
+        """Frees what the engine holds outside Python."""
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed ZeRO 0–3, driven by ds_config.json (already resolved)."""
+
+    def __init__(self, model: nn.Module, world: World, recipe: Recipe, config: dict):
+        self.config = config
+        self.stage = config["zero_optimization"].get("stage", 0)
+        super().__init__(model, world, recipe)
+
+    def _build(self) -> None:
+        deepspeed = import_deepspeed(self.world.device.type == "cuda")
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.blanks, self.recipe.weight_decay), lr=self.recipe.learning_rate
+        )
+        with contextlib.redirect_stdout(sys.stderr):
+            self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+                model=self.blanks, optimizer=optimizer, config=self.config
+            )
+        ds_config.compare_built(self.wrapped, self.config)
+
+    @property
+    def kind(self) -> str:
+        return f"deepspeed ZeRO-{self.stage}，{self.world.size} 個行程"
+
+    def _autocast(self):
+        return contextlib.nullcontext()  # DeepSpeed holds the weights in the precision itself
+
+    def _accumulating(self, last: bool):
+        return contextlib.nullcontext()  # it counts micro batches itself, and must see all of them
+
+    def _backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(
+            loss, scale_wrt_gas=False
+        )  # already divided once, by the global number of examples
+        self.wrapped.step()  # an update at every `gradient_accumulation_steps`-th call only
+
+    def _update(self) -> float | None:
+        norm = self.wrapped.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def full_weights(self) -> dict[str, Tensor]:
+        # Collective under ZeRO: every rank walks through every tensor, rank 0 keeps it.
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {}
+        for name, value in self._named_state():
+            if isinstance(value, nn.Parameter):
+                whole = safe_get_full_fp32_param(value)  # the fp32 master, where there is one
+                with GatheredParameters([value], enabled=whole is None and hasattr(value, "ds_id")):
+                    if self.world.is_main:
+                        weights[name] = self._whole(value if whole is None else whole)
+            elif self.world.is_main:
+                weights[name] = self._whole(value)
+        return weights
+
+    def save(self, folder: Path) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            self.wrapped.save_checkpoint(str(folder), tag="zero")
+        if self.world.is_main:
+            (folder / "zero_to_fp32.py").unlink(
+                missing_ok=True
+            )  # the model folder is written apart; no code in data
+        self.world.barrier()
+
+    def load(self, folder: Path) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            path, _ = self.wrapped.load_checkpoint(str(folder), tag="zero")
+        if path is None:
+            raise UserError(f"{folder} 裡沒有 DeepSpeed 的檢查點")
+
+    def close(self) -> None:
+        self.wrapped.destroy()
