@@ -1,0 +1,202 @@
+"""Checkpoints: `step{N}/` folders under --save_dir, written beside and renamed, so a reader sees a whole
+one or none.
+
+A checkpoint holds the engine's state and `progress.json`, written last: a folder without it is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .cli import nearest, say
+from .errors import UserError
+from .models import read_json
+from .world import World
+
+FORMAT = 1
+NAME = re.compile(r"step(\d+)")
+
+
+@dataclass
+class Progress:
+    """All that the loop changes, saved and restored as one thing."""
+
+    step: int = 0  # optimizer steps finished
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # global batches of the running epoch finished
+    best_accuracy: float = -1.0  # on the validation rows, 0..1; -1 = never measured
+    best_loss: float = float("inf")  # validation loss at the best accuracy, nats
+    best_step: int = 0
+    epochs_without_gain: int = 0
+    seconds: float = 0.0  # spent training, over all runs
+    epoch_loss: list[float] = field(
+        default_factory=lambda: [0.0, 0.0]
+    )  # summed loss, examples; of the running epoch
+    history: list[dict] = field(
+        default_factory=list
+    )  # one entry an epoch: step, train_loss, validation_loss, …
+    finished: bool = False
+    stopped_early: bool = False
+
+    def after_step(self, report, seconds: float) -> None:
+        """Counts one optimizer step (`engine.StepReport`)."""
+        self.step += 1
+        self.batch += 1
+        self.seconds = seconds
+        self.epoch_loss = [
+            self.epoch_loss[0] + report.loss * report.examples,
+            self.epoch_loss[1] + report.examples,
+        ]
+
+    def forget_best(self) -> None:
+        """The best model is lost: the next one measured is the best again."""
+        self.best_accuracy, self.best_loss, self.best_step = -1.0, float("inf"), 0
+
+    def after_epoch(self, validation: dict, patience: int, total_steps: int) -> bool:
+        """Closes an epoch with what validation found ({} when there are no validation rows).
+
+        Returns:
+            True when the model is the best so far: higher accuracy or, at the same accuracy, a lower loss.
+            Without validation rows the newest is the best.
+        """
+        self.epoch, self.batch = self.epoch + 1, 0
+        loss, examples = self.epoch_loss
+        self.epoch_loss = [0.0, 0.0]
+        accuracy, validation_loss = (
+            validation.get("validation_accuracy", -1.0),
+            validation.get("validation_loss", 0.0),
+        )
+        gained = accuracy > self.best_accuracy
+        better = (
+            gained or (accuracy == self.best_accuracy and validation_loss < self.best_loss) or not validation
+        )
+        if better:
+            self.best_accuracy, self.best_loss, self.best_step = accuracy, validation_loss, self.step
+        self.epochs_without_gain = 0 if gained or not validation else self.epochs_without_gain + 1
+        self.stopped_early = (
+            bool(patience) and self.epochs_without_gain >= patience and self.step < total_steps
+        )
+        self.finished = self.stopped_early or self.step >= total_steps
+        entry = {"epoch": self.epoch, "step": self.step, "train_loss": loss / max(1, examples), **validation}
+        self.history.append(entry | {"best": better})
+        return better
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: --save_dir.
+        identity: what a checkpoint must have been written by to be resumed from (engine, model, data …).
+        keep: how many to keep; 0 keeps all.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict[str, object], keep: int, world: World):
+        self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
+
+    def names(self) -> list[str]:
+        """Names of the complete checkpoints, oldest first."""
+        found = [
+            path.name
+            for path in self.folder.glob("step*")
+            if NAME.fullmatch(path.name) and (path / "progress.json").is_file()
+        ]
+        return sorted(found, key=lambda name: int(NAME.fullmatch(name)[1]))
+
+    def newest_step(self) -> int:
+        """Optimizer steps of the newest complete checkpoint; -1 without one."""
+        names = self.names()
+        return int(NAME.fullmatch(names[-1])[1]) if names else -1
+
+    def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
+        """Writes one checkpoint; `write(folder)` puts the engine's state there. All ranks call it."""
+        final = self.folder / f"step{progress.step}"
+        half = self.folder / f".step{progress.step}.half"
+        if self.world.is_main:
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir(parents=True)
+        self.world.barrier()
+        write(half)
+        self.world.barrier()
+        if self.world.is_main:
+            card = {"format": FORMAT, "identity": self.identity, "progress": asdict(progress)}
+            with (half / "progress.json").open("w", encoding="utf-8") as stream:
+                json.dump(card, stream, ensure_ascii=False, indent=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if final.exists():
+                shutil.rmtree(final)
+            half.rename(final)
+            self._prune()
+        self.world.barrier()
+        return final
+
+    def _prune(self) -> None:
+        for name in self.names()[: -self.keep] if self.keep else []:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for half in self.folder.glob(".step*.half"):
+            shutil.rmtree(half, ignore_errors=True)
+
+    def load(self, folder: Path, read: Callable[[Path], None]) -> Progress:
+        """The progress of a checkpoint; `read(folder)` restores the engine's state. All ranks call it.
+
+        Raises:
+            UserError: another engine, model or data wrote it.
+        """
+        card = read_json(folder / "progress.json")
+        theirs = card.get("identity", {})
+        differ = [
+            f"{key}：檢查點 {theirs.get(key)!r}，這次 {mine!r}"
+            for key, mine in self.identity.items()
+            if theirs.get(key) != mine
+        ]
+        if differ:
+            raise UserError([f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ])
+        read(folder)
+        return Progress(**card["progress"])
+
+    def make_room(self, after: int = -1, best: bool = True) -> None:
+        """Moves what another run left out of the way: checkpoints past step `after`, and `best/`. Nothing is
+        deleted."""
+        beyond = [name for name in self.names() if int(NAME.fullmatch(name)[1]) > after]
+        leftover = [*(self.folder / name for name in beyond), *([self.folder / "best"] if best else [])]
+        leftover = [path for path in leftover if path.exists()]
+        if not leftover:
+            return
+        number = 1
+        while (self.folder / f"earlier_{number}").exists():
+            number += 1
+        shelf = self.folder / f"earlier_{number}"
+        shelf.mkdir()
+        for path in leftover:
+            path.rename(shelf / path.name)
+        say(f"{self.folder} 裡有另一次訓練留下的檢查點，已移到 {shelf}（要接續最新的請用 --resume）")
+
+
+def find(load_dir: str | Path, ckpt_id: str) -> Path:
+    """The folder of one checkpoint: `ckpt_id`, or the newest when it is empty.
+
+    Raises:
+        UserError: not there; the message names those that are.
+    """
+    folder = Path(load_dir)
+    there = Checkpoints(folder, {}, 0, None).names()
+    if not ckpt_id and there:
+        return folder / there[-1]
+    if ckpt_id in there:
+        return folder / ckpt_id
+    flag = f"--load_dir {load_dir}" + (f" --ckpt_id {ckpt_id}" if ckpt_id else "")
+    if not folder.is_dir():
+        raise UserError(f"{flag}：沒有這個資料夾")
+    guess = nearest(ckpt_id, there)
+    raise UserError(
+        f"{flag}：沒有這個檢查點。"
+        + (f"有的是：{'、'.join(there)}" if there else "這個資料夾裡一個完整的檢查點也沒有")
+        + (f"；是不是 {guess[0]}？" if guess else "")
+    )
