@@ -1,0 +1,143 @@
+"""A causal language model as judge of two answers. An exam with a key needs no judge: its accuracy is exact
+and is printed beside; the judge is for answers in free text, and its scores are one model's opinion.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from . import hub
+from .cli import say
+from .errors import UserError
+from .exams import LETTERS, Question, parse_question
+
+JUDGE = "Qwen/Qwen2.5-3B-Instruct"
+FULL_SCORE = 10
+PROMPT = """[Question]: {question}
+{reference}[Model A Answer]: {a}
+[Model B Answer]: {b}
+
+Act as an impartial judge. Evaluate both answers with respect to correctness, relevance and completeness.
+Score each from 1 to 10. Reply with one line and nothing else, in this form:
+Model A: X/10, Model B: Y/10"""
+VERDICT = re.compile(r"Model A:\s*(\d{1,2})\s*/\s*10\s*[,，;；]?\s*Model B:\s*(\d{1,2})\s*/\s*10")
+
+
+@lru_cache(maxsize=1)
+def load_judge(name: str, device: str | None):
+    """(model, tokenizer, device) of a causal model with a chat template. Raises UserError when it is none."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise hub.cannot_fetch("評審模型", name, "model_name", error) from error
+    if not tokenizer.chat_template:
+        raise UserError(f"評審模型 {name} 沒有對話樣板（chat template），不能當評審；請換一個 Instruct 模型")
+    return model.to(device).eval(), tokenizer, device
+
+
+class EvalLLm:
+    """Judges two answers to one question.
+
+    Args:
+        model_a_resp, model_b_resp: the answers; anything, shown as text.
+        ground_truth: the right answer, shown to the judge; None when there is none.
+        prompt: the question, used when `evaluation` gets none.
+        model_name: the judge, a causal model with a chat template.
+        device: of the judge; None takes the GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        model_a_resp=None,
+        model_b_resp=None,
+        ground_truth=None,
+        prompt: str | None = None,
+        model_name: str = JUDGE,
+        device: str | None = None,
+    ):
+        self.model, self.tokenizer, self.device = load_judge(model_name, device)
+        self.model_a_resp, self.model_b_resp = model_a_resp, model_b_resp
+        self.ground_truth, self.prompt = ground_truth, prompt
+
+    def evaluation(self, question: str | None = None, max_new_tokens: int = 512) -> list[int]:
+        """[score of A, score of B], 1 to 10 each; [] and a word of it when the reply cannot be read."""
+        import torch
+
+        reference = f"[Reference Answer]: {self.ground_truth}\n" if self.ground_truth else ""
+        asked = PROMPT.format(
+            question=question or self.prompt, reference=reference, a=self.model_a_resp, b=self.model_b_resp
+        )
+        messages = [{"role": "user", "content": asked}]
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self.device)
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        reply = self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        scores = parse_scores(reply)
+        if not scores:
+            say(f"⚠️ 評審的回答讀不出分數，不計：{reply.strip()[:120]!r}")
+        return scores
+
+    def judgement(self, scores: list, full_score: int = FULL_SCORE) -> dict:
+        """Sums up scores: of one question ([a, b]) or of many ([[a, b], …]).
+
+        Returns:
+            n, mean score of each model, and how often each was better. n is 0 when nothing could be read.
+        """
+        pairs = [scores] if scores and not isinstance(scores[0], (list, tuple)) else scores
+        pairs = [(a, b) for a, b in pairs if 1 <= a <= full_score and 1 <= b <= full_score]
+        n = len(pairs)
+        return {
+            "n": n,
+            "model_a_score": sum(a for a, _ in pairs) / n if n else None,
+            "model_b_score": sum(b for _, b in pairs) / n if n else None,
+            "a_better": sum(a > b for a, b in pairs),
+            "b_better": sum(b > a for a, b in pairs),
+            "ties": sum(a == b for a, b in pairs),
+        }
+
+
+def parse_scores(reply: str) -> list[int]:
+    """[a, b] from a reply that holds the asked-for line exactly once with scores 1 to 10; [] from any
+    other."""
+    found = VERDICT.findall(reply)
+    if len(found) != 1:
+        return []
+    scores = [int(score) for score in found[0]]
+    return scores if all(1 <= score <= FULL_SCORE for score in scores) else []
+
+
+def as_question(item: object) -> Question:
+    """A row of a test set in any form people have: test_qa_data.json of this project or of its predecessor
+    (options in the question's text, the answer as text), or one text `question:…\\nA:…\\nanswer:B`.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if isinstance(item, str):
+        match = re.fullmatch(r"\s*question:(.*?)\n\s*answer:(.*)", item, re.S)
+        if not match:
+            raise UserError(f"這一題看不懂：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
+        item = {"question": match[1], "answer": match[2].strip()}
+    if isinstance(item, dict) and not item.keys() & {"options", "choices", "A"}:
+        stem, *options = re.split(rf"\n([{LETTERS}]):", str(item.get("question", "")))
+        texts = [text.strip() for text in options[1::2]]
+        answer = str(item.get("answer", "")).strip()
+        item = {
+            "question": stem,
+            "choices": texts,
+            "answer": texts.index(answer) if answer in texts else answer,
+        }
+    try:
+        return parse_question(item)
+    except ValueError as error:
+        raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
