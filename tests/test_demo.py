@@ -1,0 +1,81 @@
+"""The built-in exam: facts that were only read are answered; every way of starting reaches the same."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command, free_port, run_process
+
+from finetune import demo
+from finetune.demo.facts import RELATIONS
+from finetune.exams import split_pool
+
+MODEL = "my_bert_finetuned_model_hf_format"
+SCRIPT = ROOT / "fine_tuning_llm.py"
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / MODEL / "all_results.json").read_text())
+
+
+def test_there_are_at_least_600_facts_in_6_subjects_each_thing_once():
+    assert len(RELATIONS) >= 6 and sum(len(r.pairs) for r in RELATIONS) >= 600
+    for relation in RELATIONS:
+        things = Counter(thing for thing, _ in relation.pairs)
+        assert max(things.values()) == 1, relation.subject
+        assert len({answer for _, answer in relation.pairs}) >= demo.OPTIONS
+
+
+def test_every_question_has_one_right_answer_and_every_fact_is_told():
+    exam = demo.exam()
+    told = {statement.text[statement.start : statement.end] for statement in exam.told}
+    facts = {
+        (relation.asked.format(a=thing), answer) for relation in RELATIONS for thing, answer in relation.pairs
+    }
+    for question in (q for rows in exam.questions.values() for q in rows):
+        assert len(set(question.options)) == demo.OPTIONS
+        right = [option for option in question.options if (question.stem, option) in facts]
+        assert right == [question.options[question.answer]] and right[0] in told
+    assert demo.exam() == exam
+
+
+def test_what_is_asked_in_the_exam_is_never_asked_in_training():
+    pools = split_pool(demo.exam(), (0.70, 0.25, 0.05), "fit", 42)
+    assert not {q.stem for q in pools.test} & {q.stem for q in [*pools.fit, *pools.validation]}
+    assert len(pools.test) > 250
+    places = Counter(q.answer for q in pools.test)
+    assert max(places.values()) / len(pools.test) < 0.32  # no habit of the key to learn
+
+
+@pytest.mark.slow
+def test_make_demo_answers_facts_that_were_only_read(demo_run):
+    assert demo_run[1].returncode == 0, demo_run[1].stderr[-2000:]
+    assert "1. B: 東京" in demo_run[1].stdout
+    found = results(demo_run[0])
+    assert found["test_accuracy"] >= 0.90 and found["untuned_test_accuracy"] <= 0.35
+    assert found["train_runtime"] <= 150
+    assert "Setting accelerator" not in demo_run[1].stdout
+
+
+@pytest.mark.slow
+def test_the_demo_model_answers_in_python_and_fills_blanks(demo_run):
+    import inference
+
+    model, tokenizer, device = inference.load_model(demo_run[0] / MODEL, "cpu")
+    options = {"A": "首爾", "B": "東京", "C": "河內", "D": "曼谷"}
+    ranked = inference.qa_inference(model, tokenizer, "日本的首都是哪一座城市？", options, device)
+    assert ranked[0][:2] == ("B", "東京")
+    assert inference.predict_mask(model, tokenizer, "化學元素鐵的符號是[MASK]。", device)[0] == "fe"
+
+
+@pytest.mark.slow
+def test_two_zero_processes_reach_the_same_accuracy(tmp_path, demo_run):
+    start = command("deepspeed", "--num_accelerators", 2, f"--master_port={free_port()}")
+    done = run_process([*start, SCRIPT, "--demo"], tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, alone = results(tmp_path), results(demo_run[0])
+    assert found["test_accuracy"] >= 0.90
+    assert found["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.05)
