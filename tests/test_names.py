@@ -1,0 +1,129 @@
+"""Names people already import from `fine_tuning_llm`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_vocabulary
+
+import fine_tuning_llm
+from finetune.errors import UserError
+from finetune.judging import as_question, load_judge, parse_scores
+
+
+def test_questions_are_handed_out_as_dicts(exam_dir):
+    rows = fine_tuning_llm.generate_qa_benchmark(7, field="trade", dataset="test", source=str(exam_dir))
+    assert [row["id"] for row in rows] == list(range(1, 8))
+    for row in rows:
+        assert (
+            row["options"].keys() == set("ABCD")
+            and row["answer"] in row["options"]
+            and row["subject"] == "trade"
+        )
+    assert rows == fine_tuning_llm.generate_qa_benchmark(7, "trade", "test", str(exam_dir))
+
+
+def test_tensors_ask_for_the_letter_and_nothing_else(exam_dir, loaded):
+    tokenizer = loaded[1]
+    train, validation, held_back = fine_tuning_llm.get_dataset(
+        tokenizer, max_length=128, source=str(exam_dir)
+    )
+    assert len(train) == 36 and len(validation) == 13 and len(held_back) == 3
+    for ids, mask, labels in train:
+        assert ids.shape == mask.shape == labels.shape == (128,)
+        at = (labels != -100).nonzero().flatten().tolist()
+        assert len(at) == 1 and ids[at[0]] == tokenizer.mask_token_id  # what is asked for is hidden
+        assert tokenizer.convert_ids_to_tokens(labels[at[0]].item()) in "abcd"
+    assert len(fine_tuning_llm.get_dataset(tokenizer, 5, 128, source=str(exam_dir))[0]) == 5
+
+
+def test_both_models_fill_blanks(model_dir):
+    words = fine_tuning_llm.chat_with_tuning_llm("天[MASK]", 4, str(model_dir))
+    assert len(words) == 4 and words == fine_tuning_llm.general_chat("天[MASK]", 4, str(model_dir))
+
+
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [
+        ("Model A: 3/10, Model B: 8/10", [3, 8]),
+        ("結論：\nModel A: 10/10, Model B: 1/10\n", [10, 1]),
+        ("Model A: 11/10, Model B: 2/10", []),
+        ("Model A: 0/10, Model B: 2/10", []),
+        ("Model A: 3/10, Model B: 8/10. No: Model A: 4/10, Model B: 8/10", []),
+        ("Score: 3 and 8", []),
+        ("", []),
+    ],
+)
+def test_a_judges_scores_are_read_strictly_or_not_at_all(reply, scores):
+    assert parse_scores(reply) == scores
+
+
+def test_rows_of_every_test_set_people_have_are_questions(exam_dir):
+    ours = fine_tuning_llm.generate_qa_benchmark(1, "trade", source=str(exam_dir))[0]
+    former = {"question": "天？\nA:地\nB:玄黃", "answer": "玄黃"}
+    text = "question:天？\nA:地\nB:玄黃\nanswer:B\n"
+    assert as_question(ours).stem == ours["question"]
+    for item in (former, text):
+        question = as_question(item)
+        assert (question.stem, question.options, question.answer) == ("天？", ("地", "玄黃"), 1)
+    with pytest.raises(UserError, match="看不懂"):
+        as_question("天？")
+
+
+@pytest.fixture(scope="module")
+def judge_dir(tmp_path_factory) -> Path:
+    """A two-layer Qwen2 with a chat template; it talks rubbish."""
+    import torch
+    from transformers import BertTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("judge")
+    vocabulary = make_vocabulary()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, do_lower_case=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_whole_comparison_runs_and_counts_what_it_could_not_read(judge_dir, model_dir, exam_dir, capsys):
+    rows = fine_tuning_llm.generate_qa_benchmark(3, "trade", source=str(exam_dir))
+    found = fine_tuning_llm.exe_chat(rows, 8, str(model_dir), str(model_dir), str(judge_dir))
+    assert found["n"] == 3 and found["unreadable"] == 3 and found["judge"]["n"] == 0
+    assert found["tuned_accuracy"] == found["untuned_accuracy"]
+    assert "讀不出分數" in capsys.readouterr().err
+    json.dumps(found)
+
+
+def test_the_judge_sees_both_answers_and_the_key(judge_dir, monkeypatch):
+    judge = fine_tuning_llm.EvalLLm("地", "玄", "黃", "天？", str(judge_dir), "cpu")
+    asked = []
+    template = judge.tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        judge.tokenizer,
+        "apply_chat_template",
+        lambda m, **k: asked.append(m[0]["content"]) or template(m, **k),
+    )
+    monkeypatch.setattr(judge.tokenizer, "decode", lambda *_, **__: "Model A: 2/10, Model B: 9/10")
+    assert judge.evaluation(max_new_tokens=4) == [2, 9]
+    assert all(
+        words in asked[0]
+        for words in ("天？", "[Model A Answer]: 地", "[Model B Answer]: 玄", "[Reference Answer]: 黃")
+    )
+    assert judge.judgement([[2, 9], [5, 5]]) == {
+        "n": 2, "model_a_score": 3.5, "model_b_score": 7.0, "a_better": 0, "b_better": 1, "ties": 1,
+    }  # fmt: skip
+    assert judge.judgement([2, 9])["b_better"] == 1 and judge.judgement([])["n"] == 0
+
+
+def test_a_judge_that_cannot_be_had_or_cannot_chat_is_refused(model_dir, tmp_path):
+    with pytest.raises(UserError):
+        load_judge(str(tmp_path), "cpu")
+    with pytest.raises(UserError):
+        load_judge(str(model_dir), "cpu")
