@@ -1,0 +1,74 @@
+"""Every command of both READMEs runs, or is named there as needing a GPU or the hub."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+NEEDS = ("needs the hub", "needs a GPU", "需要 hub", "需要 GPU")
+# Run by other tests in the same words: make demo is test_demo's fixture.
+ELSEWHERE = {
+    "make demo",
+    "deepspeed --num_accelerators 2 fine_tuning_llm.py --demo",
+}
+ITSELF = {"make test", "make check", "make bench"}  # would run these tests again, or the demo three times
+SLOW_BENCH = "benchmarks/demo_seeds.py"
+
+
+def commands(name: str) -> tuple[list[str], list[str]]:
+    """Commands of the bash blocks of a README: those to run, and those that need a GPU or the hub."""
+    to_run, excused = [], []
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S):
+        lines = block.strip().splitlines()
+        needs = lines[0].startswith("#") and any(words in lines[0] for words in NEEDS)
+        (excused if needs else to_run).extend(line for line in lines if not line.startswith("#"))
+    return to_run, excused
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.S)
+
+
+def test_both_readmes_hold_the_same_commands():
+    assert commands("README.md") == commands("README.zh-TW.md")
+    assert python_blocks("README.md") == python_blocks("README.zh-TW.md")
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci/run").read_text()
+    called = [line for line in script.splitlines()[1:] if line and not line.startswith(("set ", "cd ", "#"))]
+    assert called == ["make test"] and "make test" in commands("README.md")[0]
+
+
+@pytest.mark.parametrize("target", sorted(ITSELF))
+def test_the_targets_that_run_these_tests_are_there(target):
+    shown = subprocess.run([*target.split(), "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and ("pytest" in shown.stdout or SLOW_BENCH in shown.stdout)
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_in_their_order(demo_run):
+    folder, _ = demo_run
+    to_run, excused = commands("README.md")
+    assert to_run and excused and ELSEWHERE <= set(to_run)
+    for line in to_run:
+        if line in ELSEWHERE | ITSELF:
+            continue
+        entries = "qa\n法國的首都是哪一座城市？\nA:倫敦 B:巴黎\nq\n"
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=folder,
+            env=environment(),
+            input=entries,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, (line, done.stderr[-2000:])
+    for block in python_blocks("README.md"):
+        done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
