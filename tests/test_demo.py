@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, command, free_port, run_process
 
 from finetune import demo
@@ -15,6 +18,24 @@ from finetune.exams import split_pool
 
 MODEL = "my_bert_finetuned_model_hf_format"
 SCRIPT = ROOT / "fine_tuning_llm.py"
+
+
+BARE_STEP = 0.04  # seconds, on the two cores of which 150 s of training are promised
+
+
+def slowness() -> float:
+    """How many times slower this machine is, now, than that one (at least 1): by the median step of a bare
+    encoder of the demo's shape. A limit in seconds alone measures the neighbours of a virtual machine."""
+    layer = torch.nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, activation="gelu", batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    optimizer, rows, seconds = torch.optim.AdamW(model.parameters()), torch.randn(32, 22, 128), []
+    for _ in range(40):
+        start = time.perf_counter()
+        model(rows).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return max(1.0, statistics.median(seconds) / BARE_STEP)
 
 
 def results(folder: Path) -> dict:
@@ -56,7 +77,7 @@ def test_make_demo_answers_facts_that_were_only_read(demo_run):
     assert "1. B: 東京" in demo_run[1].stdout
     found = results(demo_run[0])
     assert found["test_accuracy"] >= 0.90 and found["untuned_test_accuracy"] <= 0.35
-    assert found["train_runtime"] <= 150
+    assert found["train_runtime"] <= 150 * slowness()
     assert "Setting accelerator" not in demo_run[1].stdout
 
 
