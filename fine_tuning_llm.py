@@ -238,8 +238,7 @@ def loop(
 
 
 def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
-    """Loss and accuracy on the validation rows: the same masks, orders and rows every time. {} without
-    rows."""
+    """Loss and accuracy on the validation rows, with the same masks every time. {} without rows."""
     import torch
 
     from finetune.examining import sit
@@ -308,8 +307,7 @@ def publish(flags, world: World) -> None:
 
 
 def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progress) -> None:
-    """The saved model and the untuned one answer the held-back and the official test rows; figures are
-    written."""
+    """The saved model and the untuned one answer the held-back and test rows; figures are written."""
     from finetune import examining, models, report
     from finetune.exams import sample
     from finetune.objectives import SCORING

@@ -43,9 +43,8 @@ class Batch:
     cols: Tensor  # (M,) its position
     targets: Tensor  # (M,)
     weights: Tensor  # (M,) 1 / targets of its row: every example counts once, however much it hides
-    candidates: (
-        Tensor  # (M, K) token ids that compete; -1 pads, and fills the row when the whole vocabulary does
-    )
+    # (M, K) token ids that compete; -1 pads, and fills the row when the whole vocabulary does
+    candidates: Tensor
     examples: int  # rows that count (padding rows, which keep ranks in step, have weight 0)
     names: list[str]
 
@@ -63,8 +62,7 @@ class Batch:
 
 
 def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
-    """Examples as one batch. None is a row that keeps this rank in step with the others: it weighs
-    nothing."""
+    """Examples as one batch. None is a row that weighs nothing, and keeps this rank in step with others."""
     real = [example for example in examples if example is not None]
     stand_in = real[0] if real else Example((pad_id, pad_id), (0,), (0,))
     filled = [stand_in if example is None else example for example in examples]
@@ -90,8 +88,7 @@ def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
 
 
 def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The global batches of one epoch: every row once, rows of alike length together, batches in random
-    order."""
+    """The global batches of an epoch: every row once, alike lengths together, batches in random order."""
     rng = random.Random(f"plan:{seed}:{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)

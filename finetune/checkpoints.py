@@ -35,12 +35,10 @@ class Progress:
     best_step: int = 0
     epochs_without_gain: int = 0
     seconds: float = 0.0  # spent training, over all runs
-    epoch_loss: list[float] = field(
-        default_factory=lambda: [0.0, 0.0]
-    )  # summed loss, examples; of the running epoch
-    history: list[dict] = field(
-        default_factory=list
-    )  # one entry an epoch: step, train_loss, validation_loss, …
+    # Of the running epoch: summed loss, examples.
+    epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    # One entry an epoch: step, train_loss, validation_loss, …
+    history: list[dict] = field(default_factory=list)
     finished: bool = False
     stopped_early: bool = False
 
@@ -162,8 +160,7 @@ class Checkpoints:
         return Progress(**card["progress"])
 
     def make_room(self, after: int = -1, best: bool = True) -> None:
-        """Moves what another run left out of the way: checkpoints past step `after`, and `best/`. Nothing is
-        deleted."""
+        """Moves what another run left aside: checkpoints past step `after`, and `best/`. None is deleted."""
         beyond = [name for name in self.names() if int(NAME.fullmatch(name)[1]) > after]
         leftover = [*(self.folder / name for name in beyond), *([self.folder / "best"] if best else [])]
         leftover = [path for path in leftover if path.exists()]

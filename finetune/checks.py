@@ -23,10 +23,8 @@ def check(flags, given: set[str]) -> tuple[Exam | None, Path | None]:
     problems, exam, checkpoint = Problems(), None, None
     with problems:
         if flags.demo and (clash := given & {"model_name_or_path", "dataset", "from_scratch", "subjects"}):
-            raise UserError(
-                f"--demo 用自己的模型與考卷，不能與 {'、'.join('--' + name for name in sorted(clash))} "
-                "同時使用"
-            )
+            named = "、".join("--" + name for name in sorted(clash))
+            raise UserError(f"--demo 用自己的模型與考卷，不能與 {named} 同時使用")
     with problems:
         models.check_source(flags.model_name_or_path, "--model_name_or_path", flags.from_scratch)
     with problems:

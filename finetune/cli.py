@@ -102,8 +102,7 @@ def nearest(word: str, known, count: int = 1) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that takes `--a-b` for `--a_b`, reads a YAML file of flags, and reports every problem at
-    once."""
+    """argparse that takes `--a-b` for `--a_b`, reads flags from YAML, and reports all problems at once."""
 
     def __init__(self, **kwargs):
         super().__init__(

@@ -28,8 +28,7 @@ KNOWN_KEYS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the flags say, as DeepSpeed counts it. `micro_batch` 0 and `precision` auto leave it to the
-    file."""
+    """The flags, as DeepSpeed counts them. `micro_batch` 0 and `precision` auto leave it to the file."""
 
     train_batch: int
     micro_batch: int
@@ -79,8 +78,7 @@ def precision_in(config: dict) -> str:
 
 
 def micro_batch_in(config: dict, train_batch: int, world_size: int) -> int:
-    """Sequences a forward pass that the file fixes, itself or through the accumulation steps; 0 when it
-    does not."""
+    """Sequences a forward pass that the file fixes, directly or by its accumulation steps; else 0."""
     micro, steps = (
         config.get("train_micro_batch_size_per_gpu", "auto"),
         config.get("gradient_accumulation_steps", "auto"),
@@ -133,9 +131,8 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
         )
         resolved[name] = {**block, "enabled": settings.precision == name}
     _check_optimizer(config, settings, agree, problems, where)
-    resolved.pop(
-        "optimizer", None
-    )  # the script builds AdamW and the schedule itself, the same for every engine
+    # The script builds AdamW and the schedule itself, the same for every engine.
+    resolved.pop("optimizer", None)
     resolved.pop("scheduler", None)
     zero = dict(config.get("zero_optimization", {}))
     by_size = {

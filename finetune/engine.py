@@ -233,8 +233,8 @@ class Engine:
         tied = set(missing) - {name for name, _ in self._named_state()}
         if unexpected or set(missing) != tied:
             raise UserError(
-                f"{folder} 的權重與這個模型不合（{[*unexpected, *missing][:3]}）；--model_name_or_path "
-                "是同一個嗎？"
+                f"{folder} 的權重與這個模型不合（{[*unexpected, *missing][:3]}）；"
+                "--model_name_or_path 是同一個嗎？"
             )
         saved = torch.load(folder / "optimizer.pt", map_location=self.world.device, weights_only=True)
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -274,9 +274,8 @@ class DeepSpeedEngine(Engine):
         return contextlib.nullcontext()  # it counts micro batches itself, and must see all of them
 
     def _backward(self, loss: Tensor) -> None:
-        self.wrapped.backward(
-            loss, scale_wrt_gas=False
-        )  # already divided once, by the global number of examples
+        # Divided once already, by the global number of examples: not again by the accumulation steps.
+        self.wrapped.backward(loss, scale_wrt_gas=False)
         self.wrapped.step()  # an update at every `gradient_accumulation_steps`-th call only
 
     def _update(self) -> float | None:
@@ -302,10 +301,8 @@ class DeepSpeedEngine(Engine):
     def save(self, folder: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             self.wrapped.save_checkpoint(str(folder), tag="zero")
-        if self.world.is_main:
-            (folder / "zero_to_fp32.py").unlink(
-                missing_ok=True
-            )  # the model folder is written apart; no code in data
+        if self.world.is_main:  # the model folder is written apart; no code in data
+            (folder / "zero_to_fp32.py").unlink(missing_ok=True)
         self.world.barrier()
 
     def load(self, folder: Path) -> None:

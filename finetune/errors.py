@@ -30,8 +30,7 @@ class RunError(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked the run to end, and a resumable checkpoint was written. Exit code 128 + signal
-    number."""
+    """A signal ended the run, after a resumable checkpoint was written. Exit code 128 + its number."""
 
     def __init__(self, signum: int, message: str):
         self.exit_code = 128 + signum

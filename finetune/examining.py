@@ -1,5 +1,4 @@
-"""Sitting an exam: a model answers questions, and the answers become figures beside those of the untuned
-model."""
+"""Sitting an exam: a model's answers become figures, beside those of the untuned model."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from .scoring import best, score_options
 
 @dataclass
 class Sitting:
-    """What one model answered. `scores[i]` are log-probabilities of the options of `questions[i]`, in
-    nats."""
+    """What one model answered. `scores[i]`: log-probabilities of `questions[i]`'s options, in nats."""
 
     questions: list[Question]
     scores: list[list[float]]
@@ -24,8 +22,7 @@ class Sitting:
 
     @property
     def predictions(self) -> list[int]:
-        """The chosen index of each question; -1 where the question could not be asked, which is never
-        right."""
+        """The chosen index of each question; -1, never right, where it could not be asked."""
         unasked = set(self.too_long)
         return [-1 if i in unasked else best(row) for i, row in enumerate(self.scores)]
 
@@ -45,8 +42,7 @@ def sit(
     world=None,
     title: str = "",
 ) -> Sitting:
-    """Lets a model answer all questions; with several processes they share the work. `title` names a
-    progress bar."""
+    """Lets a model answer all questions; several processes share the work. `title` names the bar."""
     from tqdm import tqdm
 
     speaks = bool(title) and (world is None or world.is_main)

@@ -57,8 +57,7 @@ class Statement:
 
 @dataclass
 class Exam:
-    """Questions by official split, and where they came from. `told` holds sentences a model may read, if
-    any."""
+    """Questions by official split, and where they came from. `told`: sentences a model may read."""
 
     questions: dict[str, list[Question]]
     origin: str
@@ -135,8 +134,7 @@ def read_exam(source: str, revision: str = "v1.1", subjects: str = "all", on_bad
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The question files of a folder or of data/ below it. A folder in TMMLU+'s layout may hold other files
-    too."""
+    """The question files of a folder or of data/ below it, which may hold other files too."""
     places = [place for place in (folder, folder / "data") if place.is_dir()]
     found = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES]
     return [file for file in found if _subject_and_split(file)[1]] or found

@@ -9,8 +9,7 @@ from .prompts import ends
 
 
 def encode_with_blanks(tokenizer, prompt: str, max_length: int) -> tuple[list[int], list[int]]:
-    """A prompt as token ids and the positions of its blanks. Only `[MASK]` is obeyed; other special words
-    are text.
+    """A prompt as token ids, and where its blanks are. Only `[MASK]` is obeyed; other such words are text.
 
     Raises:
         UserError: it does not fit.

@@ -34,8 +34,7 @@ def get_dataset(
     seed=42,
     source="ikala/tmmluplus",
 ):
-    """The questions as tensors for a loop of one's own: the letter of the answer is hidden, and is the only
-    label.
+    """The questions as tensors for a loop of one's own: the answer's letter is hidden, and the only label.
 
     Args:
         num_samples: at most so many training questions; 0 takes all.

@@ -46,8 +46,7 @@ def looks_local(name: str) -> bool:
 
 
 def go_offline_if_unreachable() -> bool:
-    """Asks the hub once; when it does not answer, sets HF_HUB_OFFLINE so that the cache is used without a
-    wait.
+    """Asks the hub once; when it does not answer, HF_HUB_OFFLINE is set: the cache is used without a wait.
 
     Returns:
         True when the hub answered.

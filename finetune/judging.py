@@ -107,8 +107,7 @@ class EvalLLm:
 
 
 def parse_scores(reply: str) -> list[int]:
-    """[a, b] from a reply that holds the asked-for line exactly once with scores 1 to 10; [] from any
-    other."""
+    """[a, b] from a reply with the asked-for line exactly once, scores 1 to 10; [] from any other."""
     found = VERDICT.findall(reply)
     if len(found) != 1:
         return []

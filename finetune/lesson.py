@@ -102,9 +102,8 @@ def prepare(flags, world: World, machine: Machine, exam: Exam, pools: Pools) -> 
     for objective, what in ((teach, "訓練"), (check_rows, "驗證")):
         if objective.shortened or objective.too_long:
             say(
-                f"  {what}題：{objective.shortened} 題的題幹縮短了中段，以放進 {prompts.max_length} 個 "
-                "token；"
-                f"{len(objective.too_long)} 題連選項都放不下，未採用"
+                f"  {what}題：{objective.shortened} 題的題幹縮短了中段，"
+                f"以放進 {prompts.max_length} 個 token；{len(objective.too_long)} 題連選項都放不下，未採用"
             )
     if not teach.rows:
         raise UserError(f"--max_length {flags.max_length}：沒有一題放得下，請加長")
@@ -118,13 +117,10 @@ def prepare(flags, world: World, machine: Machine, exam: Exam, pools: Pools) -> 
     steps = math.ceil(len(teach.epoch(0)) / flags.train_batch_size)
     total = flags.max_steps or flags.num_epochs * steps
     say(
-        f"每輪 {steps} 步，最多 {total} 步；每步 {flags.train_batch_size} 例 = 一次 {machine.micro_batch} 例 "
-        "× "
-        f"{machine.accumulation} 次 × {world.size} 個行程"
+        f"每輪 {steps} 步，最多 {total} 步；每步 {flags.train_batch_size} 例 = "
+        f"一次 {machine.micro_batch} 例 × {machine.accumulation} 次 × {world.size} 個行程"
     )
-    former = RunCard.read(
-        name
-    )  # of a base that was taught here before: what it was fitted on, this model was too
+    former = RunCard.read(name)  # taught here before: what the base was fitted on, this model was too
     fitted = fingerprints(row for row in teach.rows if hasattr(row, "options"))
     pool = flags.pool
     if former is not None:

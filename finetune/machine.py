@@ -60,8 +60,8 @@ def choose_engine(wanted: str, on_gpu: bool) -> tuple[str, str]:
     except Exception as error:  # it fails in many ways where CUDA is half installed
         if wanted == "deepspeed":
             raise UserError(
-                f"--engine deepspeed：DeepSpeed 無法使用（{type(error).__name__}：{error}）；可改用 --engine "
-                "torch"
+                f"--engine deepspeed：DeepSpeed 無法使用（{type(error).__name__}：{error}）；"
+                "可改用 --engine torch"
             ) from error
         return "torch", f"引擎：PyTorch（DeepSpeed 無法使用：{type(error).__name__}：{error}）"
     if wanted == "deepspeed":
@@ -90,8 +90,7 @@ def choose_precision(wanted: str, device: torch.device, source: str = "--precisi
 
 
 def choose_micro_batch(train_batch: int, wanted: int, max_length: int, world: World) -> int:
-    """Sequences a forward pass. When not asked for: the largest that divides this rank's share and is not
-    too big.
+    """Sequences a forward pass. When not asked for: the largest that fits and divides this rank's share.
 
     Raises:
         UserError: the batch cannot be cut evenly; the message names batch sizes that can.

@@ -59,8 +59,7 @@ def by_subject(questions: Sequence[Question], predictions: Sequence[int]) -> dic
 
 
 def macro_4(subjects: dict[str, dict]) -> dict | None:
-    """Mean of the four category means, each the plain mean of its subjects: the figure published for TMMLU+
-    (ievals).
+    """Mean of four category means, each the mean of its subjects: as published for TMMLU+ (ievals).
 
     None when a category has no subject here: the figure would be another one.
     """
@@ -79,8 +78,7 @@ def macro_4(subjects: dict[str, dict]) -> dict | None:
 
 
 def mcnemar(questions: Sequence[Question], first: Sequence[int], second: Sequence[int]) -> dict:
-    """Exact McNemar test of two models on the same questions: of those that only one gets right, does one
-    get more?"""
+    """Exact McNemar test of two models on the same questions, by those that only one of them gets right."""
     from scipy.stats import binomtest
 
     only_first = only_second = 0

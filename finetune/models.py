@@ -173,8 +173,7 @@ def load_masked_lm(
         if missing := sorted(set(loading["missing_keys"]) - _tied_keys(model)):
             raise UserError(
                 f"{flag} {name}：權重檔少了 {len(missing)} 個張量（{'、'.join(missing[:3])}…），"
-                "填空的輸出層會是亂數；"
-                f"請換一個含 MLM 輸出層的模型"
+                "填空的輸出層會是亂數；請換一個含 MLM 輸出層的模型"
             )
         if mismatched := loading.get("mismatched_keys"):
             raise UserError(f"{flag} {name}：權重的形狀與 config.json 不合：{sorted(mismatched)[:3]}")
@@ -187,8 +186,7 @@ def load_masked_lm(
 
 
 def _tied_keys(model: nn.Module) -> set[str]:
-    """Names of tensors that are the same storage as another one, so that a file need hold only one of
-    them."""
+    """Names of tensors that share another one's storage, so that a file need hold only one of them."""
     first: dict[int, str] = {}
     return {
         name
@@ -210,8 +208,7 @@ class BlankLogits(nn.Module):
         self._head = _head_of(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """input_ids, attention_mask (B, T); rows, cols (M,): the M positions asked for. Returns logits (M,
-        V)."""
+        """input_ids, attention_mask (B, T); rows, cols (M,): the positions asked for -> logits (M, V)."""
         if self._head is None:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[rows, cols]
         body = getattr(self.model, self.model.base_model_prefix)
@@ -226,8 +223,7 @@ class BlankLogits(nn.Module):
 
 
 def _head_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The modules after the encoder, in order; None for a family whose head is not known (all logits
-    then)."""
+    """The modules after the encoder, in order; None for an unknown family (all logits then)."""
     known = {
         "bert": ("cls",),
         "ernie": ("cls",),
@@ -285,8 +281,7 @@ def save_tokenizer(folder: Path, tokenizer) -> None:
 
 
 def compare_saved(folder: Path, model: nn.Module) -> None:
-    """Reads model.safetensors back: every parameter there with its shape and values, or tied to one that
-    is."""
+    """Reads model.safetensors back: every parameter is there, shape and values, or tied to one that is."""
     from safetensors import safe_open
 
     expected = dict(model.named_parameters(remove_duplicate=False))
@@ -307,8 +302,7 @@ def compare_saved(folder: Path, model: nn.Module) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Puts a finished folder in the place of an older one; the older one is whole until the new one
-    stands."""
+    """Puts a finished folder in the place of an older one, which is whole until the new one stands."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{target.name}.old")

@@ -58,8 +58,7 @@ class Objective:
             self.lengths.append(len(prompt.ids))
 
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
-        """The examples of an epoch as (kind, row): every row once and, in `answer+mlm`, some again as
-        `mlm`."""
+        """The examples of an epoch as (kind, row): every row, and in `answer+mlm` some again as `mlm`."""
         kind = "mlm" if self.name == "mlm" else "answer"
         examples = [(kind, row) for row in range(len(self.rows))]
         if self.name == "answer+mlm":
@@ -69,8 +68,7 @@ class Objective:
         return examples
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
-        """One example. For validation pass a constant `epoch`: masks and orders are then the same every
-        time."""
+        """One example. A constant `epoch` gives the same masks and orders each time, as validation needs."""
         row = self.rows[index]
         rng = random.Random(f"{kind}:{self.seed}:{epoch}:{row.id}")
         return self._answer(row, rng) if kind == "answer" else self._masked(row, rng)

@@ -11,8 +11,7 @@ MULTIPLE = 8  # matrix units like widths that are multiples of it
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both (B, T) with T the longest row rounded up to a multiple of
-    MULTIPLE."""
+    """input_ids and attention_mask, both (B, T); T is the longest row, rounded up to a MULTIPLE."""
     width = -(-max(map(len, rows)) // MULTIPLE) * MULTIPLE
     input_ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])

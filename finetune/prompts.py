@@ -63,8 +63,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with special tokens; `blank` holds the positions of the blank or of the option's text in
-    them."""
+    """Token ids with special tokens; `blank`: the positions of the blank, or of the option's text."""
 
     ids: tuple[int, ...]
     blank: tuple[int, ...]
@@ -190,8 +189,8 @@ class ExamPrompts:
             keep = room - len(self._ellipsis)
             if keep < 0:
                 raise TooLong(
-                    f"選項本身就超過 --max_length {self.max_length}（缺 {len(self._ellipsis) - room} 個 "
-                    "token）"
+                    f"選項本身就超過 --max_length {self.max_length}"
+                    f"（缺 {len(self._ellipsis) - room} 個 token）"
                 )
             front = (keep + 1) // 2  # a stem opens with its matter and closes with what is asked
             cut = len(stem) - keep
@@ -216,8 +215,7 @@ def ends(tokenizer) -> tuple[int, int]:
 
 
 def choose_verbalizer(tokenizer) -> list[str]:
-    """The token that stands for each place: A–J, else a–j, else 1–10. Each is one known token, distinct per
-    place.
+    """The token that stands for each place: A–J, else a–j, else 1–10; each one known token, all distinct.
 
     Raises:
         UserError: this tokenizer has none of them (letters that all become [UNK] would make every option

@@ -204,8 +204,7 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
 
 
 def chinese_font(text: str) -> str | None:
-    """A font that has every character of `text`: one of the system's, else the one a package bundles, else
-    None.
+    """A font with every character of `text`: the system's, else the one a package bundles, else None.
 
     Labels are then in English: boxes are never drawn.
     """

@@ -26,8 +26,7 @@ FORMAT = 1
 
 @dataclass
 class RunCard:
-    """`scoring`: the method the model was taught for. `pool`: `all` means official test rows were fitted
-    on."""
+    """`scoring`: the method it was taught for. `pool`: `all` means official test rows were fitted on."""
 
     task: str = "exam"
     objective: str = ""

@@ -165,8 +165,7 @@ def _batches(probes: Sequence[Probe]) -> list[list[Probe]]:
 
 
 def _run(forward: Forward, probes: Sequence[Probe], pad_id: int, device, world, progress) -> None:
-    """Fills in `results`. With several processes each takes every size-th batch and all exchange what they
-    found."""
+    """Fills in `results`. Of several processes each takes every size-th batch; then they exchange."""
     batches = _batches(probes)
     shares = world.shares(len(batches)) if world else ((number, True) for number in range(len(batches)))
     found: list[tuple[int, list]] = []

@@ -78,9 +78,8 @@ class TrainLog:
         elif step % max(1, self.total // 20) == 0:
             elapsed = time.perf_counter() - self._started
             say(
-                f"  第 {step}/{self.total} 步：損失 {report.loss:.4f}，學習率 {rate:.2e}，{speed:,.0f} "
-                "token/s，已 "
-                f"{elapsed:.0f} 秒"
+                f"  第 {step}/{self.total} 步：損失 {report.loss:.4f}，學習率 {rate:.2e}，"
+                f"{speed:,.0f} token/s，已 {elapsed:.0f} 秒"
             )
 
     def epoch(self, entry: dict) -> None:

@@ -88,8 +88,7 @@ class World:
         return cls(rank, size, device)
 
     def leave(self) -> None:
-        """Ends the process group. Call once, at the end; not after a failure, when other ranks may not
-        answer."""
+        """Ends the process group. Not to be called after a failure, when other ranks may not answer."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -189,8 +188,7 @@ def _follow_launcher() -> None:
 
 
 class StopRequest:
-    """SIGINT and SIGTERM as a wish that the loop grants between two steps; a second one ends the process at
-    once.
+    """SIGINT and SIGTERM as a wish, granted between two steps; a second one ends the process at once.
 
     A launcher passes a Ctrl-C on as a SIGTERM right after the terminal's own SIGINT: that is one wish, not
     two.

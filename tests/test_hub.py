@@ -18,8 +18,7 @@ SCRIPT = [sys.executable, ROOT / "fine_tuning_llm.py"]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """The 66 subjects in TMMLU+'s layout, as they lie on the hub: below data/, beside a README and a
-    script."""
+    """The 66 subjects as they lie on the hub: below data/, beside a README and a script."""
     folder = tmp_path_factory.mktemp("tmmluplus")
     make_exam_dir(folder / "data", dev=2, val=2, test=2, subjects=SUBJECTS)
     (folder / "README.md").write_text("# TMMLU+\n")
