@@ -242,7 +242,8 @@ def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
     import torch
 
     from finetune.examining import sit
-    from finetune.objectives import SCORING, tally
+    from finetune.objectives import tally
+    from finetune.prompts import SCORING
 
     questions = lesson.check.rows
     if not questions:
@@ -267,7 +268,7 @@ def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
 # ---- 5. saving and exam ------------------------------------------------------------------------------------
 
 
-def beside(flags, name: str) -> Path:
+def beside(flags, name: str = "") -> Path:
     """Where curves, logs and reports go: beside the model folder."""
     return Path(flags.output_dir).resolve().parent / name
 
@@ -310,7 +311,7 @@ def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progres
     """The saved model and the untuned one answer the held-back and test rows; figures are written."""
     from finetune import examining, models, report
     from finetune.exams import sample
-    from finetune.objectives import SCORING
+    from finetune.prompts import SCORING
 
     method = SCORING[flags.objective]
     sets = {"held_back": pools.held_back, "test": pools.test}
@@ -339,7 +340,7 @@ def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progres
         name: examining.compare(sittings["tuned"][name], sittings["untuned"][name], fitted) for name in sets
     }
     card = lesson.card(flags, progress.best_step)
-    report.write(Path(flags.output_dir), beside(flags, "."), card, results, progress, sittings)
+    report.write(Path(flags.output_dir), beside(flags), card, results, progress, sittings)
     for line in report.verdict(results, card):
         print(line)
 
@@ -347,10 +348,7 @@ def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progres
 # ---- 6. names that others import ---------------------------------------------------------------------------
 
 
-TUNED = "./my_bert_finetuned_model_hf_format"
-
-
-def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = TUNED) -> list[str]:
+def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = cli.MODEL_FOLDER) -> list[str]:
     """The tuned model's likeliest words for the first [MASK] of `prompt`."""
     from inference import predict_mask
 
@@ -364,7 +362,11 @@ def general_chat(prompt: str, top_k: int = 200, model_path: str = "bert-base-chi
 
 
 def exe_chat(
-    test_qa, max_length: int = 512, tuned: str = TUNED, untuned: str = "bert-base-chinese", judge: str = JUDGE
+    test_qa,
+    max_length: int = 512,
+    tuned: str = cli.MODEL_FOLDER,
+    untuned: str = "bert-base-chinese",
+    judge: str = JUDGE,
 ) -> dict:
     """The whole comparison over a test set: both models answer, the key counts, the judge scores.
 

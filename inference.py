@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 
 from finetune import cli
+from finetune.cli import MODEL_FOLDER
 from finetune.errors import UserError
 from finetune.prompts import METHODS, ORDERS
-
-DEFAULT_MODEL = "./my_bert_finetuned_model_hf_format"
 
 # ---- 1. flags ----------------------------------------------------------------------------------------------
 
@@ -27,7 +27,7 @@ def build_parser() -> cli.Parser:
         prog="inference.py", usage="python inference.py [旗標]", description="填空與選擇題作答"
     )
     add = parser.add_argument_group("模型").add_argument
-    add("--model_path", default=DEFAULT_MODEL, help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
+    add("--model_path", default=MODEL_FOLDER, help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
     add("--cpu", action="store_true", help="不用 GPU")
     add(
         "--precision",
@@ -82,8 +82,6 @@ def load_model(model_path, device=None):
         finetune.errors.UserError: no such folder, no weights, no masked language model.
     """
     model_path = str(model_path)
-    from pathlib import Path
-
     from finetune import hub
 
     if not Path(model_path).expanduser().is_dir() and not hub.looks_local(model_path):
@@ -94,7 +92,7 @@ def load_model(model_path, device=None):
     from finetune.run_card import RunCard
 
     flag = "--model_path"
-    if model_path == DEFAULT_MODEL and not Path(model_path).exists():
+    if model_path == MODEL_FOLDER and not Path(model_path).exists():
         raise UserError(
             f"{flag} {model_path}：還沒有模型。先訓練一個：python fine_tuning_llm.py --demo，或指定資料夾"
         )

@@ -1,5 +1,4 @@
-"""Checkpoints: `step{N}/` folders under --save_dir, written beside and renamed, so a reader sees a whole
-one or none.
+"""Checkpoints: `step{N}/` below --save_dir, written beside and renamed: a reader sees a whole one or none.
 
 A checkpoint holds the engine's state and `progress.json`, written last: a folder without it is no checkpoint.
 """
@@ -66,10 +65,8 @@ class Progress:
         self.epoch, self.batch = self.epoch + 1, 0
         loss, examples = self.epoch_loss
         self.epoch_loss = [0.0, 0.0]
-        accuracy, validation_loss = (
-            validation.get("validation_accuracy", -1.0),
-            validation.get("validation_loss", 0.0),
-        )
+        accuracy = validation.get("validation_accuracy", -1.0)
+        validation_loss = validation.get("validation_loss", 0.0)
         gained = accuracy > self.best_accuracy
         better = (
             gained or (accuracy == self.best_accuracy and validation_loss < self.best_loss) or not validation
@@ -100,17 +97,11 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""
-        found = [
-            path.name
-            for path in self.folder.glob("step*")
-            if NAME.fullmatch(path.name) and (path / "progress.json").is_file()
-        ]
-        return sorted(found, key=lambda name: int(NAME.fullmatch(name)[1]))
+        return complete(self.folder)
 
     def newest_step(self) -> int:
         """Optimizer steps of the newest complete checkpoint; -1 without one."""
-        names = self.names()
-        return int(NAME.fullmatch(names[-1])[1]) if names else -1
+        return max(map(_step_of, self.names()), default=-1)
 
     def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
         """Writes one checkpoint; `write(folder)` puts the engine's state there. All ranks call it."""
@@ -161,7 +152,7 @@ class Checkpoints:
 
     def make_room(self, after: int = -1, best: bool = True) -> None:
         """Moves what another run left aside: checkpoints past step `after`, and `best/`. None is deleted."""
-        beyond = [name for name in self.names() if int(NAME.fullmatch(name)[1]) > after]
+        beyond = [name for name in self.names() if _step_of(name) > after]
         leftover = [*(self.folder / name for name in beyond), *([self.folder / "best"] if best else [])]
         leftover = [path for path in leftover if path.exists()]
         if not leftover:
@@ -176,6 +167,16 @@ class Checkpoints:
         say(f"{self.folder} 裡有另一次訓練留下的檢查點，已移到 {shelf}（要接續最新的請用 --resume）")
 
 
+def complete(folder: str | Path) -> list[str]:
+    """Names of the complete checkpoints of a folder, oldest first."""
+    there = [path.parent.name for path in Path(folder).glob("step*/progress.json")]
+    return sorted(filter(NAME.fullmatch, there), key=_step_of)
+
+
+def _step_of(name: str) -> int:
+    return int(NAME.fullmatch(name)[1])
+
+
 def find(load_dir: str | Path, ckpt_id: str) -> Path:
     """The folder of one checkpoint: `ckpt_id`, or the newest when it is empty.
 
@@ -183,7 +184,7 @@ def find(load_dir: str | Path, ckpt_id: str) -> Path:
         UserError: not there; the message names those that are.
     """
     folder = Path(load_dir)
-    there = Checkpoints(folder, {}, 0, None).names()
+    there = complete(folder)
     if not ckpt_id and there:
         return folder / there[-1]
     if ckpt_id in there:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import ds_config, hub, models
-from .checkpoints import Checkpoints, find
+from .checkpoints import complete, find
 from .cli import say
 from .errors import Problems, UserError
 from .exams import Exam, read_exam
@@ -43,7 +43,7 @@ def check(flags, given: set[str]) -> tuple[Exam | None, Path | None]:
         if flags.load_dir:
             checkpoint = find(flags.load_dir, flags.ckpt_id)
         elif flags.resume:
-            if Checkpoints(flags.save_dir, {}, 0, None).names():
+            if complete(flags.save_dir):
                 checkpoint = find(flags.save_dir, "")
             else:
                 say(f"--resume：{flags.save_dir} 裡沒有檢查點，從頭開始")

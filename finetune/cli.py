@@ -1,5 +1,4 @@
-"""Flags, messages and exit codes, the same for both scripts. Imports nothing heavy: `--help` answers at
-once."""
+"""Flags, messages and exit codes of both scripts. Imports nothing heavy: `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -14,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import RunError, Stopped, UserError
+
+MODEL_FOLDER = "./my_bert_finetuned_model_hf_format"  # where one script puts the model, the other finds it
 
 
 def is_main_process() -> bool:
@@ -61,11 +62,8 @@ def number(low: float = 0.0, high: float | None = None, above: bool = False) -> 
 
     def read(text: str) -> float:
         value = float(text)
-        if (
-            not (low < value if above else low <= value)
-            or value == float("inf")
-            or (high is not None and value > high)
-        ):
+        enough = low < value if above else low <= value  # NaN is neither
+        if not enough or value == float("inf") or (high is not None and value > high):
             raise ValueError
         return value
 

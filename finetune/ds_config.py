@@ -1,5 +1,4 @@
-"""ds_config.json: every "auto" filled from the flags in this one place, every conflict and unknown key
-named."""
+"""ds_config.json: every "auto" filled from the flags in one place, conflicts and unknown keys named."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ KNOWN_KEYS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags, as DeepSpeed counts them. `micro_batch` 0 and `precision` auto leave it to the file."""
+    """The flags as DeepSpeed counts them; micro batch and precision as chosen, see machine.py."""
 
     train_batch: int
     micro_batch: int
@@ -43,9 +42,7 @@ class Settings:
 
 def read(path: str | Path) -> dict:
     """The file as it is. Raises UserError when it cannot be read, is no object or holds an unknown key."""
-    if (
-        str(path) == SHIPPED and not Path(path).exists()
-    ):  # run from another folder: the one beside the scripts
+    if str(path) == SHIPPED and not Path(path).exists():  # another folder: the one beside the scripts
         path = Path(__file__).parents[1] / SHIPPED
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -79,10 +76,8 @@ def precision_in(config: dict) -> str:
 
 def micro_batch_in(config: dict, train_batch: int, world_size: int) -> int:
     """Sequences a forward pass that the file fixes, directly or by its accumulation steps; else 0."""
-    micro, steps = (
-        config.get("train_micro_batch_size_per_gpu", "auto"),
-        config.get("gradient_accumulation_steps", "auto"),
-    )
+    micro = config.get("train_micro_batch_size_per_gpu", "auto")
+    steps = config.get("gradient_accumulation_steps", "auto")
     if micro != "auto":
         return micro if isinstance(micro, int) else 0
     if isinstance(steps, int) and steps > 0 and train_batch % (steps * world_size) == 0:
@@ -146,9 +141,7 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
         if zero.get(key) == "auto":
             zero[key] = value
     resolved["zero_optimization"] = zero
-    if (
-        zero.get("stage", 0) == 0 and settings.precision != "fp32"
-    ):  # its fp32 weights cannot be had back for saving
+    if zero.get("stage", 0) == 0 and settings.precision != "fp32":  # its fp32 weights cannot be had
         problems.append(
             f"{where} 的 zero_optimization.stage 是 0，不能配 {settings.precision}；請用 1 以上或 "
             "--precision fp32"

@@ -159,8 +159,7 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
     """A row of any of the layouts people use, as a Question.
 
     Layouts: columns `question, A, B, …, answer` (a letter); `choices` (a list) with an integer or letter
-    `answer`;
-    `options` (a dict letter -> text, or a list).
+    `answer`; `options` (a dict letter -> text, or a list).
 
     Raises:
         ValueError: with the reason in Chinese.

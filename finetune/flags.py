@@ -1,8 +1,10 @@
-"""The flags of the training script: one line each, with unit, scope and what 0 means."""
+"""The flags of the training script, each with its unit, its scope and what 0 means."""
 
 from __future__ import annotations
 
 from . import cli, ds_config
+from .prompts import ORDERS, SCORING
+from .tracking import TRACKERS
 
 DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
@@ -10,140 +12,81 @@ DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see R
 }  # fmt: skip
 
 
+# fmt: off
 def build_parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog="fine_tuning_llm.py",
-        usage="python fine_tuning_llm.py [旗標]",
-        description="以考題微調遮罩語言模型，並誠實測驗",
-    )
+    parser = cli.Parser(prog="fine_tuning_llm.py", usage="python fine_tuning_llm.py [旗標]",
+                        description="以考題微調遮罩語言模型，並誠實測驗")
+    whole, number, one_of = cli.whole, cli.number, cli.one_of
+
     add = parser.add_argument_group("做什麼").add_argument
-    add("--task", type=cli.one_of("exam"), default="exam", help="exam：選擇題")
-    add(
-        "--objective",
-        type=cli.one_of("answer+mlm", "answer", "mlm"),
-        default="answer+mlm",
-        help="answer+mlm（預設）｜answer｜mlm",
-    )
-    add(
-        "--model_name_or_path",
-        "--model",
-        default="bert-base-chinese",
-        help="底模：hub 上的名稱或資料夾（預設 %(default)s）",
-    )
+    add("--task", type=one_of("exam"), default="exam", help="exam：選擇題")
+    add("--objective", type=one_of(*SCORING), default="answer+mlm", help="answer+mlm（預設）｜answer｜mlm")
+    add("--model_name_or_path", "--model", default="bert-base-chinese",
+        help="底模：hub 上的名稱或資料夾（預設 %(default)s）")
     add("--from_scratch", action="store_true", help="只用 config.json 建立亂數權重的模型")
     add("--demo", action="store_true", help="內建示範：小模型、小考卷，不下載任何東西")
+
     add = parser.add_argument_group("資料").add_argument
-    add(
-        "--dataset",
-        default="ikala/tmmluplus",
-        help="hub 名稱、資料夾或檔案（csv、json、jsonl、parquet；預設 %(default)s）",
-    )
+    add("--dataset", default="ikala/tmmluplus",
+        help="hub 名稱、資料夾或檔案（csv、json、jsonl、parquet；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
-    add(
-        "--split_ratio",
-        type=cli.shares,
-        default=(0.70, 0.25, 0.05),
-        help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05）",
-    )
-    add(
-        "--pool",
-        type=cli.one_of("fit", "all"),
-        default="fit",
-        help="fit：正式測驗題只用來測驗（預設）；all：連它一起切，成績不可與公布的比較",
-    )
-    add(
-        "--on_bad_rows",
-        type=cli.one_of("fail", "skip"),
-        default="fail",
-        help="有問題的列：fail 全部列出並停止（預設）；skip 略過",
-    )
-    add(
-        "--max_length",
-        type=cli.whole(16),
-        default=512,
-        help="一題最長幾個 token；太長的縮短題幹中段（預設 512）",
-    )
-    add("--show_examples", type=cli.whole(0), default=0, help="印出幾個模型看到的例子")
+    add("--split_ratio", type=cli.shares, default=(0.70, 0.25, 0.05),
+        help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05）")
+    add("--pool", type=one_of("fit", "all"), default="fit",
+        help="fit：正式測驗題只用來測驗（預設）；all：連它一起切，成績不可與公布的比較")
+    add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
+        help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
+    add("--max_length", type=whole(16), default=512,
+        help="一題最長幾個 token；太長的縮短題幹中段（預設 512）")
+    add("--show_examples", type=whole(0), default=0, help="印出幾個模型看到的例子")
+
     add = parser.add_argument_group("步數").add_argument
-    add("--num_epochs", type=cli.whole(1), default=40, help="輪數上限（預設 40）")
-    add("--max_steps", type=cli.whole(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
-    add(
-        "--early_stopping_patience",
-        type=cli.whole(0),
-        default=5,
-        help="驗證正確率幾輪沒進步就停；0 = 不停（預設 5）",
-    )
-    add("--train_batch_size", type=cli.whole(1), default=32, help="每一步的題數，所有行程合計（預設 32）")
-    add(
-        "--micro_batch_size",
-        type=cli.whole(0),
-        default=0,
-        help="每個行程一次前傳的題數；0 = 自動；記憶體不足就減半",
-    )
-    add("--learning_rate", type=cli.number(0, above=True), default=3e-5, help="學習率的最高點（預設 3e-5）")
-    add("--warmup_ratio", type=cli.number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
-    add("--weight_decay", type=cli.number(0), default=0.01, help="權重衰減（預設 0.01）")
-    add("--max_grad_norm", type=cli.number(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
-    add("--seed", type=cli.whole(0), default=42, help="亂數種子（預設 42）")
+    add("--num_epochs", type=whole(1), default=40, help="輪數上限（預設 40）")
+    add("--max_steps", type=whole(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
+    add("--early_stopping_patience", type=whole(0), default=5,
+        help="驗證正確率幾輪沒進步就停；0 = 不停（預設 5）")
+    add("--train_batch_size", type=whole(1), default=32, help="每一步的題數，所有行程合計（預設 32）")
+    add("--micro_batch_size", type=whole(0), default=0,
+        help="每個行程一次前傳的題數；0 = 自動；記憶體不足就減半")
+    add("--learning_rate", type=number(0, above=True), default=3e-5, help="學習率的最高點（預設 3e-5）")
+    add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
+    add("--weight_decay", type=number(0), default=0.01, help="權重衰減（預設 0.01）")
+    add("--max_grad_norm", type=number(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
+    add("--seed", type=whole(0), default=42, help="亂數種子（預設 42）")
+
     add = parser.add_argument_group("機器").add_argument
     add("--cpu", action="store_true", help="不用 GPU")
-    add(
-        "--engine",
-        type=cli.one_of("auto", "deepspeed", "torch"),
-        default="auto",
-        help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed",
-    )
-    add(
-        "--deepspeed_config",
-        default=ds_config.SHIPPED,
-        help="DeepSpeed 設定檔（預設 %(default)s）",
-    )
-    add(
-        "--precision",
-        type=cli.one_of("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="auto：CPU 用 fp32，GPU 用 bf16 或 fp16",
-    )
+    add("--engine", type=one_of("auto", "deepspeed", "torch"), default="auto",
+        help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed")
+    add("--deepspeed_config", default=ds_config.SHIPPED, help="DeepSpeed 設定檔（預設 %(default)s）")
+    add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="auto：CPU 用 fp32，GPU 用 bf16 或 fp16")
     add("--gradient_checkpointing", action="store_true", help="以時間換記憶體")
-    add("--local_rank", type=cli.whole(-1), default=-1, help="由啟動器填入")
+    add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
+
     add = parser.add_argument_group("保存").add_argument
     add("--save_dir", default="./checkpoints", help="檢查點的資料夾（預設 %(default)s）")
-    add(
-        "--save_interval",
-        type=cli.whole(0),
-        default=100,
-        help="每幾步存一個檢查點；0 = 只在結束時存（預設 100）",
-    )
-    add("--save_total_limit", type=cli.whole(0), default=2, help="留下幾個檢查點；0 = 全部（預設 2）")
-    add(
-        "--load_dir", default="", help="從這個資料夾的檢查點接續；只用自己寫出的（DeepSpeed 的檔案是 pickle）"
-    )
+    add("--save_interval", type=whole(0), default=100,
+        help="每幾步存一個檢查點；0 = 只在結束時存（預設 100）")
+    add("--save_total_limit", type=whole(0), default=2, help="留下幾個檢查點；0 = 全部（預設 2）")
+    add("--load_dir", default="",
+        help="從這個資料夾的檢查點接續；只用自己寫出的（DeepSpeed 的檔案是 pickle）")
     add("--ckpt_id", default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
     add("--resume", action="store_true", help="接續 --save_dir 中最新的檢查點；沒有就從頭開始")
-    add(
-        "--output_dir",
-        default="./my_bert_finetuned_model_hf_format",
-        help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）",
-    )
+    add("--output_dir", default=cli.MODEL_FOLDER,
+        help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
+
     add = parser.add_argument_group("觀察").add_argument
-    add("--exam_limit", type=cli.whole(0), default=0, help="訓練後每份考卷最多考幾題（固定抽樣）；0 = 全部")
-    add(
-        "--exam_orders",
-        type=cli.one_of("1", "cyclic"),
-        default="1",
-        help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均",
-    )
-    add(
-        "--report_to",
-        type=cli.one_of("none", "tensorboard", "wandb", "mlflow", "trackio"),
-        default="none",
-        help="另外記到哪裡（預設 none）",
-    )
+    add("--exam_limit", type=whole(0), default=0, help="訓練後每份考卷最多考幾題（固定抽樣）；0 = 全部")
+    add("--exam_orders", type=one_of(*ORDERS), default="1",
+        help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
+    add("--report_to", type=one_of("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
     add("--config", default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
     add("--dry_run", action="store_true", help="讀資料、算步數、印出設定，不訓練")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser
+# fmt: on
 
 
 def read_flags(argv: list[str]):

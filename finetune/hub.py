@@ -16,14 +16,10 @@ from pathlib import Path
 
 from .cli import say
 from .errors import UserError
+from .tables import SUFFIXES
 
 PROBE_SECONDS = 6.0  # for name look-up, connection and first byte together
-DATA_FILES = [
-    "*.csv",
-    "*.json",
-    "*.jsonl",
-    "*.parquet",
-]  # fnmatch: `*` crosses folders, so data/*.csv is in it
+DATA_FILES = [f"*{suffix}" for suffix in SUFFIXES]  # fnmatch: `*` crosses folders, data/*.csv is in it
 
 
 def endpoint() -> str:
@@ -41,7 +37,7 @@ def looks_local(name: str) -> bool:
     return (
         name.startswith((".", "/", "~", "\\"))
         or name.count("/") > 1
-        or Path(name).suffix in (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
+        or Path(name).suffix in (*SUFFIXES, ".tsv", ".txt")
     )
 
 

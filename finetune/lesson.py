@@ -12,8 +12,8 @@ from .cli import say
 from .errors import UserError
 from .exams import Exam, Pools, describe, read_exam, split_pool
 from .machine import Machine
-from .objectives import SCORING, Objective
-from .prompts import ExamPrompts, readable
+from .objectives import Objective
+from .prompts import SCORING, ExamPrompts, readable
 from .run_card import RunCard, fingerprints, versions
 from .world import World
 
@@ -33,9 +33,7 @@ class Lesson:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    fitted: list[
-        str
-    ]  # fingerprints of the questions fitted on, by this run or by one before that taught the base
+    fitted: list[str]  # fingerprints of what this run fitted on, or one before that taught the base
     pool: str  # "all" when this run or one before it fitted on official test rows
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[Entry]]:
@@ -79,10 +77,8 @@ def read_data(flags, world: World, local_exam: Exam | None) -> tuple[Exam, Pools
     """Questions → fit / validation / held-back / official test."""
     if flags.demo:
         exam = demo.exam()
-        flags.model_name_or_path, flags.from_scratch = (
-            str(world.main_first(lambda: demo.base_model(flags.save_dir))),
-            True,
-        )
+        flags.model_name_or_path = str(world.main_first(lambda: demo.base_model(flags.save_dir)))
+        flags.from_scratch = True
     else:
         source = flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows
         exam = local_exam or world.main_first(lambda: read_exam(*source))

@@ -1,5 +1,4 @@
-"""The machine a run finds itself on: engine, device, precision and micro batch, each chosen once and said
-why."""
+"""The machine of a run: engine, device, precision and micro batch, each chosen once and said why."""
 
 from __future__ import annotations
 
@@ -13,8 +12,7 @@ from .engine import import_deepspeed
 from .errors import UserError
 from .world import World, launched_by, on_gpu
 
-# Tokens a forward pass may hold when --micro_batch_size is left to us: 512 tokens × 16 rows on a CPU, × 64
-# on a GPU.
+# Tokens a forward pass may hold when --micro_batch_size is left to us: 512 × 16 rows, or 64 on a GPU.
 CPU_TOKENS, GPU_TOKENS = 8192, 32768
 
 

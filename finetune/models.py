@@ -1,5 +1,4 @@
-"""Masked language models: load with what is wrong said aloud, tokenizer repair, logits where they are
-needed, save.
+"""Masked language models: loaded with what is wrong said aloud, tokenizers repaired, logits, saving.
 
 The hub's names and local folders both work. Nothing runs code that comes with a model
 (`trust_remote_code=False`), and weights are read from safetensors only.
@@ -111,9 +110,8 @@ def load_tokenizer(name: str, flag: str):
         raise hub.cannot_fetch("tokenizer", name, flag, error) from error
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
-    unknown = [token for token in (tokenizer.pad_token_id, tokenizer.unk_token_id) if token is None]
     special = [tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
-    if unknown or len(set(special)) < len(special):
+    if None in special or len(set(special)) < len(special):
         raise UserError(
             f"{flag} {name}：tokenizer 的 [MASK]、[PAD]、[UNK] 應是三個不同的 token，得到編號 {special}"
         )
@@ -129,11 +127,7 @@ def lacks_capitals(tokenizer) -> bool:
 def prompt_length(config, tokenizer, wanted: int) -> int:
     """The longest prompt in tokens: what was asked for, or what the model's positions allow."""
     positions = getattr(config, "max_position_embeddings", None) or wanted
-    if config.model_type in (
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-    ):  # positions begin after the padding index
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # positions begin after padding's index
         positions -= config.pad_token_id + 1
     return min(wanted, positions, tokenizer.model_max_length)
 

@@ -2,10 +2,10 @@
 
 `answer`      the letter of the right option at the blank, options in a new order each epoch (answer-token
               prediction, arXiv:2502.03793); only the letters of the options compete.
-`answer+mlm`  the same, and one example in five is plain masked-language-model work on the question with its
-answer.
-`mlm`         the question with its right answer written out: the answer's characters hidden in most examples,
-              characters at random in the others. Statements, if any, are read the same way.
+`answer+mlm`  the same, and one example in five is plain masked-language-model work on the question with
+              its answer.
+`mlm`         the question with its right answer written out: the answer's characters hidden in most
+              examples, characters at random in the others. Statements, if any, are read the same way.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from .exams import Question, Statement
 from .masking import hide_randomly
 from .prompts import ExamPrompts, Prompt, TooLong, hide, rearranged
 
-OBJECTIVES = ("answer+mlm", "answer", "mlm")
-SCORING = {"answer+mlm": "letter", "answer": "letter", "mlm": "joint"}  # how a model taught so is to be asked
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
 ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
 
@@ -32,7 +30,7 @@ class Objective:
     """Examples of one kind of teaching over one set of rows.
 
     Args:
-        name: one of OBJECTIVES.
+        name: one of `prompts.SCORING`.
         prompts: writes the rows as token ids.
         rows: questions and, for `mlm`, statements.
         seed: of every draw. The same (seed, epoch, row) gives the same example, in any process, at any time.
@@ -76,11 +74,9 @@ class Objective:
     def _prompt(self, row: Question | Statement, answer: bool) -> Prompt:
         if isinstance(row, Statement):
             return self.prompts.told(row)
-        return (
-            self.prompts.listed(row, range(len(row.options)))
-            if answer
-            else self.prompts.plain(row, row.answer)
-        )
+        if answer:
+            return self.prompts.listed(row, range(len(row.options)))
+        return self.prompts.plain(row, row.answer)
 
     def _answer(self, question: Question, rng: random.Random) -> Example:
         def shuffled(places: list[int]) -> list[int]:

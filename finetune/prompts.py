@@ -20,6 +20,7 @@ from .errors import UserError
 from .exams import LETTERS, MAX_OPTIONS, Question, Statement
 
 METHODS = ("letter", "joint", "pll")  # of scoring, see scoring.py
+SCORING = {"answer+mlm": "letter", "answer": "letter", "mlm": "joint"}  # of each objective
 ORDERS = ("1", "cyclic")
 ELLIPSIS = "…"
 # Options that speak of others, once widths, brackets, spaces and punctuation are gone.

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from . import examining
 from .checkpoints import Progress
-from .run_card import RunCard, model_card
+from .run_card import TITLES, RunCard, model_card
 from .subjects import SUBJECTS, chinese_name
-
-TITLES = {"held_back": "保留題", "test": "正式測驗"}
 
 
 def write(
@@ -158,45 +156,23 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
     label = {name: pair[0 if font else 1] for name, pair in LABELS.items()}
     with pyplot.rc_context({"font.family": [font] if font else ["sans-serif"], "axes.unicode_minus": False}):
         figure, left = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        steps = [entry["step"] for entry in history]
         marker = "o" if len(history) < 2 else None
-        left.plot(
-            steps,
-            [entry["train_loss"] for entry in history],
-            color="tab:gray",
-            label=label["train"],
-            marker=marker,
-        )
+
+        def curve(axes, entries: Sequence[dict], key: str, name: str, color: str) -> list:
+            at, values = [entry["step"] for entry in entries], [entry[key] for entry in entries]
+            return axes.plot(at, values, color=color, label=label[name], marker=marker)
+
+        lines = curve(left, history, "train_loss", "train", "tab:gray")
         checked = [entry for entry in history if "validation_loss" in entry]
         left.set(xlabel=label["step"], ylabel=label["loss"], title=label["title"])
         left.set_ylim(bottom=0)
-        lines = list(left.lines)
         if checked:
-            at = [entry["step"] for entry in checked]
-            lines += left.plot(
-                at,
-                [e["validation_loss"] for e in checked],
-                color="tab:blue",
-                label=label["validation"],
-                marker=marker,
-            )
             right = left.twinx()
-            lines += right.plot(
-                at,
-                [e["validation_accuracy"] for e in checked],
-                color="tab:orange",
-                label=label["accuracy"],
-                marker=marker,
-            )
             right.set(ylabel=label["accuracy"], ylim=(0, 1))
-            lines.append(
-                left.axvline(
-                    best_step,
-                    color="tab:green",
-                    linestyle="--",
-                    label=f"{label['best']}（{best_step}）" if font else f"{label['best']} ({best_step})",
-                )
-            )
+            best = f"{label['best']}（{best_step}）" if font else f"{label['best']} ({best_step})"
+            lines += curve(left, checked, "validation_loss", "validation", "tab:blue")
+            lines += curve(right, checked, "validation_accuracy", "accuracy", "tab:orange")
+            lines.append(left.axvline(best_step, color="tab:green", linestyle="--", label=best))
         left.grid(alpha=0.3)
         figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=150)

@@ -22,6 +22,7 @@ from .prompts import METHODS, Template
 
 FILE = "run_card.json"
 FORMAT = 1
+TITLES = {"held_back": "保留題", "test": "正式測驗"}  # of the sets of questions a model is examined on
 
 
 @dataclass
@@ -119,7 +120,7 @@ def model_card(card: RunCard) -> str:
         "| 題目 | 題數 | 微調後 | 95 % 區間 | 微調前 | McNemar p | 亂猜 | 全答一個字母 | 全選最長 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, title in (("held_back", "保留題"), ("test", "正式測驗")):
+    for name, title in TITLES.items():
         if figures := results.get(name):
             tuned, (low, high) = figures["tuned"], figures["tuned"]["interval_95"]
             shown = [tuned["accuracy"], f"{low:.3f}–{high:.3f}", figures["untuned"]["accuracy"]]

@@ -2,8 +2,7 @@
 
 Scores are log-probabilities in nats, 0 or less, one per option; the highest is the answer.
 
-`letter`  log P(letter of the option | stem, all options), softmax over the letters; averaged over orders by
-option.
+`letter`  log P(letter of the option | stem, all options), softmax over the letters; mean over the orders.
 `joint`   mean over its characters of log P(character | stem), all characters of the option hidden at once.
 `pll`     the same, each character hidden alone: pseudo-log-likelihood (arXiv:1910.14659), per token.
 """

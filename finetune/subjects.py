@@ -2,8 +2,7 @@
 
 Source: ievals (iKala), `subject.tsv` and `categories` in `settings.py`. Published figures are the plain
 mean of the four category means, each the plain mean of its subjects ("macro-4"). The file there lists a
-67th subject,
-`linear_algebra`, that is not part of the 66.
+67th subject, `linear_algebra`, that is not part of the 66.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The processes of one run: who am I, how many are we, on which device; and what we tell one another.
 
-Ranks are read from the environment alone (RANK, WORLD_SIZE, LOCAL_RANK), which every launcher sets:
-`torchrun`,
-`deepspeed`, `accelerate launch`. Without a launcher there is one process and nothing to talk to.
+Ranks are read from the environment alone (RANK, WORLD_SIZE, LOCAL_RANK), which every launcher sets
+(torchrun, deepspeed, accelerate). Without one there is one process and nothing to talk to.
 """
 
 from __future__ import annotations

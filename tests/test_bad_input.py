@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from conftest import write_csv
 
@@ -23,6 +25,7 @@ def tree(folder) -> dict:
         (["--dataset", "bare"], "裡面沒有題目檔"),
         (["--model", "./missing"], "沒有這個資料夾"),
         (["--model", "bare"], "config.json"),
+        (["--model", "weightless"], "沒有權重"),
         (["--load_dir", "bare", "--ckpt_id", "step9"], "沒有這個檢查點"),
         (["--ckpt_id", "step9"], "--load_dir"),
         (["--train_batch_size", "10", "--micro_batch_size", "3"], "9、12"),
@@ -38,10 +41,13 @@ def tree(folder) -> dict:
         (["--dataset", "photos/cat.jpg"], "不認得 .jpg 檔"),
     ],
 )
-def test_bad_input_ends_with_2_one_message_and_nothing_written(train, tmp_path, capsys, argv, says):
+def test_bad_input_ends_with_2_one_message_and_nothing_written(
+    train, tmp_path, model_dir, capsys, argv, says
+):
     write_csv(tmp_path / "no_option.csv", [GOOD, [*GOOD[:5], "E"]])
     (tmp_path / "empty.csv").touch()
     (tmp_path / "bare").mkdir()
+    shutil.copytree(model_dir, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "my_bert_finetuned_model_hf_format").mkdir()
     (tmp_path / "my_bert_finetuned_model_hf_format/model.safetensors").write_text("the former model")
     (tmp_path / "my_bert_finetuned_model_hf_format/run_card.json").write_text("{}")
@@ -52,6 +58,12 @@ def test_bad_input_ends_with_2_one_message_and_nothing_written(train, tmp_path, 
     seen = capsys.readouterr()
     assert says in seen.err and seen.err.count("✗") == 1 and "Traceback" not in seen.err and not seen.out
     assert tree(tmp_path) == before
+
+
+def test_from_scratch_needs_no_weights_and_says_that_they_are_random(train, tmp_path, model_dir, capsys):
+    bare = shutil.copytree(model_dir, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert train("--model", bare, "--from_scratch", "--max_steps", 1, "--exam_limit", 2) == 0
+    assert "從頭建立（亂數權重）" in capsys.readouterr().err
 
 
 def test_problems_of_flags_data_and_model_come_together(train, tmp_path, capsys):

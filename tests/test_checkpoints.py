@@ -18,16 +18,7 @@ from finetune.tracking import TrainLog
 from finetune.world import World
 
 NAME = "my_bert_finetuned_model_hf_format"
-STEPS = [
-    "--max_steps",
-    7,
-    "--learning_rate",
-    "1e-3",
-    "--train_batch_size",
-    8,
-    "--exam_limit",
-    4,
-]  # 5 to 6 an epoch
+STEPS = "--max_steps 7 --learning_rate 1e-3 --train_batch_size 8 --exam_limit 4".split()  # 5 to 6 an epoch
 ONE = World(0, 1, torch.device("cpu"))
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 import inference
+from finetune.cli import MODEL_FOLDER
 from finetune.errors import UserError
 
 QUESTION = "天地玄黃宇宙？"
@@ -89,7 +90,7 @@ def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
 
 def test_a_model_is_asked_the_way_its_run_card_says(train, tmp_path, loaded):
     assert train("--objective", "answer", "--max_steps", 2) == 0
-    model, tokenizer, device = inference.load_model(tmp_path / inference.DEFAULT_MODEL, "cpu")
+    model, tokenizer, device = inference.load_model(tmp_path / MODEL_FOLDER, "cpu")
     assert model.run_card.scoring == "letter"
     auto, letter, pll = (
         inference.qa_inference(model, tokenizer, QUESTION, OPTIONS, device, scoring=s)
@@ -311,7 +312,7 @@ def test_the_tokenizer_is_repaired_when_its_vocabulary_has_no_capitals_and_the_r
     shipped = AutoTokenizer.from_pretrained(model_dir)
     assert shipped.unk_token_id in shipped(asked)["input_ids"]
     assert train("--max_steps", 1, "--exam_limit", 2) == 0
-    folder = Path(inference.DEFAULT_MODEL)
+    folder = Path(MODEL_FOLDER)
     saved = AutoTokenizer.from_pretrained(folder)
     assert saved.unk_token_id not in saved(asked)["input_ids"]
     assert (folder / "vocab.txt").read_text().splitlines() == (
