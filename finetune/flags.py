@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import cli, ds_config
-from .prompts import ORDERS, SCORING
+from .methods import OF_OBJECTIVE, ORDERS
 from .tracking import TRACKERS
 
 DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see README
@@ -20,7 +20,8 @@ def build_parser() -> cli.Parser:
 
     add = parser.add_argument_group("做什麼").add_argument
     add("--task", type=one_of("exam"), default="exam", help="exam：選擇題")
-    add("--objective", type=one_of(*SCORING), default="answer+mlm", help="answer+mlm（預設）｜answer｜mlm")
+    add("--objective", type=one_of(*OF_OBJECTIVE), default="answer+mlm",
+        help="answer+mlm（預設）｜answer｜mlm")
     add("--model_name_or_path", "--model", default="bert-base-chinese",
         help="底模：hub 上的名稱或資料夾（預設 %(default)s）")
     add("--from_scratch", action="store_true", help="只用 config.json 建立亂數權重的模型")

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from .batching import Batch, Example
 from .exams import Question, Statement
 from .masking import hide_randomly
-from .prompts import ExamPrompts, Prompt, TooLong, hide, rearranged
+from .orders import rearranged
+from .prompts import ExamPrompts, Prompt, TooLong, hide
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
 ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
@@ -30,7 +31,7 @@ class Objective:
     """Examples of one kind of teaching over one set of rows.
 
     Args:
-        name: one of `prompts.SCORING`.
+        name: one of `methods.OF_OBJECTIVE`.
         prompts: writes the rows as token ids.
         rows: questions and, for `mlm`, statements.
         seed: of every draw. The same (seed, epoch, row) gives the same example, in any process, at any time.

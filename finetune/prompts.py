@@ -11,26 +11,16 @@ Text of a question is data: a `[MASK]` or `[SEP]` inside it is split into ordina
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from .errors import UserError
 from .exams import LETTERS, MAX_OPTIONS, Question, Statement
+from .orders import Unaskable
+from .subjects import chinese_name
 
-METHODS = ("letter", "joint", "pll")  # of scoring, see scoring.py
-SCORING = {"answer+mlm": "letter", "answer": "letter", "mlm": "joint"}  # of each objective
-ORDERS = ("1", "cyclic")
 ELLIPSIS = "…"
-# Options that speak of others, once widths, brackets, spaces and punctuation are gone.
-_VERDICT = r"(兩者|二者|三者|皆|均|都|全|部|才|為|是|不|非|對|錯|正確|錯誤|可|能|有|會|符合|成立)*"
-BY_LETTER = re.compile(
-    rf"((選項|以上|僅|只有)+[A-J]|[A-J](選項|與|和|及|跟|或)*[A-J])(選項|與|和|及|跟|或|[A-J])*{_VERDICT}"
-)
-ABOVE = re.compile(
-    rf"(以上|上述|前述|上列|以下|所有|各|[兩二三四]?[者項]|選項|答案|敘述|說法)*(皆|均|都|全){_VERDICT}|無正確(答案|選項)"
-)
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,7 @@ class Template:
     listed: str = "題目：{stem}\n選項：{options}\n答案：{blank}"
     option: str = "（{letter}）{text}"
     plain: str = "題目：{stem}\n答案：{blank}"
+    neutral: str = "題目：這是一題{subject}。\n答案：{blank}"
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -47,11 +38,12 @@ class Template:
     @classmethod
     def from_dict(cls, saved: dict) -> Template:
         """Raises UserError when a part lacks its places."""
-        template = cls(**{name: str(saved[name]) for name in ("listed", "option", "plain") if name in saved})
+        template = cls(**{name: str(saved[name]) for name in cls.__dataclass_fields__ if name in saved})
         needed = {
             "listed": ("{stem}", "{options}", "{blank}"),
             "option": ("{letter}", "{text}"),
             "plain": ("{stem}", "{blank}"),
+            "neutral": ("{subject}", "{blank}"),
         }
         for name, places in needed.items():
             if any(getattr(template, name).count(place) != 1 for place in places):
@@ -71,47 +63,8 @@ class Prompt:
     cut: int = 0  # tokens taken out of the middle of the stem so that the rest fits
 
 
-class TooLong(ValueError):
+class TooLong(Unaskable):
     """The options alone exceed the length: the question cannot be asked without losing one."""
-
-
-def speaks_of_others(option: str) -> str:
-    """ "letters" for an option like "A與C" or （A）（B）皆是, "above" for 以上皆非, "" for one that stands
-    alone."""
-    bare = re.sub(r"[^\w]|_", "", unicodedata.normalize("NFKC", option))
-    return "letters" if BY_LETTER.fullmatch(bare) else "above" if ABOVE.fullmatch(bare) else ""
-
-
-def fixed_places(options: Sequence[str]) -> tuple[int, ...]:
-    """The indices that must keep their place when options change order.
-
-    An option such as "A與C" speaks of letters, and one such as 以上皆是 that is not the last speaks of
-    those before it: then every option stays. A last 以上皆是 stays last, and the others may move.
-    """
-    everything = tuple(range(len(options)))
-    speaks = [speaks_of_others(option) for option in options]
-    if "letters" in speaks:
-        return everything
-    above = tuple(i for i, kind in enumerate(speaks) if kind)
-    return above if above in ((), everything[-1:]) else everything
-
-
-def rearranged(options: Sequence[str], arrange) -> tuple[int, ...]:
-    """An order of the options: `arrange(list of movable indices) -> the same indices in a new order`.
-
-    Returns:
-        order, where order[place] is the index of the option shown at that place.
-    """
-    fixed = set(fixed_places(options))
-    movable = [i for i in range(len(options)) if i not in fixed]
-    moved = iter(arrange(list(movable)))
-    return tuple(i if i in fixed else next(moved) for i in range(len(options)))
-
-
-def cyclic_orders(options: Sequence[str]) -> list[tuple[int, ...]]:
-    """Every rotation of the movable options; one order when none may move."""
-    turns = max(1, len(options) - len(fixed_places(options)))
-    return [rearranged(options, lambda places, by=by: places[by:] + places[:by]) for by in range(turns)]
 
 
 @dataclass
@@ -121,23 +74,28 @@ class ExamPrompts:
     Args:
         tokenizer: with cls/sep (or bos/eos) and mask tokens.
         max_length: of a prompt, in tokens, special ones included.
+        remembered: texts whose token ids are kept, so that an epoch need not tokenize again.
     """
 
     tokenizer: object
     max_length: int
     template: Template = field(default_factory=Template)
+    remembered: int = 1 << 17
 
     def __post_init__(self):
         tok = self.tokenizer
         self.start, self.end = ends(tok)
         self.mask = tok.mask_token_id
-        self.ids = lru_cache(maxsize=1 << 17)(self._ids)
-        self.verbalizer = choose_verbalizer(tok)
-        self._letters = [self.ids(word) for word in self.verbalizer]
+        self.ids = lru_cache(maxsize=self.remembered)(self._ids)
         self._ellipsis = self.ids(ELLIPSIS)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    @cached_property
+    def _letters(self) -> list[tuple[int, ...]]:
+        """Found when options are first listed: a vocabulary without letters can still score texts."""
+        return [self.ids(word) for word in choose_verbalizer(self.tokenizer)]
 
     def verbalizer_ids(self, count: int) -> list[int]:
         """Token id that stands for each of the first `count` places."""
@@ -155,10 +113,46 @@ class ExamPrompts:
             self.template.listed, question.stem, {"options": options, "blank": (self.mask,)}
         )
 
+    def text_of(self, question: Question, option: int) -> tuple[int, ...]:
+        """Token ids of an option; [UNK] where the tokenizer leaves nothing of it."""
+        return self.ids(question.options[option]) or (self.tokenizer.unk_token_id,)
+
     def plain(self, question: Question, option: int) -> Prompt:
         """The stem, then the text of one option; `blank` covers that text. Raises TooLong."""
-        text = self.ids(question.options[option]) or (self.tokenizer.unk_token_id,)
+        return self.completed(question, self.text_of(question, option))
+
+    def completed(self, question: Question, text: Sequence[int]) -> Prompt:
+        """The stem, then `text` where the answer goes; `blank` covers it. Raises TooLong."""
         return self._assemble(self.template.plain, question.stem, {"blank": text})
+
+    def neutral(self, question: Question, text: Sequence[int]) -> Prompt:
+        """The same with nothing said of the question but its subject: how likely a text is as an answer to
+        anything (the domain prompt of arXiv:2104.08315, section 3). Raises TooLong."""
+        subject = self.ids(chinese_name(question.subject))
+        before, after = self.template.neutral.split("{blank}")
+        ids = [self.start, *self._fill(before, {"subject": subject})]
+        blank = range(len(ids), len(ids) + len(text))
+        ids += [*text, *self._fill(after, {"subject": subject}), self.end]
+        if len(ids) > self.max_length:
+            raise TooLong(f"選項有 {len(text)} 個 token，放不進 --max_length {self.max_length}")
+        return Prompt(tuple(ids), tuple(blank))
+
+    def word_ends(self, text: str) -> list[int]:
+        """For each token of `text`, the index after the last token of its word (words by jieba)."""
+        from .words import word_spans
+
+        starts = [
+            start
+            for start, _ in self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )["offset_mapping"]
+        ]
+        ends, at = [0] * len(starts), 0
+        for _, end in word_spans(text):
+            after = next((i for i in range(at, len(starts)) if starts[i] >= end), len(starts))
+            ends[at:after] = [after] * (after - at)
+            at = after
+        return ends
 
     def told(self, statement: Statement) -> Prompt:
         """A sentence; `blank` covers what a question about it would ask for. Raises TooLong."""
@@ -213,6 +207,15 @@ def ends(tokenizer) -> tuple[int, int]:
     return (tokenizer.bos_token_id if start is None else start), (
         tokenizer.eos_token_id if end is None else end
     )
+
+
+def unknown_parts(tokenizer, text: str) -> list[str]:
+    """The parts of a text that become [UNK]."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [text[start:end] for token, (start, end) in pairs if token == tokenizer.unk_token_id]
 
 
 def choose_verbalizer(tokenizer) -> list[str]:

@@ -1,81 +1,108 @@
-"""Options become scores. One function serves the REPL, one-shot questions, validation and the exam.
+"""Options become scores. One function serves the REPL, one-shot questions, files, validation and the exam.
 
-Scores are log-probabilities in nats, 0 or less, one per option; the highest is the answer.
+Scores are log-probabilities in nats, one per option; the highest is the answer. By method (methods.py):
 
-`letter`  log P(letter of the option | stem, all options), softmax over the letters; mean over the orders.
-`joint`   mean over its characters of log P(character | stem), all characters of the option hidden at once.
-`pll`     the same, each character hidden alone: pseudo-log-likelihood (arXiv:1910.14659), per token.
+`letter`        log P(letter of the option | stem, all options), softmax over the letters; mean over orders.
+`joint`         log P(token | stem) of its tokens, all tokens of the option hidden at once.
+`pll`           the same, each token hidden alone: pseudo-log-likelihood (arXiv:1910.14659, equation 1).
+`pll_l2r`       a token hidden with every later token of the option: the chain rule within the option.
+`pll_word_l2r`  a token hidden with the later tokens of its word, by jieba (arXiv:2305.10588, section 2).
+`first`         log P(first token | stem), one token hidden: for reference; a shared first token is a tie.
+
+The text methods take the mean over the option's tokens, with `_sum` the sum. `+pmi` subtracts the score of
+the same text where nothing is known of the question but its subject (domain-conditional PMI,
+arXiv:2104.08315, equation 2). `+prior` takes the model's preference for letters out of `letter` (PriDe,
+arXiv:2309.03882, section 4): see `estimate_prior`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from .exams import Question
-from .padding import padded
-from .prompts import ExamPrompts, TooLong, cyclic_orders, hide
+from .exams import Question, draw
+from .methods import ORDERS, Method, parse
+from .orders import Unaskable, arranged, fixed_places
+from .probes import Forward, Probe, Prober, as_forward
+from .prompts import ExamPrompts, Prompt, hide
 
-BATCH_TOKENS = 4096  # padded tokens a forward pass
-BATCH_BLANKS = 512  # positions a forward pass: their logits are (M, vocabulary)
+WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
+PRIOR_SHARE = 0.05  # of the questions, for the prior (arXiv:2309.03882, section 4.2)
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Order = tuple[int, ...]  # order[place] is the index of the option shown at that place
 
 
-@dataclass
-class Probe:
-    """One row for the model: at `positions[i]` the log-probabilities of `wanted[i]` are asked for."""
+class Scores(list):
+    """n rows of K log-probabilities, row i as long as question i has options.
 
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    wanted: tuple[tuple[int, ...], ...]
-    among_wanted: bool = False  # softmax over `wanted` instead of the vocabulary
-    results: list[list[float]] = field(default_factory=list)  # log-probabilities, like `wanted`
+    Attributes:
+        refused: index of a question -> why it could not be asked. Its scores are equal: it is not answered.
+        by_order: of `letter`, for each question the orders asked, each with its own scores by option; the
+            order as written comes first. Empty for the other methods.
+        prior: of `+prior`, by number of options: the log-probability the model gives each place unasked.
+        shortened: questions whose stem was cut in its middle so that the rest fits.
+    """
+
+    def __init__(self, rows=()):
+        super().__init__(rows)
+        self.refused: dict[int, str] = {}
+        self.by_order: list[list[tuple[Order, list[float]]]] = []
+        self.prior: dict[int, list[float]] = {}
+        self.shortened: set[int] = set()
 
 
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
 def score_options(
-    forward: Forward,
-    prompts: ExamPrompts,
+    model: nn.Module | Forward,
+    tokenizer,
     questions: Sequence[Question],
-    method: str,
+    method: str | Method = "pll",
     orders: str = "1",
     *,
-    device: torch.device | str = "cpu",
+    prompts: ExamPrompts | None = None,
+    device: torch.device | str | None = None,
+    prior: dict[int, list[float]] | None = None,
     world=None,
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[list[float]], list[int]]:
+) -> Scores:
     """Scores the options of every question.
 
     Args:
-        forward: (input_ids, attention_mask, rows, cols) -> logits (M, V); `models.BlankLogits`, or an
-            engine's.
-        method: one of METHODS.
-        orders: of `letter`: `1` as written, `cyclic` every rotation.
+        model: a masked language model of transformers, or a forward pass (input_ids, attention_mask, rows,
+            cols) -> logits (M, V), such as an engine's.
+        method: a name of methods.METHODS.
+        orders: of `letter`: `1` as written, `cyclic` every rotation, `all` every permutation.
+        prompts: how questions are written out; the default template at the model's length when None.
+        device: of the model; found when None.
+        prior: of `+prior`: as `estimate_prior` returns it; estimated from these questions when None.
         world: shares the rows among the processes; every process gets all scores. Each makes equally many
             forward passes, since under ZeRO-3 each pass is collective.
-        progress: called with the number of rows finished.
+        progress: called with the number of questions finished.
 
     Returns:
-        scores, n lists of K log-probabilities; and the indices of the questions that do not fit the model's
-        length. Such a question gets equal scores: it counts as not answered.
+        (n, K) log-probabilities.
+
+    Raises:
+        ValueError: no such method or orders.
     """
-    asked: list[Asked | None] = []
-    for question in questions:
-        try:
-            asked.append(_ASK[method](prompts, question, orders))
-        except TooLong:
-            asked.append(None)
-    probes = [probe for one in asked if one is not None for probe in one[0]]
-    _run(forward, probes, prompts.tokenizer.pad_token_id, device, world, progress)
-    scores = [
-        [0.0] * len(question.options) if one is None else one[1]()
-        for question, one in zip(questions, asked, strict=True)
-    ]
-    return scores, [index for index, one in enumerate(asked) if one is None]
+    method, forward = parse(method), as_forward(model)
+    if orders not in ORDERS:
+        raise ValueError(f"unknown orders {orders!r}; known: {', '.join(ORDERS)}")
+    if prompts is None:
+        from .models import prompt_length
+
+        prompts = ExamPrompts(tokenizer, prompt_length(model.config, tokenizer, 512))
+    if device is None:
+        device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
+    examiner = Examiner(prompts, Prober(forward, prompts.tokenizer.pad_token_id, device, world))
+    if method.correction == "prior":
+        return _without_prior(examiner, questions, orders, prior, progress)
+    return _score(examiner, questions, method, orders, progress)
 
 
 def best(scores: Sequence[float]) -> int:
@@ -88,108 +115,222 @@ def ranking(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda option: -scores[option])
 
 
+# ---- questions, a window of them at a time -----------------------------------------------------------------
+
+
+@dataclass
+class Examiner:
+    """What is needed to ask: how questions are written, and how rows reach the model."""
+
+    prompts: ExamPrompts
+    prober: Prober
+
+
+@dataclass
+class Asked:
+    """A question as rows for the model, and how their results are read."""
+
+    probes: list[Probe]
+    read: Callable[[], list[float]]
+    orders: list[Order] = field(default_factory=list)  # of `letter`: of each probe
+    cut: bool = False  # the stem was shortened
+
+
+def _score(
+    examiner: Examiner, questions: Sequence[Question], method: Method, orders: str, progress
+) -> Scores:
+    scores = Scores([0.0] * len(question.options) for question in questions)
+    scores.by_order = [[] for _ in questions]
+    for asked in _windows(examiner.prompts, questions, method, orders, scores.refused):
+        examiner.prober([probe for one in asked.values() for probe in one.probes])
+        for index, one in asked.items():
+            scores[index] = one.read()
+            if one.cut:
+                scores.shortened.add(index)
+            if method.by_letter:
+                scores.by_order[index] = [
+                    (order, _by_option(probe, order))
+                    for probe, order in zip(one.probes, one.orders, strict=True)
+                ]
+        if progress:
+            progress(len(asked))
+    return scores
+
+
+def _windows(
+    prompts: ExamPrompts, questions: Sequence[Question], method: Method, orders: str, refused: dict[int, str]
+) -> Iterator[dict[int, Asked]]:
+    """Questions as rows, by index, at most WINDOW_TOKENS and one question at a time; those of like length
+    together, so that they share batches. Why one cannot be asked goes to `refused`."""
+    asked: dict[int, Asked] = {}
+    tokens = 0
+    for index in sorted(range(len(questions)), key=lambda i: -len(questions[i].stem)):
+        try:
+            asked[index] = one = _ask(prompts, questions[index], method, orders)
+        except Unaskable as error:
+            refused[index] = str(error)
+            continue
+        tokens += sum(len(probe.ids) for probe in one.probes)
+        if tokens > WINDOW_TOKENS:
+            yield asked
+            asked, tokens = {}, 0
+    if asked:
+        yield asked
+
+
+def _without_prior(examiner: Examiner, questions, orders: str, prior, progress) -> Scores:
+    """PriDe: log P(letter) minus the log of the prior of its place, once more a softmax. The questions the
+    prior comes from were asked in every rotation, and are answered by their mean, where it cancels."""
+    sample: dict[int, list[tuple[Order, list[float]]]] = {}
+    if prior is None:
+        prior, sample = estimate_prior(examiner, questions)
+    scores = _score(examiner, questions, Method("letter"), orders, progress)
+    scores.prior = prior
+    for index, question in enumerate(questions):
+        if index in scores.refused:
+            continue
+        flat = [0.0] * len(question.options)
+        at = prior.get(len(question.options), flat)
+        corrected = [
+            (order, _log_softmax([row[i] - at[order.index(i)] for i in range(len(row))]))
+            for order, row in scores.by_order[index]
+        ]
+        averaged = corrected
+        if index in sample:
+            averaged = sample[index]
+        scores[index] = [fmean(column) for column in zip(*(row for _, row in averaged), strict=True)]
+        scores.by_order[index] = corrected
+    return scores
+
+
+def estimate_prior(
+    examiner: Examiner, questions: Sequence[Question]
+) -> tuple[dict[int, list[float]], dict[int, list[tuple[Order, list[float]]]]]:
+    """The model's preference for places, apart from what stands there (arXiv:2309.03882, equations 5 and 7).
+
+    Of one question asked in every rotation, softmax of the mean log-probability of each place: every option
+    has stood at every place once, so what remains is the place's own. The prior is the mean of that over
+    PRIOR_SHARE of the questions (at least one), drawn by fingerprint, apart for each number of options.
+
+    Returns:
+        log prior of each place, by number of options; and of each question asked, by its index, the rotations
+        with their scores. Questions whose options may not all move say nothing of it.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, question in enumerate(questions):
+        if not fixed_places(question.options):
+            groups.setdefault(len(question.options), []).append(index)
+    chosen: list[int] = []
+    for group in groups.values():
+        group.sort(key=lambda i: draw(0, questions[i].fingerprint))
+        chosen += group[: max(1, round(PRIOR_SHARE * len(group)))]
+    found = _score(examiner, [questions[i] for i in chosen], Method("letter"), "cyclic", None)
+    of_places: dict[int, list[list[float]]] = {}
+    for number, index in enumerate(chosen):
+        if number not in found.refused:
+            at_place = [[row[option] for option in order] for order, row in found.by_order[number]]
+            mean = [fmean(column) for column in zip(*at_place, strict=True)]
+            of_places.setdefault(len(questions[index].options), []).append(_log_softmax(mean))
+    prior = {
+        count: [math.log(fmean(map(math.exp, column))) for column in zip(*rows, strict=True)]
+        for count, rows in of_places.items()
+    }
+    kept = {i: found.by_order[n] for n, i in enumerate(chosen) if n not in found.refused}
+    return prior, kept
+
+
+def _log_softmax(row: Sequence[float]) -> list[float]:
+    top = max(row)
+    total = top + math.log(sum(math.exp(value - top) for value in row))
+    return [value - total for value in row]
+
+
 # ---- each method: what to ask, and how to read the answers -------------------------------------------------
 
-Asked = tuple[list[Probe], Callable[[], list[float]]]
+
+def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) -> Asked:
+    if method.by_letter:
+        return _ask_letter(prompts, question, orders)
+    texts = [prompts.text_of(question, option) for option in range(len(question.options))]
+    asked = _ask_text(prompts, lambda text: prompts.completed(question, text), question, texts, method)
+    if method.correction != "pmi":
+        return asked
+    unasked = _ask_text(prompts, lambda text: prompts.neutral(question, text), question, texts, method)
+    return Asked(
+        asked.probes + unasked.probes,
+        lambda: [told - alone for told, alone in zip(asked.read(), unasked.read(), strict=True)],
+        cut=asked.cut,
+    )
 
 
 def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> Asked:
-    count = len(question.options)
-    arranged = cyclic_orders(question.options) if orders == "cyclic" else [tuple(range(count))]
-    letters = tuple(prompts.verbalizer_ids(count))
-    probes = []
-    for order in arranged:
-        prompt = prompts.listed(question, order)
-        probes.append(Probe(prompt.ids, prompt.blank, (letters,), among_wanted=True))
-
-    def read() -> list[float]:  # by option, not by place: an order only says at which place an option stood
-        at = [
-            [probe.results[0][order.index(option)] for option in range(count)]
-            for probe, order in zip(probes, arranged, strict=True)
-        ]
-        return [sum(column) / len(arranged) for column in zip(*at, strict=True)]
-
-    return probes, read
-
-
-def _ask_joint(prompts: ExamPrompts, question: Question, orders: str) -> Asked:
-    shared: dict[int, Probe] = {}  # options of one length look the same once hidden, and share a pass
-    places: list[tuple[Probe, int]] = []  # of each option: its probe, and its column there
-    for option in range(len(question.options)):
-        prompt = prompts.plain(question, option)
-        text = [prompt.ids[at] for at in prompt.blank]
-        hidden = Probe(hide(prompt.ids, prompt.blank, prompts.mask), prompt.blank, ((),) * len(text))
-        probe = shared.setdefault(len(text), hidden)
-        places.append((probe, len(probe.wanted[0])))
-        probe.wanted = tuple((*wanted, token) for wanted, token in zip(probe.wanted, text, strict=True))
+    letters = tuple(prompts.verbalizer_ids(len(question.options)))
+    shown = arranged(question.options, orders)
+    written = [prompts.listed(question, order) for order in shown]
+    probes = [Probe(prompt.ids, prompt.blank, (letters,), among_wanted=True) for prompt in written]
 
     def read() -> list[float]:
-        return [sum(row[column] for row in probe.results) / len(probe.results) for probe, column in places]
+        rows = [_by_option(probe, order) for probe, order in zip(probes, shown, strict=True)]
+        return [fmean(column) for column in zip(*rows, strict=True)]
 
-    return list(shared.values()), read
+    return Asked(probes, read, shown, any(prompt.cut for prompt in written))
 
 
-def _ask_pll(prompts: ExamPrompts, question: Question, orders: str) -> Asked:
-    of_option: list[list[Probe]] = []
-    for option in range(len(question.options)):
-        prompt = prompts.plain(question, option)
-        of_option.append(
-            [Probe(hide(prompt.ids, [at], prompts.mask), (at,), ((prompt.ids[at],),)) for at in prompt.blank]
-        )
+def _by_option(probe: Probe, order: Order) -> list[float]:
+    """A probe of letters gives a score to each place; an order says which option stood there."""
+    return [probe.results[0][order.index(option)] for option in range(len(order))]
+
+
+def _ask_text(
+    prompts: ExamPrompts,
+    write: Callable[[Sequence[int]], Prompt],
+    question: Question,
+    texts: Sequence[tuple[int, ...]],
+    method: Method,
+) -> Asked:
+    """Each token of each option is asked for once. Tokens whose rows look the same share a pass: all of an
+    option in `joint`, and those of options of one length."""
+    shared: dict[tuple[int, ...], Probe] = {}
+    cells: list[list[tuple[Probe, int, int]]] = []  # of each option and token: probe, position, choice
+    cut = False
+    for option, text in enumerate(texts):
+        asked = text[:1] if method.base == "first" else text
+        prompt = write(asked)
+        cut = cut or prompt.cut > 0
+        hidden = _hidden_with(method.base, len(asked), prompts, question.options[option])
+        row = []
+        for at, together in enumerate(hidden):
+            places = [prompt.blank[i] for i in together]
+            ids = hide(prompt.ids, places, prompts.mask)
+            probe = shared.setdefault(ids, Probe(ids, (), ()))
+            row.append((probe, *_want(probe, prompt.blank[at], asked[at])))
+        cells.append(row)
 
     def read() -> list[float]:
-        return [sum(probe.results[0][0] for probe in probes) / len(probes) for probes in of_option]
+        gather = sum if method.summed else fmean
+        return [gather([probe.results[position][choice] for probe, position, choice in row]) for row in cells]
 
-    return [probe for probes in of_option for probe in probes], read
-
-
-_ASK = {"letter": _ask_letter, "joint": _ask_joint, "pll": _ask_pll}
+    return Asked(list(shared.values()), read, cut=cut)
 
 
-# ---- forward passes ----------------------------------------------------------------------------------------
+def _hidden_with(base: str, count: int, prompts: ExamPrompts, text: str) -> list[range]:
+    """For each of an option's tokens, the tokens that are hidden while it is asked for."""
+    if base in ("joint", "first"):
+        return [range(count)] * count
+    if base == "pll":
+        return [range(at, at + 1) for at in range(count)]
+    ends = prompts.word_ends(text) if base == "pll_word_l2r" else []
+    return [range(at, ends[at] if len(ends) == count else count) for at in range(count)]
 
 
-def _batches(probes: Sequence[Probe]) -> list[list[Probe]]:
-    """Probes of alike length together, within the limits of tokens and blanks."""
-    batches: list[list[Probe]] = []
-    tokens = blanks = 0
-    for probe in sorted(probes, key=lambda probe: -len(probe.ids)):
-        width = len(batches[-1][0].ids) if batches else 0  # the first of a batch is its longest
-        tokens, blanks = tokens + width, blanks + len(probe.positions)
-        if not batches or tokens > BATCH_TOKENS or blanks > BATCH_BLANKS:
-            batches.append([])
-            tokens, blanks = len(probe.ids), len(probe.positions)
-        batches[-1].append(probe)
-    return batches
-
-
-def _run(forward: Forward, probes: Sequence[Probe], pad_id: int, device, world, progress) -> None:
-    """Fills in `results`. Of several processes each takes every size-th batch; then they exchange."""
-    batches = _batches(probes)
-    shares = world.shares(len(batches)) if world else ((number, True) for number in range(len(batches)))
-    found: list[tuple[int, list]] = []
-    for number, _ in shares:
-        found.append((number, _pass(forward, batches[number], pad_id, device)))
-        if progress:
-            progress(len(batches[number]) * (world.size if world else 1))
-    for number, results in world.gather(found) if world else found:
-        for probe, result in zip(batches[number], results, strict=True):
-            probe.results = result
-
-
-def _pass(forward: Forward, probes: list[Probe], pad_id: int, device) -> list[list[list[float]]]:
-    input_ids, mask = padded([probe.ids for probe in probes], pad_id)
-    rows = torch.tensor([row for row, probe in enumerate(probes) for _ in probe.positions])
-    cols = torch.tensor([at for probe in probes for at in probe.positions])
-    logits = forward(
-        input_ids.to(device), mask.to(device), rows.to(device), cols.to(device)
-    ).float()  # (M, V)
-    results, at = [], 0
-    for probe in probes:
-        own = logits[at : at + len(probe.positions)]
-        at += len(probe.positions)
-        wanted = torch.tensor(probe.wanted, device=own.device)  # (positions, choices)
-        picked = own.gather(1, wanted)
-        scale = picked if probe.among_wanted else own
-        results.append((picked - scale.logsumexp(-1, keepdim=True)).tolist())
-    return results
+def _want(probe: Probe, position: int, token: int) -> tuple[int, int]:
+    """Asks `probe` for one more token; returns where the answer will stand in its results."""
+    if position not in probe.positions:
+        probe.positions += (position,)
+        probe.wanted += ((),)
+    place = probe.positions.index(position)
+    wanted = probe.wanted[place]
+    if token not in wanted:
+        wanted += (token,)
+        probe.wanted = (*probe.wanted[:place], wanted, *probe.wanted[place + 1 :])
+    return place, wanted.index(token)

@@ -8,15 +8,8 @@ from conftest import HAN, random_text
 
 from finetune.errors import UserError
 from finetune.exams import Question, Statement
-from finetune.prompts import (
-    ExamPrompts,
-    Template,
-    TooLong,
-    cyclic_orders,
-    fixed_places,
-    rearranged,
-    speaks_of_others,
-)
+from finetune.orders import cyclic_orders, fixed_places, rearranged, speaks_of_others
+from finetune.prompts import ExamPrompts, Template, TooLong
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +67,7 @@ def test_a_vocabulary_without_letters_and_digits_has_no_verbalizer(tmp_path):
         vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "天"])}
     )
     with pytest.raises(UserError, match="代表選項"):
-        ExamPrompts(bare, 64)
+        ExamPrompts(bare, 64).verbalizer_ids(2)
 
 
 def test_the_blank_of_a_plain_prompt_is_the_text_of_the_option(tokenizer):

@@ -1,5 +1,7 @@
-"""Option scores against slow, plain loops over the bare transformers model."""
+"""Option scores against slow, plain loops over the bare transformers model, token by token."""
 
+import hashlib
+import math
 import random
 
 import pytest
@@ -7,9 +9,11 @@ import torch
 from conftest import random_text
 
 from finetune.exams import Question
+from finetune.methods import METHODS, ORDERS, TEXT, parse
 from finetune.models import BlankLogits
-from finetune.prompts import METHODS, ExamPrompts
+from finetune.prompts import ExamPrompts
 from finetune.scoring import best, ranking, score_options
+from finetune.words import simplified, word_spans
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +24,18 @@ def world(loaded):
 
 def some_questions(count=12):
     rng = random.Random(3)
-    odd = [Question("天？", ("地", "地", "玄黃宇宙", "以上皆是"), 0), Question("DNA？", ("甲", "乙"), 0)]
+    odd = [
+        Question("天？", ("地", "地", "玄黃宇宙", "以上皆是"), 0, "physics"),
+        Question("DNA？", ("甲", "乙"), 0, "trade"),
+        Question("日月？", ("地球", "A與C", "黃", "地"), 0),
+    ]
     return odd + [
         Question(random_text(rng, 3, 40), tuple(random_text(rng, 1, 7) for _ in range(rng.randint(2, 6))), 0)
         for _ in range(count)
     ]
+
+
+# ---- the reference: one forward pass a token, nothing shared, nothing batched ------------------------------
 
 
 @torch.inference_mode()
@@ -32,86 +43,313 @@ def log_probs(model, ids):
     return model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
-def slow_letter(model, prompts, question, orders):
+def slow_orders(question, orders):
+    """The orders, worked out by hand for the odd questions."""
     count = len(question.options)
-    total = [0.0] * count
+    written = tuple(range(count))
+    if orders == "1" or question.options[1] == "A與C":
+        return [written]
+    if question.options[-1] == "以上皆是":
+        rotations, everything = [(0, 1, 2), (1, 2, 0), (2, 0, 1)], [(0, 1, 2), (0, 2, 1), (1, 0, 2)]
+        everything += [(1, 2, 0), (2, 0, 1), (2, 1, 0)]
+        return [(*order, 3) for order in (rotations if orders == "cyclic" else everything)]
+    if orders == "cyclic":
+        return [tuple((i + by) % count for i in range(count)) for by in range(count)]
+    return permutations_of(list(written))
+
+
+def permutations_of(items):
+    if not items:
+        return [()]
+    return [(x, *rest) for x in items for rest in permutations_of([y for y in items if y != x])]
+
+
+def slow_letter(model, prompts, question, orders):
+    """Of each order, the log-probability of each option's letter; by option."""
+    count, rows = len(question.options), []
     for order in orders:
         prompt = prompts.listed(question, order)
         letters = log_probs(model, prompt.ids)[prompt.blank[0], prompts.verbalizer_ids(count)].log_softmax(-1)
+        row = [0.0] * count
         for place, option in enumerate(order):
-            total[option] += letters[place].item() / len(orders)
-    return total
+            row[option] = letters[place].item()
+        rows.append(row)
+    return rows
 
 
-def slow_text(model, prompts, question, joint):
+def mean_rows(rows):
+    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+
+
+def slow_text(model, prompts, question, name):
+    """Sum or mean over an option's tokens; its words are found by hand: the tests' jieba knows only 地球."""
+    base, summed = name.removesuffix("_sum"), name.endswith("_sum")
+    neutral = base.endswith("+pmi")
+    base, summed = base.removesuffix("+pmi").removesuffix("_sum"), summed or "_sum+" in name
     scores = []
-    for option in range(len(question.options)):
+    for option, text in enumerate(question.options):
         prompt = prompts.plain(question, option)
-        found = []
-        for at in prompt.blank:
-            hidden = set(prompt.blank) if joint else {at}
-            ids = [prompts.mask if i in hidden else token for i, token in enumerate(prompt.ids)]
-            found.append(log_probs(model, ids)[at, prompt.ids[at]].item())
-        scores.append(sum(found) / len(found))
+        if base == "first":
+            prompt = prompts.completed(question, [prompt.ids[prompt.blank[0]]])
+        scores.append(slow_tokens(model, prompts, prompt, base, summed, text))
+        if neutral:
+            ids = [prompt.ids[i] for i in prompt.blank]
+            alone = prompts.neutral(question, ids)
+            scores[-1] -= slow_tokens(model, prompts, alone, base, summed, text)
     return scores
 
 
-def test_letter_scores_equal_one_pass_an_order_averaged_by_option(world):
-    model, _, prompts, forward = world
-    questions = some_questions()
-    got, _ = score_options(forward, prompts, questions, "letter", "cyclic")
-    for question, scores in zip(questions, got, strict=True):
-        count = len(question.options)
-        if question.options[-1] == "以上皆是":
-            orders = [(0, 1, 2, 3), (1, 2, 0, 3), (2, 0, 1, 3)]
+def slow_tokens(model, prompts, prompt, base, summed, text):
+    found = []
+    for number, at in enumerate(prompt.blank):
+        if base in ("joint", "first"):
+            hidden = set(prompt.blank)
+        elif base == "pll":
+            hidden = {at}
+        elif base == "pll_l2r":
+            hidden = set(prompt.blank[number:])
         else:
-            orders = [tuple((i + by) % count for i in range(count)) for by in range(count)]
-        assert scores == pytest.approx(slow_letter(model, prompts, question, orders), abs=1e-4)
-    single, _ = score_options(forward, prompts, questions, "letter", "1")
-    for question, scores in zip(questions, single, strict=True):
-        order = tuple(range(len(question.options)))
-        assert scores == pytest.approx(slow_letter(model, prompts, question, [order]), abs=1e-4)
+            ends = {0: 2, 1: 2} if text == "地球" else {}
+            if text == "以上皆是":  # jieba: 以上|皆|是
+                ends = {0: 2, 1: 2, 2: 3, 3: 4}
+            hidden = set(prompt.blank[number : ends.get(number, number + 1)])
+        ids = [prompts.mask if i in hidden else token for i, token in enumerate(prompt.ids)]
+        found.append(log_probs(model, ids)[at, prompt.ids[at]].item())
+    return sum(found) if summed else sum(found) / len(found)
 
 
-@pytest.mark.parametrize("method", ["joint", "pll"])
-def test_text_scores_equal_one_pass_an_option_or_a_character(world, method):
-    model, _, prompts, forward = world
+class Words:
+    """A jieba that knows two words, so that the reference need not know a dictionary."""
+
+    def cut(self, text, HMM):
+        for known in ("地球", "以上"):
+            if text.startswith(known):
+                return [known, *text[len(known) :]]
+        return list(text)
+
+
+# ---- the laws ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orders", ORDERS)
+def test_letter_scores_equal_one_pass_an_order_averaged_by_option(world, orders):
+    model, tokenizer, prompts, _ = world
+    questions = [q for q in some_questions() if len(q.options) <= 5]
+    got = score_options(model, tokenizer, questions, "letter", orders, prompts=prompts)
+    for question, scores, asked in zip(questions, got, got.by_order, strict=True):
+        expected_orders = slow_orders(question, orders)
+        rows = slow_letter(model, prompts, question, expected_orders)
+        assert scores == pytest.approx(mean_rows(rows), abs=1e-4)
+        assert [order for order, _ in asked] == expected_orders
+        assert [row for _, row in asked] == [pytest.approx(row, abs=1e-4) for row in rows]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("letter")])
+def test_text_scores_equal_one_pass_a_token(world, method, monkeypatch):
+    model, tokenizer, prompts, _ = world
+    monkeypatch.setattr("finetune.words._jieba", Words)
     questions = some_questions()
-    got, too_long = score_options(forward, prompts, questions, method)
-    assert not too_long
+    got = score_options(model, tokenizer, questions, method, prompts=prompts)
+    assert not got.refused
     for question, scores in zip(questions, got, strict=True):
-        assert scores == pytest.approx(slow_text(model, prompts, question, method == "joint"), abs=1e-4)
+        assert scores == pytest.approx(slow_text(model, prompts, question, method), abs=2e-4)
+
+
+def test_the_prior_is_that_of_pride_and_leaves_the_questions_it_comes_from_to_their_rotations(world):
+    model, tokenizer, prompts, _ = world
+    rng = random.Random(5)
+    questions = [
+        Question(random_text(rng, 5, 20), tuple(random_text(rng, 1, 4) for _ in range(4)), 0)
+        for _ in range(40)
+    ]
+    got = score_options(model, tokenizer, questions, "letter+prior", prompts=prompts)
+    by_draw = sorted(
+        range(40), key=lambda i: hashlib.sha256(f"0:{questions[i].fingerprint}".encode()).digest()
+    )
+    sample = by_draw[:2]  # 5 %
+    shares = []
+    for index in sample:
+        rows = slow_letter(model, prompts, questions[index], slow_orders(questions[index], "cyclic"))
+        places = [[row[(place + by) % 4] for place in range(4)] for by, row in enumerate(rows)]
+        mean = torch.tensor(mean_rows(places))
+        shares.append(mean.softmax(-1))
+        assert got[index] == pytest.approx(mean_rows(rows), abs=1e-4)
+    prior = torch.stack(shares).mean(0)
+    assert [math.exp(value) for value in got.prior[4]] == pytest.approx(prior.tolist(), abs=1e-5)
+    for index in set(range(40)) - set(sample):
+        (row,) = slow_letter(model, prompts, questions[index], [(0, 1, 2, 3)])
+        assert got[index] == pytest.approx(
+            (torch.tensor(row) - prior.log()).log_softmax(-1).tolist(), abs=1e-4
+        )
+
+
+def test_a_prior_belongs_to_the_place_and_not_to_the_option(world):
+    model, tokenizer, prompts, _ = world
+    question, prior = Question("天地？", ("玄", "黃宇", "宙洪荒"), 0), [-0.2, -2.0, -3.0]
+    got = score_options(
+        model, tokenizer, [question], "letter+prior", "cyclic", prompts=prompts, prior={3: prior}
+    )
+    orders = slow_orders(question, "cyclic")
+    plain = slow_letter(model, prompts, question, orders)
+    for (order, row), before, expected_order in zip(got.by_order[0], plain, orders, strict=True):
+        assert order == expected_order
+        at_place = torch.tensor([before[option] for option in order]) - torch.tensor(prior)
+        corrected = at_place.log_softmax(-1)
+        assert [row[option] for option in order] == pytest.approx(corrected.tolist(), abs=1e-4)
+    assert got[0] == pytest.approx(mean_rows([row for _, row in got.by_order[0]]), abs=1e-6)
+
+
+def test_a_prior_makes_a_model_that_always_says_one_letter_answer_like_one_without_that_habit(world):
+    _, tokenizer, prompts, forward = world
+    habit = torch.zeros(len(tokenizer))
+    habit[prompts.verbalizer_ids(4)[2]] = 9.0  # C, whatever is asked
+    rng = random.Random(6)
+    questions = [
+        Question(random_text(rng, 5, 20), tuple(random_text(rng, 1, 4) for _ in range(4)), 0)
+        for _ in range(60)
+    ]
+
+    def biased(*inputs):
+        return forward(*inputs) + habit
+
+    def chosen(of, method):
+        return [best(row) for row in score_options(of, tokenizer, questions, method, prompts=prompts)]
+
+    assert set(chosen(biased, "letter")) == {2}
+    plain, mended = chosen(forward, "letter+prior"), chosen(biased, "letter+prior")
+    assert sum(a == b for a, b in zip(plain, mended, strict=True)) >= 0.9 * len(plain)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_do_not_depend_on_what_else_is_in_the_batch(world, method):
-    _, _, prompts, forward = world
-    questions = some_questions()
-    together, _ = score_options(forward, prompts, questions, method, "cyclic")
+    model, tokenizer, prompts, _ = world
+    questions, given = some_questions(), {count: [0.0] * count for count in range(2, 7)}
+    together = score_options(model, tokenizer, questions, method, "cyclic", prompts=prompts, prior=given)
     for question, scores in zip(questions, together, strict=True):
-        alone, _ = score_options(forward, prompts, [question], method, "cyclic")
-        assert scores == pytest.approx(alone[0], abs=1e-5)
+        alone = score_options(model, tokenizer, [question], method, "cyclic", prompts=prompts, prior=given)
+        assert scores == pytest.approx(alone[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_permuting_the_options_permutes_the_scores(world, method):
-    _, _, prompts, forward = world
-    question = Question("天地？", ("玄", "黃宇", "宙洪荒", "日"), 0)
-    turned = Question("天地？", question.options[1:] + question.options[:1], 0)
-    (ours,), _ = score_options(forward, prompts, [question], method, "cyclic")
-    (theirs,), _ = score_options(forward, prompts, [turned], method, "cyclic")
-    assert ours[1:] + ours[:1] == pytest.approx(theirs, abs=1e-5)
+def test_permuting_the_options_permutes_the_scores_and_the_predictions(world, method):
+    model, tokenizer, prompts, _ = world
+    questions = [
+        Question("天地？", ("玄", "黃宇", "宙洪荒", "日"), 0),
+        Question("日月？", ("盈昃", "辰宿列", "張"), 0),
+    ]
+    turned = [Question(q.stem, q.options[1:] + q.options[:1], 0) for q in questions]
+    orders = "cyclic" if method == "letter" else "all"
+    ours, theirs = (
+        score_options(model, tokenizer, rows, method, orders, prompts=prompts) for rows in (questions, turned)
+    )
+    for mine, their in zip(ours, theirs, strict=True):
+        assert mine[1:] + mine[:1] == pytest.approx(their, abs=1e-4)
+        assert best(mine) == (best(their) + 1) % len(mine)
+
+
+def test_equal_option_texts_get_equal_scores(world):
+    model, tokenizer, prompts, _ = world
+    question = Question("天？", ("地", "玄黃", "地"), 0)
+    for method in METHODS:
+        if parse(method).base in TEXT:
+            (row,) = score_options(model, tokenizer, [question], method, prompts=prompts)
+            assert row[0] == row[2] and ranking(row).index(0) < ranking(row).index(2)
 
 
 def test_a_question_that_does_not_fit_is_said_and_not_guessed(world):
-    _, _, prompts, forward = world
+    model, tokenizer, prompts, _ = world
     long = Question("天？", ("地" * 200, "玄" * 200), 0)
-    scores, too_long = score_options(forward, prompts, [some_questions()[0], long], "letter")
-    assert too_long == [1] and scores[1] == [0.0, 0.0]
+    for method in METHODS:
+        if parse(method).base != "first":
+            scores = score_options(model, tokenizer, [some_questions()[0], long], method, prompts=prompts)
+            assert list(scores.refused) == [1] and scores[1] == [0.0, 0.0], method
+
+
+def test_all_orders_of_six_options_are_refused_with_the_way_out(world):
+    model, tokenizer, prompts, _ = world
+    six = Question("天？", tuple("地玄黃宇宙洪"), 0)
+    scores = score_options(model, tokenizer, [six], "letter", "all", prompts=prompts)
+    assert "720" in scores.refused[0] and "cyclic" in scores.refused[0]
+
+
+def test_a_long_question_with_ten_options_is_asked_in_batches_of_bounded_size(world):
+    _, tokenizer, prompts, forward = world
+    sizes, blanks = [], []
+
+    def watched(ids, mask, rows, cols):
+        sizes.append(ids.numel())
+        blanks.append(len(rows))
+        return forward(ids, mask, rows, cols)
+
+    question = Question("天地玄黃" * 250, tuple(letter * 12 for letter in "地玄黃宇宙洪荒日月盈"), 0)
+    for method in METHODS:
+        score_options(watched, tokenizer, [question] * 8, method, "cyclic", prompts=prompts)
+    assert max(sizes) <= 4096 and max(blanks) <= 512 and len(sizes) > 100
+
+
+def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
+    from finetune import probes
+
+    model, tokenizer, prompts, _ = world
+    held = []
+    run = probes.Prober.__call__
+    monkeypatch.setattr(
+        probes.Prober, "__call__",
+        lambda self, rows: held.append(sum(len(row.ids) for row in rows)) or run(self, rows),
+    )  # fmt: skip
+    monkeypatch.setattr("finetune.scoring.WINDOW_TOKENS", 20_000)
+    question = Question("天地玄黃" * 250, tuple(letter * 6 for letter in "地玄黃宇宙洪荒日月盈"), 0)
+    scores = score_options(model, tokenizer, [question] * 12, "pll", prompts=prompts)
+    assert len(held) > 3 and max(held) <= 20_000 + 10 * 6 * 128
+    assert scores.shortened == set(range(12)) and len({tuple(row) for row in scores}) == 1
+
+
+def test_a_vocabulary_without_letters_is_asked_by_the_texts_of_its_options(tmp_path):
+    import conftest
+
+    from finetune.errors import UserError
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地玄黃宇宙"]
+    folder = conftest.make_model_dir(tmp_path / "han", vocabulary=words)
+    import inference
+
+    model, tokenizer, device = inference.load_model(folder, "cpu")
+    assert len(inference.predict_mask(model, tokenizer, "天[MASK]", device)) == 5
+    assert inference.qa_inference(model, tokenizer, "天？", {"A": "地", "B": "玄"}, device, scoring="pll")
+    with pytest.raises(UserError, match="沒有能代表選項的字"):
+        inference.qa_inference(model, tokenizer, "天？", {"A": "地", "B": "玄"}, device, scoring="letter")
+
+
+def test_an_unknown_method_or_order_is_an_error_that_names_the_known(world):
+    model, tokenizer, *_ = world
+    for method, orders in (("letters", "1"), ("letter", "2"), (None, "1")):
+        with pytest.raises(ValueError, match="known"):
+            score_options(model, tokenizer, some_questions(1), method, orders)
+
+
+def test_short_names_stand_for_their_usual_base():
+    assert str(parse("prior")) == "letter+prior" and parse("pmi").correction == "pmi"
+    assert [str(parse(name)) for name in METHODS] == list(METHODS)
 
 
 def test_the_best_is_the_first_of_equals():
     assert best([-1.0, -0.5, -0.5]) == 1 and ranking([-1.0, -0.5, -0.5]) == [1, 2, 0]
+
+
+def test_words_of_traditional_text_are_found_and_cover_it():
+    text = "臺灣黑熊屬於哺乳類動物，DNA有12個。"
+    spans = word_spans(text)
+    assert [text[start:end] for start, end in spans][:5] == ["臺灣", "黑熊", "屬於", "哺乳類", "動物"]
+    assert "".join(text[start:end] for start, end in spans) == text and len(simplified(text)) == len(text)
+
+
+def test_every_token_of_an_option_ends_with_its_word(world):
+    _, tokenizer, prompts, _ = world
+    assert prompts.word_ends("地球") in ([2, 2], [1, 2]) and prompts.word_ends("") == []
+    assert prompts.word_ends("dna與天") == [3, 3, 3, 4, 5]  # d ##n ##a
+
+
+# ---- the forward pass --------------------------------------------------------------------------------------
 
 
 def test_logits_at_the_blanks_are_the_models_own(world):
