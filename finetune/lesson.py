@@ -10,11 +10,12 @@ from . import demo, models
 from .batching import Batch, collate, cut, plan_epoch
 from .cli import say
 from .errors import UserError
-from .exams import Exam, Pools, describe, read_exam, split_pool
+from .exams import Exam, Pools, Question, describe, read_exam, split_pool
 from .machine import Machine
+from .methods import OF_OBJECTIVE
 from .objectives import Objective
-from .prompts import SCORING, ExamPrompts, readable
-from .run_card import RunCard, fingerprints, versions
+from .prompts import ExamPrompts, readable
+from .run_card import RunCard, sketches, versions
 from .world import World
 
 Entry = tuple[str, int]  # kind and row of an example, see Objective.epoch
@@ -33,7 +34,7 @@ class Lesson:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    fitted: list[str]  # fingerprints of what this run fitted on, or one before that taught the base
+    fitted: dict[str, str]  # sketches by fingerprint of what this run fitted on, or one that taught the base
     pool: str  # "all" when this run or one before it fitted on official test rows
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[Entry]]:
@@ -60,7 +61,7 @@ class Lesson:
         """What the model saved after `step` steps will say of itself."""
         return RunCard(
             objective=flags.objective,
-            scoring=SCORING[flags.objective],
+            scoring=OF_OBJECTIVE[flags.objective],
             template=self.prompts.template,
             max_length=self.prompts.max_length,
             base_model="demo" if flags.demo else str(flags.model_name_or_path),
@@ -68,7 +69,8 @@ class Lesson:
             pool=self.pool,
             step=step,
             flags=vars(flags),
-            fingerprints=self.fitted,
+            fingerprints=sorted(self.fitted),
+            sketches=self.fitted,
             versions=versions(),
         )
 
@@ -117,11 +119,12 @@ def prepare(flags, world: World, machine: Machine, exam: Exam, pools: Pools) -> 
         f"一次 {machine.micro_batch} 例 × {machine.accumulation} 次 × {world.size} 個行程"
     )
     former = RunCard.read(name)  # taught here before: what the base was fitted on, this model was too
-    fitted = fingerprints(row for row in teach.rows if hasattr(row, "options"))
+    fitted = sketches(row for row in teach.rows if isinstance(row, Question))
     pool = flags.pool
     if former is not None:
         say(f"  底模先前教過 {len(former.fingerprints)} 題（見它的 run_card.json），一併記入")
-        fitted, pool = sorted({*fitted, *former.fingerprints}), "all" if former.pool == "all" else pool
+        fitted = {**dict.fromkeys(former.fingerprints, ""), **former.sketches, **fitted}
+        pool = "all" if former.pool == "all" else pool
     warmup = math.ceil(flags.warmup_ratio * total)
     return Lesson(
         config, tokenizer, prompts, teach, check_rows, exam.origin, steps, total, warmup, fitted, pool

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from .contamination import Taught, pack, unpack
 from .errors import UserError
 from .exams import Question
+from .methods import METHODS
 from .models import read_json
-from .prompts import METHODS, Template
+from .prompts import Template
 
 FILE = "run_card.json"
 FORMAT = 1
-TITLES = {"held_back": "保留題", "test": "正式測驗"}  # of the sets of questions a model is examined on
 
 
 @dataclass
@@ -40,6 +41,8 @@ class RunCard:
     pool: str = "fit"
     flags: dict = field(default_factory=dict)
     fingerprints: list[str] = field(default_factory=list)
+    sketches: dict[str, str] = field(default_factory=dict)  # of the same questions, see contamination.py
+    history: list[dict] = field(default_factory=list)  # of training, an entry an epoch
     results: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
 
@@ -68,7 +71,23 @@ class RunCard:
         ):
             raise UserError(f"{path}：scoring、template 或 max_length 不對")
         known = {name: value for name, value in saved.items() if name in cls.__dataclass_fields__}
-        return cls(**{**known, "template": Template.from_dict(template)})
+        card = cls(**{**known, "template": Template.from_dict(template)})
+        try:
+            card.taught  # noqa: B018  read once here, so that a spoilt card is refused before an exam
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}：fingerprints 或 sketches 不對（{error}）") from error
+        return card
+
+    @property
+    def taught(self) -> Taught:
+        """What the model was fitted on, to look questions up in."""
+        known = {name: unpack(text) for name, text in self.sketches.items()}
+        return Taught({**dict.fromkeys(self.fingerprints, ()), **known})
+
+
+def sketches(questions: Iterable[Question]) -> dict[str, str]:
+    """Of each question, as a card keeps them."""
+    return {name: pack(hashes) for name, hashes in Taught.of(questions).sketches.items()}
 
 
 def fingerprints(questions: Iterable[Question]) -> list[str]:
@@ -91,50 +110,3 @@ def versions() -> dict[str, str]:
 
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def model_card(card: RunCard) -> str:
-    """README.md of the model folder: what it is, how it was taught, how good it became, how to ask it."""
-    results = card.results
-    lines = [
-        "---",
-        "language: zh",
-        "library_name: transformers",
-        "pipeline_tag: fill-mask",
-        "tags: [tmmluplus, multiple-choice, traditional-chinese]",
-        "---",
-        "",
-        f"# {Path(card.base_model).name} 考題微調模型",
-        "",
-        f"- 底模：`{card.base_model}`",
-        f"- 資料：{card.dataset}",
-        f"- 目標：`{card.objective}`；作答方式：`{card.scoring}`",
-        f"- 訓練題數：{len(card.fingerprints)}（指紋存於 `{FILE}`）",
-        "",
-        "## 成績",
-        "",
-    ]
-    if card.pool == "all":
-        lines += ["> **不可與公布的 TMMLU+ 成績比較**（`--pool all`：訓練用到了正式測驗題）。", ""]
-    lines += [
-        "| 題目 | 題數 | 微調後 | 95 % 區間 | 微調前 | McNemar p | 亂猜 | 全答一個字母 | 全選最長 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, title in TITLES.items():
-        if figures := results.get(name):
-            tuned, (low, high) = figures["tuned"], figures["tuned"]["interval_95"]
-            shown = [tuned["accuracy"], f"{low:.3f}–{high:.3f}", figures["untuned"]["accuracy"]]
-            shown += [f"{figures['paired']['p_value']:.2g}", tuned["chance"]]
-            shown += [tuned["majority_letter"], tuned["longest_option"]]
-            cells = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in shown]
-            lines.append("| " + " | ".join([title, str(tuned["n"]), *cells]) + " |")
-    lines += [
-        "",
-        "## 使用",
-        "",
-        "```bash",
-        'python inference.py --model_path 這個資料夾 --question "最大的行星是？" --options "A:地球 B:木星"',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
