@@ -1,201 +1,387 @@
-"""What a run leaves for people to look at: the curve, the figures, the answers."""
+"""What an exam leaves for people to read: results.json and predictions.jsonl for programs, report.md and
+index.html for people, and the verdict on the screen."""
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import examining
-from .checkpoints import Progress
-from .run_card import TITLES, RunCard, model_card
-from .subjects import SUBJECTS, chinese_name
+from . import examining, metrics, page, plots
+from .examining import Sitting
+from .methods import parse
+from .page import percent, points, small, subject_title
+from .run_card import RunCard
+from .subjects import CATEGORIES, SUBJECTS
+
+TITLES = {
+    "held_back": "保留題", "test": "正式測驗", "validation": "驗證題", "train": "訓練題", "all": "全部題目",
+}  # fmt: skip
+NOT_COMPARABLE = "不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）"
+UNTUNED = "微調前"  # the other model, when it is the one that training began from
+FAR = 0.25  # the interval lies so far above chance: 遠高於
+SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
 
 
-def write(
-    model: Path, beside: Path, card: RunCard, results: dict, progress: Progress, sittings: dict
-) -> None:
-    """Writes all_results.json, the cards and the curve.
+@dataclass
+class Report:
+    """An exam and what it is to be read with.
 
     Args:
-        model: the saved model's folder.
-        beside: where curve and report/ go.
-        results: per set of questions, as `examining.compare` returns them.
-        sittings: {"tuned" | "untuned": {set: Sitting}}.
+        facts: label -> value, of the model and the exam, in Chinese.
+        results: figures of each set of questions (`examining.figures`), by its name.
+        sittings: of each set, the model's sitting and the other model's, or None.
+        other: what the other model is called: 微調前, or a path.
+        other_key: of the other model's answers in predictions.jsonl.
+        history: of training, an entry an epoch; empty when it is not known.
+        best_step: of training.
+        notes: sentences that must stand beside every figure.
     """
-    card.results = results
-    card.write(model)
-    (model / "README.md").write_text(model_card(card), encoding="utf-8")
-    _json(model / "all_results.json", all_results(results, progress, card))
-    plot_curve(beside / "validation_loss_curve.png", progress.history, progress.best_step)
-    folder = beside / "report"
+
+    facts: dict[str, str]
+    results: dict[str, dict]
+    sittings: dict[str, tuple[Sitting, Sitting | None]]
+    other: str = UNTUNED
+    other_key: str = "untuned"
+    history: Sequence[dict] = ()
+    best_step: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def asked(self) -> dict[str, dict]:
+        """The sets that hold questions."""
+        return {name: found for name, found in self.results.items() if found}
+
+    def chapters(self) -> list[Chapter]:
+        """What is told of each set that holds questions."""
+        return [
+            Chapter(
+                name, title_of(name), found, self.sittings[name][0], sentence(self, found),
+                remarks(self, found), standings(self, found), comparison(self, found),
+                ranked(found["categories"]), ranked(found["subjects"]), order_bias(found), calibration(found),
+            )
+            for name, found in self.asked().items()
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An accuracy to be held against the others.
+
+    Args:
+        role: whose it is: model, other (model), trivial (a rule that reads no question), chance or part (of
+            the questions, by this model).
+        interval: 95 %, (low, high); empty where there is none.
+        n: how many questions; 0 where it is that of the whole set.
+    """
+
+    role: str
+    label: str
+    accuracy: float
+    interval: Sequence[float] = ()
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One set of questions in words and figures; the sentences are those of the functions below."""
+
+    name: str
+    title: str
+    found: dict
+    sitting: Sitting
+    sentence: str
+    remarks: list[str]
+    standings: list[Standing]
+    comparison: list[tuple[str, str]]
+    categories: list[Standing]
+    subjects: list[Standing]
+    order_bias: str
+    calibration: str
+
+
+def of_training(card: RunCard, sittings: dict[str, Sequence[Sitting]], progress) -> Report:
+    """The report of the exam that ends a training run."""
+    facts = {
+        "底模": card.base_model, "資料": card.dataset, "目標": card.objective, "作答方式": card.scoring,
+        "訓練": f"{progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
+    }  # fmt: skip
+    pairs = {name: (mine, other) for name, (mine, other) in sittings.items()}
+    notes = [NOT_COMPARABLE] if card.pool == "all" else []
+    return Report(
+        facts, card.results, pairs, history=progress.history, best_step=progress.best_step, notes=notes
+    )
+
+
+def write(folder: Path, report: Report) -> None:
+    """Writes everything into `folder`: results.json, predictions.jsonl, report.md with its pictures,
+    index.html."""
     folder.mkdir(parents=True, exist_ok=True)
-    _json(folder / "results.json", {"pool": card.pool, **results})
+    summary = {"facts": report.facts, "notes": report.notes, **report.results}
+    write_json(folder / "results.json", summary)
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as stream:
-        for name in results:
-            for record in examining.records(sittings["tuned"][name], sittings["untuned"][name]):
+        for name, (sitting, other) in report.sittings.items():
+            for record in examining.records(sitting, other, report.other_key):
                 stream.write(json.dumps({"set": name, **record}, ensure_ascii=False) + "\n")
-    (folder / "report.md").write_text(markdown(results, progress, card), encoding="utf-8")
+    pictures = {}
+    for chapter in report.chapters():
+        file = f"subjects_{chapter.name}.png" if len(report.asked()) > 1 else "subjects.png"
+        if plots.plot_intervals(folder / file, chapter.subjects, chapter.found["model"]["chance"]):
+            pictures[chapter.name] = file
+    (folder / "report.md").write_text(markdown(report, pictures), encoding="utf-8")
+    (folder / "index.html").write_text(page.render(report), encoding="utf-8")
 
 
-def _json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def all_results(results: dict, progress: Progress, card: RunCard) -> dict:
-    """The figures by flat names, for programs: accuracies 0..1, losses in nats, train_runtime in seconds."""
-    last = progress.history[-1] if progress.history else {}
-    flat = {
-        "train_runtime": round(progress.seconds, 2),
-        "train_loss": last.get("train_loss"),
-        "steps": progress.step,
-        "epochs": progress.epoch,
-        "best_step": progress.best_step,
-        "scoring": card.scoring,
-        "pool": card.pool,
-    }
-    if progress.best_accuracy >= 0:
-        flat |= {"validation_accuracy": progress.best_accuracy, "validation_loss": progress.best_loss}
-    for name, figures in results.items():
-        if figures:
-            flat |= {
-                f"{name}_accuracy": figures["tuned"]["accuracy"],
-                f"{name}_interval_95": figures["tuned"]["interval_95"],
-                f"{name}_questions": figures["tuned"]["n"],
-                f"untuned_{name}_accuracy": figures["untuned"]["accuracy"],
-                f"{name}_p_value": figures["paired"]["p_value"],
-            }
-            if figures["macro_4"]:
-                flat[f"{name}_macro_4"] = figures["macro_4"]["macro_4"]
-    return flat
+def title_of(name: str) -> str:
+    return TITLES.get(name, name)
 
 
-def verdict(results: dict, card: RunCard) -> list[str]:
-    """The outcome in a few lines, for the screen."""
+def verdict(report: Report) -> list[str]:
+    """The outcome in a few lines, for the screen: the sentence, then what it rests on."""
     lines = []
-    for name, figures in results.items():
-        if not figures:
-            continue
-        tuned, untuned, (low, high) = figures["tuned"], figures["untuned"], figures["tuned"]["interval_95"]
-        lines.append(
-            f"{TITLES[name]} {tuned['n']} 題：微調後 {tuned['accuracy']:.3f}（95 % 區間 "
-            f"{low:.3f}–{high:.3f}），"
-            f"微調前 {untuned['accuracy']:.3f}，亂猜 {tuned['chance']:.3f}，"
-            f"全答 {tuned['majority_letter_is']} {tuned['majority_letter']:.3f}，全選最長 "
-            f"{tuned['longest_option']:.3f}"
-            f"；McNemar p = {figures['paired']['p_value']:.2g}"
+    for name, found in report.asked().items():
+        lines.append(f"{title_of(name)}：{sentence(report, found)}")
+        mine, (low, high) = found["model"], found["model"]["interval_95"]
+        line = f"  {title_of(name)} {mine['n']} 題：{our_name(report, found)} "
+        line += f"{mine['accuracy']:.3f}（95 % 區間 {low:.3f}–{high:.3f}），"
+        if found["other"]:
+            line += f"{report.other} {found['other']['accuracy']:.3f}，"
+        line += (
+            f"亂猜 {mine['chance']:.3f}，全答 {mine['majority_letter_is']} {mine['majority_letter']:.3f}，"
+            f"全選最長 {mine['longest_option']:.3f}"
         )
-        if macro := figures["macro_4"]:
+        if found["option_only"]:
+            line += f"，只看選項 {found['option_only']['accuracy']:.3f}"
+        if found["paired"]:
+            line += f"；McNemar p = {found['paired']['p_value']:.2g}"
+        lines.append(line)
+        if macro := found["macro_4"]:
             whole = "，與公布的算法相同" if macro["subjects"] == len(SUBJECTS) else "；公布的是 66 科"
-            named = f"四大類平均（macro-4，{macro['subjects']} 科{whole}）"
+            low, high = macro["interval_95"]
+            line = f"  四大類平均（macro-4，{macro['subjects']} 科{whole}）{macro['macro_4']:.3f}"
+            line += f"（{low:.3f}–{high:.3f}）"
+            if found["other"]:
+                line += f"，{report.other} {found['other_macro_4']['macro_4']:.3f}"
+            lines.append(line)
+        if bias := found["order_bias"]:
             lines.append(
-                f"  {named}{macro['macro_4']:.3f}，微調前 {figures['untuned_macro_4']['macro_4']:.3f}"
+                f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
+                f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
-        if figures["overlap"]:
-            rest = figures["without_overlap"]
-            without = f"，去掉後 {rest['accuracy']:.3f}（{rest['n']} 題）" if rest else "，全部都是"
-            lines.append(f"  其中 {figures['overlap']} 題是模型訓練過的{without}")
-        if figures["too_long"]:
-            lines.append(f"  {figures['too_long']} 題太長問不了，算答錯")
-    if card.pool == "all":
-        lines.append("不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）")
+        lines += [f"  {line}" for line in contamination_lines(found)]
+        if found["refused"]:
+            lines.append(f"  {found['refused']} 題問不了（太長，或選項太多），算答錯")
+        if found["shortened"]:
+            lines.append(f"  {found['shortened']} 題太長，縮短了題幹的中段來問")
+    return [*lines, *report.notes]
+
+
+def contamination_lines(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> list[str]:
+    """What was taught and examined both, and the score without it, written by `figure`."""
+    overlap = found["contamination"]
+    if not overlap or not overlap["rows"]:
+        return []
+    parts = [f"{overlap['same']} 題是模型訓練過的"] if overlap["same"] else []
+    parts += [f"{overlap['near']} 題與訓練過的幾乎相同"] if overlap["near"] else []
+    rest = overlap["without"]
+    without = f"去掉後 {figure(rest['accuracy'])}（{rest['n']} 題）" if rest else "全部都是"
+    return [f"其中 {'、'.join(parts)}，{without}"]
+
+
+# ---- in words ----------------------------------------------------------------------------------------------
+
+
+def sentence(report: Report, found: dict) -> str:
+    """The verdict on one set of questions, as one says it to a teacher: against chance, then against what
+    one scores without reading the questions, then against the other model."""
+    mine = found["model"]
+    (low, high), chance = mine["interval_95"], mine["chance"]
+    refused = f"；{found['refused']} 題問不了，算答錯" if found["refused"] else ""
+    text = f"{mine['n']} 題答對 {mine['right']} 題（{small(mine['accuracy'])}{refused}），"
+    good = low > chance
+    if good:
+        text += f"{'遠' if low - chance > FAR else ''}高於亂猜的 {small(chance)}"
+        trick = max((s for s in standings(report, found) if s.role == "trivial"), key=lambda s: s.accuracy)
+        if low <= trick.accuracy:
+            good = False
+            verb = "不如" if high < trick.accuracy else "看不出勝過"
+            text += f"，但{verb}不必懂題目的「{trick.label}」（{small(trick.accuracy)}）"
+    elif high < chance:
+        text += f"比亂猜的 {small(chance)} 還差"
+    else:
+        text += f"看不出比亂猜的 {small(chance)} 好"
+    return text + _against_the_other(report, found, good) + "。"
+
+
+def _against_the_other(report: Report, found: dict, good: bool) -> str:
+    """The clause on the other model; `good` is what was said before it."""
+    if not found["other"]:
+        return ""
+    name = "微調前的" if report.other == UNTUNED else f" {other_name(report)} 的"
+    them = f"{name} {small(found['other']['accuracy'])}"
+    p, gap = found["paired"]["p_value"], found["paired"]["difference"]
+    if p >= SIGNIFICANT:
+        return f"，與{them} 分不出高下"
+    link = "也" if (gap > 0) == good else "不過"
+    sure = "極不可能只是運氣" if p < CERTAIN else f"不像是運氣（p = {p:.2g}）"
+    return f"，{link}{'高' if gap > 0 else '低'}於{them}；差異{sure}"
+
+
+def our_name(report: Report, found: dict) -> str:
+    """What the examined model is called beside the other."""
+    return "微調後" if report.other == UNTUNED and found["other"] else "這個模型"
+
+
+def other_name(report: Report) -> str:
+    """What the other model is called, short: of a path the last two parts."""
+    return "/".join(Path(report.other).as_posix().strip("/").split("/")[-2:])
+
+
+def remarks(report: Report, found: dict) -> list[str]:
+    """What must stand beside the figures of a set."""
+    lines = [*report.notes, *contamination_lines(found, small)]
+    if found["refused"]:
+        lines.append(f"{found['refused']} 題太長，或選項太多，問不了")
+    if found["shortened"]:
+        lines.append(f"{found['shortened']} 題太長，縮短了題幹的中段來問")
     return lines
 
 
-def markdown(results: dict, progress: Progress, card: RunCard) -> str:
-    """report.md: the verdict, then every subject of each set with its interval."""
+def order_bias(found: dict) -> str:
+    """What the order of the options did, or why that is not known."""
+    if bias := found["order_bias"]:
+        return (
+            f"每題換 {bias['orders']:.3g} 種選項順序來問，{small(bias['flips'])} 的題目答案會跟著變；"
+            f"照原順序答對 {small(bias['accuracy_as_written'])}，"
+            f"任一種順序平均答對 {small(bias['accuracy_of_one_order'])}。"
+        )
+    if parse(found["method"]).by_letter:
+        return "每題只照原來的選項順序問一次（--orders 1），所以不知道換順序時答案會不會變。"
+    return (
+        f"這次的作答方式（{found['method']}）逐一替每個選項的文字打分數，題目裡不列出選項，"
+        "換順序不影響答案，所以沒有順序偏誤可量。"
+    )
+
+
+def calibration(found: dict) -> str:
+    """Whether the model's confidence is to be believed."""
+    stated = found["calibration"]["as_scored"]
+    if not stated:
+        return "沒有一題問得了，無從得知。"
+    count = sum(b["n"] for b in stated["bins"])
+    right = round(sum(b["n"] * b["accuracy"] for b in stated["bins"]))
+    low, high = metrics.wilson(right, count)
+    how = "這樣的差距可能只是抽樣的起伏"
+    if not low <= stated["confidence"] <= high:
+        how = "過度自信" if stated["confidence"] > high else "信心不足"
+    text = f"平均信心 {small(stated['confidence'])}，實際答對 {small(right / count)}：{how}。"
+    if fitted := found["calibration"]["fitted"]:
+        return text + (
+            f"以 {found['calibration']['fitted_on']} 題沒教過也沒考的題目調整溫度"
+            f"（T = {fitted['temperature']:.2f}）後，"
+            f"信心與實際平均相差由 {small(stated['ece'])} 變為 {small(fitted['ece'])}。"
+        )
+    return text + "沒有可用的驗證題，所以無法調整溫度。"
+
+
+# ---- in figures --------------------------------------------------------------------------------------------
+
+
+def standings(report: Report, found: dict) -> list[Standing]:
+    """Every accuracy of a set: the model's, the other model's, of rules that read no question, of chance."""
+    rows = []
+    for role, who, mine, macro in (
+        ("model", our_name(report, found), found["model"], found["macro_4"]),
+        ("other", other_name(report), found["other"], found.get("other_macro_4")),
+    ):
+        if mine:
+            rows.append(Standing(role, who, mine["accuracy"], mine["interval_95"], mine["n"]))
+        if role == "model" and found["contamination"] and (rest := found["contamination"]["without"]):
+            label = f"{who}，不計學過的題目"
+            rows.append(Standing(role, label, rest["accuracy"], rest["interval_95"], rest["n"]))
+        if macro:
+            rows.append(Standing(role, f"{who}，四大類平均", macro["macro_4"], macro["interval_95"]))
+    if alone := found["option_only"]:
+        label = "只看選項、不看題目"
+        rows.append(Standing("trivial", label, alone["accuracy"], alone["interval_95"], alone["n"]))
+    mine = found["model"]
+    rules = {
+        f"全答 {mine['majority_letter_is']}": "majority_letter", "全選最長的選項": "longest_option",
+        "全選最短的選項": "shortest_option", "全選與題目最像的選項": "overlap",
+    }  # fmt: skip
+    rows += [Standing("trivial", label, mine[key]) for label, key in rules.items()]
+    return [*rows, Standing("chance", "亂猜", mine["chance"])]
+
+
+def ranked(parts: dict[str, dict]) -> list[Standing]:
+    """Subjects or categories by their Chinese names, the best first."""
+    rows = [
+        Standing(
+            "part", CATEGORIES.get(key) or subject_title(key), row["accuracy"],
+            row["interval_95"], row["n"],
+        )
+        for key, row in parts.items()
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: -row.accuracy)
+
+
+def comparison(report: Report, found: dict) -> list[tuple[str, str]]:
+    """(label, value) of the paired test of two models; empty without another model."""
+    if not (pair := found["paired"]):
+        return []
+    rows = []
+    for key, what in (("difference", "每題平均"), ("macro_4_difference", "四大類平均")):
+        if key in pair:
+            gap, low, high = map(points, (pair[key], *pair[f"{key}_interval_95"]))
+            rows.append((f"{what}的差異", f"{gap} 個百分點（95 % 區間 {low} 到 {high}）"))
+    return [
+        *rows,
+        (f"只有{our_name(report, found)}答對", f"{pair['only_first_right']} 題"),
+        (f"只有{other_name(report)}答對", f"{pair['only_second_right']} 題"),
+        ("McNemar 檢定", f"p = {p:.2g}" if (p := pair["p_value"]) >= CERTAIN else f"p < {CERTAIN:.4f}"),
+    ]
+
+
+# ---- report.md ---------------------------------------------------------------------------------------------
+
+
+def markdown(report: Report, pictures: dict[str, str]) -> str:
+    """report.md: the verdict on each set, its figures, every category and subject with its interval.
+
+    Args:
+        pictures: file of a set's subjects, by the set's name.
+    """
     lines = [
         "# 測驗報告",
         "",
-        f"模型 `{card.base_model}`，資料 {card.dataset}，目標 `{card.objective}`，作答 `{card.scoring}`",
+        "選項順序與校準的圖、最有把握的錯題、訓練曲線、學過的題目，見 [index.html](index.html)。",
         "",
     ]
-    lines += [f"- {line.strip()}" for line in verdict(results, card)]
-    lines += [
-        f"- 訓練 {progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
-        "",
-    ]
-    for name, figures in results.items():
-        if figures:
-            lines += [
-                f"## {TITLES[name]}：各科",
-                "",
-                "| 科目 | 題數 | 正確率 | 95 % 區間 |",
-                "|---|---|---|---|",
-            ]
-            for subject, row in sorted(figures["subjects"].items(), key=lambda item: -item[1]["accuracy"]):
-                low, high = row["interval_95"]
-                lines.append(
-                    f"| {chinese_name(subject)} | {row['n']} | {row['accuracy']:.3f} | {low:.3f}–{high:.3f} |"
-                )
-            lines.append("")
-    return "\n".join(lines)
+    lines += [f"- {label}：{value}" for label, value in report.facts.items()]
+    for chapter in report.chapters():
+        lines += ["", f"## {chapter.title}", "", f"**{chapter.sentence}**", ""]
+        lines += [f"- {remark}" for remark in chapter.remarks]
+        lines += _table("", chapter.standings)
+        lines += ["", *(f"- {label}：{value}" for label, value in chapter.comparison)]
+        lines += [f"- 選項順序：{chapter.order_bias}", f"- 校準：{chapter.calibration}"]
+        if chapter.name in pictures:
+            lines += ["", f"![各科正確率]({pictures[chapter.name]})"]
+        lines += _table("類別", chapter.categories) + _table("科目", chapter.subjects)
+    return "\n".join([*lines, ""])
 
 
-# ---- the curve ---------------------------------------------------------------------------------------------
-
-CHINESE_FONTS = (
-    "Noto Sans CJK TC", "Noto Sans TC", "Source Han Sans TC", "PingFang TC", "Microsoft JhengHei", "Heiti TC",
-    "WenQuanYi Micro Hei", "Noto Sans CJK JP", "Noto Sans CJK SC", "Microsoft YaHei", "SimHei",
-)  # fmt: skip
-LABELS = {
-    "step": ("步數", "Step"), "loss": ("損失", "Loss"), "train": ("訓練損失", "Training loss"),
-    "validation": ("驗證損失", "Validation loss"), "accuracy": ("驗證正確率", "Validation accuracy"),
-    "best": ("最好的一步", "Best step"), "title": ("訓練過程", "Training"),
-}  # fmt: skip
-
-
-def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
-    """Training and validation loss over steps, accuracy on a second axis, the best step marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    font = chinese_font("".join(chinese for chinese, _ in LABELS.values()))
-    label = {name: pair[0 if font else 1] for name, pair in LABELS.items()}
-    with pyplot.rc_context({"font.family": [font] if font else ["sans-serif"], "axes.unicode_minus": False}):
-        figure, left = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        marker = "o" if len(history) < 2 else None
-
-        def curve(axes, entries: Sequence[dict], key: str, name: str, color: str) -> list:
-            at, values = [entry["step"] for entry in entries], [entry[key] for entry in entries]
-            return axes.plot(at, values, color=color, label=label[name], marker=marker)
-
-        lines = curve(left, history, "train_loss", "train", "tab:gray")
-        checked = [entry for entry in history if "validation_loss" in entry]
-        left.set(xlabel=label["step"], ylabel=label["loss"], title=label["title"])
-        left.set_ylim(bottom=0)
-        if checked:
-            right = left.twinx()
-            right.set(ylabel=label["accuracy"], ylim=(0, 1))
-            best = f"{label['best']}（{best_step}）" if font else f"{label['best']} ({best_step})"
-            lines += curve(left, checked, "validation_loss", "validation", "tab:blue")
-            lines += curve(right, checked, "validation_accuracy", "accuracy", "tab:orange")
-            lines.append(left.axvline(best_step, color="tab:green", linestyle="--", label=best))
-        left.grid(alpha=0.3)
-        figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, dpi=150)
-        pyplot.close(figure)
-
-
-def chinese_font(text: str) -> str | None:
-    """A font with every character of `text`: the system's, else the one a package bundles, else None.
-
-    Labels are then in English: boxes are never drawn.
-    """
-    from matplotlib import font_manager, ft2font
-
-    try:
-        import matplotlib_fontja
-
-        bundled = Path(matplotlib_fontja.get_font_ttf_path())
-        font_manager.fontManager.addfont(str(bundled))
-        last = (font_manager.FontProperties(fname=str(bundled)).get_name(),)
-    except (ImportError, AttributeError, OSError):
-        last = ()
-    installed = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
-    for name in (*CHINESE_FONTS, *last):
-        if name in installed and all(ord(c) in ft2font.FT2Font(installed[name]).get_charmap() for c in text):
-            return name
-    return None
+def _table(what: str, rows: Sequence[Standing]) -> list[str]:
+    """Lines of a table, an empty one before it; none without rows."""
+    if not rows:
+        return []
+    lines = ["", f"| {what} | 題數 | 正確率 | 95 % 區間 |", "|---|--:|--:|--:|"]
+    for row in rows:
+        label = html.escape(row.label).replace("|", "&#124;")
+        interval = "–".join(map(percent, row.interval))
+        lines.append(f"| {label} | {row.n or ''} | {percent(row.accuracy)} | {interval} |")
+    return lines

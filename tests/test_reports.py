@@ -14,7 +14,7 @@ from conftest import losses
 import inference
 from finetune import metrics
 from finetune.exams import Question, read_exam
-from finetune.report import LABELS, chinese_font, plot_curve
+from finetune.plots import LABELS, chinese_font, plot_curve
 from finetune.run_card import RunCard
 from finetune.subjects import category_of
 
