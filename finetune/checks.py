@@ -28,7 +28,7 @@ def check(flags, given: set[str]) -> tuple[Exam | None, Path | None]:
     with problems:
         models.check_source(flags.model_name_or_path, "--model_name_or_path", flags.from_scratch)
     with problems:
-        if not flags.demo and (Path(flags.dataset).expanduser().exists() or hub.looks_local(flags.dataset)):
+        if not flags.demo and hub.is_local(flags.dataset):
             exam = read_exam(flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows)
     with problems:
         if flags.engine != "torch":

@@ -18,10 +18,11 @@ from pathlib import Path
 from . import hub
 from .cli import nearest, say
 from .errors import UserError
-from .subjects import CATEGORIES, SUBJECTS, category_of, chinese_name
-from .tables import SUFFIXES, read_table
+from .subjects import CATEGORIES, category_of, chinese_name
+from .tables import SUFFIXES, Unreadable, read_table
 
 LETTERS = "ABCDEFGHIJ"
+ONE_TOO_MANY = "K"  # looked at, so that an eleventh option is refused and not lost
 MIN_OPTIONS, MAX_OPTIONS = 2, len(LETTERS)
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
@@ -89,7 +90,13 @@ def normalised(text: str) -> str:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def read_exam(source: str, revision: str = "v1.1", subjects: str = "all", on_bad_rows: str = "fail") -> Exam:
+def read_exam(
+    source: str,
+    revision: str = "v1.1",
+    subjects: str = "all",
+    on_bad_rows: str = "fail",
+    flag: str = "--dataset",
+) -> Exam:
     """Questions from a hub name, a folder in TMMLU+'s layout, or one csv/json/jsonl/parquet file.
 
     Args:
@@ -99,6 +106,7 @@ def read_exam(source: str, revision: str = "v1.1", subjects: str = "all", on_bad
         subjects: `all`, or subject and category names (English or Chinese) separated by commas.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
+        flag: what named the source, for messages.
 
     Raises:
         UserError: nothing there, bad rows, unknown subjects.
@@ -109,14 +117,13 @@ def read_exam(source: str, revision: str = "v1.1", subjects: str = "all", on_bad
     elif path.is_dir():
         files, origin = _files_in(path), str(path)
     elif hub.looks_local(source):
-        raise UserError(f"--dataset {source}：沒有這個檔案或資料夾")
+        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
     else:
-        folder, commit = hub.fetch_dataset(source, revision)
+        folder, commit = hub.fetch_dataset(source, revision, flag)
         files, origin = _files_in(folder), f"{source} {revision} ({commit[:12]})"
     if not files:
         raise UserError(
-            f"--dataset {source}：裡面沒有題目檔（要 {{科目}}_{{dev,val,test}}.csv，或 "
-            f"{'、'.join(SUFFIXES)}）"
+            f"{flag} {source}：裡面沒有題目檔（要 {{科目}}_{{dev,val,test}}.csv，或 {'、'.join(SUFFIXES)}）"
         )
     wanted = _choose_files(files, subjects)
     questions: dict[str, list[Question]] = {}
@@ -127,9 +134,10 @@ def read_exam(source: str, revision: str = "v1.1", subjects: str = "all", on_bad
             questions.setdefault(split, []).append(question)
     if problems and on_bad_rows == "fail":
         raise UserError([*problems, f"共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"])
-    questions = _choose_rows(questions, subjects)
+    questions = choose_rows(questions, subjects)
     if not any(questions.values()):
-        raise UserError(f"--dataset {source}：一題也沒有（{'、'.join(file.name for file in wanted[:3])}）")
+        names = "、".join(file.name for file in wanted[:3])
+        raise UserError([*problems, f"{flag} {source}：一題也沒有（{names}）"])
     return Exam(questions, origin, skipped=problems)
 
 
@@ -137,7 +145,10 @@ def _files_in(folder: Path) -> list[Path]:
     """The question files of a folder or of data/ below it, which may hold other files too."""
     places = [place for place in (folder, folder / "data") if place.is_dir()]
     found = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES]
-    return [file for file in found if _subject_and_split(file)[1]] or found
+    named = [file for file in found if _subject_and_split(file)[1]]
+    if named and (others := [file.name for file in found if file not in named]):
+        say(f"略過 {'、'.join(others[:5])}：檔名結尾不是 _dev、_val 或 _test，而資料夾裡有這樣的檔案")
+    return named or found
 
 
 def _subject_and_split(file: Path) -> tuple[str, str]:
@@ -148,11 +159,20 @@ def _subject_and_split(file: Path) -> tuple[str, str]:
 
 def read_rows(file: Path, subject: str, split: str, problems: list[str]) -> Iterator[Question]:
     """The questions of one file; each row that is none adds `file:line: reason` to `problems`."""
-    for line, row in read_table(file, problems, required=("question", "answer")):
+    undecoded = 0
+    for line, row in read_table(file, required=("question", "answer")):
+        where = f"{file}:{line}" if line else str(file)
+        if isinstance(row, Unreadable):
+            undecoded += row.encoding
+            if not row.encoding or undecoded == 1:
+                problems.append(f"{where}：{row}")
+            continue
         try:
             yield parse_question(row, subject, f"{subject or file.stem}/{split or 'all'}/{line}")
         except ValueError as error:
-            problems.append(f"{file}:{line}：{error}")
+            problems.append(f"{where}：{error}")
+    if undecoded > 1:
+        problems.append(f"{file}：另有 {undecoded - 1} 列也不是 UTF-8")
 
 
 def parse_question(row: object, subject: str = "", row_id: str = "", need_answer: bool = True) -> Question:
@@ -173,7 +193,7 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
     if isinstance(listed, dict):
         row, listed = {**row, **listed}, None
     if listed is None:
-        options = [_text(row.get(letter)) for letter in LETTERS]
+        options = [_text(row.get(letter)) for letter in (*LETTERS, ONE_TOO_MANY)]
         while options and not options[-1].strip():
             options.pop()
     elif isinstance(listed, list):
@@ -231,8 +251,9 @@ def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
     problems = []
     for name in names:
         if name not in by_name:
-            guess = nearest(name, by_name) or nearest(name, [*SUBJECTS, *SUBJECTS.values()])
-            hint = f"是不是 {guess[0]}？" if guess else "有的是：" + "、".join(sorted(available))
+            guess = nearest(name, by_name)
+            there = "、".join(sorted(map(chinese_name, available))) or "這份資料沒有註明科目"
+            hint = f"是不是 {guess[0]}？" if guess else f"有的是：{there}"
             problems.append(f"--subjects：沒有 {name!r} 這個科目，{hint}")
         elif not by_name[name]:
             problems.append(f"--subjects：這份資料沒有 {name} 類的科目")
@@ -249,9 +270,9 @@ def _choose_files(files: list[Path], subjects: str) -> list[Path]:
     return [file for file in files if wanted is None or _subject_and_split(file)[0] in wanted]
 
 
-def _choose_rows(questions: dict[str, list[Question]], subjects: str) -> dict[str, list[Question]]:
+def choose_rows(questions: dict[str, list[Question]], subjects: str) -> dict[str, list[Question]]:
     available = {question.subject for rows in questions.values() for question in rows if question.subject}
-    wanted = _wanted_subjects(subjects, available) if available else None
+    wanted = _wanted_subjects(subjects, available)
     if wanted is None:
         return questions
     return {split: [q for q in rows if q.subject in wanted] for split, rows in questions.items()}
@@ -307,9 +328,10 @@ def sample(questions: Sequence[Question], limit: int, seed: int) -> list[Questio
 
 def describe(exam: Exam, pools: Pools) -> None:
     """Prints what was read and how it was split."""
-    counts = "、".join(f"{split} {len(rows)}" for split, rows in exam.questions.items() if rows)
-    subjects = {q.subject for rows in exam.questions.values() for q in rows}
-    say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{len(subjects)} 科")
+    counts = "、".join(f"{split or '不分'} {len(rows)}" for split, rows in exam.questions.items() if rows)
+    subjects = {q.subject for rows in exam.questions.values() for q in rows} - {""}
+    named = f"{len(subjects)} 科" if subjects else "未註明科目"
+    say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{named}")
     if exam.skipped:
         say(f"  略過 {len(exam.skipped)} 列：")
         for problem in exam.skipped:

@@ -41,6 +41,11 @@ def looks_local(name: str) -> bool:
     )
 
 
+def is_local(name: str) -> bool:
+    """True for a file or folder that is there, or that can only be meant as one."""
+    return Path(name).expanduser().exists() or looks_local(name)
+
+
 def go_offline_if_unreachable() -> bool:
     """Asks the hub once; when it does not answer, HF_HUB_OFFLINE is set: the cache is used without a wait.
 
@@ -77,21 +82,21 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     """The error for a model or data set that could not be had, with the three ways on."""
     reason = " ".join(str(why).split())[:200] or type(why).__name__
     ways = ["用鏡像站：HF_ENDPOINT=https://鏡像站網址 python …"]
-    if flag == "--model_path":
-        ways += [
-            "用本機的資料夾：--model_path ./模型資料夾",
-            "自己訓練一個：python fine_tuning_llm.py --demo",
-        ]
+    if flag in ("--model_path", "--compare_with"):
+        ways += [f"用本機的資料夾：{flag} ./模型資料夾", "自己訓練一個：python fine_tuning_llm.py --demo"]
+    elif flag in ("--exam", "--inspect"):
+        ways += [f"用本機的資料夾或檔案：{flag} ./題庫資料夾", f"用內建示範：{flag} demo"]
     else:
         ways += [
             "用本機的資料夾：--model_name_or_path ./模型資料夾、--dataset ./題庫資料夾",
             "不下載任何東西，先跑內建示範：--demo",
         ]
     listed = "".join(f"\n      {number}. {way}" for number, way in enumerate(ways, 1))
-    return UserError(f"{flag} {name}：拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}")
+    here = "" if "/" in name else f"這裡沒有名叫 {name} 的檔案或資料夾，hub 上"
+    return UserError(f"{flag} {name}：{here}拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}")
 
 
-def fetch_dataset(name: str, revision: str) -> tuple[Path, str]:
+def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
     """A hub data set as a folder: one snapshot of its data files, not one look-up for each subject.
 
     Returns:
@@ -110,5 +115,5 @@ def fetch_dataset(name: str, revision: str) -> tuple[Path, str]:
             name, repo_type="dataset", revision=revision, allow_patterns=DATA_FILES, max_workers=16
         )
     except Exception as error:  # the hub's, its HTTP client's or the disk's: each says why
-        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", "--dataset", error) from error
+        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", flag, error) from error
     return Path(folder), Path(folder).name

@@ -1,4 +1,5 @@
-"""Rows of a csv, json, jsonl or parquet file as dicts, with the line each came from. Text stays text.
+"""Rows of a csv, json, jsonl or parquet file as dicts, one at a time, with the line each came from; and
+answers written in the same formats. Text stays text.
 
 csv is read by Python's own reader in strict mode: pandas turns the option `NA` into nothing and shifts the
 columns of a row with one field too many, both without a word.
@@ -8,13 +9,29 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+LONGEST_FIELD = 1 << 24  # characters of a csv field
+DEEPEST = 64  # nested arrays and objects of a json file
+BLOCK = 1024  # rows of parquet at a time
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 
-def read_table(file: Path, problems: list[str], required: Sequence[str] = ()) -> Iterator[tuple[int, dict]]:
-    """(line, row) of each row that can be read; what cannot adds `file:line: reason` to `problems`.
+
+class Unreadable(str):
+    """Why a row cannot be read, in Chinese; in the place of the row. `encoding`: it is not UTF-8."""
+
+    encoding = False
+
+
+Rows = Iterator[tuple[int, "dict | Unreadable"]]
+
+
+def read_table(file: Path, required: Sequence[str] = ()) -> Rows:
+    """(line, row) of each row, in constant memory; Unreadable in the place of a row that cannot be read, with
+    line 0 where it is the file itself.
 
     Args:
         file: UTF-8, with or without a BOM. The line is counted from 1 and, in csv, includes the header.
@@ -22,97 +39,245 @@ def read_table(file: Path, problems: list[str], required: Sequence[str] = ()) ->
     """
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
-        problems.append(f"{file}：不認得 {file.suffix or '沒有副檔名'} 檔，要 {'、'.join(SUFFIXES)}")
+        yield 0, Unreadable(f"不認得 {file.suffix or '沒有副檔名'} 檔，要 {'、'.join(SUFFIXES)}")
         return
     try:
-        yield from reader(file, problems, required)
-    except UnicodeDecodeError as error:
-        problems.append(
-            f"{file}：不是 UTF-8（位元組 {error.start} 起讀不懂）。"
-            f"若是 Big5，先轉：iconv -f BIG5 -t UTF-8 {file.name}"
-        )
+        yield from reader(file, required)
     except OSError as error:
-        problems.append(f"{file}：讀不到（{error.strerror or error}）")
+        yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
 
 
-def _csv_rows(file: Path, problems: list[str], required: Sequence[str]) -> Iterator[tuple[int, dict]]:
-    csv.field_size_limit(1 << 24)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+def _encoding_problem(file: Path) -> Unreadable:
+    problem = Unreadable(
+        "不是 UTF-8，可能是 Big5。用 Excel 另存新檔選「CSV UTF-8」，"
+        f"或 iconv -f BIG5 -t UTF-8 {file.name} > 新檔{file.suffix}"
+    )
+    problem.encoding = True
+    return problem
+
+
+def _csv_rows(file: Path, required: Sequence[str]) -> Rows:
+    csv.field_size_limit(LONGEST_FIELD)
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         try:
             header = [name.strip() for name in next(rows, [])]
-            if not header:
-                problems.append(f"{file}：空的檔案")
+            if problem := _header_problem(file, header, required):
+                yield (1 if header else 0), problem
                 return
-            if missing := set(required) - set(header):
-                problems.append(
-                    f"{file}:1：少了欄位 {'、'.join(sorted(missing))}，有的是 {'、'.join(header)}"
-                )
-                return
-            if repeated := [name for name, count in Counter(header).items() if count > 1]:
-                problems.append(f"{file}:1：欄位 {'、'.join(repeated)} 出現兩次")
-                return
-            start = rows.line_num + 1
-            for row in rows:
+            while True:
+                start = rows.line_num + 1
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:  # the reader starts afresh on the next line
+                    lines = _lines_of(start, rows.line_num)
+                    yield start, Unreadable(f"CSV 格式錯誤（{error}；引號沒有成對？{lines}）")
+                    continue
                 if not row:
                     pass  # a blank line
+                elif any(map(NOT_UTF8.search, row)):
+                    yield start, _encoding_problem(file)
                 elif len(row) != len(header):
-                    problems.append(
-                        f"{file}:{start}：有 {len(row)} 欄，標題列是 {len(header)} 欄（選項含逗號要加引號）"
+                    lines = _lines_of(start, rows.line_num)
+                    yield (
+                        start,
+                        Unreadable(
+                            f"有 {len(row)} 欄，標題列是 {len(header)} 欄（選項含逗號要加引號{lines}）"
+                        ),
                     )
                 else:
                     yield start, dict(zip(header, row, strict=True))
-                start = rows.line_num + 1
         except csv.Error as error:
-            problems.append(f"{file}:{rows.line_num}：CSV 格式錯誤（{error}；引號沒有成對？）")
+            yield rows.line_num, Unreadable(f"CSV 格式錯誤（{error}；引號沒有成對？）")
 
 
-def _jsonl_rows(file: Path, problems: list[str], _) -> Iterator[tuple[int, dict]]:
+def _lines_of(start: int, end: int) -> str:
+    """A quote that is not closed takes the lines after it along: which."""
+    return f"；第 {start} 到 {end} 行讀成了一列，看看引號" if end > start else ""
+
+
+def _header_problem(file: Path, header: list[str], required: Sequence[str]) -> Unreadable | None:
+    if not header:
+        return Unreadable("空的檔案")
+    if any(map(NOT_UTF8.search, header)):
+        return _encoding_problem(file)
+    if missing := set(required) - set(header):
+        return Unreadable(f"少了欄位 {'、'.join(sorted(missing))}，有的是 {'、'.join(header)}")
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
+        return Unreadable(f"欄位 {'、'.join(repeated)} 出現兩次")
+    return None
+
+
+def _jsonl_rows(file: Path, _) -> Rows:
     empty = True
-    with file.open(encoding="utf-8-sig") as stream:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
         for line, text in enumerate(stream, 1):
             if not text.strip():
                 continue
             empty = False
+            if NOT_UTF8.search(text):
+                yield line, _encoding_problem(file)
+                continue
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                problems.append(f"{file}:{line}：不是 JSON（{error}）")
-                continue
+                row = Unreadable(f"不是 JSON（{error}）")
             yield line, row
     if empty:
-        problems.append(f"{file}：空的檔案")
+        yield 0, Unreadable("空的檔案")
 
 
-def _json_rows(file: Path, problems: list[str], _) -> Iterator[tuple[int, dict]]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{file}：不是 JSON（{error}）")
-        return
-    if isinstance(rows, dict):
-        rows = rows.get("data")
-    if not isinstance(rows, list):
-        problems.append(f"{file}：應該是一串題目 [ {{…}}, {{…}} ]")
-    elif not rows:
-        problems.append(f"{file}：空的檔案")
-    else:
-        yield from enumerate(rows, 1)
+def _json_rows(file: Path, _) -> Rows:
+    import ijson
+
+    with file.open("rb") as stream:
+        if stream.read(3) != b"\xef\xbb\xbf":  # a BOM
+            stream.seek(0)
+        number = 0
+        try:
+            for number, row in enumerate(_json_items(stream), 1):  # noqa: B007
+                yield number, row
+        except (ijson.JSONError, ValueError) as error:
+            where = f"第 {number + 1} 題起" if number else ""
+            invalid = "UTF8" in str(error) or isinstance(error, UnicodeDecodeError)
+            problem = Unreadable(f"{where}不是 JSON（{_one_line(error)}）")
+            yield number and number + 1, _encoding_problem(file) if invalid else problem
+            return
+    if not number:
+        yield 0, Unreadable("空的檔案，或不是一串題目 [ {…}, {…} ]")
 
 
-def _parquet_rows(file: Path, problems: list[str], _) -> Iterator[tuple[int, dict]]:
+def _json_items(stream) -> Iterator[object]:
+    """The items of a JSON array, or of the array `data` of a JSON object, one at a time.
+
+    ijson's own `items` writes the whole path of every value: 100,000 brackets would take 25 GB.
+
+    Raises:
+        ijson.JSONError, ValueError: what is there is no JSON, or nested deeper than DEEPEST.
+    """
+    import ijson
+
+    depth, wanted, key, builder = 0, None, None, None  # wanted: the depth inside the array, None outside
+    for event, value in ijson.basic_parse(stream, use_float=True):
+        opens, closes = event.startswith("start_"), event.startswith("end_")
+        depth -= closes
+        if wanted is not None and depth < wanted:
+            wanted = None
+        elif wanted is not None:
+            builder = builder or ijson.ObjectBuilder()
+            builder.event(event, value)
+            if depth == wanted and not opens:
+                yield builder.value
+                builder = None
+        elif event == "map_key" and depth == 1:
+            key = value
+        elif event == "start_array" and (depth == 0 or (depth == 1 and key == "data")):
+            wanted = depth + 1
+        depth += opens
+        if depth > DEEPEST:
+            raise ValueError(f"巢狀超過 {DEEPEST} 層")
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _parquet_rows(file: Path, _) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        problems.append(f"{file}：不是 parquet（{error}）")
+        with pyarrow.parquet.ParquetFile(file) as source:
+            for batch in source.iter_batches(batch_size=BLOCK):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        yield 0, Unreadable(f"不是 parquet（{_one_line(error)}）")
         return
-    yield from enumerate(rows, 1)
+    if not number:
+        yield 0, Unreadable("空的檔案")
 
 
 _READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
 SUFFIXES = tuple(_READERS)
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def write_table(file: Path, records: Iterable[dict], columns: dict[str, str], suffix: str) -> None:
+    """Writes records, in constant memory, in the format that `suffix` names.
+
+    Args:
+        columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
+            csv, what is no text or number stands as JSON.
+    """
+    _WRITERS[suffix](file, records, columns)
+
+
+def _write_csv(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    def cell(value):
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+    with file.open(
+        "w", encoding="utf-8-sig", newline=""
+    ) as stream:  # with a BOM: Excel takes it for UTF-8 then
+        rows = csv.writer(stream)
+        rows.writerow(columns)
+        rows.writerows([cell(record.get(name)) for name in columns] for record in records)
+
+
+def _write_jsonl(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write("[")
+        for number, record in enumerate(records):
+            stream.write((",\n" if number else "\n") + json.dumps(record, ensure_ascii=False))
+        stream.write("\n]\n")
+
+
+def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {
+        "whole": pyarrow.int64(),
+        "text": pyarrow.string(),
+        "list": pyarrow.list_(pyarrow.string()),
+        "numbers": pyarrow.list_(pyarrow.float64()),
+        "scores": pyarrow.map_(pyarrow.string(), pyarrow.float64()),
+    }
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+
+    def plain(record: dict) -> dict:
+        pairs = record.items()
+        return {name: _arrow(value, columns[name]) for name, value in pairs}
+
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        block: list[dict] = []
+        for record in records:
+            block.append(plain(record))
+            if len(block) == BLOCK:
+                writer.write_table(pyarrow.Table.from_pylist(block, schema))
+                block = []
+        writer.write_table(pyarrow.Table.from_pylist(block, schema))
+
+
+def _arrow(value: object, kind: str) -> object:
+    if value is None:
+        return None
+    return list(value.items()) if kind == "scores" else str(value) if kind == "text" else value
+
+
+_WRITERS: dict[str, Callable[[Path, Iterable[dict], dict[str, str]], None]] = {
+    ".csv": _write_csv, ".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet,
+}  # fmt: skip

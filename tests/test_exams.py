@@ -92,6 +92,20 @@ def test_every_bad_row_is_reported_with_file_line_and_reason(tmp_path):
     assert len(kept) == 1 and len(kept.skipped) == 6
 
 
+def test_rows_of_another_encoding_are_said_once_a_file_with_the_way_out(tmp_path):
+    row = "題目,甲,乙,A\n"
+    (tmp_path / "q.csv").write_bytes(b"question,A,B,answer\n" + row.encode("big5") * 9 + row.encode())
+    found = reasons(tmp_path / "q.csv")
+    assert len(found) == 3 and "CSV UTF-8" in found[0] and "> 新檔.csv" in found[0]
+    assert "另有 8 列" in found[1]
+
+
+def test_a_quote_that_is_not_closed_names_the_lines_it_took_along(tmp_path):
+    text = 'question,A,B,answer\n題,甲,乙,A\n"題,甲,乙,A\n題,甲,乙,B\n題,甲,乙,B\n'
+    (tmp_path / "q.csv").write_text(text, encoding="utf-8")
+    assert "第 3 到 5 行讀成了一列" in reasons(tmp_path / "q.csv")[0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
