@@ -44,13 +44,13 @@ def make_vocabulary() -> list[str]:
     )
 
 
-def make_model_dir(folder: Path, model_type: str = "bert", **changes) -> Path:
+def make_model_dir(folder: Path, model_type: str = "bert", vocabulary=None, **changes) -> Path:
     """A masked language model of two tiny layers with its tokenizer, as a Hugging Face folder."""
     import torch
     from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = make_vocabulary()
+    vocabulary = vocabulary or make_vocabulary()
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     shape = {
         "vocab_size": len(vocabulary), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -159,6 +159,22 @@ def run_process(argv: list[str], cwd: Path, timeout: float = 300, **env: str) ->
         out, err = process.communicate()
         raise AssertionError(f"{argv} did not end in {timeout} s\n{err[-3000:]}") from None
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+# A process counts what its parent held at its start as its own peak: so a small one stands between.
+_SMALL_PARENT = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_memory(argv: list, cwd: Path | None = None) -> tuple[int, int]:
+    """(exit code, peak resident bytes) of a command."""
+    words = [sys.executable, "-c", _SMALL_PARENT, *map(str, argv)]
+    done = subprocess.run(words, cwd=cwd, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
+    code, kilobytes = map(int, done.stdout.split())
+    return code, kilobytes * 1024
 
 
 @pytest.fixture(scope="session")
