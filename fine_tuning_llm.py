@@ -242,8 +242,8 @@ def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
     import torch
 
     from finetune.examining import sit
+    from finetune.methods import OF_OBJECTIVE
     from finetune.objectives import tally
-    from finetune.prompts import SCORING
 
     questions = lesson.check.rows
     if not questions:
@@ -256,7 +256,7 @@ def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
             batch = lesson.collate(lesson.check, batches[number], epoch=0).to(world.device)
             sums += tally(engine.losses(batch), batch) * counts
     examples, loss, _ = world.sum(sums).tolist()
-    method = SCORING[lesson.check.name]
+    method = OF_OBJECTIVE[lesson.check.name]
     sitting = sit(engine.forward, lesson.prompts, questions, method, "1", world.device, world)
     return {
         "validation_loss": loss / examples,
@@ -309,16 +309,17 @@ def publish(flags, world: World) -> None:
 
 def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progress) -> None:
     """The saved model and the untuned one answer the held-back and test rows; figures are written."""
-    from finetune import examining, models, report
+    from finetune import examining, model_card, models, report
     from finetune.exams import sample
-    from finetune.prompts import SCORING
+    from finetune.methods import OF_OBJECTIVE
+    from finetune.plots import plot_curve
 
-    method = SCORING[flags.objective]
+    method = OF_OBJECTIVE[flags.objective]
     sets = {"held_back": pools.held_back, "test": pools.test}
     sets = {name: sample(rows, flags.exam_limit, flags.seed) for name, rows in sets.items()}
-    sittings: dict[str, dict[str, examining.Sitting]] = {"tuned": {}, "untuned": {}}
-    for who in sittings:
-        if who == "tuned":  # as anyone would load it: what is examined is what was saved
+    sittings: dict[str, list[examining.Sitting]] = {name: [] for name in sets}
+    for who in ("微調後", "微調前"):
+        if who == "微調後":  # as anyone would load it: what is examined is what was saved
             model = models.load_masked_lm(
                 flags.output_dir,
                 models.load_config(flags.output_dir, "--output_dir"),
@@ -327,21 +328,24 @@ def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progres
             )
         else:
             model = load_base(flags, lesson)
-        forward = models.BlankLogits(model.to(world.device)).eval()
+        model = model.to(world.device)
         for name, rows in sets.items():
-            title = f"測驗（{'微調後' if who == 'tuned' else '微調前'}，{name}）"
-            sittings[who][name] = examining.sit(
-                forward, lesson.prompts, rows, method, flags.exam_orders, world.device, world, title
+            title = f"測驗（{who}，{name}）"
+            sittings[name].append(
+                examining.sit(
+                    model, lesson.prompts, rows, method, flags.exam_orders, world.device, world, title
+                )
             )
     if not world.is_main:
         return
-    fitted = set(lesson.fitted)
-    results = {
-        name: examining.compare(sittings["tuned"][name], sittings["untuned"][name], fitted) for name in sets
-    }
     card = lesson.card(flags, progress.best_step)
-    report.write(Path(flags.output_dir), beside(flags), card, results, progress, sittings)
-    for line in report.verdict(results, card):
+    card.history, taught = progress.history, card.taught
+    card.results = {name: examining.figures(*pair, taught) for name, pair in sittings.items()}
+    written = report.of_training(card, sittings, progress)
+    report.write(beside(flags, "report"), written)
+    model_card.write(Path(flags.output_dir), card, progress)
+    plot_curve(beside(flags, "validation_loss_curve.png"), progress.history, progress.best_step)
+    for line in report.verdict(written):
         print(line)
 
 

@@ -94,6 +94,18 @@ def shares(text: str) -> object:
     return _reader(read, "三個相加為 1 的數（訓練、驗證、保留），例如 0.70,0.25,0.05")(text)
 
 
+def words(text: str) -> object:
+    """argparse type: words separated by commas, as 好,晴朗,下雨."""
+
+    def read(raw: str) -> list[str]:
+        parts = [part.strip() for part in re.split(r"[,，、]", raw)]
+        if not all(parts):
+            raise ValueError
+        return list(dict.fromkeys(parts))
+
+    return _reader(read, "以逗號分開的詞，例如 好,晴朗,下雨")(text)
+
+
 def nearest(word: str, known, count: int = 1) -> list[str]:
     """The words of `known` that look most like `word`; empty when none does."""
     return difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
@@ -145,7 +157,7 @@ class Parser(argparse.ArgumentParser):
             )
         for dest, value in vars(flags).items():
             if isinstance(value, _Bad):
-                problems.append(f"--{dest} 是 {value.value!r}，應為{value.wanted}")
+                problems.append(f"--{dest} 是 {value.value!r}，應為 {value.wanted}")
         if problems:
             raise UserError(problems)
         for dest, value in vars(flags).items():

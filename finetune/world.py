@@ -54,12 +54,13 @@ class World:
         return self.rank == 0
 
     @classmethod
-    def join(cls, cpu: bool, force_group: bool = False) -> World:
+    def join(cls, cpu: bool, force_group: bool = False, doing: str = "訓練") -> World:
         """Finds this process's place, its device and threads, and meets the others.
 
         Args:
             cpu: stay off the GPU.
             force_group: make a process group even for one process (DeepSpeed needs one).
+            doing: what the processes are for, in the line that is said of them.
         """
         size, rank = int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("RANK") or 0)
         local = int(os.environ.get("LOCAL_RANK") or 0)
@@ -83,7 +84,7 @@ class World:
         if launched_by():
             _follow_launcher()
         if size > 1 and device.type == "cpu":
-            say(f"在 {size} 個 CPU 行程上訓練（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
+            say(f"在 {size} 個 CPU 行程上{doing}（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
         return cls(rank, size, device)
 
     def leave(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,8 @@ from conftest import ROOT, command, free_port, run_process
 from finetune import demo
 from finetune.demo.facts import RELATIONS
 from finetune.exams import split_pool
+from finetune.methods import METHODS, TEXT, parse
+from finetune.scoring import best, score_options
 
 MODEL = "my_bert_finetuned_model_hf_format"
 SCRIPT = ROOT / "fine_tuning_llm.py"
@@ -90,6 +93,44 @@ def test_the_demo_model_answers_in_python_and_fills_blanks(demo_run):
     ranked = inference.qa_inference(model, tokenizer, "日本的首都是哪一座城市？", options, device)
     assert ranked[0][:2] == ("B", "東京")
     assert inference.predict_mask(model, tokenizer, "化學元素鐵的符號是[MASK]。", device)[0] == "fe"
+
+
+@pytest.mark.slow
+def test_every_text_method_answers_unseen_questions(demo_run):
+    import inference
+
+    model, tokenizer, _ = inference.load_model(demo_run[0] / MODEL, "cpu")
+    questions = demo.exam().questions["test"]
+    for method in METHODS:
+        if parse(method).base in TEXT:
+            scores = score_options(model, tokenizer, questions, method)
+            right = sum(best(row) == q.answer for row, q in zip(scores, questions, strict=True))
+            assert right / len(questions) > 0.85, method
+
+
+@pytest.mark.slow
+def test_an_exam_of_the_demo_model_finds_what_the_training_reported(demo_run, tmp_path):
+    words = ["--model_path", demo_run[0] / MODEL, "--cpu", "--exam", "demo", "--compare_with", "base"]
+    done = run_process([sys.executable, ROOT / "inference.py", *words, "--report", "r"], tmp_path)
+    assert done.returncode == 0 and "差異極不可能只是運氣" in done.stdout, done.stderr[-2000:]
+    found, told = json.loads((tmp_path / "r/results.json").read_text())["test"], results(demo_run[0])
+    assert found["model"]["accuracy"] == told["test_accuracy"]
+    assert found["other"]["accuracy"] == told["untuned_test_accuracy"]
+    assert found["contamination"]["same"] == found["contamination"]["near"] == 0
+    assert found["calibration"]["fitted"]["nll"] < found["calibration"]["as_scored"]["nll"]
+    assert found["option_only"]["accuracy"] < 0.45
+
+
+@pytest.mark.slow
+def test_a_blank_becomes_a_word_the_model_has_read(demo_run):
+    import inference
+
+    model, tokenizer, device = inference.load_model(demo_run[0] / MODEL, "cpu")
+    ask = inference.predict_words
+    (word, _), *_ = ask(model, tokenizer, "日本的首都是[MASK]。", device, word_length=3)
+    (pair, _), *_ = ask(model, tokenizer, "日本的首都是[MASK][MASK]。", device)
+    assert word == "東京"
+    assert pair == "東京"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import sys
@@ -116,6 +117,25 @@ def test_inference_takes_a_model_from_the_hub_by_name(tmp_path, model_dir):
         env = environment(hub.url, tmp_path / "home")
         done = run_process([sys.executable, ROOT / "inference.py", *words], tmp_path, **env)
     assert done.returncode == 0 and done.stdout.count("probability") == 5, done.stderr[-2000:]
+
+
+def test_an_exam_is_held_on_the_hubs_questions_by_a_model_of_the_hub(tmp_path, model_dir, dataset):
+    words = ["--model_path", "bert-base-chinese", "--cpu", "--exam", "ikala/tmmluplus", "--report", "r"]
+    command = [sys.executable, ROOT / "inference.py", *words, "--scoring", "joint"]
+    with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
+        env = environment(hub.url, tmp_path / "home")
+        done = run_process(command, tmp_path, **env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads((tmp_path / "r/results.json").read_text())
+        assert found["test"]["model"]["n"] == 2 * 66 and found["test"]["macro_4"]["subjects"] == 66
+        assert f"({COMMIT[:12]})" in found["facts"]["題庫"]
+        looked = [sys.executable, ROOT / "inference.py", "--inspect", "ikala/tmmluplus", "--json"]
+        seen = run_process(looked, tmp_path, **env)
+        assert seen.returncode == 0 and json.loads(seen.stdout)["rows"] == 6 * 66
+    start = time.perf_counter()
+    away = run_process([*command[:-3], "r", "--exam", "someone/else"], tmp_path, **env)
+    assert time.perf_counter() - start < 20 and away.returncode == 2
+    assert "--exam demo" in away.stderr and "Traceback" not in away.stderr
 
 
 @pytest.mark.slow

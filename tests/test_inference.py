@@ -74,7 +74,7 @@ def test_answers_come_best_first_with_label_text_and_score(loaded, method):
 def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
     from types import SimpleNamespace
 
-    from finetune.filling import encode_with_blanks
+    from finetune.filling import read_blanks
 
     class Angled(SimpleNamespace):
         def __call__(self, text, **_):
@@ -84,8 +84,8 @@ def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
         mask_token="<mask>", mask_token_id=9, cls_token_id=None, bos_token_id=1, sep_token_id=2
     )
     tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id = 1, 2, 3
-    ids, blanks = encode_with_blanks(tokenizer, "天[MASK]地<mask>", 50)
-    assert ids == [1, ord("天"), 9, ord("地"), 9, 2] and blanks == [2, 4]
+    read = read_blanks(tokenizer, "天[MASK]地<mask>", 50)
+    assert read.ids == (1, ord("天"), 9, ord("地"), 9, 2) and read.places == (2, 4)
 
 
 def test_a_model_is_asked_the_way_its_run_card_says(train, tmp_path, loaded):
@@ -113,6 +113,12 @@ def test_a_model_is_asked_the_way_its_run_card_says(train, tmp_path, loaded):
         ("1:甲 2:乙 10:丙", {"1": "甲", "2": "乙 10:丙"}),
         ("A:地球\nB:木星", {"A": "地球", "B": "木星"}),
         ("A:甲 D:乙 B:丙", {"A": "甲 D:乙", "B": "丙"}),
+        ("A. 東京 B. 首爾 3.5 C、河內", {"A": "東京", "B": "首爾 3.5", "C": "河內"}),
+        ("1.5 2.5", None),
+        ("A:f(b) B:g(x)", {"A": "f(b)", "B": "g(x)"}),
+        ("1:Fe(2) 2:Cu", {"1": "Fe(2)", "2": "Cu"}),
+        ("A:維生素(B) B:維生素(C)", {"A": "維生素(B)", "B": "維生素(C)"}),
+        ("(A) 甲 (b) 乙 (B) 丙", {"A": "甲 (b) 乙", "B": "丙"}),
         ("A:甲", None),
         ("甲 乙", None),
         ("", None),
@@ -133,6 +139,15 @@ def test_one_shot_prints_prompt_and_ranking(ask):
     assert [line[:5] for line in lines[3:]] == ["  1. ", "  2. ", "  3. "]
     code, out, _ = ask("--question", QUESTION, "--options", "A:地 B:玄黃 C:日月")
     assert code == 0 and out.count("分數: ") == 3
+
+
+def test_what_the_model_cannot_read_and_a_blank_that_was_added_are_said(ask):
+    code, out, err = ask("--prompt", "龘地[MASK]")
+    assert code == 0 and "不認得：龘" in err and "加在句尾" not in err
+    assert "不認得" not in out
+    assert "加在句尾" in ask("--prompt", "天地")[2]
+    assert "空格要寫成 [MASK]" in ask("--prompt", "天[mask]地")[2]
+    assert "不認得：龘" in ask("--question", "天？", "--options", "A:龘 B:地")[2]
 
 
 def test_json_is_one_object_a_line_and_nothing_else_on_stdout(ask):

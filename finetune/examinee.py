@@ -1,0 +1,110 @@
+"""A loaded model with all that is needed to ask it: its forward pass, its way of writing questions, and the
+method it was taught for."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+import torch
+
+from .cli import say
+from .exams import Question
+from .filling import Blanks, Filling, fill_first_blanks, fill_words, rank_candidates, read_blanks
+from .methods import parse
+from .models import BlankLogits, prompt_length
+from .probes import Prober
+from .prompts import ExamPrompts, Template, unknown_parts
+from .run_card import RunCard, digest
+from .scoring import Examiner, Scores, estimate_prior, score_options
+
+REMEMBERED = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
+UNTAUGHT = "pll"  # asks any masked language model
+
+
+class Examinee:
+    """Args: as `inference.load_model` returns them. `name`: what reports call it."""
+
+    def __init__(self, model, tokenizer, device, name: str = ""):
+        self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
+        self.card: RunCard | None = getattr(model, "run_card", None)
+        self.forward = BlankLogits(model).eval()
+        self.longest = prompt_length(model.config, tokenizer, 1 << 30)  # tokens it can read
+        template, wanted = (self.card.template, self.card.max_length) if self.card else (Template(), 512)
+        length = prompt_length(model.config, tokenizer, wanted)
+        self.prompts = ExamPrompts(tokenizer, length, template, REMEMBERED)
+
+    @classmethod
+    def of(cls, model, tokenizer, device) -> Examinee:
+        """The one of this model, made once for a tokenizer, a device and a card."""
+        known = getattr(model, "_examinee", None)
+        same = (tokenizer, device, getattr(model, "run_card", None))
+        if known is None or (known.tokenizer, known.device, known.card) != same:
+            known = cls(model, tokenizer, device)
+            object.__setattr__(model, "_examinee", known)  # not a submodule: no cycle
+        return known
+
+    def method(self, wanted: str = "auto") -> str:
+        """`auto` is what the run card says the model was taught for, else UNTAUGHT."""
+        if wanted == "auto":
+            return self.card.scoring if self.card else UNTAUGHT
+        return str(parse(wanted))
+
+    def score(self, questions: Sequence[Question], method: str, orders: str, **more) -> Scores:
+        """`scoring.score_options` of this model."""
+        return score_options(
+            self.forward, self.tokenizer, questions, self.method(method), orders, prompts=self.prompts,
+            device=self.device, **more,
+        )  # fmt: skip
+
+    def read(self, prompt: str) -> Blanks:
+        """A prompt's blanks. Raises UserError when it does not fit."""
+        return read_blanks(self.tokenizer, prompt, self.longest)
+
+    def fill(self, prompts: Sequence[Blanks], top_k: int) -> list[list[tuple[str, float]]]:
+        """(word, probability) for the first blank of each, see `filling.fill_first_blanks`."""
+        return fill_first_blanks(self.forward, self.tokenizer, prompts, top_k, self.device)
+
+    def words(
+        self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
+    ) -> list[Filling]:
+        """Words for all blanks, see `filling.fill_words`; or all `candidates`, ranked for the first."""
+        where = self.longest, self.device
+        if candidates:
+            return rank_candidates(self.forward, self.tokenizer, prompt, candidates, *where)
+        return fill_words(self.forward, self.tokenizer, prompt, top_k, word_length, *where)
+
+    def propose(
+        self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
+    ) -> list[dict]:
+        """What a person is shown for a prompt: `word` and its `probability` for one blank of one token;
+        `word`, `score` (nats per token) and the `sentence` for words."""
+        blanks = self.read(prompt)
+        self.warn(*blanks.pieces)
+        if "".join(blanks.pieces) == prompt:
+            odd = "；空格要寫成 [MASK]" if re.search(r"\[mask\]|_{2,}|＿{2,}", prompt) else ""
+            say(f"句子裡沒有 [MASK]，加在句尾{odd}")
+        if candidates or word_length > 1 or len(blanks.places) > 1:
+            found = self.words(prompt, top_k, word_length, candidates)
+            return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in found]
+        return [{"word": word, "probability": p} for word, p in self.fill([blanks], top_k)[0]]
+
+    def warn(self, *texts: str) -> None:
+        """Says which characters of these texts the model does not know: it reads them all as the same one."""
+        found = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
+        if found:
+            say(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
+
+    def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
+        """The model's preference for letters, see `scoring.estimate_prior`."""
+        prober = Prober(self.forward, self.tokenizer.pad_token_id, self.device)
+        return estimate_prior(Examiner(self.prompts, prober), questions)[0]
+
+    def digest(self) -> str:
+        """A hash of the weights and of how they are asked; wherever the folder lies."""
+        sums = []
+        for name, tensor in self.model.named_parameters():
+            plain = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
+            sums.append(f"{name}{zlib.crc32(plain)}")
+        return digest([*sums, str(self.prompts.template), str(self.prompts.max_length)])

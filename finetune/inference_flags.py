@@ -1,0 +1,158 @@
+"""The flags of the using script, and what can be wrong with them before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import cli
+from .errors import Problems, UserError
+from .exams import SPLITS
+from .methods import METHODS, ORDERS, SHORT
+from .options import parse_options
+from .tables import SUFFIXES
+
+LONGEST_WORD = 4  # characters that one blank may become
+MOST_WORDS = 1000  # that are listed
+
+
+# fmt: off
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(prog="inference.py", usage="python inference.py [旗標]",
+                        description="填空、答選擇題、批改整份考卷、檢查題庫；都不給就在終端機對話")
+    whole, one_of = cli.whole, cli.one_of
+
+    add = parser.add_argument_group("模型").add_argument
+    add("--model_path", default=cli.MODEL_FOLDER, help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
+    add("--cpu", action="store_true", help="不用 GPU")
+    add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="auto｜fp32｜bf16｜fp16；auto 是 fp32")
+    add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
+
+    add = parser.add_argument_group("填空").add_argument
+    add("--prompt", help="一句話，[MASK] 是空格；沒有就加在句尾")
+    add("--top_k", type=whole(1, MOST_WORDS), default=5, help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5）")
+    add("--word_length", type=whole(1, LONGEST_WORD), default=1,
+        help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
+    add("--candidates", type=cli.words, help="只從這些詞裡挑，例如 好,晴朗,下雨")
+
+    add = parser.add_argument_group("選擇題").add_argument
+    add("--question", help="題目")
+    add("--options", help='選項，例如 "A:地球 B:木星 C:火星"')
+    add("--scoring", type=one_of("auto", *METHODS, *SHORT), default="auto", metavar="SCORING",
+        help="auto：照模型學的方式，沒有記載就用 pll；letter｜joint｜pll｜pll_l2r｜pll_word_l2r｜first，"
+             "加 _sum 是總和，加 +pmi、+prior 是校正（pmi、prior 是簡寫）")
+    add("--orders", type=one_of(*ORDERS), default="cyclic",
+        help="letter 用：1 照原順序；cyclic 輪換順序取平均（預設）；all 全部順序；+prior 預設 1，"
+             "因為輪換後先驗自己就抵消了")
+
+    add = parser.add_argument_group("整個檔案").add_argument
+    add("--input", help="題目檔（question、A、B…）或句子檔（prompt）：csv、json、jsonl、parquet")
+    add("--output", help="答案檔，一列一筆；中斷後同一個指令會接著做")
+    add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
+    add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
+
+    add = parser.add_argument_group("考試").add_argument
+    add("--exam", help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）")
+    add("--split", type=one_of(*sorted(SPLITS), "all"), default="test", help="考哪一部分（預設 test）")
+    add("--report", help="報告寫到這個資料夾（預設 ./report_{題庫}）")
+    add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
+    add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
+    add("--compare_with", help="同一份題目再考另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
+    add("--exam_limit", type=whole(0), default=0, help="最多考幾題（固定抽樣）；0 = 全部")
+    add("--skip_option_only", action="store_true", help="不測「只看選項」的基準，省一半時間")
+    add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
+        help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
+
+    add = parser.add_argument_group("檢查題庫").add_argument
+    add("--inspect", help="題庫：列數、科目、答案分布、重複、可疑的列；給 --model_path 再看 [UNK] 與長度")
+    add("--max_length", type=whole(16), default=512, help="檢查長度時，一題最長幾個 token（預設 512）")
+
+    add = parser.add_argument_group("輸出").add_argument
+    add("--json", action="store_true", help="結果以 JSON 輸出，一行一個物件")
+    add("--answer_format", type=one_of("letter", "index"), default="letter",
+        help="答案：letter（A、B…）或 index（從 0 起）")
+    add("--batch_size", type=whole(0), default=0, help="檔案一次讀幾列；0 = 自動")
+    add("--debug", action="store_true", help="出錯時顯示完整經過")
+    return parser
+# fmt: on
+
+JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
+
+
+def read_flags(argv: list[str]):
+    """The flags of the using script; `flags.choices`: the parsed --options, `flags.given`: what was named.
+
+    Raises:
+        UserError: all that is wrong with them.
+    """
+    parser = build_parser()
+    flags = parser.read(argv)
+    flags.given = parser.given
+    flags.choices = {}
+    if "orders" not in parser.given and SHORT.get(flags.scoring, flags.scoring).endswith("+prior"):
+        flags.orders = "1"  # over all rotations a prior cancels by itself
+    problems = Problems()
+    for check in (_one_job, _prompt, _question, _file, _machine):
+        with problems:
+            check(flags)
+    problems.report()
+    return flags
+
+
+def _one_job(flags) -> None:
+    jobs = [flag for name, flag in JOBS.items() if getattr(flags, name) is not None]
+    asked = [f"--{name}" for name in ("prompt", "question") if getattr(flags, name) is not None]
+    if len(jobs) > 1 or (jobs and asked):
+        raise UserError(f"{'、'.join(jobs + asked)} 一次只能做一件")
+    if flags.json and not jobs and not asked:
+        raise UserError("--json 要與 --prompt、--question、--input、--exam 或 --inspect 一起給")
+    if flags.candidates and flags.prompt is None and flags.input is None:
+        raise UserError("--candidates 要與 --prompt 或 --input 一起給")
+    for name, owner in (("report", "exam"), ("compare_with", "exam"), ("output", "input")):
+        if getattr(flags, name) is not None and getattr(flags, owner) is None:
+            raise UserError(f"--{name} 要與 --{owner} 一起給")
+    if flags.report and Path(flags.report).is_file():
+        raise UserError(f"--report {flags.report} 是一個檔案，應為資料夾")
+
+
+def _prompt(flags) -> None:
+    if flags.prompt is not None and not flags.prompt.strip():
+        raise UserError("--prompt 是空的")
+
+
+def _question(flags) -> None:
+    if (flags.question is None) != (flags.options is None):
+        raise UserError("--question 與 --options 要一起給")
+    if flags.question is not None and not flags.question.strip():
+        raise UserError("--question 是空的")
+    if flags.options is not None:
+        try:
+            flags.choices = parse_options(flags.options)
+        except UserError as error:
+            raise UserError(f"--options：{error}") from error
+
+
+def _file(flags) -> None:
+    if flags.input is None:
+        return
+    problems = []
+    if flags.output is None:
+        problems.append("--input 要與 --output 一起給")
+    for name in ("input", "output"):
+        path = Path(getattr(flags, name) or "x.csv")
+        if path.suffix.lower() not in SUFFIXES:
+            kind = path.suffix or "沒有副檔名"
+            problems.append(f"--{name} {path}：不認得 {kind} 檔，要 {'、'.join(SUFFIXES)}")
+        elif name == "input" and not path.is_file():
+            problems.append(f"--input {path}：沒有這個檔案")
+        elif name == "output" and path.is_dir():
+            problems.append(f"--output {path} 是一個資料夾")
+    if flags.output and Path(flags.output).resolve() == Path(flags.input).resolve():
+        problems.append(f"--output 與 --input 是同一個檔案：{flags.input}")
+    if problems:
+        raise UserError(problems)
+
+
+def _machine(flags) -> None:
+    if flags.cpu and flags.precision == "fp16":
+        raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")

@@ -1,0 +1,112 @@
+"""An exam from the command line: which questions, which models, what is written where."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import examining, report
+from .cli import say
+from .errors import UserError
+from .examinee import Examinee
+from .examining import Sitting, sit
+from .exams import SPLITS, Exam, Question, sample
+from .methods import parse
+from .world import World
+
+UNTUNED = "base"  # of --compare_with: the model before it was taught
+
+
+def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee], world: World) -> None:
+    """The model sits the exam, and whatever it is compared with; report and verdict are written.
+
+    Args:
+        load: a second model by its name.
+
+    Raises:
+        UserError: no such split, or a second model that is none.
+    """
+    split, rows = choose(exam, flags.split)
+    rows = sample(rows, flags.exam_limit, seed=0)
+    method, card = examinee.method(flags.scoring), examinee.card
+    rival = load(flags.compare_with) if flags.compare_with else None  # before hours of work, if it is none
+
+    def seat(who: Examinee, questions: Sequence[Question], what: str) -> Sitting:
+        return sit(who.forward, who.prompts, questions, method, flags.orders, who.device, world, what)
+
+    mine = seat(examinee, rows, "測驗")
+    alone = held_out = other = None
+    if not flags.skip_option_only:
+        alone = seat(examinee, examining.stemless(rows), "只看選項")
+    if apart := unseen(exam, split, rows, examinee):
+        held_out = seat(examinee, apart, "驗證題（校準用）")
+    other_title = report.UNTUNED if flags.compare_with == UNTUNED else flags.compare_with or ""
+    if rival:
+        other = seat(rival, rows, f"測驗（{other_title}）")  # by the same method, or they are not compared
+    if not world.is_main:
+        return
+    found = examining.figures(mine, other, card.taught if card else None, alone, held_out)
+    orders = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[flags.orders]
+    facts = {
+        "模型": examinee.name, "題庫": exam.origin, "題目": f"{report.title_of(split)} {len(rows)} 題",
+        "作答方式": method + (f"，{orders}" if parse(method).by_letter else ""),
+    }  # fmt: skip
+    if card:
+        facts |= {"底模": card.base_model, "訓練資料": card.dataset, "訓練題數": str(len(card.fingerprints))}
+    notes = [report.NOT_COMPARABLE] if card and card.pool == "all" else []
+    if exam.skipped:
+        notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有考（--on_bad_rows skip）")
+    history = card.history if card else []
+    written = report.Report(
+        facts, {split: found}, {split: (mine, other)}, other_title, "other", history,
+        card.step if card else 0, notes,
+    )  # fmt: skip
+    folder = Path(flags.report or default_folder(flags.exam))
+    if (folder / "results.json").exists():
+        say(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
+    report.write(folder, written)
+    if flags.json:
+        print(json.dumps({"report": str(folder), "facts": facts, split: found}, ensure_ascii=False))
+    else:
+        for line in report.verdict(written):
+            print(line)
+    say(f"報告：{folder / 'index.html'}")
+
+
+def choose(exam: Exam, split: str) -> tuple[str, list[Question]]:
+    """The questions of a split, and its official name. A file without splits is one.
+
+    Raises:
+        UserError: with the splits there are.
+    """
+    if split == "all" or set(exam.questions) == {""}:
+        return "all", [question for rows in exam.questions.values() for question in rows]
+    name = SPLITS[split]
+    if not exam.questions.get(name):
+        there = "、".join(f"{known}（{len(rows)} 題）" for known, rows in exam.questions.items() if rows)
+        raise UserError(f"--split {split}：這份題庫沒有這一部分，有的是 {there or '（無）'}；或用 all")
+    return name, exam.questions[name]
+
+
+def unseen(exam: Exam, split: str, examined: Sequence[Question], examinee: Examinee) -> list[Question]:
+    """Validation questions that the model was not fitted on and that are not among those examined."""
+    if split in ("all", "validation"):
+        return []
+    known = {question.fingerprint for question in examined}
+    if examinee.card:
+        known |= set(examinee.card.fingerprints)
+    rows = [
+        question
+        for name in ("validation", "train")
+        if name != split
+        for question in exam.questions.get(name, ())
+        if question.fingerprint not in known
+    ]
+    return sample(rows, examining.CALIBRATION_ROWS, seed=0)
+
+
+def default_folder(source: str) -> str:
+    """./report_{name of the exam}"""
+    return "report_" + (re.sub(r"[^\w.-]+", "_", Path(source).stem).strip("_.") or "exam")

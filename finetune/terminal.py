@@ -1,0 +1,178 @@
+"""Asking in the terminal: a sentence with blanks or a multiple-choice question; how answers are shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .cli import nearest
+from .errors import UserError
+from .examinee import Examinee
+from .inference_flags import LONGEST_WORD, MOST_WORDS
+from .methods import METHODS, ORDERS, SHORT
+from .options import from_lines, labelled, parse_options
+
+GREETING = """
+============================================================
+🤖 填空與選擇題
+  輸入一句話：[MASK] 是空格，沒有就加在句尾
+  輸入 qa：問一題選擇題
+  輸入 help：其他指令
+  輸入 quit、exit 或 q：離開
+============================================================"""
+HELP = f"""
+  一句話        填空；[MASK] 可以有好幾個，會一起填
+  qa            問一題選擇題；選項寫成一行 A:地球 B:木星，或直接按 Enter 再一行一個
+  top N         列出前 N 名（現在 {{top_k}}）
+  words N       一個 [MASK] 最多變成 N 個字，1 到 {LONGEST_WORD}（現在 {{word_length}}）
+  method M      選擇題的作答方式（現在 {{method}}）：auto、letter、joint、pll、pll_l2r、first、pmi、prior …
+  orders O      letter 的選項順序（現在 {{orders}}）：1、cyclic、all
+  quit          離開
+"""
+HISTORY = 1000  # entries kept between sessions
+
+
+class Terminal:
+    """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first."""
+
+    def __init__(
+        self, examinee: Examinee, answer: Callable, top_k: int, method: str, orders: str, words: int
+    ):
+        self.examinee, self.answer = examinee, answer
+        self.top_k, self.method, self.orders, self.word_length = top_k, method, orders, words
+
+    def run(self) -> None:
+        """Until quit, exit, q or Ctrl-D. Whatever is entered, the next entry is asked for."""
+        save = _line_editing()
+        print(GREETING)
+        try:
+            while True:
+                try:
+                    entry = input("💬 請輸入問題: ").strip()
+                    if entry.lower() in ("quit", "exit", "q"):
+                        break
+                    self.take(entry)
+                except UserError as error:
+                    print(f"⚠️ {error}\n")
+                except UnicodeError:
+                    print("⚠️ 看不懂這些字元；請把終端機的編碼改成 UTF-8\n")
+        except (EOFError, KeyboardInterrupt):
+            print()
+        finally:
+            save()
+        print("👋 再見！")
+
+    def take(self, entry: str) -> None:
+        """One entry: a command, or a sentence to fill.
+
+        Raises:
+            UserError: what is wrong with it.
+        """
+        name, _, value = entry.partition(" ")
+        command = {
+            "top": self._top,
+            "words": self._words,
+            "method": self._method,
+            "orders": self._orders,
+        }.get(name.lower())
+        if not entry:
+            return
+        if entry.lower() == "qa":
+            self._ask()
+        elif entry.lower() in ("help", "?", "h"):
+            print(HELP.format(**vars(self)))
+        elif command and " " not in value.strip():  # `top 3`; but `top of the world` is a sentence
+            command(value.strip())
+            print()
+        else:
+            found = self.examinee.propose(entry, self.top_k, self.word_length)
+            print(f"\n🔮 預測結果（Top {self.top_k}）:")
+            print_words(found)
+            print()
+
+    def _top(self, value: str) -> None:
+        self.top_k = _whole("top", value, 1, MOST_WORDS)
+        print(f"  列出前 {self.top_k} 名")
+
+    def _words(self, value: str) -> None:
+        self.word_length = _whole("words", value, 1, LONGEST_WORD)
+        print(f"  一個 [MASK] 最多 {self.word_length} 個字")
+
+    def _method(self, value: str) -> None:
+        self.method = _one_of("method", value, ("auto", *METHODS, *SHORT))
+        meant = self.examinee.method(self.method)
+        print(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
+
+    def _orders(self, value: str) -> None:
+        self.orders = _one_of("orders", value, ORDERS)
+        print(f"  選項順序 {self.orders}")
+
+    def _ask(self) -> None:
+        question = input("❓ 問題: ").strip()
+        options = self._options()
+        self.examinee.warn(question, *options.values())
+        ranked = self.answer(question, options, self.method, self.orders)
+        print("\n🎯 預測結果（按可能性排序）:")
+        print_ranking(ranked)
+        print()
+
+    def _options(self) -> dict[str, str]:
+        """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one."""
+        first = input("選項: ")
+        if first.strip() and len(labelled(first)) != 1:
+            return parse_options(first)
+        lines = [first] if first.strip() else []
+        while (line := input("  下一個選項（空行結束）: ")).strip():
+            lines.append(line)
+        return from_lines(lines)
+
+
+def print_words(found: list[dict]) -> None:
+    for place, row in enumerate(found, 1):
+        score = f" (分數: {row['score']:.4f})" if "score" in row else ""
+        print(f"  {place}. {row['word']}{score}")
+
+
+def print_ranking(ranked) -> None:
+    for place, (label, text, score) in enumerate(ranked, 1):
+        print(f"  {place}. {label}: {text} (分數: {score:.4f})")
+
+
+def _whole(name: str, value: str, low: int, high: int) -> int:
+    if not value.isdecimal() or len(value) > 9 or not low <= int(value) <= high:
+        raise UserError(f"{name} {value[:20]}：應為 {low} 到 {high} 的整數，例如 {name} {low + 1}")
+    return int(value)
+
+
+def _one_of(name: str, value: str, known) -> str:
+    if value not in known:
+        guess = nearest(value, known)
+        hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(known)}"
+        raise UserError(f"{name} {value}：{hint}")
+    return value
+
+
+def _line_editing() -> Callable[[], None]:
+    """Arrow keys and a history that outlasts the session. Returns what saves it."""
+    try:
+        import readline
+    except ImportError:  # not there on Windows
+        return lambda: None
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    path = Path(state) / "fine-tuning-llm/history"
+    try:
+        readline.read_history_file(path)
+    except (OSError, UnicodeError):
+        pass  # the first session, or a file that is no history
+    readline.set_history_length(HISTORY)
+
+    def save() -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            readline.write_history_file(path)
+            path.chmod(0o600)
+        except OSError:
+            pass  # nowhere to keep it: the session itself lacked nothing
+
+    return save
