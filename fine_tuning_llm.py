@@ -341,9 +341,9 @@ def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progres
     card = lesson.card(flags, progress.best_step)
     card.history, taught = progress.history, card.taught
     card.results = {name: examining.figures(*pair, taught) for name, pair in sittings.items()}
+    model_card.write(Path(flags.output_dir), card, progress)
     written = report.of_training(card, sittings, progress)
     report.write(beside(flags, "report"), written)
-    model_card.write(Path(flags.output_dir), card, progress)
     plot_curve(beside(flags, "validation_loss_curve.png"), progress.history, progress.best_step)
     for line in report.verdict(written):
         print(line)

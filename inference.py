@@ -57,8 +57,7 @@ def load_model(model_path, device=None):
 def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 0):
     from finetune import hub
 
-    if not hub.is_local(path):
-        hub.go_offline_if_unreachable()
+    hub.prepare_for(path)
     import torch
 
     from finetune import models
@@ -249,29 +248,22 @@ def open_exam(flags, source: str, flag: str, on_bad_rows: str):
         exam = demo.exam()
         exam.questions = choose_rows(exam.questions, flags.subjects)
         return exam
-    if not hub.is_local(source):
-        hub.go_offline_if_unreachable()
+    hub.prepare_for(source)
     return read_exam(source, flags.revision, flags.subjects, on_bad_rows, flag)
 
 
 def _reader(flags):
     """How the model of --model_path would write a question out; its weights are not needed."""
     from finetune import hub, models
-    from finetune.prompts import ExamPrompts, Template
+    from finetune.examinee import prompts_for
     from finetune.run_card import RunCard
 
     path, flag = flags.model_path, "--model_path"
     models.check_source(path, flag, from_scratch=True)
-    if not hub.is_local(path):
-        hub.go_offline_if_unreachable()
-    config, tokenizer, card = (
-        models.load_config(path, flag),
-        models.load_tokenizer(path, flag),
-        RunCard.read(path),
-    )
-    length = flags.max_length if "max_length" in flags.given or not card else card.max_length
-    template = card.template if card else Template()
-    return ExamPrompts(tokenizer, models.prompt_length(config, tokenizer, length), template)
+    hub.prepare_for(path)
+    config, tokenizer = models.load_config(path, flag), models.load_tokenizer(path, flag)
+    wanted = flags.max_length if "max_length" in flags.given else None
+    return prompts_for(config, tokenizer, RunCard.read(path), wanted)
 
 
 def show_words(flags, examinee: Examinee) -> None:

@@ -15,7 +15,7 @@ from .contamination import NEAR, Taught
 from .exams import LETTERS, Exam, Question, normalised
 from .orders import Unaskable, speaks_of_others
 from .prompts import ExamPrompts, unknown_parts
-from .subjects import chinese_name
+from .subjects import subject_title
 
 USUAL_OPTIONS = 4
 SHORT_STEM = 2  # characters
@@ -184,7 +184,7 @@ def as_text(found: dict) -> str:
     lines += _table(
         ["科目", *names],
         [
-            [_named(subject), *(counts.get(name, 0) for name in names)]
+            [subject_title(subject), *(counts.get(name, 0) for name in names)]
             for subject, counts in found["subjects"].items()
         ],
     )
@@ -221,7 +221,7 @@ def _legible_lines(model: dict) -> list[str]:
         f"  含有 [UNK] 的題目：{model['with_unknown']:.1%}",
     ]
     if worst:
-        lines.append("  最多的科目：" + "、".join(f"{_named(s)} {rate:.0%}" for s, rate in worst))
+        lines.append("  最多的科目：" + "、".join(f"{subject_title(s)} {rate:.0%}" for s, rate in worst))
     if shown:
         lines.append("  不認得的字：" + " ".join(f"{word}×{count}" for word, count in shown))
     return [*lines, ""]
@@ -237,10 +237,6 @@ def _table(header: list, rows: list[list]) -> list[str]:
         for row in body
     ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""]
-
-
-def _named(subject: str) -> str:
-    return chinese_name(subject) or "（未註明科目）"
 
 
 def _width(text: str) -> int:

@@ -15,12 +15,25 @@ from .filling import Blanks, Filling, fill_first_blanks, fill_words, rank_candid
 from .methods import parse
 from .models import BlankLogits, prompt_length
 from .probes import Prober
-from .prompts import ExamPrompts, Template, unknown_parts
+from .prompts import ExamPrompts, unknown_parts
 from .run_card import RunCard, digest
 from .scoring import Examiner, Scores, estimate_prior, score_options
 
 REMEMBERED = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
 UNTAUGHT = "pll"  # asks any masked language model
+
+
+def asks_for_words(blanks: Blanks, word_length: int, candidates: Sequence[str] | None) -> bool:
+    """False for one blank that becomes one token, which has a probability of its own."""
+    return bool(candidates) or word_length > 1 or len(blanks.places) > 1
+
+
+def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None = None) -> ExamPrompts:
+    """How a model is asked: the way its card says, or in the default words; `max_length` tokens, else as its
+    card says."""
+    card = card or RunCard()
+    length = prompt_length(config, tokenizer, max_length or card.max_length)
+    return ExamPrompts(tokenizer, length, card.template, REMEMBERED)
 
 
 class Examinee:
@@ -31,9 +44,7 @@ class Examinee:
         self.card: RunCard | None = getattr(model, "run_card", None)
         self.forward = BlankLogits(model).eval()
         self.longest = prompt_length(model.config, tokenizer, 1 << 30)  # tokens it can read
-        template, wanted = (self.card.template, self.card.max_length) if self.card else (Template(), 512)
-        length = prompt_length(model.config, tokenizer, wanted)
-        self.prompts = ExamPrompts(tokenizer, length, template, REMEMBERED)
+        self.prompts = prompts_for(model.config, tokenizer, self.card)
 
     @classmethod
     def of(cls, model, tokenizer, device) -> Examinee:
@@ -85,7 +96,7 @@ class Examinee:
         if "".join(blanks.pieces) == prompt:
             odd = "；空格要寫成 [MASK]" if re.search(r"\[mask\]|_{2,}|＿{2,}", prompt) else ""
             say(f"句子裡沒有 [MASK]，加在句尾{odd}")
-        if candidates or word_length > 1 or len(blanks.places) > 1:
+        if asks_for_words(blanks, word_length, candidates):
             found = self.words(prompt, top_k, word_length, candidates)
             return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in found]
         return [{"word": word, "probability": p} for word, p in self.fill([blanks], top_k)[0]]

@@ -252,8 +252,9 @@ def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
     for name in names:
         if name not in by_name:
             guess = nearest(name, by_name)
-            there = "、".join(sorted(map(chinese_name, available))) or "這份資料沒有註明科目"
-            hint = f"是不是 {guess[0]}？" if guess else f"有的是：{there}"
+            there = "、".join(sorted(map(chinese_name, available)))
+            hint = f"有的是：{there}" if there else "這份資料沒有註明科目"
+            hint = f"是不是 {guess[0]}？" if guess else hint
             problems.append(f"--subjects：沒有 {name!r} 這個科目，{hint}")
         elif not by_name[name]:
             problems.append(f"--subjects：這份資料沒有 {name} 類的科目")

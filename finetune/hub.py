@@ -46,6 +46,12 @@ def is_local(name: str) -> bool:
     return Path(name).expanduser().exists() or looks_local(name)
 
 
+def prepare_for(name: str) -> None:
+    """To be called before `name` is loaded: a hub that is away is found out once, not at every look-up."""
+    if not is_local(name):
+        go_offline_if_unreachable()
+
+
 def go_offline_if_unreachable() -> bool:
     """Asks the hub once; when it does not answer, HF_HUB_OFFLINE is set: the cache is used without a wait.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import examining, plots
-from .subjects import chinese_name
+from .subjects import subject_title
 
 WRITING = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
 
@@ -61,11 +61,6 @@ def small(share: float) -> str:
 def points(difference: float) -> str:
     """A difference of shares in percentage points: 0.0746 as +7.5."""
     return f"{100 * difference:+.1f}"
-
-
-def subject_title(subject: str) -> str:
-    """The Chinese name of a subject; of none, that there is none."""
-    return chinese_name(subject) or "（未註明科目）"
 
 
 def unbroken(text: str) -> str:

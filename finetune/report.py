@@ -12,9 +12,9 @@ from pathlib import Path
 from . import examining, metrics, page, plots
 from .examining import Sitting
 from .methods import parse
-from .page import percent, points, small, subject_title
+from .page import percent, points, small
 from .run_card import RunCard
-from .subjects import CATEGORIES, SUBJECTS
+from .subjects import CATEGORIES, SUBJECTS, subject_title
 
 TITLES = {
     "held_back": "保留題", "test": "正式測驗", "validation": "驗證題", "train": "訓練題", "all": "全部題目",

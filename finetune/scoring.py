@@ -27,6 +27,7 @@ from torch import nn
 
 from .exams import Question, draw
 from .methods import ORDERS, Method, parse
+from .models import prompt_length
 from .orders import Unaskable, arranged, fixed_places
 from .probes import Forward, Probe, Prober, as_forward
 from .prompts import ExamPrompts, Prompt, hide
@@ -94,8 +95,6 @@ def score_options(
     if orders not in ORDERS:
         raise ValueError(f"unknown orders {orders!r}; known: {', '.join(ORDERS)}")
     if prompts is None:
-        from .models import prompt_length
-
         prompts = ExamPrompts(tokenizer, prompt_length(model.config, tokenizer, 512))
     if device is None:
         device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .cli import say
 from .errors import Stopped, UserError
-from .examinee import Examinee
+from .examinee import Examinee, asks_for_words
 from .exams import LETTERS, Question, parse_question
 from .methods import parse
 from .scoring import best
@@ -198,9 +198,9 @@ class Sheet:
             try:
                 prompt = _as_prompt(row)
                 blanks = self.examinee.read(prompt)
-                if self.flags.candidates or self.flags.word_length > 1 or len(blanks.places) > 1:
-                    how = self.flags.top_k, self.flags.word_length, self.flags.candidates
-                    found = self.examinee.words(prompt, *how)
+                how = self.flags.word_length, self.flags.candidates
+                if asks_for_words(blanks, *how):
+                    found = self.examinee.words(prompt, self.flags.top_k, *how)
                     _fill_in(record, [(filling.word, filling.score) for filling in found])
                 else:
                     single.append((record, blanks))

@@ -100,6 +100,11 @@ def chinese_name(subject: str) -> str:
     return SUBJECTS.get(subject, subject)
 
 
+def subject_title(subject: str) -> str:
+    """The Chinese name of a subject, for people; of none, that there is none."""
+    return chinese_name(subject) or "（未註明科目）"
+
+
 def category_of(subject: str) -> str | None:
     """One of CATEGORIES, or None for a subject that TMMLU+ does not have."""
     return _CATEGORY_OF.get(subject)
