@@ -418,4 +418,4 @@ def _loaded(path: str):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -301,4 +301,4 @@ def show_answer(flags, model, tokenizer, device) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -1,5 +1,7 @@
 """Flags and messages of both scripts."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,3 +89,20 @@ def test_what_goes_wrong_inside_is_one_line_and_a_traceback_only_on_request(monk
     assert "這裡壞了" in seen and "Traceback" not in seen
     assert inference.main(["--prompt", "天", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", None])
+def test_a_ranks_exit_code_is_its_own_whatever_aborts_as_the_interpreter_ends(rank):
+    """As gloo's threads do now and then: here a handler of C's own exit() that always does."""
+    code = (
+        "import atexit, ctypes; from finetune import cli; c = ctypes.CDLL(None);"
+        "c.__cxa_atexit(ctypes.cast(c.abort, ctypes.c_void_p), None, None);"
+        "atexit.register(print, 'waited at exit'); print('printed'); cli.leave(7)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    env |= {"RANK": rank} if rank else {}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.split("\n") == ["printed", "waited at exit", ""]
+    assert done.returncode == (
+        7 if rank else -signal.SIGABRT
+    )  # the second shows that the abort is a real one
