@@ -14,6 +14,7 @@ from statistics import fmean
 import numpy
 
 from .exams import LETTERS, Question, majority_answer, normalised
+from .scoring import best
 from .subjects import CATEGORIES, category_of
 
 RESAMPLES = 10_000  # of a bootstrap: the ends of its interval then move by a fiftieth of its width
@@ -236,7 +237,7 @@ def order_bias(by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float
     width = max(len(order) for asked, _ in rows for order, _ in asked)
     chosen, right = [0] * width, [0] * width
     for asked, answer in rows:
-        picked = [max(range(len(row)), key=row.__getitem__) for _, row in asked]
+        picked = [best(row) for _, row in asked]
         flips += len(set(picked)) > 1
         hits += [option == answer for option in picked]
         as_written.append(picked[0] == answer)

@@ -173,24 +173,25 @@ def verdict(report: Report) -> list[str]:
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
-        lines += [f"  {line}" for line in contamination_lines(found)]
-        if found["refused"]:
-            lines.append(f"  {found['refused']} 題問不了（太長，或選項太多），算答錯")
-        if found["shortened"]:
-            lines.append(f"  {found['shortened']} 題太長，縮短了題幹的中段來問")
+        lines += [f"  {line}" for line in odd_questions(found)]
     return [*lines, *report.notes]
 
 
-def contamination_lines(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> list[str]:
-    """What was taught and examined both, and the score without it, written by `figure`."""
-    overlap = found["contamination"]
-    if not overlap or not overlap["rows"]:
-        return []
-    parts = [f"{overlap['same']} 題是模型訓練過的"] if overlap["same"] else []
-    parts += [f"{overlap['near']} 題與訓練過的幾乎相同"] if overlap["near"] else []
-    rest = overlap["without"]
-    without = f"去掉後 {figure(rest['accuracy'])}（{rest['n']} 題）" if rest else "全部都是"
-    return [f"其中 {'、'.join(parts)}，{without}"]
+def odd_questions(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> list[str]:
+    """How many questions were taught as well, and the score without them, written by `figure`; how many could
+    not be asked, or only shortened."""
+    lines, overlap = [], found["contamination"]
+    if overlap and overlap["rows"]:
+        parts = [f"{overlap['same']} 題是模型訓練過的"] if overlap["same"] else []
+        parts += [f"{overlap['near']} 題與訓練過的幾乎相同"] if overlap["near"] else []
+        rest = overlap["without"]
+        without = f"去掉後 {figure(rest['accuracy'])}（{rest['n']} 題）" if rest else "全部都是"
+        lines.append(f"其中 {'、'.join(parts)}，{without}")
+    if found["refused"]:
+        lines.append(f"{found['refused']} 題問不了（太長，或選項太多），算答錯")
+    if found["shortened"]:
+        lines.append(f"{found['shortened']} 題太長，縮短了題幹的中段來問")
+    return lines
 
 
 # ---- in words ----------------------------------------------------------------------------------------------
@@ -244,12 +245,7 @@ def other_name(report: Report) -> str:
 
 def remarks(report: Report, found: dict) -> list[str]:
     """What must stand beside the figures of a set."""
-    lines = [*report.notes, *contamination_lines(found, small)]
-    if found["refused"]:
-        lines.append(f"{found['refused']} 題太長，或選項太多，問不了")
-    if found["shortened"]:
-        lines.append(f"{found['shortened']} 題太長，縮短了題幹的中段來問")
-    return lines
+    return [*report.notes, *odd_questions(found, small)]
 
 
 def order_bias(found: dict) -> str:

@@ -194,10 +194,8 @@ def _without_prior(examiner: Examiner, questions, orders: str, prior, progress) 
             (order, _log_softmax([row[i] - at[order.index(i)] for i in range(len(row))]))
             for order, row in scores.by_order[index]
         ]
-        averaged = corrected
-        if index in sample:
-            averaged = sample[index]
-        scores[index] = [fmean(column) for column in zip(*(row for _, row in averaged), strict=True)]
+        averaged = (row for _, row in sample.get(index, corrected))
+        scores[index] = [fmean(column) for column in zip(*averaged, strict=True)]
         scores.by_order[index] = corrected
     return scores
 

@@ -223,9 +223,7 @@ def _write_csv(file: Path, records: Iterable[dict], columns: dict[str, str]) -> 
     def cell(value):
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
-    with file.open(
-        "w", encoding="utf-8-sig", newline=""
-    ) as stream:  # with a BOM: Excel takes it for UTF-8 then
+    with file.open("w", encoding="utf-8-sig", newline="") as stream:  # with a BOM Excel takes it for UTF-8
         rows = csv.writer(stream)
         rows.writerow(columns)
         rows.writerows([cell(record.get(name)) for name in columns] for record in records)
@@ -259,8 +257,7 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
     schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
     def plain(record: dict) -> dict:
-        pairs = record.items()
-        return {name: _arrow(value, columns[name]) for name, value in pairs}
+        return {name: _arrow(value, columns[name]) for name, value in record.items()}
 
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         block: list[dict] = []
