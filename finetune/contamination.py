@@ -29,7 +29,11 @@ NEAR = 0.7  # share of grams in common (Jaccard) from which two questions are ne
 def grams(question: Question) -> list[int]:
     """The SKETCH smallest hashes of a question's 5-grams, in order."""
     ends = "\0" * (GRAM - 1)
-    texts = [ends + normalised(question.stem) + ends, *map(normalised, question.options)]
+    return sketch([ends + normalised(question.stem) + ends, *map(normalised, question.options)])
+
+
+def sketch(texts: Iterable[str]) -> list[int]:
+    """The SKETCH smallest hashes of the 5-grams of normalised texts, in order."""
     found = set()
     for text in texts:
         found |= {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
@@ -48,7 +52,7 @@ def unpack(text: str) -> list[int]:
 
 def overlap(first: Sequence[int], second: Sequence[int]) -> float:
     """Jaccard similarity of two questions, estimated from their sketches; exact when both are whole."""
-    union = nsmallest(max(len(first), len(second)), {*first, *second})
+    union = sorted({*first, *second})[: max(len(first), len(second))]
     both = {*first} & {*second}
     if len(first) < SKETCH and len(second) < SKETCH:
         union = {*first, *second}
@@ -63,12 +67,10 @@ class Taught:
     """
 
     def __init__(self, sketches: dict[str, Sequence[int]]):
-        self.sketches = sketches
+        self.sketches: dict[str, Sequence[int]] = {}
         self._holders: dict[int, list[str]] = defaultdict(list)
         for fingerprint, hashes in sketches.items():
-            for value in hashes:
-                self._holders[value].append(fingerprint)
-        self._holders = {value: own for value, own in self._holders.items() if len(own) <= COMMON}
+            self.add(fingerprint, hashes)
 
     @classmethod
     def of(cls, questions: Iterable[Question]) -> Taught:
@@ -82,9 +84,18 @@ class Taught:
         """
         if exact and question.fingerprint in self.sketches:
             return "same", 1.0
-        mine = grams(question)
-        shared = Counter(holder for value in mine for holder in self._holders.get(value, ()))
-        shared.pop(question.fingerprint, None)
-        likely = [self.sketches[other] for other, _ in shared.most_common(LIKELY)]
-        closest = max((overlap(mine, other) for other in likely), default=0.0)
+        closest = self.closest(grams(question), question.fingerprint)
         return ("near" if closest >= NEAR else ""), closest
+
+    def add(self, fingerprint: str, hashes: Sequence[int]) -> None:
+        self.sketches[fingerprint] = hashes
+        for value in hashes:
+            self._holders[value].append(fingerprint)
+
+    def closest(self, mine: Sequence[int], leave_out: str = "") -> float:
+        """The largest overlap of a sketch with one of those here."""
+        held = (self._holders.get(value, ()) for value in mine)
+        shared = Counter(holder for own in held if len(own) <= COMMON for holder in own)
+        shared.pop(leave_out, None)
+        likely = [self.sketches[other] for other, _ in shared.most_common(LIKELY)]
+        return max((overlap(mine, other) for other in likely), default=0.0)

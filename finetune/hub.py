@@ -19,7 +19,7 @@ from .errors import UserError
 from .tables import SUFFIXES
 
 PROBE_SECONDS = 6.0  # for name look-up, connection and first byte together
-DATA_FILES = [f"*{suffix}" for suffix in SUFFIXES]  # fnmatch: `*` crosses folders, data/*.csv is in it
+DATA_FILES = [f"*{suffix}" for suffix in (*SUFFIXES, ".txt")]  # fnmatch: data/*.csv is in *.csv
 
 
 def endpoint() -> str:
@@ -94,7 +94,7 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
         ways += [f"用本機的資料夾或檔案：{flag} ./題庫資料夾", f"用內建示範：{flag} demo"]
     else:
         ways += [
-            "用本機的資料夾：--model_name_or_path ./模型資料夾、--dataset ./題庫資料夾",
+            "用本機的資料夾：--model_name_or_path ./模型資料夾、--dataset ./資料夾",
             "不下載任何東西，先跑內建示範：--demo",
         ]
     listed = "".join(f"\n      {number}. {way}" for number, way in enumerate(ways, 1))

@@ -29,13 +29,13 @@ class Unreadable(str):
 Rows = Iterator[tuple[int, "dict | Unreadable"]]
 
 
-def read_table(file: Path, required: Sequence[str] = ()) -> Rows:
+def read_table(file: Path, required: Sequence[Sequence[str]] = ()) -> Rows:
     """(line, row) of each row, in constant memory; Unreadable in the place of a row that cannot be read, with
     line 0 where it is the file itself.
 
     Args:
         file: UTF-8, with or without a BOM. The line is counted from 1 and, in csv, includes the header.
-        required: columns a csv must have.
+        required: columns a csv must have, each by any one of its names.
     """
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
@@ -56,7 +56,7 @@ def _encoding_problem(file: Path) -> Unreadable:
     return problem
 
 
-def _csv_rows(file: Path, required: Sequence[str]) -> Rows:
+def _csv_rows(file: Path, required: Sequence[Sequence[str]]) -> Rows:
     csv.field_size_limit(LONGEST_FIELD)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream, strict=True)
@@ -84,7 +84,7 @@ def _csv_rows(file: Path, required: Sequence[str]) -> Rows:
                     yield (
                         start,
                         Unreadable(
-                            f"有 {len(row)} 欄，標題列是 {len(header)} 欄（選項含逗號要加引號{lines}）"
+                            f"有 {len(row)} 欄，標題列是 {len(header)} 欄（內容含逗號要加引號{lines}）"
                         ),
                     )
                 else:
@@ -98,13 +98,13 @@ def _lines_of(start: int, end: int) -> str:
     return f"；第 {start} 到 {end} 行讀成了一列，看看引號" if end > start else ""
 
 
-def _header_problem(file: Path, header: list[str], required: Sequence[str]) -> Unreadable | None:
+def _header_problem(file: Path, header: list[str], required: Sequence[Sequence[str]]) -> Unreadable | None:
     if not header:
         return Unreadable("空的檔案")
     if any(map(NOT_UTF8.search, header)):
         return _encoding_problem(file)
-    if missing := set(required) - set(header):
-        return Unreadable(f"少了欄位 {'、'.join(sorted(missing))}，有的是 {'、'.join(header)}")
+    if missing := [names[0] for names in required if not set(names) & set(header)]:
+        return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {'、'.join(header)}")
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
         return Unreadable(f"欄位 {'、'.join(repeated)} 出現兩次")
     return None
@@ -140,13 +140,13 @@ def _json_rows(file: Path, _) -> Rows:
             for number, row in enumerate(_json_items(stream), 1):  # noqa: B007
                 yield number, row
         except (ijson.JSONError, ValueError) as error:
-            where = f"第 {number + 1} 題起" if number else ""
+            where = f"第 {number + 1} 筆起" if number else ""
             invalid = "UTF8" in str(error) or isinstance(error, UnicodeDecodeError)
             problem = Unreadable(f"{where}不是 JSON（{_one_line(error)}）")
             yield number and number + 1, _encoding_problem(file) if invalid else problem
             return
     if not number:
-        yield 0, Unreadable("空的檔案，或不是一串題目 [ {…}, {…} ]")
+        yield 0, Unreadable("空的檔案，或不是一串資料 [ {…}, {…} ]")
 
 
 def _json_items(stream) -> Iterator[object]:
@@ -209,21 +209,28 @@ SUFFIXES = tuple(_READERS)
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
-def write_table(file: Path, records: Iterable[dict], columns: dict[str, str], suffix: str) -> None:
+def write_table(
+    file: Path, records: Iterable[dict], columns: dict[str, str], suffix: str, for_excel: bool = True
+) -> None:
     """Writes records, in constant memory, in the format that `suffix` names.
 
     Args:
         columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
             csv, what is no text or number stands as JSON.
+        for_excel: csv begins with a BOM, without which Excel does not take it for UTF-8; programs that are to
+            read it may trip over one.
     """
-    _WRITERS[suffix](file, records, columns)
+    if suffix == ".csv":
+        _write_csv(file, records, columns, "utf-8-sig" if for_excel else "utf-8")
+    else:
+        _WRITERS[suffix](file, records, columns)
 
 
-def _write_csv(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+def _write_csv(file: Path, records: Iterable[dict], columns: dict[str, str], encoding: str) -> None:
     def cell(value):
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
-    with file.open("w", encoding="utf-8-sig", newline="") as stream:  # with a BOM Excel takes it for UTF-8
+    with file.open("w", encoding=encoding, newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(columns)
         rows.writerows([cell(record.get(name)) for name in columns] for record in records)
@@ -276,5 +283,5 @@ def _arrow(value: object, kind: str) -> object:
 
 
 _WRITERS: dict[str, Callable[[Path, Iterable[dict], dict[str, str]], None]] = {
-    ".csv": _write_csv, ".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet,
+    ".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet,
 }  # fmt: skip

@@ -1,0 +1,359 @@
+"""Texts for continued pre-training: read from files or the hub, cleaned, split; what was done to them, told
+so that a person can judge it."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from statistics import median
+
+from . import hub
+from .cleaning import Cleaning, Draft, Text, clean
+from .cli import say
+from .contamination import NEAR
+from .errors import UserError
+from .exams import draw, normalised
+from .tables import SUFFIXES, Unreadable, read_table
+
+READABLE = (*SUFFIXES, ".txt")
+COLUMNS = ("text", "content", "paragraphs", "paragraph")
+ABOUT = ("readme", "license", "licence", "notice")  # a .txt of this name tells about the texts
+OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
+    (({"question", "問題"}, {"A", "choices", "options", "選項1"}), "考題", "--task sft 或 --task exam"),
+    (({"instruction"}, {"output"}), "指令與回答", "--task sft"),
+)
+SAME_PROBLEM = 10  # rows of one file that are listed with one reason; the others are counted
+
+
+@dataclass
+class Corpus:
+    """Texts, where they came from (a path, or a hub name with revision and commit), what the cleaning did.
+
+    counts: `read` texts with `read_characters`; of each step done, how often: `urls`, `numbering` (numbers),
+    `punctuation` (places), `titles` (rows that went into another one), `too_short`, `cut` (documents) into
+    `parts`, `duplicates`, `near_duplicates`.
+    """
+
+    texts: list[Text]
+    origin: str
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Characters of each text, ascending."""
+        return sorted(len(text.text) for text in self.texts)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def read_corpus(
+    source: str,
+    cleaning: Cleaning,
+    revision: str | None = None,
+    on_bad_rows: str = "fail",
+    flag: str = "--dataset",
+) -> Corpus:
+    """Texts from a hub name, a folder (all files in it and below), or one json/jsonl/csv/parquet/txt file.
+
+    Rows: a text itself, or `title` (optional) with `text`, `content`, `paragraph` or `paragraphs` (a list).
+    In a .txt, documents are separated by blank lines; without any the whole file is one.
+
+    Args:
+        revision: of the hub data set; None is `main`.
+        on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
+            `skipped`.
+        flag: what named the source, for messages.
+
+    Raises:
+        UserError: nothing there, bad rows, rows that are questions, nothing left after cleaning.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        folder, files, origin = path.parent, [path], str(path)
+    elif path.is_dir():
+        folder, files, origin = path, _files_in(path), str(path)
+    elif hub.looks_local(source):
+        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
+    else:
+        revision = revision or "main"
+        folder, commit = hub.fetch_dataset(source, revision, flag)
+        files, origin = _files_in(folder), f"{source} {revision} ({commit[:12]})"
+    if not files:
+        raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join(READABLE)}）")
+    problems: list[str] = []
+    drafts = [draft for file in files for draft in _drafts(file, folder, flag, problems)]
+    if problems and on_bad_rows == "fail":
+        raise UserError([*problems, "有讀不了的列；加上 --on_bad_rows skip 可略過它們"])
+    if not drafts:
+        raise UserError([*problems, f"{flag} {source}：一篇文字也沒有"])
+    texts, log = clean(drafts, cleaning)
+    corpus = Corpus(texts, origin, dict(log.counts), dict(log.examples), problems)
+    if not texts:
+        raise UserError(_nothing_left(corpus, cleaning, f"{flag} {source}"))
+    return corpus
+
+
+def holds_texts(source: str) -> bool:
+    """True for a local file or folder whose first row is a text, and no question."""
+    path = Path(source).expanduser()
+    file = next(iter(_files_in(path)), path) if path.is_dir() else path
+    if not file.is_file() or file.suffix.lower() not in READABLE:
+        return False
+    if file.suffix.lower() == ".txt":
+        return True
+    row = next((row for _, row in read_table(file) if not isinstance(row, Unreadable)), {})
+    return isinstance(row, str) or bool({*row} & {*COLUMNS} and not {*row} & {"question", "問題"})
+
+
+def _files_in(folder: Path) -> list[Path]:
+    hidden = re.compile(r"(^|/)\.")
+    names = {
+        file: file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+    files = [file for file, name in names.items() if not hidden.search(name)]
+    about = {file for file in files if file.suffix.lower() == ".txt" and file.stem.lower() in ABOUT}
+    found = [file for file in files if file.suffix.lower() in READABLE and file not in about]
+    if others := [names[file] for file in files if file.suffix.lower() not in READABLE or file in about]:
+        more = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""
+        say(f"略過 {'、'.join(others[:5])}{more}：不是 {'、'.join(READABLE)}，或是說明檔")
+    return found
+
+
+def _drafts(file: Path, folder: Path, flag: str, problems: list[str]) -> Iterator[Draft]:
+    """The texts of one file; each row that is none adds `file:line: reason` to `problems`."""
+    same: Counter[str] = Counter()
+    rows = _txt_rows(file) if file.suffix.lower() == ".txt" else read_table(file)
+    for line, row in rows:
+        try:
+            yield _parsed(row, f"{file.relative_to(folder)}:{line}")
+        except _OtherTask as error:
+            raise UserError(f"{flag} {file}：{error}") from None
+        except ValueError as error:
+            same[str(error)] += 1
+            if same[str(error)] <= SAME_PROBLEM:
+                problems.append(f"{file}:{line}：{error}" if line else f"{file}：{error}")
+    for reason, count in same.items():
+        if count > SAME_PROBLEM:
+            problems.append(f"{file}：另有 {count - SAME_PROBLEM} 列也是：{reason}")
+
+
+def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
+    """(first line, document) of each document."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        yield 0, Unreadable(f"不是 UTF-8，可能是 Big5。iconv -f BIG5 -t UTF-8 {file.name} > 新檔.txt")
+        return
+    except OSError as error:
+        yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
+        return
+    start, lines = 1, []
+    for number, line in enumerate([*re.split(r"\r\n|\r|\n", text), ""], 1):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield start, "\n".join(lines)
+            lines = []
+    if not text.strip():
+        yield 0, Unreadable("空的檔案")
+
+
+class _OtherTask(ValueError):
+    """A row for another kind of training."""
+
+
+def _parsed(row: object, row_id: str) -> Draft:
+    """A row as a document.
+
+    Raises:
+        ValueError: it holds no text; the reason, in Chinese.
+    """
+    if isinstance(row, Unreadable):
+        raise ValueError(row)
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, dict):
+        raise ValueError(f"應該是文字或物件，得到 {type(row).__name__}")
+    column = next((name for name in COLUMNS if row.get(name) is not None), None)
+    if column is None:
+        for wanted, looks_like, task in OTHER_TASKS:
+            if all(names & row.keys() for names in wanted):
+                raise _OtherTask(f"看起來是{looks_like}（{'、'.join(row)}），不是文章；這種資料用 {task}")
+        empty = [name for name in COLUMNS if name in row]
+        there = f"沒有 {'、'.join(COLUMNS)} 任何一欄，有的是 {'、'.join(map(str, row)) or '空的物件'}"
+        raise ValueError(f"{empty[0]} 是空的" if empty else there)
+    title, value = row.get("title"), row[column]
+    if isinstance(title, (list, dict)):
+        raise ValueError(f"title 應該是文字，得到 {type(title).__name__}")
+    paragraphs = value if column == "paragraphs" and isinstance(value, list) else [value]
+    if wrong := next((one for one in paragraphs if not isinstance(one, str)), None):
+        raise ValueError(f"{column} 應該是文字，得到 {type(wrong).__name__}")
+    if not any(one.strip() for one in paragraphs):
+        raise ValueError(f"{column} 是空的")
+    lines = [line for one in paragraphs if one.strip() for line in re.split(r"\r\n|\r|\n", one.strip())]
+    return Draft(lines, "" if title is None else str(title).strip(), row_id)
+
+
+def _nothing_left(corpus: Corpus, cleaning: Cleaning, named: str) -> str:
+    took = {"too_short": "太短", "duplicates": "重複", "near_duplicates": "幾乎重複"}
+    told = [f"{name} {corpus.counts[key]} 篇" for key, name in took.items() if corpus.counts.get(key)]
+    return (
+        f"{named}：讀到 {corpus.counts['read']} 篇，清理之後一篇也不剩（{'、'.join(told) or '都是空的'}）。"
+        f"把 --min_chars 調小（現在是 {cleaning.min_chars}），或用 --clean 選要做的步驟"
+        f"（現在是 {','.join(cleaning.steps)}）"
+    )
+
+
+# ---- splitting ---------------------------------------------------------------------------------------------
+
+
+def split_texts(
+    texts: Sequence[Text], ratio: tuple[float, float, float], seed: int
+) -> tuple[list[Text], list[Text], list[Text]]:
+    """Fit, validation and held back. A document's place is drawn from the seed and its title, or its own
+    text, whatever the others are; so the shares are met on average, and a few documents may leave a part
+    empty. The parts of one document stay together, unless it is the only one.
+    """
+    keys = [text.title or text.whole or normalised(text.text) for text in texts]
+    if len(set(keys)) == 1:
+        keys = [normalised(text.text) for text in texts]
+    parts: tuple[list[Text], ...] = ([], [], [])
+    for text, key in zip(texts, keys, strict=True):
+        place = int.from_bytes(draw(seed, key)[:6], "big") / 2**48  # in [0, 1)
+        parts[0 if place < ratio[0] else 1 if place < ratio[0] + ratio[1] else 2].append(text)
+    return parts
+
+
+# ---- telling -----------------------------------------------------------------------------------------------
+
+DONE = {  # in `counts` -> what was done to what
+    "urls": ("網址", "刪去 {:,} 個"),
+    "numbering": ("段落編號", "刪去 {:,} 個"),
+    "punctuation": ("標點、空白與字形", "改了 {:,} 處"),
+    "titles": ("同標題的列", "有 {:,} 列併進前面的文章"),
+    "too_short": ("太短的文章", "丟掉 {:,} 篇"),
+    "cut": ("太長的文章", "有 {:,} 篇，切成 {parts:,} 段"),
+    "duplicates": ("重複的文章", "丟掉 {:,} 篇"),
+    "near_duplicates": (f"幾乎重複的文章（5-gram 重疊 {NEAR:.0%} 以上）", "丟掉 {:,} 篇"),
+}
+
+
+def describe(corpus: Corpus) -> None:
+    """Prints what was read and what the cleaning did."""
+    say(f"語料 {corpus.origin}：{_totals(corpus)}")
+    counts = corpus.counts
+    done = [what + did.format(counts[key], **counts) for key, (what, did) in DONE.items() if counts.get(key)]
+    if done:
+        say(f"  清理：{'；'.join(done)}")
+    if corpus.skipped:
+        say(f"  略過 {len(corpus.skipped)} 列：")
+        for problem in corpus.skipped:
+            say(f"    - {problem}")
+
+
+def _totals(corpus: Corpus) -> str:
+    return f"{len(corpus):,} 篇，{sum(corpus.lengths):,} 字"
+
+
+def as_dict(corpus: Corpus) -> dict:
+    """What was found, for --json."""
+    return {
+        "origin": corpus.origin,
+        "texts": len(corpus),
+        "characters": sum(corpus.lengths),
+        "median_characters": median(corpus.lengths),
+        "longest_characters": corpus.lengths[-1],
+        "counts": corpus.counts,
+        "examples": {
+            step: [{"before": before, "after": after} for before, after in pairs]
+            for step, pairs in corpus.examples.items()
+        },
+        "unusable": corpus.skipped,
+    }
+
+
+def as_text(corpus: Corpus, width: int = 100) -> str:
+    """The same as a page for a person.
+
+    Args:
+        width: columns of a line of an example; a Chinese character takes two.
+    """
+    counts, lengths = corpus.counts, corpus.lengths
+    lines = [
+        f"語料 {corpus.origin}",
+        f"  讀到 {counts['read']:,} 篇，{counts['read_characters']:,} 字；清理後 {_totals(corpus)}",
+        f"  一篇的長度：中位數 {median(lengths):,g} 字，最短 {lengths[0]:,} 字，最長 {lengths[-1]:,} 字",
+        "",
+    ]
+    if counted := [key for key in DONE if key in counts]:
+        lines += ["清理的每一步（【】是刪掉、改掉與換上的字，✂ 是切開的地方）：", ""]
+    for number, key in enumerate(counted, 1):
+        what, did = DONE[key]
+        lines.append(f"{number}. {what}：{did.format(counts[key], **counts) if counts[key] else '沒有'}")
+        for before, after in corpus.examples.get(key, ()):
+            was, now = marked(before, after, width - 7)
+            lines += [f"   前 {was}", f"   後 {now}"] if after else [f"   丟 {was}"]
+    lines.append("")
+    if skipped := corpus.skipped:
+        lines += [f"讀不了、略過的 {len(skipped)} 列：", *(f"  - {row}" for row in skipped[:20])]
+        lines += ["  - …（全部見 --json）"] if len(skipped) > 20 else []
+    return "\n".join(lines).rstrip()
+
+
+def marked(before: str, after: str, width: int) -> tuple[str, str]:
+    """Both texts from shortly before their first difference, on one line each of at most `width` columns,
+    with 【】 around what differs."""
+    if not after:
+        return _fitted(_visible(before), width), ""
+    steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    was, now = [], []
+    for kind, a, b, c, d in steps:
+        pair = before[a:b], after[c:d]
+        alike = kind == "replace" and unicodedata.normalize("NFC", pair[0]) == pair[1]
+        for line, piece in zip((was, now), pair, strict=True):
+            codes = "‹" + " ".join(f"U+{ord(x):04X}" for x in piece) + "›" if alike else ""
+            line.append(f"【{_visible(piece)}{codes}】" if kind != "equal" and piece else _visible(piece))
+    return _fitted("".join(was), width), _fitted("".join(now), width)
+
+
+def _fitted(line: str, width: int) -> str:
+    columns = 0
+    for at, character in enumerate(line):
+        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        columns -= bool(unicodedata.combining(character))
+        if columns > width:
+            return line[: at - 1] + "…"
+    return line
+
+
+def _visible(text: str) -> str:
+    """Line ends and characters that cannot be seen, as signs."""
+    return "".join(
+        "⏎" if c == "\n" else f"‹U+{ord(c):04X}›" if unicodedata.category(c) in ("Cc", "Cf", "Co") else c
+        for c in text
+    )
+
+
+def show(corpus: Corpus, as_json: bool = False) -> None:
+    """--inspect: the texts before and after, on stdout."""
+    print(json.dumps(as_dict(corpus), ensure_ascii=False) if as_json else as_text(corpus))
+
+
+def examine(source: str, as_json: bool) -> int:
+    """--inspect of texts, cleaned in the usual way. Returns the exit code, 2 when rows are unusable."""
+    corpus = read_corpus(source, Cleaning(), None, "skip", "--inspect")
+    show(corpus, as_json)
+    return 2 if corpus.skipped else 0
