@@ -1,28 +1,15 @@
-"""What a run writes down as it goes: `train_log.jsonl`, a progress bar, and a tracker of one's choice."""
+"""What a run writes down as it goes: `train_log.jsonl`, a progress bar, and what a tracker is told."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import time
 from pathlib import Path
 
 from .cli import say
-from .errors import UserError
-
-TRACKERS = {
-    "tensorboard": "TensorBoardTracker",
-    "wandb": "WandBTracker",
-    "mlflow": "MLflowTracker",
-    "trackio": "TrackioTracker",
-}
-
-
-def check_tracker(name: str) -> None:
-    """Raises UserError when --report_to names a service whose package is not installed."""
-    if name != "none" and importlib.util.find_spec(name) is None:
-        raise UserError(f"--report_to {name}：沒有安裝 {name}；pip install {name}")
+from .perplexity import small
+from .trackers import Tracker, flatten
 
 
 class TrainLog:
@@ -32,12 +19,12 @@ class TrainLog:
         path: of train_log.jsonl.
         progress: where the run begins (`checkpoints.Progress`). Lines of what it will do again are dropped.
         total: optimizer steps of the whole run.
-        tracker: one of TRACKERS or `none`.
+        tracker: outlives this log: the examination comes after it.
     """
 
-    def __init__(self, path: Path, progress, total: int, tracker: str, flags: dict, enabled: bool):
+    def __init__(self, path: Path, progress, total: int, tracker: Tracker, enabled: bool):
         self.enabled, self.total = enabled, total
-        self._tracker, self._bar, self._stream = None, None, None
+        self._bar, self._stream, self._tracker = None, None, tracker
         self._started = time.perf_counter()
         if not enabled:
             return
@@ -47,21 +34,12 @@ class TrainLog:
             kept = [line for line in lines if _is_done(line, progress)]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        tracker.start(progress.step)
         self._stream = path.open("a", encoding="utf-8", buffering=1)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=progress.step, unit="步", dynamic_ncols=True, desc="訓練")
-        if tracker != "none":
-            import accelerate.tracking
-
-            make = getattr(accelerate.tracking, TRACKERS[tracker])
-            needs_folder = tracker == "tensorboard"
-            self._tracker = make("tmmluplus", path.parent / "runs") if needs_folder else make("tmmluplus")
-            self._tracker.start()
-            self._tracker.store_init_configuration(
-                {k: v for k, v in flags.items() if isinstance(v, (int, float, str, bool))}
-            )
 
     def step(self, step: int, report, rate: float, seconds: float) -> None:
         """One optimizer step (`engine.StepReport`), its learning rate and how long it took."""
@@ -72,6 +50,7 @@ class TrainLog:
         if report.grad_norm is not None:
             values["grad_norm"] = report.grad_norm
         self._write({"step": step, **values})
+        self._tracker.log({f"train/{name}": value for name, value in values.items()}, step)
         if self._bar:
             self._bar.update(1)
             self._bar.set_postfix_str(f"損失 {report.loss:.4f}，學習率 {rate:.2e}，{speed:,.0f} token/s")
@@ -85,15 +64,11 @@ class TrainLog:
     def epoch(self, entry: dict) -> None:
         """The figures of one epoch, as kept in the history."""
         self._write(entry)
+        figures = {name: value for name, value in entry.items() if name not in ("epoch", "step")}
+        self._tracker.log({_of_epoch(name): value for name, value in flatten(figures).items()}, entry["step"])
         self.say(
-            f"第 {entry['epoch']} 輪（第 {entry['step']} 步）：訓練損失 {entry['train_loss']:.4f}"
-            + (
-                f"，驗證損失 {entry['validation_loss']:.4f}，驗證正確率 {entry['validation_accuracy']:.3f}"
-                f"（{entry['validation_questions']} 題）"
-                if "validation_loss" in entry
-                else ""
-            )
-            + (" ← 目前最好" if entry.get("best") else "")
+            f"第 {entry['epoch']} 輪（第 {entry['step']} 步）：訓練損失 {entry['train_loss']:.4f}，"
+            f"{describe(entry)}{' ← 目前最好' if entry.get('best') and 'validation_loss' in entry else ''}"
         )
 
     def say(self, text: str) -> None:
@@ -105,17 +80,31 @@ class TrainLog:
     def _write(self, entry: dict) -> None:
         if self.enabled:
             self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            if self._tracker:
-                values = {name: value for name, value in entry.items() if isinstance(value, float)}
-                self._tracker.log(values, step=entry["step"])
 
     def close(self) -> None:
         if self._bar:
             self._bar.close()
-        if self._tracker:
-            self._tracker.finish()
         if self._stream:
             self._stream.close()
+
+
+def describe(found: dict) -> str:
+    """What validation found, in one line."""
+    parts = []
+    if "validation_loss" in found:
+        parts.append(f"驗證損失 {found['validation_loss']:.4f}")
+    if "validation_perplexity" in found:
+        shown = small({"perplexity": found["validation_perplexity"]})
+        parts.append(f"困惑度 {shown}（{found['validation_tokens']:,} 個 token）")
+    if "validation_accuracy" in found:
+        parts.append(f"驗證正確率 {found['validation_accuracy']:.3f}（{found['validation_questions']} 題）")
+    return "，".join(parts) or "沒有驗證資料"
+
+
+def _of_epoch(name: str) -> str:
+    """train_loss → train/epoch_loss, the mean of the steps' train/loss; validation_loss → validation/loss."""
+    group, _, rest = name.partition("_")
+    return f"{group}/epoch_{rest}" if group == "train" else f"{group}/{rest}" if rest else name
 
 
 def _is_done(line: str, progress) -> bool:
