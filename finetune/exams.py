@@ -13,9 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
-from . import hub
+from . import hub, reading
 from .cli import nearest, say
 from .errors import UserError
 from .subjects import CATEGORIES, category_of, chinese_name
@@ -36,6 +37,7 @@ class Question:
     answer: int | None
     subject: str = ""
     id: str = ""
+    passage: str = ""  # hash of the text it is about, which other questions may be about too
 
     @property
     def fingerprint(self) -> str:
@@ -160,7 +162,7 @@ def _subject_and_split(file: Path) -> tuple[str, str]:
 def read_rows(file: Path, subject: str, split: str, problems: list[str]) -> Iterator[Question]:
     """The questions of one file; each row that is none adds `file:line: reason` to `problems`."""
     undecoded = 0
-    for line, row in read_table(file, required=("question", "answer")):
+    for line, row in read_table(file, required=(reading.ASKED[::-1], reading.ANSWER[::-1])):
         where = f"{file}:{line}" if line else str(file)
         if isinstance(row, Unreadable):
             undecoded += row.encoding
@@ -179,13 +181,16 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
     """A row of any of the layouts people use, as a Question.
 
     Layouts: columns `question, A, B, …, answer` (a letter); `choices` (a list) with an integer or letter
-    `answer`; `options` (a dict letter -> text, or a list).
+    `answer`; `options` (a dict letter -> text, or a list); reading comprehension, see reading.py.
 
     Raises:
         ValueError: with the reason in Chinese.
     """
     if not isinstance(row, dict):
         raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
+    passage = ""
+    if reading.is_reading(row):
+        passage, row = reading.passage_of(row), reading.as_question(row)
     stem = _text(row.get("question"))
     if not stem.strip():
         raise ValueError("question 是空的")
@@ -205,9 +210,8 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
     if blank := [LETTERS[i] for i, option in enumerate(options) if not option.strip()]:
         raise ValueError(f"選項 {'、'.join(blank)} 是空的")
     answer = _answer_index(row.get("answer"), len(options), need_answer)
-    return Question(
-        stem, tuple(options), answer, _text(row.get("subject")) or subject, _text(row.get("id")) or row_id
-    )
+    subject, name = _text(row.get("subject")) or subject, _text(row.get("id")) or row_id
+    return Question(stem, tuple(options), answer, subject, name, passage)
 
 
 def _text(value: object) -> str:
@@ -288,7 +292,7 @@ def split_pool(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: i
     `pool="fit"`: official train + validation rows; the official test rows are only ever scored.
     `pool="all"`: the test rows are split too, and no figure is comparable with a published one. A file
     without official splits is all pool. The same question twice counts once, and never stands on both sides
-    of a split.
+    of a split; nor does a passage that several questions are about.
     """
     test = [] if pool == "all" else exam.questions.get("test", [])
     kept_for_test = {question.fingerprint for question in test}
@@ -306,12 +310,25 @@ def split_pool(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: i
         raise UserError(
             "可用來訓練的題目是 0 題：資料裡只有 test，或全部與 test 重複（--pool all 會連 test 一起切）"
         )
-    rows.sort(key=lambda q: (q.subject, draw(seed, q.fingerprint)))
-    parts: tuple[list[Question], ...] = ([], [], [])
-    for count, question in enumerate(rows, 1):  # the part that lags furthest behind its share gets the row
-        owed = [share * count - len(part) for share, part in zip(ratio, parts, strict=True)]
-        parts[owed.index(max(owed))].append(question)
-    return Pools(*parts, test=test, duplicates=duplicates)
+    rows.sort(key=lambda q: (q.subject, draw(seed, q.passage or q.fingerprint)))
+    return Pools(
+        *shared_out(rows, ratio, lambda question: question.passage), test=test, duplicates=duplicates
+    )
+
+
+def shared_out(
+    rows: Sequence, ratio: tuple[float, float, float], key=lambda row: ""
+) -> tuple[list, list, list]:
+    """Rows, in the order given, into three parts of these shares. Neighbours with the same `key` stay
+    together; those with "" are on their own."""
+    parts: tuple[list, list, list] = ([], [], [])
+    count = 0
+    for name, group in groupby(rows, key):
+        for together in [list(group)] if name else ([row] for row in group):
+            count += len(together)  # the part that lags furthest behind its share gets them
+            owed = [share * count - len(part) for share, part in zip(ratio, parts, strict=True)]
+            parts[owed.index(max(owed))].extend(together)
+    return parts
 
 
 def draw(seed: int, key: str) -> bytes:

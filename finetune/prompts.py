@@ -31,6 +31,8 @@ class Template:
     option: str = "（{letter}）{text}"
     plain: str = "題目：{stem}\n答案：{blank}"
     neutral: str = "題目：這是一題{subject}。\n答案：{blank}"
+    asked: str = "以下是單選題，請只回答正確選項的字母。\n\n{stem}\n{options}"  # to a causal model
+    choice: str = "{letter}. {text}"
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -44,6 +46,8 @@ class Template:
             "option": ("{letter}", "{text}"),
             "plain": ("{stem}", "{blank}"),
             "neutral": ("{subject}", "{blank}"),
+            "asked": ("{stem}", "{options}"),
+            "choice": ("{letter}", "{text}"),
         }
         for name, places in needed.items():
             if any(getattr(template, name).count(place) != 1 for place in places):

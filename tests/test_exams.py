@@ -116,7 +116,7 @@ def test_a_quote_that_is_not_closed_names_the_lines_it_took_along(tmp_path):
         ("a.csv", b'question,A,B,answer\n"x,1,2,A\n', "引號沒有成對"),
         ("a.csv", "question,A,B,answer\n題目,甲,乙,A\n".encode("big5"), "不是 UTF-8"),
         ("a.json", b"{", "不是 JSON"),
-        ("a.json", b'"x"', "一串題目"),
+        ("a.json", b'"x"', "一串資料"),
         ("a.json", b"[" * 100_000, "不是 JSON"),
         ("a.jsonl", b"", "空的檔案"),
         ("a.jsonl", b"[1]\n", "應該是一個物件"),
