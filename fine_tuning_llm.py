@@ -1,7 +1,9 @@
-"""Teach a masked language model the questions of an exam, and say honestly how good it became.
+"""Teach a language model exam questions, texts or replies, and say honestly how good it became.
 
     python fine_tuning_llm.py --demo                          # built-in exam, two minutes on a laptop
     python fine_tuning_llm.py                                 # bert-base-chinese on TMMLU+
+    python fine_tuning_llm.py --task cpt --dataset texts.json # continued pre-training of a causal model
+    python fine_tuning_llm.py --task sft --dataset alpaca.csv # its instruction tuning
     deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json
     torchrun --nproc_per_node 2 fine_tuning_llm.py
 
@@ -11,12 +13,11 @@ Order: 1 flags, 2 the recipe, 3 model and engine, 4 loop, 5 saving and exam, 6 n
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 import time
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from finetune.cli import say
 from finetune.errors import Stopped
 from finetune.flags import read_flags
 from finetune.handouts import generate_qa_benchmark, get_dataset
-from finetune.judging import JUDGE, EvalLLm
+from finetune.judging import JUDGE, Asked, EvalLLm, compare
 
 __all__ = [
     "EvalLLm",
@@ -40,8 +41,10 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
     from finetune.checkpoints import Checkpoints, Progress
     from finetune.engine import Engine
     from finetune.exams import Pools
+    from finetune.growth import Growth
     from finetune.lesson import Lesson
     from finetune.machine import Machine
+    from finetune.trackers import Tracker
     from finetune.world import StopRequest, World
 
 # ---- 1. flags (the list itself: finetune/flags.py) ---------------------------------------------------------
@@ -60,41 +63,68 @@ def train(flags, given: set[str]) -> None:
     """The whole story, from flags to report."""
     from finetune.checks import check
 
-    local_exam, checkpoint = check(flags, given)
-    if not flags.demo and (local_exam is None or not Path(flags.model_name_or_path).expanduser().is_dir()):
+    source, checkpoint = check(flags, given)
+    if flags.inspect and source is not None:
+        return show_texts(source)
+    if not flags.demo and (source is None or not Path(flags.model_name_or_path).expanduser().is_dir()):
         hub.go_offline_if_unreachable()  # before transformers is imported, which reads what this sets
+    if flags.inspect:
+        from finetune.tasks import TASKS
+
+        return show_texts(TASKS["cpt"].read(flags))
     from finetune.lesson import prepare, read_data
     from finetune.machine import meet
+    from finetune.trackers import Tracker
 
     world, machine = meet(flags, given)
-    exam, pools = read_data(flags, world, local_exam)
-    lesson = prepare(flags, world, machine, exam, pools)
+    source, pools = read_data(flags, world, source)
+    lesson = prepare(flags, world, machine, source, pools)
     if flags.dry_run:
         show_plan(flags, machine, lesson)
     else:
-        progress = teach(flags, world, machine, lesson, pools, checkpoint)
-        examine(flags, world, lesson, pools, progress)
+        with Tracker(flags.report_to, beside(flags), vars(flags)) as tracker:
+            progress = teach(flags, world, machine, lesson, pools, checkpoint, tracker)
+            examine(flags, world, machine, lesson, pools, progress, tracker)
     world.leave()
 
 
 def teach(
-    flags, world: World, machine: Machine, lesson: Lesson, pools: Pools, checkpoint: Path | None
+    flags,
+    world: World,
+    machine: Machine,
+    lesson: Lesson,
+    pools: Pools,
+    checkpoint: Path | None,
+    tracker: Tracker,
 ) -> Progress:
     """Model, engine, loop, saving. The engine and its memory are gone when this returns."""
-    from finetune.exams import write_questions
+    from finetune.exams import Question, write_questions
     from finetune.world import StopRequest
 
     engine = build_engine(flags, world, machine, lesson)
     keeper, progress = open_checkpoints(flags, world, engine, lesson, checkpoint)
-    if world.is_main:  # the first thing written: all that can be wrong with the flags has been looked at
-        write_questions(beside(flags, "test_qa_data.json"), pools.test or pools.held_back)
+    asked = [row for row in pools.test or pools.held_back if isinstance(row, Question)]
+    if world.is_main and (asked or not lesson.by_token):
+        # the first thing written: all that can be wrong with the flags has been looked at
+        write_questions(beside(flags, "test_qa_data.json"), asked)
     with StopRequest() as stop:
-        loop(flags, world, engine, lesson, keeper, progress, stop)
+        loop(flags, world, engine, lesson, keeper, progress, stop, tracker)
         engine.close()
-        publish(flags, world)
+        del engine
+        lesson.adapter = None  # which holds the model too
+        world.free_memory()
+        publish(flags, world, lesson)
     if world.any(stop.signum):  # it came too late for the loop to see
         raise Stopped(stop.signum or signal.SIGTERM, f"訓練已完成，模型在 {flags.output_dir}；沒有測驗")
     return progress
+
+
+def show_texts(corpus) -> None:
+    """--inspect: texts before and after they were cleaned, on stdout."""
+    from finetune.texts import show
+
+    if cli.is_main_process():
+        show(corpus)
 
 
 def show_plan(flags, machine: Machine, lesson: Lesson) -> None:
@@ -107,26 +137,35 @@ def show_plan(flags, machine: Machine, lesson: Lesson) -> None:
 # ---- 3. model and engine -----------------------------------------------------------------------------------
 
 
-def load_base(flags, lesson: Lesson):
-    """The model as it is before anything is taught."""
+def load_base(flags, lesson: Lesson, **more):
+    """The model as it is before anything is taught, in fp32 unless `more` says otherwise."""
     from finetune import models
 
     name, flag = flags.model_name_or_path, "--model_name_or_path"
-    return models.load_masked_lm(name, lesson.config, lesson.tokenizer, flag, flags.from_scratch, flags.seed)
+    config = models.load_config(name, flag)
+    return models.load_model(name, config, lesson.tokenizer, flag, flags.from_scratch, flags.seed, **more)
 
 
 def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engine:
-    """The model on its device, with optimizer and engine around it."""
-    from finetune import ds_config, models
+    """The model on its device, with adapters if any, and with optimizer and engine around it."""
+    from finetune import adapters, ds_config, models
     from finetune.engine import DeepSpeedEngine, Engine, Recipe
 
-    model = world.main_first(lambda: load_base(flags, lesson))
+    more = {}
+    if flags.load_in_4bit:
+        more = adapters.quantization(machine.precision, world.device)
+    elif lesson.lora:  # frozen weights need no more digits than are computed
+        more = {"dtype": models.DTYPES[machine.precision]}
+    model = world.main_first(lambda: load_base(flags, lesson, **more))
     models.announce(flags.model_name_or_path, model, flags.from_scratch)
+    lesson.meets(model)
+    if lesson.lora:
+        lesson.adapter = adapters.attach(model, lesson.lora, str(flags.model_name_or_path), flags.seed)
     if flags.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     recipe = Recipe(
         flags.learning_rate, flags.weight_decay, flags.max_grad_norm, flags.seed,
-        machine.precision, machine.micro_batch, machine.accumulation,
+        machine.precision, machine.micro_batch, machine.accumulation, lesson.packed, bool(lesson.lora),
     )  # fmt: skip
     if machine.engine == "torch":
         return Engine(model, world, recipe)
@@ -151,10 +190,14 @@ def open_checkpoints(flags, world: World, engine: Engine, lesson: Lesson, checkp
         "engine": engine.kind,
         "precision": engine.recipe.precision,
         "model": digest([lesson.config.to_json_string(), str(len(lesson.tokenizer))]),
-        "objective": flags.objective,
+        "objective": lesson.teach.name,
         "questions": digest(f"{row}" for row in lesson.teach.rows),
-        "max_length": lesson.prompts.max_length,
+        "max_length": lesson.max_length,
         "total_steps": lesson.total_steps,
+        "lora": str(lesson.lora or ""),
+        "base": world.agree(lesson.ancestors[-1]["sha256"] if world.is_main and lesson.lora else ""),
+        "load_in_4bit": flags.load_in_4bit,
+        "written": f"{flags.template}{' 提示也教' * flags.train_on_prompt}" if flags.task == "sft" else "",
         **{name: getattr(flags, name) for name in same},
     }
     keeper = Checkpoints(flags.save_dir, identity, flags.save_total_limit, world)
@@ -163,21 +206,9 @@ def open_checkpoints(flags, world: World, engine: Engine, lesson: Lesson, checkp
     if world.is_main:
         keeper.make_room(after=-1 if elsewhere else progress.step, best=elsewhere)
         if checkpoint:
-            bring_best(checkpoint.parent / "best", keeper.folder / "best", progress)
+            keeper.bring_best(checkpoint.parent / "best", progress)
             say(f"從 {checkpoint} 接續：已完成 {progress.step}/{lesson.total_steps} 步")
     return keeper, world.agree(progress)
-
-
-def bring_best(source: Path, target: Path, progress: Progress) -> None:
-    """The best model so far belongs to a run, not to a checkpoint: takes it along, or has it chosen anew."""
-    from finetune.run_card import RunCard
-
-    card = RunCard.read(source)
-    if progress.best_step and (card is None or card.step != progress.best_step):
-        say(f"  {source} 不是第 {progress.best_step} 步的模型；最好的模型從這裡起重新挑選")
-        progress.forget_best()
-    elif card is not None and source.resolve() != target.resolve():
-        shutil.copytree(source, target)
 
 
 # ---- 4. loop -----------------------------------------------------------------------------------------------
@@ -191,6 +222,7 @@ def loop(
     keeper: Checkpoints,
     progress: Progress,
     stop: StopRequest,
+    tracker: Tracker,
 ) -> None:
     """Steps, validation, checkpoints; until the steps are done or validation stops improving.
 
@@ -198,12 +230,15 @@ def loop(
         Stopped: a signal came; a checkpoint was written.
     """
     from finetune.engine import learning_rate_at
-    from finetune.tracking import TrainLog
+    from finetune.tracking import TrainLog, describe
 
     path, total = beside(flags, "train_log.jsonl"), lesson.total_steps
-    log = TrainLog(path, progress, total, flags.report_to, vars(flags), world.is_main)
+    log = TrainLog(path, progress, total, tracker, world.is_main)
     began = time.perf_counter() - progress.seconds
     try:
+        if lesson.by_token and not progress.step:
+            progress.before = validate(world, engine, lesson)
+            log.say(f"微調前：{describe(progress.before)}")
         while not progress.finished:
             plan = lesson.plan(progress.epoch, flags.train_batch_size, flags.seed)
             for batch in plan[progress.batch :]:
@@ -227,7 +262,7 @@ def loop(
             progress.seconds = time.perf_counter() - began
             log.epoch(progress.history[-1])
         if progress.stopped_early:
-            log.say(f"驗證正確率 {flags.early_stopping_patience} 輪沒有進步，提早結束")
+            log.say(f"驗證成績 {flags.early_stopping_patience} 輪沒有進步，提早結束")
         if not progress.best_step:  # the best was lost, and nothing was measured since
             progress.best_step = progress.step
             save_best(flags, world, engine, lesson, progress.step)
@@ -238,31 +273,25 @@ def loop(
 
 
 def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
-    """Loss and accuracy on the validation rows, with the same masks every time. {} without rows."""
-    import torch
+    """Loss on the validation rows, always of the same examples; of tokens their perplexity, of questions the
+    accuracy. {} without rows."""
+    from finetune.examining import asked_by, sit
+    from finetune.exams import Question
+    from finetune.perplexity import perplexity
 
-    from finetune.examining import sit
-    from finetune.methods import OF_OBJECTIVE
-    from finetune.objectives import tally
-
-    questions = lesson.check.rows
-    if not questions:
+    rows = lesson.check.rows
+    if not rows:
         return {}
     engine.eval()
-    batches = lesson.check_batches(engine.recipe.micro_batch)
-    sums = torch.zeros(3, dtype=torch.float64)
-    with torch.no_grad():
-        for number, counts in world.shares(len(batches)):
-            batch = lesson.collate(lesson.check, batches[number], epoch=0).to(world.device)
-            sums += tally(engine.losses(batch), batch) * counts
-    examples, loss, _ = world.sum(sums).tolist()
-    method = OF_OBJECTIVE[lesson.check.name]
-    sitting = sit(engine.forward, lesson.prompts, questions, method, "1", world.device, world)
-    return {
-        "validation_loss": loss / examples,
-        "validation_accuracy": sitting.right / len(questions),
-        "validation_questions": len(questions),
-    }
+    loss, mass = lesson.loss_on(lesson.check, engine.losses, world, engine.recipe.micro_batch)
+    found = {"validation_loss": loss}
+    if lesson.by_token:
+        found |= {"validation_perplexity": perplexity(loss), "validation_tokens": mass}
+    if isinstance(rows[0], Question):
+        asked = asked_by(engine.forward, lesson.prompts, world.device)
+        sitting = sit(asked, rows, lesson.scoring, "1", world)
+        found |= {"validation_accuracy": sitting.right / len(rows), "validation_questions": len(rows)}
+    return found
 
 
 # ---- 5. saving and exam ------------------------------------------------------------------------------------
@@ -279,84 +308,85 @@ def best_so_far(flags) -> str:
 
 
 def save_best(flags, world: World, engine: Engine, lesson: Lesson, step: int) -> None:
-    """Writes the model as it is now to `best/` under --save_dir, in the place of the former best."""
-    from finetune.models import replace_folder, save_model
+    """Writes the model as it is now, or its adapter, to `best/` under --save_dir in the place of the former
+    best."""
+    from finetune import keeping
 
     weights = engine.full_weights()  # collective
     if world.is_main:
-        half, best = Path(flags.save_dir) / ".best.half", Path(flags.save_dir) / "best"
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        save_model(half, lesson.config, lesson.tokenizer, weights)
-        lesson.card(flags, step).write(half)
-        replace_folder(half, best)
+        keeping.save_best(Path(flags.save_dir), lesson, weights, step)
     world.barrier()
 
 
-def publish(flags, world: World) -> None:
-    """Puts the best model at --output_dir, in the place of an earlier one."""
-    from finetune.models import replace_folder
+def publish(flags, world: World, lesson: Lesson) -> None:
+    """Puts the best model at --output_dir in the place of an earlier one; an adapter is merged first."""
+    from finetune import keeping
 
     if world.is_main:
-        target = Path(flags.output_dir)
-        half = target.with_name(f".{target.name}.half")
-        shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(Path(flags.save_dir) / "best", half)
-        replace_folder(half, target)
-        say(f"模型存於 {target}")
+        merge_into = None if flags.no_merge or not lesson.lora else load_base(flags, lesson)
+        keeping.publish(Path(flags.save_dir) / "best", Path(flags.output_dir), lesson, merge_into)
     world.barrier()
 
 
-def examine(flags, world: World, lesson: Lesson, pools: Pools, progress: Progress) -> None:
-    """The saved model and the untuned one answer the held-back and test rows; figures are written."""
-    from finetune import examining, model_card, models, report
-    from finetune.exams import sample
-    from finetune.methods import OF_OBJECTIVE
-    from finetune.plots import plot_curve
+def examine(
+    flags,
+    world: World,
+    machine: Machine,
+    lesson: Lesson,
+    pools: Pools,
+    progress: Progress,
+    tracker: Tracker,
+) -> None:
+    """The saved model and the untuned one answer the held-back and test questions, and go on from texts they
+    have not seen; figures are written."""
+    from finetune import adapters, keeping
+    from finetune.examining import Sitting, asked_by, sit
+    from finetune.exams import Question, sample
+    from finetune.growth import Growth
+    from finetune.machine import examined_as, loaded_as
 
-    method = OF_OBJECTIVE[flags.objective]
-    sets = {"held_back": pools.held_back, "test": pools.test}
+    sets = {"held_back": pools.held_back, "test": pools.test} if lesson.prompts else {}
+    if lesson.by_token and sets and not any(sets.values()):
+        sets = {
+            "validation": pools.validation
+        }  # better than no figure, though the best model was chosen by it
+    sets = {name: [row for row in rows if isinstance(row, Question)] for name, rows in sets.items()}
     sets = {name: sample(rows, flags.exam_limit, flags.seed) for name, rows in sets.items()}
-    sittings: dict[str, list[examining.Sitting]] = {name: [] for name in sets}
-    for who in ("微調後", "微調前"):
-        if who == "微調後":  # as anyone would load it: what is examined is what was saved
-            model = models.load_masked_lm(
-                flags.output_dir,
-                models.load_config(flags.output_dir, "--output_dir"),
-                lesson.tokenizer,
-                "--output_dir",
-            )
-        else:
-            model = load_base(flags, lesson)
+    sittings: dict[str, list[Sitting]] = {name: [] for name in sets}
+    growth: Growth | None = Growth() if lesson.by_token else None
+    more = examined_as(flags, machine, lesson.parameters, world)
+
+    def measure(model, who: str, key: str) -> None:
         model = model.to(world.device)
+        asked = asked_by(model, lesson.prompts, world.device) if sets else None
         for name, rows in sets.items():
-            title = f"測驗（{who}，{name}）"
-            sittings[name].append(
-                examining.sit(
-                    model, lesson.prompts, rows, method, flags.exam_orders, world.device, world, title
-                )
-            )
-    if not world.is_main:
-        return
-    card = lesson.card(flags, progress.best_step)
-    card.history, taught = progress.history, card.taught
-    card.results = {name: examining.figures(*pair, taught) for name, pair in sittings.items()}
-    model_card.write(Path(flags.output_dir), card, progress)
-    written = report.of_training(card, sittings, progress)
-    report.write(beside(flags, "report"), written)
-    plot_curve(beside(flags, "validation_loss_curve.png"), progress.history, progress.best_step)
-    for line in report.verdict(written):
-        print(line)
+            title = f"測驗（{who}，{name}）" if rows else ""
+            sittings[name].append(sit(asked, rows, lesson.scoring, flags.exam_orders, world, title))
+        if growth:
+            growth.add(key, model, lesson, world, machine.micro_batch)
+
+    # as anyone would load it: what is examined is what was saved
+    measure(adapters.load(flags.output_dir, "--output_dir", **more)[0], "微調後", "tuned")
+    measure(load_base(flags, lesson, **more), "微調前", "untuned")
+    if world.is_main:
+        card, verdict = keeping.write_results(lesson, sittings, growth, progress, loaded_as(more))
+        figures = {**card.results, **card.growth.get("sets", {})}
+        tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
+        for line in verdict:
+            print(line)
 
 
 # ---- 6. names that others import ---------------------------------------------------------------------------
 
 
 def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = cli.MODEL_FOLDER) -> list[str]:
-    """The tuned model's likeliest words for the first [MASK] of `prompt`."""
-    from inference import predict_mask
+    """The tuned model's likeliest words for the first [MASK] of `prompt`; a causal model's one reply."""
+    from finetune.logits import is_causal
+    from inference import generate_text, predict_mask
 
     model, tokenizer, device = _loaded(model_path)
+    if is_causal(model):
+        return generate_text(model, tokenizer, [prompt], device)
     return predict_mask(model, tokenizer, prompt, device, top_k)
 
 
@@ -375,39 +405,29 @@ def exe_chat(
     """The whole comparison over a test set: both models answer, the key counts, the judge scores.
 
     Args:
-        test_qa: rows as `judging.as_question` takes them, test_qa_data.json for one.
-        max_length: of a judge's reply, in tokens.
+        test_qa: rows as `judging.Asked.of` takes them: test_qa_data.json for one, or instructions and
+            prompts, which causal models answer in words.
+        max_length: of a reply, in tokens.
 
     Returns:
-        n, accuracy of each model, the judge's summary (A is the untuned model, B the tuned one), and how
-        many of its replies could not be read.
+        n, accuracy of each model on the questions with a key (None without any), the judge's summary (A is
+        the untuned model, B the tuned one), and how many of its replies could not be read.
     """
-    from finetune.exams import LETTERS
-    from finetune.judging import as_question
-    from inference import qa_inference
+    answer = [partial(_answered, path, max_length) for path in (untuned, tuned)]
+    return compare(test_qa, answer, judge, max_length)
 
-    right, scores, unreadable, verdict = [0, 0], [], 0, None
-    questions = [as_question(item) for item in test_qa]
-    for question in questions:
-        options = dict(zip(LETTERS, question.options, strict=False))
-        key = None if question.answer is None else question.options[question.answer]
-        answers = []
-        for who, path in enumerate((untuned, tuned)):
-            model, tokenizer, device = _loaded(path)
-            label, text, _ = qa_inference(model, tokenizer, question.stem, options, device, top_k=1)[0]
-            right[who] += LETTERS.index(label) == question.answer
-            answers.append(text)
-        verdict = EvalLLm(*answers, key, question.stem, judge)
-        pair = verdict.evaluation(max_new_tokens=max_length)
-        scores, unreadable = scores + [pair] * bool(pair), unreadable + (not pair)
-    n = len(questions)
-    return {
-        "n": n,
-        "untuned_accuracy": right[0] / n if n else None,
-        "tuned_accuracy": right[1] / n if n else None,
-        "judge": verdict.judgement(scores) if verdict else None,
-        "unreadable": unreadable,
-    }
+
+def _answered(path: str, max_length: int, asked: Asked) -> str:
+    """The text of the option a model chooses, or what it says."""
+    from finetune.exams import LETTERS
+    from inference import generate_text, qa_inference
+
+    model, tokenizer, device = _loaded(path)
+    if asked.question is None:
+        prompts = [list(asked.messages)]
+        return generate_text(model, tokenizer, prompts, device, max_new_tokens=max_length)[0]
+    options = dict(zip(LETTERS, asked.question.options, strict=False))
+    return qa_inference(model, tokenizer, asked.question.stem, options, device, top_k=1)[0][1]
 
 
 @lru_cache(maxsize=2)

@@ -31,6 +31,13 @@ class Example:
     targets: tuple[int, ...]
     candidates: tuple[int, ...] = ()
     row: str = ""  # id of the question or statement, for messages
+    by_token: bool = False  # every target counts once; else the example does, however many it has
+    documents: tuple[int, ...] = ()  # of a packed row: the number of each token's document, from 1
+
+    @property
+    def weight(self) -> float:
+        """Of each target in the loss."""
+        return 1.0 if self.by_token else 1.0 / len(self.positions)
 
 
 @dataclass
@@ -38,14 +45,14 @@ class Batch:
     """B padded rows of length T with M targets, up to K candidates each."""
 
     input_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, T)
+    attention_mask: Tensor  # (B, T): 0 is padding; of packed rows, the number of the document
     rows: Tensor  # (M,) row of each target
     cols: Tensor  # (M,) its position
     targets: Tensor  # (M,)
-    weights: Tensor  # (M,) 1 / targets of its row: every example counts once, however much it hides
+    weights: Tensor  # (M,) 1 / targets of its row: every example counts once; 1 where every target does
     # (M, K) token ids that compete; -1 pads, and fills the row when the whole vocabulary does
     candidates: Tensor
-    examples: int  # rows that count (padding rows, which keep ranks in step, have weight 0)
+    mass: int  # sum of the weights: rows, or targets, that count (rows that keep ranks in step have none)
     names: list[str]
 
     def to(self, device: torch.device) -> Batch:
@@ -58,7 +65,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return int(self.attention_mask.sum())
+        return int((self.attention_mask > 0).sum())
 
 
 def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
@@ -67,9 +74,11 @@ def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
     stand_in = real[0] if real else Example((pad_id, pad_id), (0,), (0,))
     filled = [stand_in if example is None else example for example in examples]
     input_ids, attention_mask = padded([example.ids for example in filled], pad_id)
+    if any(example.documents for example in filled):
+        attention_mask = padded([example.documents or [1] * len(example.ids) for example in filled], 0)[0]
     widest = max(1, *(len(example.candidates) for example in filled))
     flat = [
-        (row, position, target, 0.0 if given is None else 1.0 / len(example.positions), example.candidates)
+        (row, position, target, 0.0 if given is None else example.weight, example.candidates)
         for row, (given, example) in enumerate(zip(examples, filled, strict=True))
         for position, target in zip(example.positions, example.targets, strict=True)
     ]
@@ -82,7 +91,7 @@ def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
         targets=torch.tensor(targets),
         weights=torch.tensor(weights),
         candidates=torch.tensor([[*choice, *[-1] * (widest - len(choice))] for choice in candidates]),
-        examples=len(real),
+        mass=sum(len(example.positions) if example.by_token else 1 for example in real),
         names=[example.row for example in real],
     )
 

@@ -16,9 +16,14 @@ from pathlib import Path
 from .cli import nearest, say
 from .errors import UserError
 from .models import read_json
+from .run_card import RunCard
 from .world import World
 
 FORMAT = 1
+LABELS = {  # of what a checkpoint is bound to, where its key is no flag
+    "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料", "base": "底模的權重",
+    "written": "--template、--train_on_prompt", "lora": "--lora_rank 等",
+}  # fmt: skip
 NAME = re.compile(r"step(\d+)")
 
 
@@ -34,7 +39,8 @@ class Progress:
     best_step: int = 0
     epochs_without_gain: int = 0
     seconds: float = 0.0  # spent training, over all runs
-    # Of the running epoch: summed loss, examples.
+    before: dict = field(default_factory=dict)  # validation of the model as it was (causal models)
+    # Of the running epoch: summed loss, and the mass it is divided by.
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     # One entry an epoch: step, train_loss, validation_loss, …
     history: list[dict] = field(default_factory=list)
@@ -47,9 +53,14 @@ class Progress:
         self.batch += 1
         self.seconds = seconds
         self.epoch_loss = [
-            self.epoch_loss[0] + report.loss * report.examples,
-            self.epoch_loss[1] + report.examples,
+            self.epoch_loss[0] + report.loss * report.mass,
+            self.epoch_loss[1] + report.mass,
         ]
+
+    @property
+    def course(self) -> list[dict]:
+        """The history, and before it what was measured before the first step."""
+        return [*([{"step": 0, **self.before}] if self.before else []), *self.history]
 
     def forget_best(self) -> None:
         """The best model is lost: the next one measured is the best again."""
@@ -63,14 +74,15 @@ class Progress:
             Without validation rows the newest is the best.
         """
         self.epoch, self.batch = self.epoch + 1, 0
-        loss, examples = self.epoch_loss
+        loss, mass = self.epoch_loss
         self.epoch_loss = [0.0, 0.0]
         accuracy = validation.get("validation_accuracy", -1.0)
         validation_loss = validation.get("validation_loss", 0.0)
         gained = accuracy > self.best_accuracy
-        better = (
-            gained or (accuracy == self.best_accuracy and validation_loss < self.best_loss) or not validation
-        )
+        lower = accuracy == self.best_accuracy and validation_loss < self.best_loss
+        better = gained or lower or not validation
+        if "validation_accuracy" not in validation:  # texts have a loss alone
+            gained = lower
         if better:
             self.best_accuracy, self.best_loss, self.best_step = accuracy, validation_loss, self.step
         self.epochs_without_gain = 0 if gained or not validation else self.epochs_without_gain + 1
@@ -78,7 +90,7 @@ class Progress:
             bool(patience) and self.epochs_without_gain >= patience and self.step < total_steps
         )
         self.finished = self.stopped_early or self.step >= total_steps
-        entry = {"epoch": self.epoch, "step": self.step, "train_loss": loss / max(1, examples), **validation}
+        entry = {"epoch": self.epoch, "step": self.step, "train_loss": loss / max(1, mass), **validation}
         self.history.append(entry | {"best": better})
         return better
 
@@ -141,7 +153,7 @@ class Checkpoints:
         card = read_json(folder / "progress.json")
         theirs = card.get("identity", {})
         differ = [
-            f"{key}：檢查點 {theirs.get(key)!r}，這次 {mine!r}"
+            f"{LABELS.get(key, key)}：檢查點 {theirs.get(key)!r}，這次 {mine!r}"
             for key, mine in self.identity.items()
             if theirs.get(key) != mine
         ]
@@ -149,6 +161,19 @@ class Checkpoints:
             raise UserError([f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ])
         read(folder)
         return Progress(**card["progress"])
+
+    def bring_best(self, source: Path, progress: Progress) -> None:
+        """The best model so far belongs to a run, not to a checkpoint: takes it along, or has it chosen anew.
+
+        Args:
+            source: the `best/` beside the checkpoint that is gone on from.
+        """
+        card, target = RunCard.read(source), self.folder / "best"
+        if progress.best_step and (card is None or card.step != progress.best_step):
+            say(f"  {source} 不是第 {progress.best_step} 步的模型；最好的模型從這裡起重新挑選")
+            progress.forget_best()
+        elif card is not None and source.resolve() != target.resolve():
+            shutil.copytree(source, target)
 
     def make_room(self, after: int = -1, best: bool = True) -> None:
         """Moves what another run left aside: checkpoints past step `after`, and `best/`. None is deleted."""

@@ -5,22 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import ds_config, hub, models
+from .adapters import check_4bit
+from .chats import Chat
 from .checkpoints import complete, find
 from .cli import say
 from .errors import Problems, UserError
-from .exams import Exam, read_exam
 from .run_card import FILE as RUN_CARD
-from .tracking import check_tracker
+from .tasks import TASKS
+from .trackers import check_tracker
+
+OF_TASKS = {  # flags that only these tasks look at
+    "cpt": ("clean", "min_chars", "max_chars", "inspect"),
+    "sft": ("template", "train_on_prompt"),
+    "exam": ("objective", "demo"),
+    "exam、sft": ("subjects", "pool", "exam_limit", "exam_orders"),
+}
+OF_LORA = ("lora_alpha", "lora_dropout", "lora_target_modules", "load_in_4bit", "no_merge")
 
 
-def check(flags, given: set[str]) -> tuple[Exam | None, Path | None]:
-    """Looks at the flags, local data and local models. Returns the local exam (None if it is on the hub)
+def check(flags, given: set[str]) -> tuple[object, Path | None]:
+    """Looks at the flags, local data and local models. Returns the local data (None if it is on the hub)
     and the checkpoint to continue from (None to start anew).
 
     Raises:
         UserError: with every problem found; nothing was downloaded or written.
     """
-    problems, exam, checkpoint = Problems(), None, None
+    problems, source, checkpoint = Problems(), None, None
+    with problems:
+        check_given(flags, given)
     with problems:
         if flags.demo and (clash := given & {"model_name_or_path", "dataset", "from_scratch", "subjects"}):
             named = "、".join("--" + name for name in sorted(clash))
@@ -28,8 +40,10 @@ def check(flags, given: set[str]) -> tuple[Exam | None, Path | None]:
     with problems:
         models.check_source(flags.model_name_or_path, "--model_name_or_path", flags.from_scratch)
     with problems:
-        if not flags.demo and hub.is_local(flags.dataset):
-            exam = read_exam(flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows)
+        if flags.dataset and not flags.demo and hub.is_local(flags.dataset):
+            source = TASKS[flags.task].read(flags)
+    with problems:
+        check_kind(flags)
     with problems:
         if flags.engine != "torch":
             ds_config.read(flags.deepspeed_config)
@@ -50,7 +64,46 @@ def check(flags, given: set[str]) -> tuple[Exam | None, Path | None]:
     with problems:
         check_folders(flags)
     problems.report()
-    return exam, checkpoint
+    return source, checkpoint
+
+
+def check_given(flags, given: set[str]) -> None:
+    """Refuses flags that would have no effect, or that contradict one another.
+
+    Raises:
+        UserError: with each problem.
+    """
+    problems = [
+        f"--{name} 只用於 --task {tasks}，這次是 --task {flags.task}"
+        for tasks, names in OF_TASKS.items()
+        for name in names
+        if name in given and flags.task not in tasks.split("、")
+    ]
+    if not flags.lora_rank and (idle := [name for name in OF_LORA if name in given]):
+        named = "、".join("--" + name for name in idle)
+        problems.append(f"{named} 要與 --lora_rank 一起給，例如 --lora_rank 16")
+    if flags.task == "cpt" and not flags.dataset:
+        problems.append("--task cpt 要用 --dataset 指定文字：資料夾、檔案（json、txt、csv…）或 hub 名稱")
+    if flags.load_in_4bit and flags.from_scratch:
+        problems.append("--load_in_4bit 不能與 --from_scratch 同時使用：沒有權重可載入")
+    if problems:
+        raise UserError(problems)
+    if flags.load_in_4bit:
+        check_4bit()
+
+
+def check_kind(flags) -> None:
+    """Looks at a local model: is it one that this task teaches, and can it be taught in this form?
+
+    Raises:
+        UserError: a masked model for sft, say; a tokenizer without a chat template.
+    """
+    name, flag, kind = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task].kind
+    if flags.demo or not (Path(name).expanduser() / "config.json").is_file():
+        return
+    models.load_config(name, flag, kind)
+    if flags.task == "sft" and flags.template == "chat":
+        Chat(models.load_tokenizer(name, flag, kind), flags.template)
 
 
 def check_folders(flags) -> None:

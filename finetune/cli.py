@@ -70,7 +70,7 @@ def number(low: float = 0.0, high: float | None = None, above: bool = False) -> 
             raise ValueError
         return value
 
-    bound = f"大於 {low:g}" if above else f"{low:g} 以上"
+    bound = f"大於 {low:g} " if above else f"{low:g} 以上"
     return _reader(read, f"{bound}的數" if high is None else f"{bound}、{high:g} 以下的數")
 
 
@@ -83,6 +83,20 @@ def one_of(*choices: str) -> Callable[[str], object]:
         return text
 
     return _reader(read, "、".join(choices) + " 其中之一")
+
+
+def some_of(*choices: str) -> Callable[[str], object]:
+    """argparse type: some of the words given, by commas, in the order given here; `all` or `none` of them."""
+
+    def read(text: str) -> list[str]:
+        chosen = {part.strip() for part in re.split(r"[,，、]", text) if part.strip()}
+        if chosen in ({"all"}, {"none"}):
+            return list(choices) if chosen == {"all"} else []
+        if not chosen or chosen - set(choices):
+            raise ValueError
+        return [choice for choice in choices if choice in chosen]
+
+    return _reader(read, f"all、none，或以逗號分開的 {'、'.join(choices)}")
 
 
 def shares(text: str) -> object:
@@ -193,7 +207,12 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"--config {path} 不是正確的 YAML：{error}") from error
         if not isinstance(loaded, dict):
             raise UserError(f"--config {path} 應該是「旗標: 值」的清單，得到 {type(loaded).__name__}")
-        actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        actions = {
+            option.lstrip("-"): action
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--") and action.dest not in ("help", "config")
+        }
         problems = []
         for key, value in loaded.items():
             action = actions.get(str(key).lstrip("-").replace("-", "_"))

@@ -1,9 +1,9 @@
 """One small interface over plain PyTorch (one process or DDP) and over DeepSpeed ZeRO 0–3.
 
 `Engine.step` takes the micro batches of one global batch and makes one optimizer step. The loss is summed
-over examples and divided once by the number of examples of the *global* batch, so ranks and micro batches
-are a matter of memory and speed only. Randomness (dropout) is re-seeded from (seed, step, rank, micro
-batch), so nothing of it has to be saved for a run to be resumed exactly.
+over examples (or tokens) and divided once by how many the *global* batch has, so ranks and micro batches
+are a matter of memory and speed only, but for what dropout draws: that is re-seeded from (seed, step, rank,
+micro batch), so nothing of it has to be saved for a run to be resumed exactly.
 
 DeepSpeed stands on `deepspeed.initialize` directly: accelerate sees one process among several on CPU ranks.
 """
@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from . import ds_config
 from .batching import Batch
 from .errors import RunError, UserError
-from .models import BlankLogits
+from .logits import BlankLogits
+from .models import DTYPES
 from .objectives import summed_loss, tally, token_losses
 from .world import World
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def import_deepspeed(on_gpu: bool):
@@ -85,14 +84,16 @@ class Recipe:
     precision: str  # fp32 | bf16 | fp16
     micro_batch: int  # rows a forward pass, per rank
     accumulation: int  # forward passes per optimizer step, per rank
+    packed: bool = False  # rows hold several documents each
+    adapter: bool = False  # only what is trained is kept: the rest is the base, which others have
 
 
 @dataclass
 class StepReport:
     """Of one optimizer step, all ranks together."""
 
-    loss: float  # nats, mean over the examples
-    examples: int
+    loss: float  # nats, mean over the examples, or over the targets
+    mass: int  # how many those are
     tokens: int
     grad_norm: float | None  # before clipping
     stop: bool  # some rank was asked to stop
@@ -103,10 +104,11 @@ class Engine:
 
     def __init__(self, model: nn.Module, world: World, recipe: Recipe):
         self.world, self.recipe = world, recipe
-        self.blanks = BlankLogits(model).to(world.device)
+        self.blanks = BlankLogits(model, recipe.packed)
         self._build()
 
     def _build(self) -> None:
+        self.blanks.to(self.world.device)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.blanks, self.recipe.weight_decay),
             lr=self.recipe.learning_rate,
@@ -123,7 +125,7 @@ class Engine:
         return "torch"
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Logits (M, V) at the M positions (rows, cols); like `models.BlankLogits`, through the engine."""
+        """Logits (M, V) at the M positions (rows, cols); like `logits.BlankLogits`, through the engine."""
         with self._autocast():
             return self.wrapped(input_ids, attention_mask, rows, cols)
 
@@ -152,7 +154,7 @@ class Engine:
         self.wrapped.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        local = sum(batch.examples for batch in micro_batches)
+        local = sum(batch.mass for batch in micro_batches)
         total, stops = self.world.sum(torch.tensor([float(local), float(stop)])).tolist()
         sums = torch.zeros(3, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
@@ -164,14 +166,14 @@ class Engine:
                 # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
                 self._backward(summed_loss(losses, batch) * (self.world.size / total))
             sums += tally(losses, batch)
-        examples, loss, tokens = self.world.sum(sums).tolist()
+        mass, loss, tokens = self.world.sum(sums).tolist()
         if not math.isfinite(loss):
             rows = self.world.gather([name for batch in micro_batches for name in batch.names])
             raise RunError(
                 f"第 {step + 1} 步的損失是 {loss}，停止訓練。這一批的題目：{'、'.join(rows[:8])}…；"
                 "可試較小的 --learning_rate"
             )
-        return StepReport(loss / examples, int(examples), int(tokens), self._update(), stops > 0)
+        return StepReport(loss / mass, int(mass), int(tokens), self._update(), stops > 0)
 
     def _draw(self, step: int, micro: int) -> int:
         key = f"{self.recipe.seed}:{step}:{self.world.rank}:{micro}"
@@ -198,12 +200,15 @@ class Engine:
         return self
 
     def full_weights(self) -> dict[str, Tensor]:
-        """The model's complete state in fp32 on the CPU, under the names of the bare model. All ranks call
-        it; ranks other than 0 get an empty dict."""
+        """The model's complete state, or its adapter's, in fp32 on the CPU, under the names of the bare
+        model. All ranks call it; ranks other than 0 get an empty dict."""
         return {name: self._whole(value) for name, value in self._named_state() if self.world.is_main}
 
     def _named_state(self):
         model = self.blanks.model
+        if self.recipe.adapter:
+            yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+            return
         yield from model.named_parameters()
         persistent = model.state_dict().keys()
         yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
@@ -274,7 +279,7 @@ class DeepSpeedEngine(Engine):
         return contextlib.nullcontext()  # it counts micro batches itself, and must see all of them
 
     def _backward(self, loss: Tensor) -> None:
-        # Divided once already, by the global number of examples: not again by the accumulation steps.
+        # Divided once already, by the mass of the global batch: not again by the accumulation steps.
         self.wrapped.backward(loss, scale_wrt_gas=False)
         self.wrapped.step()  # an update at every `gradient_accumulation_steps`-th call only
 
@@ -300,14 +305,16 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self.wrapped.save_checkpoint(str(folder), tag="zero")
+            frozen = self.recipe.adapter  # weights that were never changed
+            self.wrapped.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=frozen)
         if self.world.is_main:  # the model folder is written apart; no code in data
             (folder / "zero_to_fp32.py").unlink(missing_ok=True)
         self.world.barrier()
 
     def load(self, folder: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            path, _ = self.wrapped.load_checkpoint(str(folder), tag="zero")
+            strict = not self.recipe.adapter
+            path, _ = self.wrapped.load_checkpoint(str(folder), tag="zero", load_module_strict=strict)
         if path is None:
             raise UserError(f"{folder} 裡沒有 DeepSpeed 的檢查點")
 

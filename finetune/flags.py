@@ -3,54 +3,81 @@
 from __future__ import annotations
 
 from . import cli, ds_config
+from .cleaning import CLEANING
 from .methods import OF_OBJECTIVE, ORDERS
-from .tracking import TRACKERS
+from .trackers import TRACKERS
 
 DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
     "early_stopping_patience": 10,
 }  # fmt: skip
 
+TMMLU = "ikala/tmmluplus"
+CAUSAL_DEFAULTS = {
+    "model_name_or_path": "Qwen/Qwen2.5-0.5B", "split_ratio": (0.95, 0.05, 0.0), "max_length": 2048,
+    "train_batch_size": 16, "early_stopping_patience": 0,
+}  # fmt: skip
+TASK_DEFAULTS = {  # of flags that were not given
+    "exam": {},
+    "cpt": {**CAUSAL_DEFAULTS, "dataset": "", "learning_rate": 2e-4, "num_epochs": 1},
+    "sft": {**CAUSAL_DEFAULTS, "learning_rate": 1e-5, "num_epochs": 3},
+}
+
 
 # fmt: off
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="fine_tuning_llm.py", usage="python fine_tuning_llm.py [旗標]",
-                        description="以考題微調遮罩語言模型，並誠實測驗")
+                        description="教語言模型考題、文字與對話，並誠實測驗")
     whole, number, one_of = cli.whole, cli.number, cli.one_of
 
     add = parser.add_argument_group("做什麼").add_argument
-    add("--task", type=one_of("exam"), default="exam", help="exam：選擇題")
+    add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
+        help="exam：以選擇題教遮罩模型（預設）；cpt：以文字續訓因果模型；sft：以問答教因果模型")
     add("--objective", type=one_of(*OF_OBJECTIVE), default="answer+mlm",
         help="answer+mlm（預設）｜answer｜mlm")
     add("--model_name_or_path", "--model", default="bert-base-chinese",
-        help="底模：hub 上的名稱或資料夾（預設 %(default)s）")
+        help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
     add("--from_scratch", action="store_true", help="只用 config.json 建立亂數權重的模型")
     add("--demo", action="store_true", help="內建示範：小模型、小考卷，不下載任何東西")
 
     add = parser.add_argument_group("資料").add_argument
     add("--dataset", default="ikala/tmmluplus",
-        help="hub 名稱、資料夾或檔案（csv、json、jsonl、parquet；預設 %(default)s）")
-    add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
+        help="hub 名稱、資料夾或檔案（csv、json、jsonl、parquet，cpt 也收 txt；預設 %(default)s）")
+    add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--split_ratio", type=cli.shares, default=(0.70, 0.25, 0.05),
-        help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05）")
+        help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；cpt、sft 是 0.95,0.05,0）")
     add("--pool", type=one_of("fit", "all"), default="fit",
         help="fit：正式測驗題只用來測驗（預設）；all：連它一起切，成績不可與公布的比較")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
     add("--max_length", type=whole(16), default=512,
-        help="一題最長幾個 token；太長的縮短題幹中段（預設 512）")
+        help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
     add("--show_examples", type=whole(0), default=0, help="印出幾個模型看到的例子")
 
+    add = parser.add_argument_group("文字（cpt）").add_argument
+    add("--clean", type=cli.some_of(*CLEANING), default=list(CLEANING),
+        help=f"清理哪些，以逗號分開，或 all（預設）、none： {'、 '.join(CLEANING)}")
+    add("--min_chars", type=whole(0), default=100, help="少於幾個字的文章不用（預設 100）")
+    add("--max_chars", type=whole(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048）")
+    add("--inspect", action="store_true", help="只看清理前後的樣子與數量，不訓練")
+
+    add = parser.add_argument_group("問答（sft）").add_argument
+    add("--template", type=one_of("chat", "plain"), default="chat",
+        help="chat：tokenizer 的對話樣板（預設）；plain：沒有樣板時寫成 User: …、Assistant: …")
+    add("--train_on_prompt", action="store_true", help="提示也算進損失；預設只算回答")
+
     add = parser.add_argument_group("步數").add_argument
-    add("--num_epochs", type=whole(1), default=40, help="輪數上限（預設 40）")
+    add("--num_epochs", type=whole(1), default=40, help="輪數上限（預設 40；cpt 1、sft 3）")
     add("--max_steps", type=whole(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
     add("--early_stopping_patience", type=whole(0), default=5,
-        help="驗證正確率幾輪沒進步就停；0 = 不停（預設 5）")
-    add("--train_batch_size", type=whole(1), default=32, help="每一步的題數，所有行程合計（預設 32）")
+        help="驗證成績幾輪沒進步就停；0 = 不停（預設 5；cpt、sft 0）")
+    add("--train_batch_size", type=whole(1), default=32,
+        help="每一步的列數，所有行程合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=whole(0), default=0,
-        help="每個行程一次前傳的題數；0 = 自動；記憶體不足就減半")
-    add("--learning_rate", type=number(0, above=True), default=3e-5, help="學習率的最高點（預設 3e-5）")
+        help="每個行程一次前傳的列數；0 = 自動；記憶體不足就減半")
+    add("--learning_rate", type=number(0, above=True), default=3e-5,
+        help="學習率的最高點（預設 3e-5；cpt 2e-4、sft 1e-5）")
     add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
     add("--weight_decay", type=number(0), default=0.01, help="權重衰減（預設 0.01）")
     add("--max_grad_norm", type=number(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
@@ -65,6 +92,15 @@ def build_parser() -> cli.Parser:
         help="auto：CPU 用 fp32，GPU 用 bf16 或 fp16")
     add("--gradient_checkpointing", action="store_true", help="以時間換記憶體")
     add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
+
+    add = parser.add_argument_group("調整哪些權重").add_argument
+    add("--lora_rank", type=whole(0), default=0, help="LoRA 的秩；0 = 訓練全部權重（預設）")
+    add("--lora_alpha", type=number(0), default=0, help="LoRA 的 alpha；0 = 秩的兩倍（預設）")
+    add("--lora_dropout", type=number(0, 0.99), default=0.05, help="LoRA 的 dropout（預設 0.05）")
+    add("--lora_target_modules", default="auto",
+        help="加在哪些線性層，以逗號分開；auto = 輸出層以外的全部（預設）")
+    add("--load_in_4bit", action="store_true", help="底模以 4 位元載入（QLoRA；要有 bitsandbytes）")
+    add("--no_merge", action="store_true", help="只存 LoRA 的權重，不合併進底模")
 
     add = parser.add_argument_group("保存").add_argument
     add("--save_dir", default="./checkpoints", help="檢查點的資料夾（預設 %(default)s）")
@@ -98,8 +134,10 @@ def read_flags(argv: list[str]):
     """
     parser = build_parser()
     flags = parser.read(argv)
-    if flags.demo:
-        for name, value in DEMO_DEFAULTS.items():
-            if name not in parser.given:
-                setattr(flags, name, value)
+    defaults = {**TASK_DEFAULTS[flags.task], **(DEMO_DEFAULTS if flags.demo else {})}
+    for name, value in defaults.items():
+        if name not in parser.given:
+            setattr(flags, name, value)
+    if flags.dataset != TMMLU and "revision" not in parser.given:
+        flags.revision = "main"
     return flags, parser.given

@@ -5,12 +5,15 @@ and is printed beside; the judge is for answers in free text, and its scores are
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from . import hub
 from .cli import say
 from .errors import UserError
 from .exams import LETTERS, Question, parse_question
+from .instructions import parse_instruction
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
 FULL_SCORE = 10
@@ -26,21 +29,25 @@ VERDICT = re.compile(r"Model A:\s*(\d{1,2})\s*/\s*10\s*[,，;；]?\s*Model B:\s*
 
 @lru_cache(maxsize=1)
 def load_judge(name: str, device: str | None):
-    """(model, tokenizer, device) of a causal model with a chat template. Raises UserError when it is none."""
+    """The judge as a `speaker.Speaker`. Raises UserError when the model is none, or cannot chat."""
+    hub.prepare_for(name)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from . import adapters, models
+    from .logits import is_causal
+    from .run_card import RunCard
+    from .speaker import UNTOLD, Speaker
+
+    models.check_source(name, "model_name")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise hub.cannot_fetch("評審模型", name, "model_name", error) from error
-    if not tokenizer.chat_template:
+    model, tokenizer = adapters.load(name, "model_name", dtype="auto")
+    if not is_causal(model):
+        raise UserError(f"評審模型 {name} 是填空的遮罩模型，不能當評審；請換一個 Instruct 模型")
+    model.run_card = RunCard.read(name)
+    speaker = Speaker.of(model.to(device).eval(), tokenizer, device)
+    if speaker.style == UNTOLD:
         raise UserError(f"評審模型 {name} 沒有對話樣板（chat template），不能當評審；請換一個 Instruct 模型")
-    return model.to(device).eval(), tokenizer, device
+    return speaker
 
 
 class EvalLLm:
@@ -50,7 +57,7 @@ class EvalLLm:
         model_a_resp, model_b_resp: the answers; anything, shown as text.
         ground_truth: the right answer, shown to the judge; None when there is none.
         prompt: the question, used when `evaluation` gets none.
-        model_name: the judge, a causal model with a chat template.
+        model_name: the judge, a causal model that chats; one that was taught here too.
         device: of the judge; None takes the GPU if there is one.
     """
 
@@ -63,25 +70,19 @@ class EvalLLm:
         model_name: str = JUDGE,
         device: str | None = None,
     ):
-        self.model, self.tokenizer, self.device = load_judge(model_name, device)
+        self.judge = load_judge(model_name, device)
         self.model_a_resp, self.model_b_resp = model_a_resp, model_b_resp
         self.ground_truth, self.prompt = ground_truth, prompt
 
     def evaluation(self, question: str | None = None, max_new_tokens: int = 512) -> list[int]:
         """[score of A, score of B], 1 to 10 each; [] and a word of it when the reply cannot be read."""
-        import torch
+        from .decoding import Decoding
 
         reference = f"[Reference Answer]: {self.ground_truth}\n" if self.ground_truth else ""
         asked = PROMPT.format(
             question=question or self.prompt, reference=reference, a=self.model_a_resp, b=self.model_b_resp
         )
-        messages = [{"role": "user", "content": asked}]
-        inputs = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self.device)
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        reply = self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        (reply,) = self.judge.reply([self.judge.ask(asked)], Decoding(max_new_tokens=max_new_tokens))
         scores = parse_scores(reply)
         if not scores:
             say(f"⚠️ 評審的回答讀不出分數，不計：{reply.strip()[:120]!r}")
@@ -113,6 +114,68 @@ def parse_scores(reply: str) -> list[int]:
         return []
     scores = [int(score) for score in found[0]]
     return scores if all(1 <= score <= FULL_SCORE for score in scores) else []
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What both models are asked: a question with options, or a conversation that the user spoke last in."""
+
+    text: str  # as the judge is told it
+    question: Question | None = None
+    messages: tuple = ()
+    reference: str = ""  # the right answer in words, "" where it is not known
+
+    @classmethod
+    def of(cls, item: object) -> Asked:
+        """A row of a test set: with options as `as_question` takes it; else Alpaca's (instruction, input,
+        output), a chat's (messages), or a `prompt`.
+
+        Raises:
+            UserError: with the reason.
+        """
+        if isinstance(item, dict) and item.keys() & {"instruction", "messages", "conversations", "prompt"}:
+            row = {**item, "instruction": item["prompt"]} if "prompt" in item else item
+            try:
+                messages = parse_instruction(row, need_answer=False).messages
+            except ValueError as error:
+                raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
+            last = [m.get("content") for m in row.get("messages") or () if m.get("role") == "assistant"][-1:]
+            reference = str(row.get("output") or "".join(map(str, last)))
+            return cls(messages[-1]["content"], None, tuple(messages), reference)
+        question = as_question(item)
+        key = "" if question.answer is None else question.options[question.answer]
+        return cls(question.stem, question, reference=key)
+
+
+def compare(rows: Sequence, answer: Sequence[Callable[[Asked], str]], judge: str, max_length: int) -> dict:
+    """Two models answer every row; the key counts, the judge scores.
+
+    Args:
+        rows: as `Asked.of` takes them.
+        answer: of the untuned and of the tuned model: what is asked -> the text of the option chosen, or the
+            reply.
+        max_length: of the judge's reply, in tokens.
+
+    Returns:
+        as `fine_tuning_llm.exe_chat`.
+    """
+    right, keyed, scores, unreadable, verdict = [0, 0], 0, [], 0, None
+    everything = [Asked.of(row) for row in rows]
+    for asked in everything:
+        replies = [model(asked) for model in answer]
+        if asked.question is not None and asked.question.answer is not None:
+            keyed += 1
+            right = [count + (reply == asked.reference) for count, reply in zip(right, replies, strict=True)]
+        verdict = EvalLLm(*replies, asked.reference or None, asked.text, judge)
+        pair = verdict.evaluation(max_new_tokens=max_length)
+        scores, unreadable = scores + [pair] * bool(pair), unreadable + (not pair)
+    return {
+        "n": len(everything),
+        "untuned_accuracy": right[0] / keyed if keyed else None,
+        "tuned_accuracy": right[1] / keyed if keyed else None,
+        "judge": verdict.judgement(scores) if verdict else None,
+        "unreadable": unreadable,
+    }
 
 
 def as_question(item: object) -> Question:

@@ -1,23 +1,31 @@
-"""A lesson: which rows are taught and which check them, in which prompts, in how many steps."""
+"""A lesson: which rows are taught and which check them, how they are written out, in how many steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from . import demo, models
-from .batching import Batch, collate, cut, plan_epoch
+import torch
+from torch import Tensor
+
+from . import causal, demo, lineage, models
+from .adapters import Lora
+from .batching import Batch, Example, collate, cut, plan_epoch
 from .cli import say
+from .decoding import eos_ids
 from .errors import UserError
-from .exams import Exam, Pools, Question, describe, read_exam, split_pool
+from .exams import Pools, Question
+from .logits import leaks
 from .machine import Machine
-from .methods import OF_OBJECTIVE
-from .objectives import Objective
-from .prompts import ExamPrompts, readable
+from .objectives import tally
+from .prompts import readable
 from .run_card import RunCard, sketches, versions
+from .tasks import TASKS
 from .world import World
 
+KINDS = {"reply": "回答", "text": "文字"}  # of examples, as they are shown
 Entry = tuple[str, int]  # kind and row of an example, see Objective.epoch
 
 
@@ -25,17 +33,67 @@ Entry = tuple[str, int]  # kind and row of an example, see Objective.epoch
 class Lesson:
     """What is taught, to which model, in how many steps."""
 
+    flags: object
     config: object  # of the model
     tokenizer: object
-    prompts: ExamPrompts
-    teach: Objective
-    check: Objective  # the validation rows, with the same masks and orders every time
+    prompts: object  # ExamPrompts, AskingPrompts, or None for texts
+    max_length: int  # of a row, in tokens
+    teach: object  # an objective: objectives.Objective, causal.Continuation or causal.Responses
+    check: object  # the validation rows, with the same masks and orders every time
+    keep: object  # the rows kept back
     dataset: str
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
     fitted: dict[str, str]  # sketches by fingerprint of what this run fitted on, or one that taught the base
     pool: str  # "all" when this run or one before it fitted on official test rows
+    base_card: RunCard | None  # of the base, if it was taught here
+    adapter: object = None  # peft's view of the model, once it has an adapter
+    ends: set[int] = field(default_factory=set)  # of a causal model: tokens that end what it says
+    parameters: int = 0  # of the model
+
+    @property
+    def task(self):
+        return TASKS[self.flags.task]
+
+    @property
+    def scoring(self) -> str:
+        """How the model is asked once it is taught."""
+        return self.task.scoring(self.flags)
+
+    @property
+    def by_token(self) -> bool:
+        """Losses are means over tokens, so that they have a perplexity; else over examples."""
+        return self.task.kind == "causal"
+
+    @property
+    def packed(self) -> bool:
+        return getattr(self.teach, "packed", False)
+
+    @property
+    def lora(self) -> Lora | None:
+        """None when all weights are trained."""
+        flags = self.flags
+        if not flags.lora_rank:
+            return None
+        alpha = flags.lora_alpha or 2 * flags.lora_rank
+        return Lora(flags.lora_rank, alpha, flags.lora_dropout, flags.lora_target_modules)
+
+    @cached_property
+    def ancestors(self) -> list[dict]:
+        """The stages that led to the base; the base's weights are hashed once."""
+        name, scratch = str(self.flags.model_name_or_path), self.flags.from_scratch
+        return lineage.ancestors("demo" if self.flags.demo else name, self.base_card, scratch)
+
+    def meets(self, model) -> None:
+        """Takes from the loaded model what only it knows: its true size, and what ends a reply."""
+        self.config, self.parameters = model.config, model.num_parameters()
+        if self.packed and leaks(model):
+            name = self.flags.model_name_or_path
+            raise UserError(f"--model_name_or_path {name}：注意力的實作不理會遮罩，一列裡隔不開兩篇文字")
+        if self.task.kind == "causal":
+            taught = {self.prompts.chat.end} if self.prompts else {self.tokenizer.eos_token_id}
+            self.ends = eos_ids(model, self.tokenizer) | taught
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[Entry]]:
         """The global batches of an epoch, as examples to be made: a pure function of the epoch."""
@@ -47,23 +105,56 @@ class Lesson:
         """This rank's share of a global batch, in `count` forward passes."""
         return [self.collate(self.teach, part, epoch) for part in cut(batch, world.rank, world.size, count)]
 
-    def check_batches(self, size: int) -> list[list[Entry]]:
-        """The validation rows, `size` of like length together."""
-        entries = sorted(self.check.epoch(0), key=lambda entry: self.check.lengths[entry[1]])
-        return [entries[i : i + size] for i in range(0, len(entries), size)]
-
-    def collate(self, objective: Objective, entries: Sequence[Entry | None], epoch: int) -> Batch:
+    def collate(self, objective, entries: Sequence[Entry | None], epoch: int) -> Batch:
         """Makes the examples and pads them together; None keeps ranks in step."""
         made = [None if entry is None else objective.example(*entry, epoch) for entry in entries]
         return collate(made, self.tokenizer.pad_token_id)
 
-    def card(self, flags, step: int) -> RunCard:
-        """What the model saved after `step` steps will say of itself."""
+    def held_out(self, count: int) -> list[tuple[int, ...]]:
+        """Token ids of some rows that were not taught (of taught ones where none was kept out)."""
+        objective = next((found for found in (self.check, self.keep) if found.lengths), self.teach)
+        return [objective.example(*entry, 0).ids for entry in objective.epoch(0)[:count]]
+
+    @torch.no_grad()
+    def loss_on(
+        self, objective, losses: Callable[[Batch], Tensor], world: World, size: int
+    ) -> tuple[float, int]:
+        """The loss on all rows of an objective, always of the same examples; the ranks share the work.
+
+        Args:
+            losses: batch on the device -> loss of each target, in nats.
+            size: rows of like length in one forward pass.
+
+        Returns:
+            mean in nats, and over how many examples or tokens; (nan, 0) without rows.
+        """
+        entries = sorted(objective.epoch(0), key=lambda entry: objective.lengths[entry[1]])
+        batches = [entries[i : i + size] for i in range(0, len(entries), size)]
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, counts in world.shares(len(batches)):
+            batch = self.collate(objective, batches[number], epoch=0).to(world.device)
+            sums += tally(losses(batch), batch) * counts
+        mass, loss, _ = world.sum(sums).tolist()
+        return (loss / mass if mass else math.nan), int(mass)
+
+    def card(self, step: int, weights: str = "") -> RunCard:
+        """What the model saved after `step` steps will say of itself.
+
+        Args:
+            weights: hash of them, see lineage.py.
+        """
+        flags, lora = self.flags, self.lora
+        stage = {
+            "stage": flags.task, "dataset": self.dataset, "steps": step, "seed": flags.seed,
+            "lora": vars(lora) if lora else None, "sha256": weights,
+        }  # fmt: skip
+        more = {"template": self.prompts.template} if self.prompts else {}
         return RunCard(
-            objective=flags.objective,
-            scoring=OF_OBJECTIVE[flags.objective],
-            template=self.prompts.template,
-            max_length=self.prompts.max_length,
+            task=flags.task,
+            objective=flags.objective if flags.task == "exam" else "",
+            scoring=self.scoring,
+            max_length=self.max_length,
+            chat="" if flags.task == "exam" else flags.template if self.prompts else "none",
             base_model="demo" if flags.demo else str(flags.model_name_or_path),
             dataset=self.dataset,
             pool=self.pool,
@@ -71,47 +162,61 @@ class Lesson:
             flags=vars(flags),
             fingerprints=sorted(self.fitted),
             sketches=self.fitted,
+            lineage=[*self.ancestors, stage],
             versions=versions(),
+            **more,
         )
 
 
-def read_data(flags, world: World, local_exam: Exam | None) -> tuple[Exam, Pools]:
-    """Questions → fit / validation / held-back / official test."""
+def read_data(flags, world: World, source):
+    """Rows → fit / validation / held back / official test.
+
+    Args:
+        source: what `checks.check` has read already (local data), or None.
+
+    Returns:
+        the source (an Exam, a Corpus or a Course), and its Pools.
+    """
+    task = TASKS[flags.task]
     if flags.demo:
-        exam = demo.exam()
+        source = demo.exam()
         flags.model_name_or_path = str(world.main_first(lambda: demo.base_model(flags.save_dir)))
         flags.from_scratch = True
-    else:
-        source = flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows
-        exam = local_exam or world.main_first(lambda: read_exam(*source))
-    pools = split_pool(exam, flags.split_ratio, flags.pool, flags.seed)
-    describe(exam, pools)
-    return exam, pools
+    elif source is None:
+        source = world.main_first(lambda: task.read(flags))
+    return source, task.split(source, flags)
 
 
-def prepare(flags, world: World, machine: Machine, exam: Exam, pools: Pools) -> Lesson:
+def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Lesson:
     """Tokenizer, prompts and objective; how many steps; a few examples as the model sees them."""
-    name, flag = flags.model_name_or_path, "--model_name_or_path"
-    config = world.main_first(lambda: models.load_config(name, flag))
-    tokenizer = world.main_first(lambda: models.load_tokenizer(name, flag))
-    prompts = ExamPrompts(tokenizer, models.prompt_length(config, tokenizer, flags.max_length))
-    teach = Objective(flags.objective, prompts, [*pools.fit, *exam.told], flags.seed)
-    check_rows = Objective(flags.objective, prompts, pools.validation, flags.seed)
-    for objective, what in ((teach, "訓練"), (check_rows, "驗證")):
-        if objective.shortened or objective.too_long:
-            say(
-                f"  {what}題：{objective.shortened} 題的題幹縮短了中段，"
-                f"以放進 {prompts.max_length} 個 token；{len(objective.too_long)} 題連選項都放不下，未採用"
-            )
-    if not teach.rows:
-        raise UserError(f"--max_length {flags.max_length}：沒有一題放得下，請加長")
+    name, flag, task = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task]
+    config = world.main_first(lambda: models.load_config(name, flag, task.kind))
+    tokenizer = world.main_first(lambda: models.load_tokenizer(name, flag, task.kind))
+    max_length = models.prompt_length(config, tokenizer, flags.max_length)
+    prompts = task.prompts(flags, tokenizer, max_length)
+    parts = {
+        "訓練": [*pools.fit, *getattr(source, "told", ())],
+        "驗證": pools.validation,
+        "保留": pools.held_back if task.kind == "causal" else [],
+    }
+    made = {
+        what: task.objective(flags, config, prompts, tokenizer, rows, max_length)
+        for what, rows in parts.items()
+    }
+    if max_length < flags.max_length:
+        say(f"  這個模型最多讀 {max_length} 個 token：--max_length {flags.max_length} 改為 {max_length}")
+    for what, objective in made.items():
+        tell_of_lengths(what, objective)
+    teach = made["訓練"]
+    if not getattr(teach, "packed", True) and flags.task == "cpt":
+        say(f"  {config.model_type} 模型沒辦法在一列裡隔開好幾篇文字：一列一篇")
+    if not teach.rows or not teach.lengths:
+        limit = f"（上限 {max_length} 個 token）"
+        row = "題" if flags.task == "exam" else "列"
+        way_out = "請加長，或換上下文更長的模型"
+        raise UserError(f"--max_length {flags.max_length}：沒有一{row}放得下{limit}，{way_out}")
     for kind, row in teach.epoch(0)[: flags.show_examples]:
-        example = teach.example(kind, row, 0)
-        wanted = [example.candidates[t] if example.candidates else t for t in example.targets]
-        say(
-            f"  例（{kind}）{readable(tokenizer, example.ids, example.positions)}\n    → "
-            f"{' '.join(tokenizer.convert_ids_to_tokens(wanted))}"
-        )
+        say(f"  例（{KINDS.get(kind, kind)}）{as_seen(tokenizer, teach.example(kind, row, 0))}")
     steps = math.ceil(len(teach.epoch(0)) / flags.train_batch_size)
     total = flags.max_steps or flags.num_epochs * steps
     say(
@@ -122,10 +227,35 @@ def prepare(flags, world: World, machine: Machine, exam: Exam, pools: Pools) -> 
     fitted = sketches(row for row in teach.rows if isinstance(row, Question))
     pool = flags.pool
     if former is not None:
-        say(f"  底模先前教過 {len(former.fingerprints)} 題（見它的 run_card.json），一併記入")
+        if former.fingerprints:
+            say(f"  底模先前教過 {len(former.fingerprints)} 題（見它的 run_card.json），一併記入")
         fitted = {**dict.fromkeys(former.fingerprints, ""), **former.sketches, **fitted}
         pool = "all" if former.pool == "all" else pool
-    warmup = math.ceil(flags.warmup_ratio * total)
+    warmup = min(
+        math.ceil(flags.warmup_ratio * total), total - 1
+    )  # the first step of a warm-up changes nothing
     return Lesson(
-        config, tokenizer, prompts, teach, check_rows, exam.origin, steps, total, warmup, fitted, pool
-    )
+        flags, config, tokenizer, prompts, max_length, teach, made["驗證"], made["保留"], source.origin,
+        steps, total, warmup, fitted, pool, former,
+    )  # fmt: skip
+
+
+def tell_of_lengths(what: str, objective) -> None:
+    """How many rows were shortened to fit, and how many could not be."""
+    asks = any(isinstance(row, Question) for row in objective.rows[:1])
+    cut, lost = ("題幹的中段", "連選項都放不下") if asks else ("回答的尾端", "提示本身就放不下")
+    if objective.shortened:
+        say(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
+    if objective.too_long:
+        say(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
+    if refused := getattr(objective, "refused", ()):
+        say(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
+
+
+def as_seen(tokenizer, example: Example) -> str:
+    """An example as the model sees it, and what it must say."""
+    if example.by_token:
+        return causal.readable(tokenizer, example)
+    wanted = [example.candidates[t] if example.candidates else t for t in example.targets]
+    tokens = " ".join(tokenizer.convert_ids_to_tokens(wanted))
+    return f"{readable(tokenizer, example.ids, example.positions)}\n    → {tokens}"

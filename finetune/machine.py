@@ -10,10 +10,13 @@ from . import ds_config
 from .cli import say
 from .engine import import_deepspeed
 from .errors import UserError
+from .models import DTYPES
 from .world import World, launched_by, on_gpu
 
 # Tokens a forward pass may hold when --micro_batch_size is left to us: 512 × 16 rows, or 64 on a GPU.
 CPU_TOKENS, GPU_TOKENS = 8192, 32768
+FP32_SHARE = 0.7  # of the free memory of a GPU, that a model's weights may take when it is examined
+CAUSAL_SHARE = 4  # of a causal model a fourth: logits of up to 150,000 words are wanted at most positions
 
 
 @dataclass
@@ -27,19 +30,48 @@ class Machine:
 
 def meet(flags, given: set[str]) -> tuple[World, Machine]:
     """Chooses engine and precision, joins the other processes, and says what was chosen."""
-    engine, why_engine = choose_engine(flags.engine, on_gpu(flags.cpu))
+    if flags.load_in_4bit and flags.engine == "auto" and launched_by() != "deepspeed":
+        engine, why_engine = "torch", "引擎：PyTorch（--load_in_4bit：不必由 DeepSpeed 切分權重）"
+    else:
+        engine, why_engine = choose_engine(flags.engine, on_gpu(flags.cpu))
     world = World.join(flags.cpu, force_group=engine == "deepspeed")
     ds = ds_config.read(flags.deepspeed_config) if engine == "deepspeed" else {}
     asked = ds_config.precision_in(ds) if flags.precision == "auto" else flags.precision
     source = "--precision" if flags.precision != "auto" else flags.deepspeed_config
+    if flags.load_in_4bit and ds.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            f"--load_in_4bit：4 位元的權重不能由 ZeRO-3 切分；請在 {flags.deepspeed_config} 用 stage 2"
+        )
     precision, why_precision = choose_precision(asked, world.device, source)
     micro = flags.micro_batch_size or ds_config.micro_batch_in(ds, flags.train_batch_size, world.size)
-    micro = choose_micro_batch(flags.train_batch_size, micro, flags.max_length, world)
+    tokens = GPU_TOKENS if world.device.type == "cuda" else CPU_TOKENS
+    tokens //= 1 if flags.task == "exam" else CAUSAL_SHARE
+    micro = choose_micro_batch(flags.train_batch_size, micro, max(1, tokens // flags.max_length), world)
     say(why_engine)
     say(f"{why_precision}；裝置：{world.device}；行程：{world.size}")
     if engine == "torch" and "deepspeed_config" in given:
         say("  --deepspeed_config 沒有用到：這次不由 DeepSpeed 訓練（要用請加 --engine deepspeed）")
     return world, Machine(engine, precision, micro, flags.train_batch_size // (micro * world.size), ds)
+
+
+def examined_as(flags, machine: Machine, parameters: int, world: World) -> dict:
+    """How the finished model is loaded to be examined, as `models.load_model` takes it: in fp32, whose scores
+    tie the least; where that does not fit this GPU, as it was trained."""
+    if flags.load_in_4bit:
+        from .adapters import quantization
+
+        return quantization(machine.precision, world.device)
+    if world.device.type != "cuda" or 4 * parameters < FP32_SHARE * torch.cuda.mem_get_info()[0]:
+        return {}
+    return {"dtype": DTYPES[machine.precision]}
+
+
+def loaded_as(more: dict) -> str:
+    """What must be said of figures that were measured on a model loaded in this way; "" of one in fp32."""
+    if not more:
+        return ""
+    how = " 4 位元" if "quantization_config" in more else f" {str(more['dtype']).removeprefix('torch.')} "
+    return f"測驗時模型以{how}載入；存下的是 fp32 的權重，數字可能略有不同"
 
 
 def choose_engine(wanted: str, on_gpu: bool) -> tuple[str, str]:
@@ -87,8 +119,8 @@ def choose_precision(wanted: str, device: torch.device, source: str = "--precisi
     return "fp16", "精度：fp16（這張 GPU 不會算 bf16，損失會放大再縮回）"
 
 
-def choose_micro_batch(train_batch: int, wanted: int, max_length: int, world: World) -> int:
-    """Sequences a forward pass. When not asked for: the largest that fits and divides this rank's share.
+def choose_micro_batch(train_batch: int, wanted: int, most: int, world: World) -> int:
+    """Sequences a forward pass. When not asked for: at most `most`, as many as divide this rank's share.
 
     Raises:
         UserError: the batch cannot be cut evenly; the message names batch sizes that can.
@@ -100,5 +132,4 @@ def choose_micro_batch(train_batch: int, wanted: int, max_length: int, world: Wo
         cut = f"--micro_batch_size {wanted} × {world.size} 個行程" if wanted else f"{world.size} 個行程"
         raise UserError(f"--train_batch_size {train_batch} 不能平分給 {cut}；請改成 {near}")
     share = train_batch // world.size
-    most = max(1, (GPU_TOKENS if world.device.type == "cuda" else CPU_TOKENS) // max_length)
     return wanted or max(size for size in range(1, min(share, most) + 1) if share % size == 0)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import perplexity
+from .lineage import as_line
 from .report import NOT_COMPARABLE, TITLES, write_json
 from .run_card import FILE, RunCard
 
-FIRST = {name: TITLES[name] for name in ("held_back", "test")}  # the sets a training run examines on
+FIRST = {
+    name: TITLES[name] for name in ("held_back", "test", "validation")
+}  # the sets a training run examines on
 
 
 def write(folder: Path, card: RunCard, progress) -> None:
@@ -19,7 +23,39 @@ def write(folder: Path, card: RunCard, progress) -> None:
 
 def model_card(card: RunCard) -> str:
     """README.md of the model folder: what it is, how it was taught, how good it became, how to ask it."""
-    results = card.results
+    return causal_card(card) if card.chat else masked_card(card)
+
+
+def causal_card(card: RunCard) -> str:
+    """Of a model that goes on from texts or replies."""
+    what = {"cpt": "續訓", "sft": "問答微調"}[card.task]
+    lines = [
+        "---",
+        "language: zh",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [traditional-chinese]",
+        "---",
+        "",
+        f"# {Path(card.base_model).name} {what}模型",
+        "",
+        f"- 底模：`{card.base_model}`",
+        f"- 資料：{card.dataset}",
+        f"- 來歷：{as_line(card.lineage)}",
+        f"- 訊息寫法：`{card.chat}`；訓練 {card.step} 步",
+        "",
+    ]
+    if card.growth.get("sets"):
+        lines += ["## 困惑度", "", *perplexity.table(card.growth), ""]
+    if any(card.results.values()):
+        lines += ["## 成績", "", *exam_table(card), ""]
+    ask = "今天天氣" if card.chat == "none" else "請介紹臺灣"
+    command = f'python inference.py --model_path 這個資料夾 --prompt "{ask}"'
+    return "\n".join([*lines, "## 使用", "", "```bash", command, "```", ""])
+
+
+def masked_card(card: RunCard) -> str:
+    """Of a model that fills blanks."""
     lines = [
         "---",
         "language: zh",
@@ -37,9 +73,22 @@ def model_card(card: RunCard) -> str:
         "",
         "## 成績",
         "",
+        *exam_table(card),
+        "",
+        "## 使用",
+        "",
+        "```bash",
+        'python inference.py --model_path 這個資料夾 --question "最大的行星是？" --options "A:地球 B:木星"',
+        "```",
+        "",
     ]
-    if card.pool == "all":
-        lines += [f"> **{NOT_COMPARABLE}**", ""]
+    return "\n".join(lines)
+
+
+def exam_table(card: RunCard) -> list[str]:
+    """The figures of each set of questions, in Markdown."""
+    results = card.results
+    lines = [f"> **{NOT_COMPARABLE}**", ""] if card.pool == "all" else []
     lines += [
         "| 題目 | 題數 | 微調後 | 95 % 區間 | 微調前 | McNemar p | 亂猜 | 全答一個字母 | 全選最長 |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -52,16 +101,7 @@ def model_card(card: RunCard) -> str:
             shown += [tuned["majority_letter"], tuned["longest_option"]]
             cells = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in shown]
             lines.append("| " + " | ".join([title, str(tuned["n"]), *cells]) + " |")
-    lines += [
-        "",
-        "## 使用",
-        "",
-        "```bash",
-        'python inference.py --model_path 這個資料夾 --question "最大的行星是？" --options "A:地球 B:木星"',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def all_results(results: dict, progress, card: RunCard) -> dict:
@@ -78,6 +118,10 @@ def all_results(results: dict, progress, card: RunCard) -> dict:
     }
     if progress.best_accuracy >= 0:
         flat |= {"validation_accuracy": progress.best_accuracy, "validation_loss": progress.best_loss}
+    for name, found in card.growth.get("sets", {}).items():
+        for who, figures in found.items():
+            prefix = "" if who == "tuned" else "untuned_"
+            flat |= {f"{prefix}{name}_{key}": value for key, value in figures.items()}
     for name, figures in results.items():
         if figures:
             flat |= {

@@ -1,4 +1,4 @@
-"""Masked language models: loaded with what is wrong said aloud, tokenizers repaired, logits, saving.
+"""Language models, masked and causal: loaded with what is wrong said aloud, tokenizers repaired, saved.
 
 The hub's names and local folders both work. Nothing runs code that comes with a model
 (`trust_remote_code=False`), and weights are read from safetensors only.
@@ -6,10 +6,10 @@ The hub's names and local folders both work. Nothing runs code that comes with a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,19 @@ from torch import Tensor, nn
 from . import hub
 from .cli import say
 from .errors import RunError, UserError
+from .logits import CAUSAL_CLASSES, HEADS, PACKABLE
 
+CLASSES = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}  # classes of transformers
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TITLES = {"masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型"}
+INSTEAD = {
+    "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
+    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam 教",
+}
+ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Tokens that models keep for padding, the likeliest first.
+PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -36,12 +48,21 @@ def check_source(name: str, flag: str, from_scratch: bool = False) -> None:
     """Looks at a model's name before anything is loaded.
 
     Raises:
-        UserError: a folder that is not there, has no config.json or no weights.
+        UserError: a folder that is not there, has no config.json or no weights, or holds an adapter where
+            a whole model is needed.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or hub.looks_local(name):
             raise UserError(f"{flag} {name}：沒有這個資料夾")
+        return
+    if (folder / ADAPTER).is_file():
+        if flag == "--model_name_or_path":
+            raise UserError(
+                f"{flag} {name}：這裡只有 LoRA 的權重，不能接著教；請先不加 --no_merge 訓練，得到合併好的模型"
+            )
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            raise UserError(f"{flag} {name}：沒有 {ADAPTER_WEIGHTS}（pickle 可能夾帶程式，不載入）")
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"{flag} {name}：資料夾裡沒有 config.json，不是 Hugging Face 格式的模型")
@@ -58,13 +79,16 @@ def check_source(name: str, flag: str, from_scratch: bool = False) -> None:
         raise UserError(f"{flag} {name}：沒有權重。{hint}{extra}")
 
 
-def load_config(name: str, flag: str):
-    """The model's configuration, checked to be one that fills blanks.
+def load_config(name: str, flag: str, kind: str = ""):
+    """The model's configuration.
+
+    Args:
+        kind: what it must be, `masked` or `causal`; "" takes either, see `kind_of`.
 
     Raises:
-        UserError: not to be had, or a model of another kind (a causal one, say).
+        UserError: not to be had, or a model of another kind.
     """
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     quiet_libraries()
     try:
@@ -73,14 +97,12 @@ def load_config(name: str, flag: str):
         if Path(name).expanduser().is_dir():
             raise UserError(f"{flag} {name}：config.json 讀不懂：{str(error).splitlines()[0]}") from error
         raise hub.cannot_fetch("模型", name, flag, error) from error
-    kinds = config.architectures or []
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or any(
-        kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds
-    ):
+    if kind not in ("", kind_of(config)) or not kind_of(config):
+        found = "、".join(config.architectures or []) or "未註明架構"
+        wanted = TITLES.get(kind) or "、".join(TITLES.values())
         raise UserError(
-            f"{flag} {name} 是 {config.model_type} 模型（{'、'.join(kinds) or '未註明架構'}），"
-            "不是填空用的遮罩語言模型；"
-            f"請換 bert-base-chinese 這類有 MLM 輸出層的模型"
+            f"{flag} {name} 是 {config.model_type} 模型（{found}），不是{wanted}；"
+            f"{INSTEAD.get(kind) or '；'.join(INSTEAD.values())}"
         )
     attention = getattr(config, "_attn_implementation", None) or ""
     if "/" in str(attention):
@@ -88,26 +110,43 @@ def load_config(name: str, flag: str):
     return config
 
 
-def load_tokenizer(name: str, flag: str):
+def kind_of(config) -> str:
+    """`masked`, `causal`, or "" for a model of neither kind."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if any(name.endswith(CAUSAL_CLASSES) for name in config.architectures or []):
+        return "causal"
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return "masked"
+    return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+
+
+def load_tokenizer(name: str, flag: str, kind: str = "masked"):
     """The model's tokenizer, repaired where its vocabulary has no capital letters.
 
     bert-base-chinese is shipped with `do_lower_case=false` and a vocabulary without capitals: `A`, `DNA`
     and `ATP` all become [UNK]. Lower-casing is switched on when that is so, and is saved with the model.
+    One of a causal model gets a padding token of its own where padding is the end of text, or missing.
 
     Raises:
-        UserError: not to be had, or without a mask token.
+        UserError: not to be had, or without a mask token (masked) or an end of text (causal).
     """
     from transformers import AutoTokenizer
 
     quiet_libraries()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        if lacks_capitals(tokenizer):
+        if kind == "masked" and lacks_capitals(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
     except (OSError, ValueError) as error:
         if Path(name).expanduser().is_dir():
             raise UserError(f"{flag} {name}：讀不到 tokenizer（要有 tokenizer.json 或 vocab.txt）") from error
         raise hub.cannot_fetch("tokenizer", name, flag, error) from error
+    if kind == "causal":
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{flag} {name}：tokenizer 沒有結束符號（eos_token），模型學不會停")
+        separate_padding(tokenizer)
+        return tokenizer
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
     special = [tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
@@ -116,6 +155,16 @@ def load_tokenizer(name: str, flag: str):
             f"{flag} {name}：tokenizer 的 [MASK]、[PAD]、[UNK] 應是三個不同的 token，得到編號 {special}"
         )
     return tokenizer
+
+
+def separate_padding(tokenizer) -> None:
+    """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
+    by its id would else never teach a model to stop."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return
+    known = tokenizer.get_vocab()
+    free = [word for word in PADS if word in known and known[word] != tokenizer.eos_token_id]
+    tokenizer.add_special_tokens({"pad_token": free[0] if free else PADS[0]})
 
 
 def lacks_capitals(tokenizer) -> bool:
@@ -132,33 +181,37 @@ def prompt_length(config, tokenizer, wanted: int) -> int:
     return min(wanted, positions, tokenizer.model_max_length)
 
 
-def load_masked_lm(
-    name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0
+def load_model(
+    name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0, **more
 ) -> nn.Module:
-    """A masked language model in fp32, on the CPU.
+    """A masked or causal language model (as `kind_of` its configuration) in fp32, on the CPU.
 
     Args:
         from_scratch: random weights from the configuration alone (`seed` fixes them).
+        more: for `from_pretrained`: another dtype, quantization.
 
     Raises:
         UserError: weights that are missing or do not fit: a head that was never trained must not pass
             silently.
     """
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForMaskedLM
 
+    kind = kind_of(config)
+    head = getattr(transformers, CLASSES[kind])
     if from_scratch:
         torch.manual_seed(seed)
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
+        model = head.from_config(config, attn_implementation=_attention(config))
     else:
         try:
-            model, loading = AutoModelForMaskedLM.from_pretrained(
+            model, loading = head.from_pretrained(
                 name,
                 config=config,
-                dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                attn_implementation=_attention(config),
+                **{"dtype": torch.float32, **more},
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if Path(name).expanduser().is_dir():
@@ -167,16 +220,32 @@ def load_masked_lm(
         if missing := sorted(set(loading["missing_keys"]) - _tied_keys(model)):
             raise UserError(
                 f"{flag} {name}：權重檔少了 {len(missing)} 個張量（{'、'.join(missing[:3])}…），"
-                "填空的輸出層會是亂數；請換一個含 MLM 輸出層的模型"
+                f"輸出層會是亂數；請換一個含{'語言模型' if kind == 'causal' else ' MLM '}輸出層的模型"
             )
         if mismatched := loading.get("mismatched_keys"):
             raise UserError(f"{flag} {name}：權重的形狀與 config.json 不合：{sorted(mismatched)[:3]}")
-    if len(tokenizer) > config.vocab_size:
+    if kind == "causal" and len(tokenizer) == config.vocab_size + 1 == tokenizer.pad_token_id + 1:
+        _add_row(model)  # for the padding token that `separate_padding` added
+    if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"{flag} {name}：tokenizer 有 {len(tokenizer)} 個 token，模型只有 {config.vocab_size} 個，"
             "兩者不是一套"
         )
     return model
+
+
+def _attention(config) -> str | None:
+    """Scaled dot-product attention, whatever a configuration says, where the family is known to have it; else
+    what transformers chooses."""
+    return "sdpa" if config.model_type in (*PACKABLE, *HEADS) else None
+
+
+def _add_row(model: nn.Module) -> None:
+    """One more token: its embedding is the mean of the others, the same in every process."""
+    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[-1] = layer.weight[:-1].mean(dim=0)
 
 
 def _tied_keys(model: nn.Module) -> set[str]:
@@ -189,64 +258,24 @@ def _tied_keys(model: nn.Module) -> set[str]:
     } | {name for name in getattr(model, "_tied_weights_keys", None) or ()}
 
 
-class BlankLogits(nn.Module):
-    """The one forward pass of this project: logits at chosen positions alone.
-
-    The vocabulary head runs only where there is a target, which gives the very same numbers and saves its
-    cost elsewhere. Training, validation and scoring all go through it, so DDP and ZeRO see one root module.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self._head = _head_of(model)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """input_ids, attention_mask (B, T); rows, cols (M,): the positions asked for -> logits (M, V)."""
-        if self._head is None:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[rows, cols]
-        body = getattr(self.model, self.model.base_model_prefix)
-        hidden = body(input_ids=input_ids, attention_mask=attention_mask)[0][rows, cols]  # (M, H)
-        # Scores that decide an answer keep their digits: bf16 rounds logits so coarsely that options tie.
-        exact = not self.training and next(self.parameters()).dtype == torch.float32
-        with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
-            hidden = hidden.float() if exact else hidden
-            for name in self._head:
-                hidden = getattr(self.model, name)(hidden)
-        return hidden
-
-
-def _head_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The modules after the encoder, in order; None for an unknown family (all logits then)."""
-    known = {
-        "bert": ("cls",),
-        "ernie": ("cls",),
-        "roberta": ("lm_head",),
-        "xlm-roberta": ("lm_head",),
-        "albert": ("predictions",),
-        "modernbert": ("head", "decoder"),
-    }
-    names = known.get(model.config.model_type)
-    return names if names and all(hasattr(model, name) for name in names) else None
-
-
 # ---- saving ------------------------------------------------------------------------------------------------
 
 
-def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor]) -> None:
+def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor], ends: Iterable[int] = ()) -> None:
     """Writes a complete Hugging Face folder, then reads it back and compares every tensor.
 
     Args:
         weights: the full state, on the CPU. Tied tensors may be there once or twice.
+        ends: of a causal model: ids of the tokens that end what it says, for whoever generates with it.
 
     Raises:
         RunError: what was written is not what was to be written.
     """
+    import transformers
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoModelForMaskedLM
 
     with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config)
+        model = getattr(transformers, CLASSES[kind_of(config)]).from_config(config)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -254,6 +283,11 @@ def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor]) -> N
         raise RunError(f"要存的權重不完整：少了 {left[:3]}，多了 {list(unexpected)[:3]}")
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
     config.save_pretrained(folder)
+    if ends:
+        pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
+        transformers.GenerationConfig(
+            eos_token_id=sorted(ends), pad_token_id=pad, bos_token_id=bos
+        ).save_pretrained(folder)
     state = dict(model.named_parameters())  # tied tensors once
     state |= {name: tensor for name, tensor in weights.items() if name in dict(model.named_buffers())}
     save_torch_state_dict(
@@ -268,9 +302,8 @@ def save_tokenizer(folder: Path, tokenizer) -> None:
     tokenizer.save_pretrained(folder)
     vocabulary = tokenizer.get_vocab()
     words = sorted(vocabulary, key=vocabulary.get)
-    if list(map(vocabulary.get, words)) == list(range(len(words))) and not any(
-        "\n" in word for word in words
-    ):
+    whole = list(map(vocabulary.get, words)) == list(range(len(words)))
+    if tokenizer.mask_token_id is not None and whole and not any("\n" in word for word in words):
         (Path(folder) / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
 

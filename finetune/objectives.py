@@ -110,6 +110,8 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     """
     logits = logits.float()
     choosing = batch.candidates[:, 0] >= 0  # (M,)
+    if not choosing.any():  # no copy of what may be 150,000 logits wide
+        return F.cross_entropy(logits, batch.targets, reduction="none")
     losses = logits.new_zeros(len(logits))
     if choosing.any():
         among = batch.candidates[choosing]  # (N, K)
@@ -121,17 +123,16 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
-    """The batch's share of the loss: each example's mean over its targets, summed over examples. Divided
-    once, by the number of examples of the whole global batch (or validation set), so no batch boundary
-    changes it."""
+    """The batch's share of the loss: each target's, times its weight. Divided once, by the mass of the whole
+    global batch (or validation set), so no batch boundary changes it."""
     return (losses * batch.weights).sum()
 
 
 def tally(losses: Tensor, batch: Batch) -> Tensor:
-    """What the log needs, to be added up over batches and ranks: (examples, summed loss, tokens)."""
+    """What the log needs, to be added up over batches and ranks: (mass, summed loss, tokens)."""
     return torch.stack(
         [
-            torch.tensor(float(batch.examples)),
+            torch.tensor(float(batch.mass)),
             summed_loss(losses.detach(), batch).cpu(),
             torch.tensor(float(batch.tokens)),
         ]

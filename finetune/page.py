@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import examining, plots
+from . import examining, perplexity, plots
 from .subjects import subject_title
 
 WRITING = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
@@ -41,6 +41,7 @@ def render(report) -> str:
         "taught": {chapter.name: taught(chapter) for chapter in chapters},
         "reliability": {chapter.name: reliability(chapter.found["calibration"]) for chapter in chapters},
         "training": training(report.history),
+        "perplexity": perplexity,
     }
     return template.render(told, font=embedded(template.render(told, font="")))
 

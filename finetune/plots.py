@@ -28,23 +28,26 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
     label = {name: pair[0 if font else 1] for name, pair in LABELS.items()}
     with pyplot.rc_context({"font.family": [font] if font else ["sans-serif"], "axes.unicode_minus": False}):
         figure, left = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        marker = "o" if len(history) < 2 else None
+        marker = "o" if len(history) < 3 else None
 
         def curve(axes, entries: Sequence[dict], key: str, name: str, color: str) -> list:
             at, values = [entry["step"] for entry in entries], [entry[key] for entry in entries]
             return axes.plot(at, values, color=color, label=label[name], marker=marker)
 
-        lines = curve(left, history, "train_loss", "train", "tab:gray")
+        taught = [entry for entry in history if "train_loss" in entry]
+        lines = curve(left, taught, "train_loss", "train", "tab:gray")
         checked = [entry for entry in history if "validation_loss" in entry]
         left.set(xlabel=label["step"], ylabel=label["loss"], title=label["title"])
-        left.set_ylim(bottom=0)
+        examined = [entry for entry in checked if "validation_accuracy" in entry]
         if checked:
-            right = left.twinx()
-            right.set(ylabel=label["accuracy"], ylim=(0, 1))
             best = f"{label['best']}（{best_step}）" if font else f"{label['best']} ({best_step})"
             lines += curve(left, checked, "validation_loss", "validation", "tab:blue")
-            lines += curve(right, checked, "validation_accuracy", "accuracy", "tab:orange")
+            if examined:  # texts have a loss alone
+                right = left.twinx()
+                right.set(ylabel=label["accuracy"], ylim=(0, 1))
+                lines += curve(right, examined, "validation_accuracy", "accuracy", "tab:orange")
             lines.append(left.axvline(best_step, color="tab:green", linestyle="--", label=best))
+        left.set_ylim(bottom=0)  # once all curves are there: it fixes the top too
         left.grid(alpha=0.3)
         figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=150)

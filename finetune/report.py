@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import examining, metrics, page, plots
+from . import examining, metrics, page, perplexity, plots
 from .examining import Sitting
-from .methods import parse
+from .lineage import as_line
+from .methods import GENERATE, parse
 from .page import percent, points, small
 from .run_card import RunCard
 from .subjects import CATEGORIES, SUBJECTS, subject_title
@@ -38,6 +39,7 @@ class Report:
         history: of training, an entry an epoch; empty when it is not known.
         best_step: of training.
         notes: sentences that must stand beside every figure.
+        growth: what a causal model gained on texts or replies.
     """
 
     facts: dict[str, str]
@@ -48,6 +50,11 @@ class Report:
     history: Sequence[dict] = ()
     best_step: int = 0
     notes: list[str] = field(default_factory=list)
+    growth: dict = field(default_factory=dict)  # of a causal model, see perplexity.py
+
+    @property
+    def heading(self) -> str:
+        return "測驗報告" if self.asked() else "訓練報告"
 
     def asked(self) -> dict[str, dict]:
         """The sets that hold questions."""
@@ -103,15 +110,20 @@ class Chapter:
 
 def of_training(card: RunCard, sittings: dict[str, Sequence[Sitting]], progress) -> Report:
     """The report of the exam that ends a training run."""
+    aim = card.objective or {"cpt": "續訓", "sft": "問答微調"}[card.task]
     facts = {
-        "底模": card.base_model, "資料": card.dataset, "目標": card.objective, "作答方式": card.scoring,
+        "底模": card.base_model, "資料": card.dataset, "目標": aim,
+        **({"作答方式": card.scoring} if any(card.results.values()) else {}),
         "訓練": f"{progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
     }  # fmt: skip
     pairs = {name: (mine, other) for name, (mine, other) in sittings.items()}
     notes = [NOT_COMPARABLE] if card.pool == "all" else []
+    if card.lineage:
+        facts["來歷"] = as_line(card.lineage)
     return Report(
-        facts, card.results, pairs, history=progress.history, best_step=progress.best_step, notes=notes
-    )
+        facts, card.results, pairs, history=progress.course, best_step=progress.best_step, notes=notes,
+        growth=card.growth,
+    )  # fmt: skip
 
 
 def write(folder: Path, report: Report) -> None:
@@ -119,11 +131,16 @@ def write(folder: Path, report: Report) -> None:
     index.html."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = {"facts": report.facts, "notes": report.notes, **report.results}
+    if report.growth:
+        summary["growth"] = report.growth
     write_json(folder / "results.json", summary)
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as stream:
-        for name, (sitting, other) in report.sittings.items():
-            for record in examining.records(sitting, other, report.other_key):
-                stream.write(json.dumps({"set": name, **record}, ensure_ascii=False) + "\n")
+    predictions = folder / "predictions.jsonl"
+    predictions.unlink(missing_ok=True)  # of an earlier run, which may have had questions
+    if report.asked():
+        with predictions.open("w", encoding="utf-8") as stream:
+            for name, (sitting, other) in report.sittings.items():
+                for record in examining.records(sitting, other, report.other_key):
+                    stream.write(json.dumps({"set": name, **record}, ensure_ascii=False) + "\n")
     pictures = {}
     for chapter in report.chapters():
         file = f"subjects_{chapter.name}.png" if len(report.asked()) > 1 else "subjects.png"
@@ -189,6 +206,8 @@ def odd_questions(found: dict, figure: Callable[[float], str] = "{:.3f}".format)
         lines.append(f"其中 {'、'.join(parts)}，{without}")
     if found["refused"]:
         lines.append(f"{found['refused']} 題問不了（太長，或選項太多），算答錯")
+    if found["unreadable"]:
+        lines.append(f"{found['unreadable']} 題的回答看不出選了哪一個，算答錯（原文在 predictions.jsonl）")
     if found["shortened"]:
         lines.append(f"{found['shortened']} 題太長，縮短了題幹的中段來問")
     return lines
@@ -256,6 +275,8 @@ def order_bias(found: dict) -> str:
             f"照原順序答對 {small(bias['accuracy_as_written'])}，"
             f"任一種順序平均答對 {small(bias['accuracy_of_one_order'])}。"
         )
+    if found["method"] == GENERATE:
+        return "每題只照原來的選項順序問一次，請模型寫出答案。"
     if parse(found["method"]).by_letter:
         return "每題只照原來的選項順序問一次（--orders 1），所以不知道換順序時答案會不會變。"
     return (
@@ -267,6 +288,8 @@ def order_bias(found: dict) -> str:
 def calibration(found: dict) -> str:
     """Whether the model's confidence is to be believed."""
     stated = found["calibration"]["as_scored"]
+    if found["method"] == GENERATE:
+        return "答案是寫出來的文字，模型沒有說自己多有把握，無從校準。"
     if not stated:
         return "沒有一題問得了，無從得知。"
     count = sum(b["n"] for b in stated["bins"])
@@ -353,9 +376,10 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
         pictures: file of a set's subjects, by the set's name.
     """
     lines = [
-        "# 測驗報告",
+        f"# {report.heading}",
         "",
-        "選項順序與校準的圖、最有把握的錯題、訓練曲線、學過的題目，見 [index.html](index.html)。",
+        ("選項順序與校準的圖、最有把握的錯題、" if report.asked() else "")
+        + "訓練曲線等等，見 [index.html](index.html)。",
         "",
     ]
     lines += [f"- {label}：{value}" for label, value in report.facts.items()]
@@ -368,6 +392,10 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
         if chapter.name in pictures:
             lines += ["", f"![各科正確率]({pictures[chapter.name]})"]
         lines += _table("類別", chapter.categories) + _table("科目", chapter.subjects)
+    if report.growth:
+        lines += ["", f"## {perplexity.TITLE}", "", perplexity.MEANING, "", *perplexity.table(report.growth)]
+        if report.growth["samples"]:
+            lines += ["", "## 寫出來的文字（greedy）", "", *perplexity.samples(report.growth)]
     return "\n".join([*lines, ""])
 
 

@@ -31,6 +31,7 @@ class RunCard:
     """`scoring`: the method it was taught for. `pool`: `all` means official test rows were fitted on."""
 
     task: str = "exam"
+    chat: str = ""  # of a causal model: how messages are written (chats.STYLES), or none: it was taught texts
     objective: str = ""
     scoring: str = "pll"
     step: int = 0  # optimizer steps it was taught
@@ -42,8 +43,10 @@ class RunCard:
     flags: dict = field(default_factory=dict)
     fingerprints: list[str] = field(default_factory=list)
     sketches: dict[str, str] = field(default_factory=dict)  # of the same questions, see contamination.py
+    lineage: list[dict] = field(default_factory=list)  # base → this model, see lineage.py
     history: list[dict] = field(default_factory=list)  # of training, an entry an epoch
     results: dict = field(default_factory=dict)
+    growth: dict = field(default_factory=dict)  # of a causal model, see growth.py
     versions: dict = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -90,10 +93,6 @@ def sketches(questions: Iterable[Question]) -> dict[str, str]:
     return {name: pack(hashes) for name, hashes in Taught.of(questions).sketches.items()}
 
 
-def fingerprints(questions: Iterable[Question]) -> list[str]:
-    return sorted({question.fingerprint for question in questions})
-
-
 def digest(texts: Iterable[str]) -> str:
     """One hash for many texts, in their order: 16 hex digits."""
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
@@ -101,7 +100,7 @@ def digest(texts: Iterable[str]) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that decide the numbers."""
-    names = ("torch", "transformers", "deepspeed", "tokenizers")
+    names = ("torch", "transformers", "deepspeed", "tokenizers", "peft")
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in names if _installed(name)},

@@ -6,6 +6,7 @@ Ranks are read from the environment alone (RANK, WORLD_SIZE, LOCAL_RANK), which 
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -91,6 +92,12 @@ class World:
         """Ends the process group. Not to be called after a failure, when other ranks may not answer."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def free_memory(self) -> None:
+        """Gives back what is no longer used: engines hold themselves in circles."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -64,6 +64,97 @@ def make_model_dir(folder: Path, model_type: str = "bert", vocabulary=None, **ch
     return folder
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_causal_dir(folder: Path, model_type: str = "qwen2", chat: bool = True, **changes) -> Path:
+    """A causal model of two tiny layers (qwen2 or llama), with a byte-level BPE tokenizer trained here.
+
+    Args:
+        chat: the tokenizer has a chat template (ChatML, as Qwen's).
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    rng = random.Random(0)
+    corpus = [random_text(rng, 5, 30) for _ in range(400)] + [
+        "User: Assistant: 題目選項答案文章問題 A B C D"
+    ] * 99
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=alphabet)
+    bpe.train_from_iterator(corpus, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>" if chat else "<|endoftext|>", pad_token="<|pad|>"
+    )
+    tokenizer.chat_template = CHATML if chat else None
+    tokenizer.save_pretrained(folder)
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 512,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None,
+        "tie_word_embeddings": model_type == "qwen2", "initializer_range": 0.2, **changes,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape)).save_pretrained(folder)
+    return folder
+
+
+def write_texts(path: Path, count: int = 40, seed: int = 3) -> Path:
+    """Documents as those of a Taigi corpus: {"title", "paragraphs"}, the paragraphs numbered."""
+    rng = random.Random(seed)
+    rows = [
+        {
+            "title": f"文-{number}",
+            "paragraphs": [f"{i}. {random_text(rng, 20, 60)}。" for i in range(1, rng.randint(5, 9))],
+        }
+        for number in range(count)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def write_reading(path: Path, count: int = 24, seed: int = 4) -> Path:
+    """Reading comprehension: the right option stands in the passage, the answer counts from 1."""
+    rng, rows = random.Random(seed), []
+    for number in range(count):
+        options = [random_text(rng, 3, 6) for _ in range(4)]
+        right = rng.randrange(4)
+        passage = f"{random_text(rng, 10, 30)}是{options[right]}。{random_text(rng, 10, 30)}。"
+        rows.append([str(number + 1), passage, "文章說是什麼？", *options, str(right + 1)])
+    return write_csv(path, rows, ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案"))
+
+
+def write_alpaca(path: Path, count: int = 24, seed: int = 5) -> Path:
+    """instruction, input (often empty), output."""
+    rng, rows = random.Random(seed), []
+    for number in range(count):
+        extra = random_text(rng, 5, 15) if number % 3 == 0 else ""
+        rows.append([random_text(rng, 5, 20), extra, random_text(rng, 5, 30)])
+    return write_csv(path, rows, ("instruction", "input", "output"))
+
+
+@pytest.fixture(scope="session")
+def qwen_dir(tmp_path_factory) -> Path:
+    """A 2-layer Qwen2 with a chat template and tied embeddings."""
+    return make_causal_dir(tmp_path_factory.mktemp("models") / "qwen")
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory) -> Path:
+    """A 2-layer Llama without a chat template."""
+    return make_causal_dir(tmp_path_factory.mktemp("models") / "llama", "llama", chat=False)
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory) -> Path:
     return make_model_dir(tmp_path_factory.mktemp("models") / "tiny")

@@ -67,6 +67,14 @@ def test_flags_win_over_the_config_file(train, tmp_path, capsys):
     assert '"total_steps": 7' in shown and '"learning_rate": 0.0001' in shown
 
 
+def test_a_second_name_of_a_flag_is_known_in_the_config_file_too(
+    train, tmp_path, model_dir, exam_dir, capsys
+):
+    (tmp_path / "run.yaml").write_text(f"model: {model_dir}\ndataset: {exam_dir}\n")
+    assert train("--dry_run", "--cpu", "--config", "run.yaml", base=False) == 0
+    assert f'"model_name_or_path": "{model_dir}"' in capsys.readouterr().out
+
+
 def test_an_unknown_key_in_the_config_file_is_named_with_its_neighbour(train, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("max_step: 5\nseed: -3\n")
     assert train("--config", "run.yaml") == 2

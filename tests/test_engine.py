@@ -159,7 +159,7 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused_with_sizes_that_can(batch,
     from finetune.machine import choose_micro_batch
 
     with pytest.raises(UserError, match=says):
-        choose_micro_batch(batch, micro, 512, World(0, size, torch.device("cpu")))
+        choose_micro_batch(batch, micro, 16, World(0, size, torch.device("cpu")))
 
 
 def test_the_model_trained_in_bf16_is_saved_in_fp32(train, tmp_path):

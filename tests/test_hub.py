@@ -73,6 +73,41 @@ print(len(exam), time.perf_counter() - start)
             assert int(count) == 66 * 6 and float(seconds) < limit, done.stdout
 
 
+def test_a_causal_model_and_its_rows_come_from_the_hub_by_name_and_the_card_knows_the_weights(
+    tmp_path, qwen_dir
+):
+    import hashlib
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = tmp_path / "alpaca/data"
+    rows.mkdir(parents=True)
+    columns = {"instruction": ["天地"] * 9, "input": list("玄黃宇宙洪荒日月盈"), "output": ["昃"] * 9}
+    pyarrow.parquet.write_table(pyarrow.table(columns), rows / "train-00000-of-00001.parquet")
+    with LoopbackHub({"Qwen/Qwen2.5-0.5B": qwen_dir}, {"tatsu-lab/alpaca": rows.parent}) as hub:
+        env = environment(hub.url, tmp_path / "home")
+        flags = [
+            "--task",
+            "sft",
+            "--dataset",
+            "tatsu-lab/alpaca",
+            "--cpu",
+            "--max_steps",
+            2,
+            "--lora_rank",
+            2,
+        ]
+        done = run_process([*SCRIPT, *flags], tmp_path, **env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"tatsu-lab/alpaca main ({COMMIT[:12]})" in done.stderr
+        assert any("/revision/main" in path for path in hub.asked)
+    card = json.loads((tmp_path / "my_bert_finetuned_model_hf_format/run_card.json").read_text())
+    weights = (qwen_dir / "model.safetensors").read_bytes()
+    base = {"stage": "base", "model": "Qwen/Qwen2.5-0.5B", "sha256": hashlib.sha256(weights).hexdigest()}
+    assert card["lineage"][0] == base
+
+
 def test_a_revision_that_is_not_there_is_said(tmp_path, model_dir, dataset):
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
         env = environment(hub.url, tmp_path / "home")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import make_vocabulary
+from conftest import make_causal_dir
 
 import fine_tuning_llm
 from finetune.errors import UserError
@@ -75,21 +75,7 @@ def test_rows_of_every_test_set_people_have_are_questions(exam_dir):
 @pytest.fixture(scope="module")
 def judge_dir(tmp_path_factory) -> Path:
     """A two-layer Qwen2 with a chat template; it talks rubbish."""
-    import torch
-    from transformers import BertTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("judge")
-    vocabulary = make_vocabulary()
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
-    )  # fmt: skip
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, do_lower_case=True)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_causal_dir(tmp_path_factory.mktemp("judge") / "m", max_position_embeddings=2048)
 
 
 def test_the_whole_comparison_runs_and_counts_what_it_could_not_read(judge_dir, model_dir, exam_dir, capsys):
@@ -103,14 +89,9 @@ def test_the_whole_comparison_runs_and_counts_what_it_could_not_read(judge_dir, 
 
 def test_the_judge_sees_both_answers_and_the_key(judge_dir, monkeypatch):
     judge = fine_tuning_llm.EvalLLm("地", "玄", "黃", "天？", str(judge_dir), "cpu")
-    asked = []
-    template = judge.tokenizer.apply_chat_template
-    monkeypatch.setattr(
-        judge.tokenizer,
-        "apply_chat_template",
-        lambda m, **k: asked.append(m[0]["content"]) or template(m, **k),
-    )
-    monkeypatch.setattr(judge.tokenizer, "decode", lambda *_, **__: "Model A: 2/10, Model B: 9/10")
+    asked, ask = [], judge.judge.ask
+    monkeypatch.setattr(judge.judge, "ask", lambda said: asked.append(said) or ask(said))
+    monkeypatch.setattr(judge.judge, "reply", lambda prompts, how: ["Model A: 2/10, Model B: 9/10"])
     assert judge.evaluation(max_new_tokens=4) == [2, 9]
     assert all(
         words in asked[0]
@@ -120,6 +101,38 @@ def test_the_judge_sees_both_answers_and_the_key(judge_dir, monkeypatch):
         "n": 2, "model_a_score": 3.5, "model_b_score": 7.0, "a_better": 0, "b_better": 1, "ties": 1,
     }  # fmt: skip
     assert judge.judgement([2, 9])["b_better"] == 1 and judge.judgement([])["n"] == 0
+
+
+def test_causal_models_are_compared_too_by_letters_and_in_words(judge_dir, tmp_path, exam_dir, monkeypatch):
+    from inference import generate_text, load_model
+
+    other = make_causal_dir(tmp_path / "other", "llama", chat=False)
+    seen = []
+
+    def scored(self, question=None, max_new_tokens=512):
+        seen.append((self.prompt, self.model_a_resp, self.model_b_resp, self.ground_truth))
+        return [3, 7]
+
+    monkeypatch.setattr(fine_tuning_llm.EvalLLm, "evaluation", scored)
+    questions = fine_tuning_llm.generate_qa_benchmark(2, "trade", source=str(exam_dir))
+    rows = [
+        {"instruction": "天地", "input": "玄黃", "output": "宇宙"},
+        {"messages": [{"role": "user", "content": "日月"}, {"role": "assistant", "content": "盈昃"}]},
+        {"prompt": "洪荒"},
+    ]
+    found = fine_tuning_llm.exe_chat([*questions, *rows], 6, str(judge_dir), str(other), str(judge_dir))
+    assert found["n"] == 5 and found["judge"]["b_better"] == 5 and found["unreadable"] == 0
+    assert 0 <= found["tuned_accuracy"] <= 1
+    assert [row[0] for row in seen[2:]] == ["天地\n\n玄黃", "日月", "洪荒"]
+    assert [row[3] for row in seen[2:]] == ["宇宙", "盈昃", None]
+    asked = [[{"role": "user", "content": "日月"}]]
+    models = [load_model(folder, "cpu")[:2] for folder in (other, judge_dir)]
+    said = [generate_text(*model, asked, "cpu", max_new_tokens=6) for model in models]
+    assert [[text] for text in seen[3][1:3]] == said
+    whole = fine_tuning_llm.chat_with_tuning_llm("日月", model_path=str(judge_dir))
+    assert whole[0].startswith(said[1][0].rstrip("\ufffd")) and len(whole) == 1
+    found = fine_tuning_llm.exe_chat(rows, 6, str(judge_dir), str(other), str(judge_dir))
+    assert found["tuned_accuracy"] is None
 
 
 def test_a_judge_that_cannot_be_had_or_cannot_chat_is_refused(model_dir, tmp_path):

@@ -158,12 +158,12 @@ def test_a_row_that_only_keeps_ranks_in_step_weighs_nothing():
     example = Example((1, 2, 3), (1,), (2,))
     logits = torch.randn(2, 20, generator=torch.Generator().manual_seed(0))
     with_filler, alone = collate([example, None], 0), collate([example], 0)
-    assert with_filler.examples == alone.examples == 1
+    assert with_filler.mass == alone.mass == 1
     assert summed_loss(token_losses(logits, with_filler), with_filler) == summed_loss(
         token_losses(logits[:1], alone), alone
     )
     empty = collate([None], 0)
-    assert empty.examples == 0 and summed_loss(token_losses(logits[:1], empty), empty) == 0
+    assert empty.mass == 0 and summed_loss(token_losses(logits[:1], empty), empty) == 0
 
 
 def test_validation_rows_are_drawn_alike_every_time(prompts):

@@ -156,18 +156,3 @@ def test_the_labels_of_the_curve_are_chinese_with_every_glyph_there(tmp_path, re
         plot_curve(tmp_path / "curve.png", rows, best_step=5)
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
-
-
-def test_a_tracker_gets_the_losses(train, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert train("--max_steps", 3, "--exam_limit", 2, "--report_to", "tensorboard") == 0
-    events = next((tmp_path / "runs").rglob("events*"))
-    found = EventAccumulator(str(events.parent))
-    found.Reload()
-    assert [round(e.value, 4) for e in found.Scalars("loss")] == [round(loss, 4) for loss in losses(tmp_path)]
-
-
-def test_a_tracker_that_is_not_installed_is_said_before_training(train, capsys, tmp_path):
-    assert train("--report_to", "mlflow") == 2
-    assert "pip install mlflow" in capsys.readouterr().err and not (tmp_path / "checkpoints").exists()

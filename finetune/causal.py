@@ -1,0 +1,173 @@
+"""What is taught to a causal model: texts to go on from, and replies to what is asked. Both become examples
+whose targets are next tokens, each counting once.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+
+from .batching import Example
+from .chats import AskingPrompts, Chat
+from .exams import Question
+from .instructions import Instruction
+from .orders import rearranged
+from .packing import pack
+from .prompts import Prompt, TooLong
+from .texts import Text
+
+
+def next_tokens(
+    ids: Sequence[int], wanted: Sequence[int], row: str, documents: Sequence[int] = ()
+) -> Example:
+    """The example that asks for the tokens at `wanted`, each at the position before it."""
+    return Example(
+        tuple(ids), tuple(at - 1 for at in wanted), tuple(ids[at] for at in wanted), row=row, by_token=True,
+        documents=tuple(documents),
+    )  # fmt: skip
+
+
+class Continuation:
+    """Texts, several to a row; no document sees another. Each ends with EOS, so that the model learns to end.
+
+    A text longer than `max_length` tokens is cut into pieces of that length.
+
+    Args:
+        rows: to be taught.
+        max_length: of a row, in tokens.
+        packed: False gives every piece a row of its own.
+    """
+
+    name = "cpt"
+    shortened = 0
+
+    def __init__(self, tokenizer, rows: Sequence[Text], max_length: int, packed: bool = True):
+        self.rows, self.too_long, self.packed = list(rows), [], packed
+        self.pieces: list[array] = []
+        self.characters = sum(len(row.text) for row in rows)
+        # as the tokenizer opens a text of its own (BOS), but closed with EOS alone
+        bos = [tokenizer.bos_token_id]
+        self.start = bos if tokenizer("x")["input_ids"][:1] == bos else []
+        for row in rows:
+            plain = tokenizer(row.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids = [*self.start, *plain, tokenizer.eos_token_id]
+            for at in range(0, len(ids), max_length):
+                piece = array("l", ids[at : at + max_length])
+                if len(piece) > 1:  # a lone token has none before it to be said from
+                    self.pieces.append(piece)
+        sizes = [len(piece) for piece in self.pieces]
+        self.packs = pack(sizes, max_length) if packed else [[i] for i in range(len(sizes))]
+        self.lengths = [sum(len(self.pieces[i]) for i in row) for row in self.packs]
+
+    def epoch(self, epoch: int) -> list[tuple[str, int]]:
+        """The packed rows of an epoch: always the same ones."""
+        return [("text", row) for row in range(len(self.packs))]
+
+    def example(self, kind: str, index: int, epoch: int) -> Example:
+        """One packed row."""
+        ids: list[int] = []
+        documents: list[int] = []
+        wanted: list[int] = []
+        for number, piece in enumerate((self.pieces[i] for i in self.packs[index]), 1):
+            wanted += range(len(ids) + 1, len(ids) + len(piece))
+            documents += [number] * len(piece)
+            ids += piece
+        return next_tokens(ids, wanted, f"pack{index}", documents if self.packed else ())
+
+
+class Responses:
+    """Replies: the loss is on what the assistant says, its end included.
+
+    An instruction that is too long loses the tail of its last reply, but never all of it; a question loses
+    the middle of its stem. What cannot be taught even so goes to `too_long`.
+
+    Args:
+        rows: instructions, or questions that are answered with a letter, options in a new order each epoch.
+        on_prompt: the loss is on the prompt too.
+        seed: of the orders. The same (seed, epoch, row) gives the same example.
+    """
+
+    name = "sft"
+    packed = False
+
+    def __init__(
+        self,
+        prompts: AskingPrompts,
+        rows: Sequence[Instruction | Question],
+        seed: int,
+        on_prompt: bool = False,
+    ):
+        self.prompts, self.seed, self.on_prompt = prompts, seed, on_prompt
+        self.chat: Chat = prompts.chat
+        self.rows: list[Instruction | Question] = []
+        self.lengths: list[int] = []
+        self.too_long: list[str] = []
+        self.refused: list[str] = []
+        self.shortened = 0
+        self._written: list[tuple[array, list[range]] | None] = []  # of questions: anew for each order
+        for row in rows:
+            try:
+                self._add(row)
+            except TooLong:
+                self.too_long.append(row.id)
+            except ValueError as error:
+                self.refused.append(f"{row.id}：{error}")
+
+    def _add(self, row: Instruction | Question) -> None:
+        written = None
+        if isinstance(row, Question):
+            prompt = self._listed(row, range(len(row.options)))
+            length = len(prompt.ids) + 1 + len(self.chat.closing)
+            self.shortened += prompt.cut > 0
+        else:
+            ids, spoken = self.chat.conversation(row.messages)
+            limit = self.prompts.max_length
+            if spoken[-1].start >= limit:
+                raise TooLong(f"提示有 {spoken[-1].start} 個 token，上限 {limit}")
+            self.shortened += len(ids) > limit
+            length = min(len(ids), limit)
+            spoken[-1] = range(spoken[-1].start, min(spoken[-1].stop, length))
+            written = array("l", ids[:length]), spoken
+        self.rows.append(row)
+        self.lengths.append(length)
+        self._written.append(written)
+
+    def epoch(self, epoch: int) -> list[tuple[str, int]]:
+        """Every row once."""
+        return [("reply", row) for row in range(len(self.rows))]
+
+    def example(self, kind: str, index: int, epoch: int) -> Example:
+        """One row. A constant `epoch` gives the same order of options each time, as validation needs."""
+        row = self.rows[index]
+        if written := self._written[index]:
+            ids, spoken = written
+        else:
+            ids, spoken = self._question(row, epoch)
+        wanted = [at for turn in spoken for at in turn]
+        return next_tokens(ids, range(1, len(ids)) if self.on_prompt else wanted, row.id)
+
+    def _question(self, question: Question, epoch: int) -> tuple[list[int], list[range]]:
+        rng = random.Random(f"reply:{self.seed}:{epoch}:{question.id}")
+
+        def shuffled(places: list[int]) -> list[int]:
+            rng.shuffle(places)
+            return places
+
+        order = rearranged(question.options, shuffled)
+        prompt = self._listed(question, order)
+        letter = self.prompts.verbalizer_ids(len(order))[order.index(question.answer)]
+        ids = [*prompt.ids, letter, *self.chat.closing]
+        return ids, [range(len(prompt.ids), len(ids))]
+
+    def _listed(self, question: Question, order: Sequence[int]) -> Prompt:
+        """The question with room left for its letter and the end."""
+        return self.prompts.listed(question, order, spare=1 + len(self.chat.closing))
+
+
+def readable(tokenizer, example: Example) -> str:
+    """What is asked, then what is to be said in 【】; of a long one its seam."""
+    first = example.positions[0] + 1
+    before = tokenizer.decode(list(example.ids[:first]))
+    said = tokenizer.decode(list(example.ids[first : example.positions[-1] + 2]))
+    return f"{before[-400:]}【{said[:400]}】"

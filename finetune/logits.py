@@ -1,0 +1,122 @@
+"""The one forward pass of this project: logits at chosen positions alone."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+# The modules after the encoder or decoder, in order, by family.
+HEADS = {
+    "bert": ("cls",),
+    "ernie": ("cls",),
+    "roberta": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
+    "albert": ("predictions",),
+    "modernbert": ("head", "decoder"),
+    **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gpt2", "phi3"), ("lm_head",)),
+}
+CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+# Families whose attention keeps to a mask of its own for every row. Others ignore it, read it as numbers, or
+# carry a state from token to token.
+PACKABLE = (
+    "llama", "qwen2", "qwen3", "mistral", "mixtral", "gpt2", "gpt_neox", "phi", "phi3", "olmo2", "opt",
+    "smollm3", "glm4", "granite",
+)  # fmt: skip
+LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neighbour changes
+
+
+class BlankLogits(nn.Module):
+    """Logits where something is asked: at blanks of a masked model, before each token that a causal one must
+    say.
+
+    The vocabulary head runs only there, which gives the very same numbers and saves its cost elsewhere.
+    Training, validation and scoring all go through it, so DDP and ZeRO see one root module.
+
+    Args:
+        model: of transformers, with a masked or a causal language modelling head.
+        packed: rows hold several documents each (causal models only); none of them sees another.
+    """
+
+    def __init__(self, model: nn.Module, packed: bool = False):
+        super().__init__()
+        self.model, self.packed = model, packed
+        names = HEADS.get(model.config.model_type)
+        self._head = names if names and all(hasattr(model, name) for name in names) else None
+        self._more = {"use_cache": False} if is_causal(model) else {}  # keys and values nobody will ask for
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Logits (M, V) of the positions asked for.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T): 0 is padding; of packed rows, the number of the document, from 1.
+            rows, cols: (M,).
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._more}
+        if self.packed:
+            inputs["attention_mask"] = isolating(attention_mask)
+            inputs["position_ids"] = restarting(attention_mask)
+        if self._head is None:
+            return self.model(**inputs).logits[rows, cols]
+        body = getattr(self.model, self.model.base_model_prefix)
+        hidden = body(**inputs)[0][rows, cols]  # (M, H)
+        # Scores that decide an answer keep their digits: bf16 rounds logits so coarsely that options tie.
+        exact = not self.training and next(self.parameters()).dtype == torch.float32
+        with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
+            hidden = hidden.float() if exact else hidden
+            for name in self._head:
+                hidden = getattr(self.model, name)(hidden)
+        return hidden
+
+
+def is_causal(model: nn.Module) -> bool:
+    """True for a model that says the next token, False for one that fills blanks."""
+    return type(model).__name__.endswith(CAUSAL_CLASSES)
+
+
+def can_pack(config, max_length: int) -> bool:
+    """True when a model of this configuration can read several documents in one row of `max_length` tokens,
+    none of which sees another. A window of attention shorter than the row would be lost under our mask."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return config.model_type in PACKABLE and (window is None or window >= max_length)
+
+
+@torch.no_grad()
+def leaks(model: nn.Module) -> bool:
+    """True when a document's logits change with its neighbour in a packed row: tried on two."""
+    words = min(model.config.vocab_size, 1000)
+    first, second = (torch.arange(start, start + 24) * 7919 % words for start in (1, 101))
+    ids = torch.cat([first, second])[None].to(next(model.parameters()).device)
+    documents = torch.tensor([[1] * 24 + [2] * 24], device=ids.device)
+    cols = torch.arange(24, 48, device=ids.device)
+    was_training = model.training
+    model.eval()
+    together = BlankLogits(model, packed=True).eval()(ids, documents, torch.zeros_like(cols), cols).float()
+    alone = model(input_ids=ids[:, 24:]).logits[0].float()
+    model.train(was_training)
+    return bool((together - alone).abs().mean() > LEAK * alone.std())
+
+
+def isolating(documents: Tensor) -> Tensor:
+    """Who may look at whom: a token at itself and at what stands before it in its own document.
+
+    Restarting position ids alone would not keep documents apart: attention does not look at them.
+
+    Args:
+        documents: (B, T), the number of each token's document; 0 is padding, which looks at itself.
+
+    Returns:
+        (B, 1, T, T) booleans, as scaled dot-product attention takes them.
+    """
+    same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
+    return same.tril()[:, None]
+
+
+def restarting(documents: Tensor) -> Tensor:
+    """Position ids that begin at 0 with every document, (B, T) -> (B, T)."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values
