@@ -1,7 +1,8 @@
-"""Use a masked language model: fill [MASK], answer multiple-choice questions, examine it, mark whole files.
+"""Use a language model: fill [MASK] or write, answer multiple-choice questions, examine it, mark whole files.
 
     python inference.py --prompt "今天天氣很[MASK]。" --word_length 2
     python inference.py --question "太陽系最大的行星是？" --options "A:地球 B:木星 C:火星"
+    python inference.py --model_path my_causal_model --prompt "請介紹臺灣的夜市。" --do_sample
     python inference.py --input questions.csv --output answers.jsonl
     python inference.py --exam ikala/tmmluplus --split test --report report
     python inference.py --inspect my_exam.csv
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING
 from finetune import cli
 from finetune.cli import MODEL_FOLDER
 from finetune.errors import UserError
-from finetune.inference_flags import read_flags
+from finetune.inference_flags import check_kind, decoding_of, read_flags
 from finetune.options import parse_options
 
 __all__ = [
+    "generate_text",
     "interactive_mode",
     "load_model",
     "parse_options",
@@ -39,7 +41,7 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
 
 
 def load_model(model_path, device=None):
-    """Loads a masked language model for use.
+    """Loads a language model for use, masked or causal, whole or as a LoRA adapter.
 
     Args:
         model_path: a folder in Hugging Face format, or a name on the hub.
@@ -49,7 +51,7 @@ def load_model(model_path, device=None):
         (model, tokenizer, device). `model.run_card` holds how it was taught, None if it was not taught here.
 
     Raises:
-        finetune.errors.UserError: no such folder, no weights, no masked language model.
+        finetune.errors.UserError: no such folder, no weights, no language model.
     """
     return _load(str(model_path), device, "--model_path")
 
@@ -60,7 +62,7 @@ def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 
     hub.prepare_for(path)
     import torch
 
-    from finetune import models
+    from finetune import adapters, models
     from finetune.run_card import RunCard
 
     if path == MODEL_FOLDER and not Path(path).exists():
@@ -68,10 +70,17 @@ def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 
             f"{flag} {path}：還沒有模型。先訓練一個：python fine_tuning_llm.py --demo，或指定資料夾"
         )
     models.check_source(path, flag, from_scratch)
+    base = adapters.base_of(path)
+    if hub.looks_local(base) and not Path(base).expanduser().is_dir():
+        raise UserError(
+            f"{flag} {path}：這裡只有 LoRA 的權重，它的底模 {base} 不見了；請放回原處，"
+            f"或把 {models.ADAPTER} 的 base_model_name_or_path 改成它現在的位置"
+        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    config = models.load_config(path, flag)
-    tokenizer = models.load_tokenizer(path, flag)
-    model = models.load_masked_lm(path, config, tokenizer, flag, from_scratch, seed).to(device).eval()
+    if base := adapters.base_of(path):
+        hub.prepare_for(base)
+    model, tokenizer = adapters.load(path, flag, from_scratch, seed)
+    model = model.to(device).eval()
     model.run_card = RunCard.read(path)
     return model, tokenizer, device
 
@@ -92,6 +101,8 @@ def load_rival(name: str, mine: Examinee, precision: str) -> Examinee:
             raise UserError(f"--compare_with {name}：{mine.name} 沒有 run_card.json，不知道底模是哪一個")
         scratch, seed = bool(mine.card.flags.get("from_scratch")), int(mine.card.flags.get("seed", 0))
         path = mine.name if scratch else mine.card.base_model
+        if scratch:
+            cli.say("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
     model, tokenizer, device = _load(path, mine.device, "--compare_with", scratch, seed)
     if name == UNTUNED:
         model.run_card = mine.card  # asked in the same words, for the same method
@@ -99,22 +110,24 @@ def load_rival(name: str, mine: Examinee, precision: str) -> Examinee:
 
 
 def _examinee(model, tokenizer, device, precision: str = "auto", name: str = "") -> Examinee:
-    from finetune.examinee import Examinee
+    from finetune.examinee import Filler
+    from finetune.logits import is_causal
+    from finetune.speaker import Speaker
 
     _set_precision(model, precision, device)
-    found = Examinee.of(model, tokenizer, device)
+    found = (Speaker if is_causal(model) else Filler).of(model, tokenizer, device)
     found.name = name or found.name
     return found
 
 
 def _set_precision(model, wanted: str, device) -> None:
     """Weights are converted once; autocast would convert them again at every call."""
-    import torch
+    from finetune.models import DTYPES
 
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
     if wanted != "auto":  # auto stays fp32: bf16 rounds scores so coarsely that options tie
-        model.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted])
+        model.to(DTYPES[wanted])
 
 
 # ---- 2. the questions one can ask --------------------------------------------------------------------------
@@ -126,7 +139,7 @@ def predict_mask(model, tokenizer, prompt, device, top_k=5):
     Returns:
         list of at most `top_k` words, best first: ["好", "熱", …]
     """
-    examinee = _examinee(model, tokenizer, device)
+    examinee = _filler(model, tokenizer, device)
     return [word for word, _ in examinee.fill([examinee.read(prompt)], top_k)[0]]
 
 
@@ -144,8 +157,36 @@ def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, cand
     Raises:
         finetune.errors.UserError: a prompt that does not fit, a candidate this model does not know.
     """
-    found = _examinee(model, tokenizer, device).words(prompt, top_k, word_length, candidates)
+    found = _filler(model, tokenizer, device).words(prompt, top_k, word_length, candidates)
     return [(filling.word, filling.score) for filling in found]
+
+
+def generate_text(model, tokenizer, prompts, device, **decoding):
+    """What a causal model answers to each prompt; a model without a chat template goes on from it.
+
+    Args:
+        prompts: list of texts.
+        decoding: max_new_tokens, do_sample, temperature, … as `finetune.decoding.Decoding`.
+
+    Returns:
+        list of texts, in order.
+
+    Raises:
+        finetune.errors.UserError: a masked model; prompts that do not fit.
+    """
+    from finetune.decoding import Decoding
+
+    speaker = _examinee(model, tokenizer, device)
+    if not speaker.writes:
+        raise UserError(f"{speaker.name or '這個模型'} 是填空的遮罩模型，不會寫文章；請用 predict_mask")
+    return speaker.reply([speaker.ask(prompt) for prompt in prompts], Decoding(**decoding))
+
+
+def _filler(model, tokenizer, device):
+    examinee = _examinee(model, tokenizer, device)
+    if examinee.writes:
+        raise UserError(f"{examinee.name or '這個模型'} 是因果模型，不會填 [MASK]；請用 generate_text")
+    return examinee
 
 
 def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="auto", orders="cyclic"):
@@ -153,14 +194,16 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
 
     Args:
         options: {label: text}, 2 to 10 of them; labels are only names.
-        scoring: `auto` (as the run card says, else `pll`), or a name of finetune.methods.METHODS.
+        scoring: `auto` (as the run card says, else `pll`; a causal model `letter`), or a name of
+            finetune.methods.METHODS, of a causal model one of CAUSAL.
         orders: of `letter`: `1`, `cyclic` or `all`.
 
     Returns:
         list of at most `top_k` (label, text, score), best first; the score is a log-probability in nats.
 
     Raises:
-        finetune.errors.UserError: a question or options that cannot be asked.
+        finetune.errors.UserError: a question or options that cannot be asked; by `generate`, a reply that
+            names no option.
     """
     from finetune.exams import parse_question
     from finetune.scoring import ranking
@@ -172,18 +215,29 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
     scores = _examinee(model, tokenizer, device).score([asked], scoring, orders)
     if scores.refused:
         raise UserError(f"這一題問不了：{scores.refused[0]}")
+    if scores.unreadable:
+        said = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
+        raise UserError(f"{said}；可改用 letter（--scoring letter，對話中是 method letter）")
     labels = list(options)
     return [(labels[i], options[labels[i]], scores[0][i]) for i in ranking(scores[0])][:top_k]
 
 
-def interactive_mode(model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1):
+def interactive_mode(
+    model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1, decoding=None
+):
     """Asks and answers until quit, exit, q or Ctrl-D. A wrong entry is explained and never ends it."""
+    from finetune.conversation import Conversation
+    from finetune.decoding import Decoding
     from finetune.terminal import Terminal
 
     def answer(question, options, method, order):
         return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
 
-    Terminal(_examinee(model, tokenizer, device), answer, top_k, scoring, orders, word_length).run()
+    examinee = _examinee(model, tokenizer, device)
+    if examinee.writes:
+        Conversation(examinee, answer, scoring, orders, decoding or Decoding()).run()
+    else:
+        Terminal(examinee, answer, top_k, scoring, orders, word_length).run()
 
 
 # ---- 3. main -----------------------------------------------------------------------------------------------
@@ -198,8 +252,11 @@ def main(argv=None) -> int:
 def answer(flags) -> int | None:
     """The one thing asked for: a look at data, an exam, a file, a prompt, a question, the terminal."""
     if flags.inspect is not None:
+        from finetune import texts
         from finetune.doctor import examine_data
 
+        if texts.holds_texts(flags.inspect):
+            return texts.examine(flags.inspect, flags.json)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")
         return examine_data(flags, exam, lambda: _reader(flags))
     exam = None
@@ -216,6 +273,8 @@ def answer(flags) -> int | None:
     where = world.device if world else "cpu" if flags.cpu else None
     model, tokenizer, device = load_model(flags.model_path, where)
     examinee = _examinee(model, tokenizer, device, flags.precision, flags.model_path)
+    check_kind(flags, examinee.writes)
+    flags.decoding = decoding_of(flags)
     if exam is not None:
         session.hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags.precision), world)
         world.leave()
@@ -228,12 +287,12 @@ def answer(flags) -> int | None:
     elif not cli.is_main_process():
         return None  # one answer, however many processes a launcher started
     elif flags.prompt is None and flags.question is None:
-        interactive_mode(
-            model, tokenizer, device, flags.top_k, flags.scoring, flags.orders, flags.word_length
-        )
+        more = flags.scoring, flags.orders, flags.word_length, flags.decoding
+        interactive_mode(model, tokenizer, device, flags.top_k, *more)
     else:
         if flags.prompt is not None:
-            show_words(flags, examinee)
+            show = show_reply if examinee.writes else show_words
+            show(flags, examinee)
         if flags.question is not None:
             show_answer(flags, model, tokenizer, device)
     return None
@@ -257,13 +316,18 @@ def _reader(flags):
     from finetune import hub, models
     from finetune.examinee import prompts_for
     from finetune.run_card import RunCard
+    from finetune.speaker import asking_for
 
     path, flag = flags.model_path, "--model_path"
     models.check_source(path, flag, from_scratch=True)
     hub.prepare_for(path)
-    config, tokenizer = models.load_config(path, flag), models.load_tokenizer(path, flag)
+    config = models.load_config(path, flag)
+    kind, card = models.kind_of(config), RunCard.read(path)
+    tokenizer = models.load_tokenizer(path, flag, kind)
     wanted = flags.max_length if "max_length" in flags.given else None
-    return prompts_for(config, tokenizer, RunCard.read(path), wanted)
+    if kind == "causal":
+        return asking_for(tokenizer, card, models.prompt_length(config, tokenizer, wanted or 1 << 30))
+    return prompts_for(config, tokenizer, card, wanted)
 
 
 def show_words(flags, examinee: Examinee) -> None:
@@ -276,6 +340,20 @@ def show_words(flags, examinee: Examinee) -> None:
     else:
         print(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
         print_words(found)
+
+
+def show_reply(flags, speaker) -> None:
+    """The answer of a causal model to --prompt, on the screen as it is written."""
+    ids = speaker.ask(flags.prompt)
+    if flags.json:
+        reply = speaker.reply([ids], flags.decoding)[0]
+        print(json.dumps({"prompt": flags.prompt, "response": reply}, ensure_ascii=False))
+        return
+    asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
+    print(f"{asked}: {flags.prompt}\n\n{told}: ", end="", flush=True)
+    for piece in speaker.speak(ids, flags.decoding):
+        print(piece, end="", flush=True)
+    print()
 
 
 def show_answer(flags, model, tokenizer, device) -> None:

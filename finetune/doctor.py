@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from statistics import median
 
 from .contamination import NEAR, Taught
@@ -130,7 +131,7 @@ def legible(exam: Exam, prompts: ExamPrompts) -> dict:
     unknown: Counter[str] = Counter()
     subjects: dict[str, list[bool]] = defaultdict(list)
     lengths, shortened, refused = [], [], []
-    whole = ExamPrompts(tokenizer, sys.maxsize, prompts.template)
+    whole = replace(prompts, max_length=sys.maxsize)
     for question in questions:
         missing = [
             word for text in (question.stem, *question.options) for word in unknown_parts(tokenizer, text)

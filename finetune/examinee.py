@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch
 
 from .cli import say
+from .errors import UserError
 from .exams import Question
 from .filling import Blanks, Filling, fill_first_blanks, fill_words, rank_candidates, read_blanks
-from .methods import parse
-from .models import BlankLogits, prompt_length
+from .logits import BlankLogits
+from .methods import GENERATE, parse
+from .models import prompt_length
 from .probes import Prober
 from .prompts import ExamPrompts, unknown_parts
 from .run_card import RunCard, digest
@@ -37,14 +39,19 @@ def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None 
 
 
 class Examinee:
-    """Args: as `inference.load_model` returns them. `name`: what reports call it."""
+    """What masked and causal models have in common.
+
+    Args: as `inference.load_model` returns them. `name`: what reports call it.
+    """
+
+    writes = False  # goes on from texts; else it fills blanks
 
     def __init__(self, model, tokenizer, device, name: str = ""):
         self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
         self.card: RunCard | None = getattr(model, "run_card", None)
         self.forward = BlankLogits(model).eval()
         self.longest = prompt_length(model.config, tokenizer, 1 << 30)  # tokens it can read
-        self.prompts = prompts_for(model.config, tokenizer, self.card)
+        self.prompts = self._prompts()
 
     @classmethod
     def of(cls, model, tokenizer, device) -> Examinee:
@@ -56,18 +63,44 @@ class Examinee:
             object.__setattr__(model, "_examinee", known)  # not a submodule: no cycle
         return known
 
-    def method(self, wanted: str = "auto") -> str:
-        """`auto` is what the run card says the model was taught for, else UNTAUGHT."""
-        if wanted == "auto":
-            return self.card.scoring if self.card else UNTAUGHT
-        return str(parse(wanted))
-
     def score(self, questions: Sequence[Question], method: str, orders: str, **more) -> Scores:
         """`scoring.score_options` of this model."""
         return score_options(
             self.forward, self.tokenizer, questions, self.method(method), orders, prompts=self.prompts,
             device=self.device, **more,
         )  # fmt: skip
+
+    def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
+        """The model's preference for letters, see `scoring.estimate_prior`."""
+        prober = Prober(self.forward, self.tokenizer.pad_token_id, self.device)
+        return estimate_prior(Examiner(self.prompts, prober), questions)[0]
+
+    def digest(self) -> str:
+        """A hash of the weights and of how they are asked; wherever the folder lies."""
+        sums = []
+        for name, tensor in self.model.named_parameters():
+            plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            sums.append(f"{name}{zlib.crc32(plain)}")
+        return digest([*sums, str(self.prompts.template), str(self.prompts.max_length)])
+
+
+class Filler(Examinee):
+    """A masked language model: fills blanks, and scores options by them."""
+
+    def _prompts(self) -> ExamPrompts:
+        return prompts_for(self.model.config, self.tokenizer, self.card)
+
+    def method(self, wanted: str = "auto") -> str:
+        """`auto` is what the run card says the model was taught for, else UNTAUGHT.
+
+        Raises:
+            UserError: a method that has the model write.
+        """
+        if wanted == "auto":
+            return self.card.scoring if self.card else UNTAUGHT
+        if wanted == GENERATE:
+            raise UserError(f"--scoring {wanted}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等")
+        return str(parse(wanted))
 
     def read(self, prompt: str) -> Blanks:
         """A prompt's blanks. Raises UserError when it does not fit."""
@@ -106,16 +139,3 @@ class Examinee:
         found = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
         if found:
             say(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
-
-    def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
-        """The model's preference for letters, see `scoring.estimate_prior`."""
-        prober = Prober(self.forward, self.tokenizer.pad_token_id, self.device)
-        return estimate_prior(Examiner(self.prompts, prober), questions)[0]
-
-    def digest(self) -> str:
-        """A hash of the weights and of how they are asked; wherever the folder lies."""
-        sums = []
-        for name, tensor in self.model.named_parameters():
-            plain = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
-            sums.append(f"{name}{zlib.crc32(plain)}")
-        return digest([*sums, str(self.prompts.template), str(self.prompts.max_length)])

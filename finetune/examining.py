@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from . import metrics
 from .cli import say
 from .contamination import Taught
 from .exams import LETTERS, Question
-from .methods import parse
+from .methods import GENERATE, parse
 from .orders import speaks_of_others
 from .scoring import Scores, best, score_options
 
@@ -30,8 +31,10 @@ class Sitting:
 
     @property
     def predictions(self) -> list[int]:
-        """The chosen index of each question; -1, never right, where it could not be asked."""
-        return [-1 if i in self.scores.refused else best(row) for i, row in enumerate(self.scores)]
+        """The chosen index of each question; -1, never right, where it could not be asked, or what was
+        answered names no option."""
+        lost = {*self.scores.refused, *self.scores.unreadable}
+        return [-1 if i in lost else best(row) for i, row in enumerate(self.scores)]
 
     @property
     def right(self) -> int:
@@ -40,17 +43,19 @@ class Sitting:
 
 
 def sit(
-    model,
-    prompts,
+    score: Callable[..., Scores],
     questions: Sequence[Question],
     method: str,
     orders: str,
-    device,
     world=None,
     title: str = "",
 ) -> Sitting:
-    """Lets a model (or an engine's forward pass) answer all questions; several processes share the work.
-    `title` names the bar."""
+    """Lets a model answer all questions; several processes share the work.
+
+    Args:
+        score: (questions, method, orders, world=, progress=) -> scores, as `Examinee.score` or `asked_by`.
+        title: names the bar.
+    """
     from tqdm import tqdm
 
     speaks = bool(title) and (world is None or world.is_main)
@@ -61,11 +66,13 @@ def sit(
     if speaks and not sys.stderr.isatty():
         say(f"{title}：{len(questions)} 題…")
     with bar:
-        scores = score_options(
-            model, prompts.tokenizer, questions, method, orders, prompts=prompts, device=device, world=world,
-            progress=bar.update,
-        )  # fmt: skip
+        scores = score(questions, method, orders, world=world, progress=bar.update)
     return Sitting(list(questions), scores, str(parse(method)), orders)
+
+
+def asked_by(model, prompts, device) -> Callable[..., Scores]:
+    """How `sit` asks a model, or an engine's forward pass."""
+    return partial(score_options, model, prompts.tokenizer, prompts=prompts, device=device)
 
 
 def stemless(questions: Sequence[Question]) -> list[Question]:
@@ -108,6 +115,7 @@ def figures(
         "ties": sum(row.count(max(row)) > 1 for row in _answered(sitting)[0]) / len(questions),
         "speaks_of_others": _some(questions, predictions, _speaks_of_others),
         "refused": len(sitting.scores.refused),
+        "unreadable": len(sitting.scores.unreadable),
         "shortened": len(sitting.scores.shortened),
         "prior": {LETTERS[: len(row)]: [math.exp(x) for x in row] for row in sitting.scores.prior.values()},
         "option_only": None,
@@ -136,7 +144,10 @@ def _speaks_of_others(question: Question) -> bool:
 
 def _calibration(sitting: Sitting, held_out: Sitting | None) -> dict:
     """As the scores are, and at the temperature that fits the held-out rows. The softmax of text scores is
-    nothing the model ever stated; at the fitted temperature it is as good a confidence as they can give."""
+    nothing the model ever stated; at the fitted temperature it is as good a confidence as they can give. A
+    written answer states none."""
+    if sitting.method == GENERATE:
+        return {"as_scored": {}, "fitted": {}, "fitted_on": 0}
     rows, answers = _answered(sitting)
     found = {"as_scored": metrics.calibration(rows, answers), "fitted": {}, "fitted_on": 0}
     if held_out is not None and len(held_out.questions):
@@ -149,7 +160,8 @@ def _calibration(sitting: Sitting, held_out: Sitting | None) -> dict:
 
 
 def _answered(sitting: Sitting) -> tuple[list, list]:
-    kept = [i for i in range(len(sitting.questions)) if i not in sitting.scores.refused]
+    lost = {*sitting.scores.refused, *sitting.scores.unreadable}
+    kept = [i for i in range(len(sitting.questions)) if i not in lost]
     return [sitting.scores[i] for i in kept], [sitting.questions[i].answer for i in kept]
 
 
@@ -177,6 +189,8 @@ def _contamination(questions, predictions, taught: Taught | None) -> dict:
 def mistakes(sitting: Sitting, count: int = MISTAKES) -> list[dict]:
     """The wrong answers the model was surest of: question, gold, prediction and its probability."""
     found = []
+    if sitting.method == GENERATE:  # none was stated
+        return found
     for question, chosen, row in zip(sitting.questions, sitting.predictions, sitting.scores, strict=True):
         if chosen not in (-1, question.answer):
             p = metrics.probabilities(row)
@@ -204,6 +218,8 @@ def records(sitting: Sitting, other: Sitting | None = None, other_name: str = "o
             "prediction": letter(chosen),
             "scores": [round(score, 6) for score in sitting.scores[index]],
         }
+        if sitting.method == GENERATE:
+            record |= {"scores": [], "reply": sitting.scores.replies.get(index, "")}
         if theirs:
             record[f"{other_name}_prediction"] = letter(theirs[index])
         if len(asked := sitting.scores.by_order[index]) > 1:

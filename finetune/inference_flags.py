@@ -7,7 +7,7 @@ from pathlib import Path
 from . import cli
 from .errors import Problems, UserError
 from .exams import SPLITS
-from .methods import METHODS, ORDERS, SHORT
+from .methods import GENERATE, METHODS, ORDERS, SHORT
 from .options import parse_options
 from .tables import SUFFIXES
 
@@ -18,8 +18,8 @@ MOST_WORDS = 1000  # that are listed
 # fmt: off
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="inference.py", usage="python inference.py [旗標]",
-                        description="填空、答選擇題、批改整份考卷、檢查題庫；都不給就在終端機對話")
-    whole, one_of = cli.whole, cli.one_of
+                        description="填空、對話、答選擇題、批改整份考卷、檢查題庫；都不給就在終端機對話")
+    whole, number, one_of = cli.whole, cli.number, cli.one_of
 
     add = parser.add_argument_group("模型").add_argument
     add("--model_path", default=cli.MODEL_FOLDER, help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
@@ -29,18 +29,33 @@ def build_parser() -> cli.Parser:
     add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("填空").add_argument
-    add("--prompt", help="一句話，[MASK] 是空格；沒有就加在句尾")
-    add("--top_k", type=whole(1, MOST_WORDS), default=5, help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5）")
+    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或接著寫")
+    add("--top_k", type=whole(0, MOST_WORDS), default=5,
+        help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5）；因果模型從最可能的幾個裡抽樣（預設 50，0 = 全部）")
     add("--word_length", type=whole(1, LONGEST_WORD), default=1,
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
     add("--candidates", type=cli.words, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
+    add = parser.add_argument_group("寫作（因果模型）").add_argument
+    add("--max_new_tokens", type=whole(1), default=256, help="最多寫幾個 token（預設 256）")
+    add("--do_sample", action="store_true", help="抽樣；不加就每次選最可能的（greedy）")
+    add("--temperature", type=number(0), default=1.0, help="抽樣的溫度；0 = greedy（預設 1）")
+    add("--top_p", type=number(0, 1, above=True), default=1.0, help="只從合計這麼多機率的字裡抽（預設 1）")
+    add("--repetition_penalty", type=number(0, above=True), default=1.0,
+        help="大於 1 就少重複（預設 1）")
+    add("--num_beams", type=whole(1), default=1, help="束搜尋的寬度；1 = 不用（預設 1）")
+    add("--length_penalty", type=number(-10, 10), default=1.0,
+        help="束搜尋的長度獎懲：大於 0 偏好長的（預設 1）")
+    add("--early_stopping", action="store_true", help="束搜尋湊滿 --num_beams 個完整的答案就停")
+    add("--seed", type=whole(0), default=None, help="抽樣的亂數種子；不給就每次不同")
+
     add = parser.add_argument_group("選擇題").add_argument
     add("--question", help="題目")
     add("--options", help='選項，例如 "A:地球 B:木星 C:火星"')
-    add("--scoring", type=one_of("auto", *METHODS, *SHORT), default="auto", metavar="SCORING",
+    add("--scoring", type=one_of("auto", *METHODS, *SHORT, GENERATE), default="auto", metavar="SCORING",
         help="auto：照模型學的方式，沒有記載就用 pll；letter｜joint｜pll｜pll_l2r｜pll_word_l2r｜first，"
-             "加 _sum 是總和，加 +pmi、+prior 是校正（pmi、prior 是簡寫）")
+             "加 _sum 是總和，加 +pmi、+prior 是校正（pmi、prior 是簡寫）；"
+             "因果模型：letter（預設）、prior、generate（寫出答案）")
     add("--orders", type=one_of(*ORDERS), default="cyclic",
         help="letter 用：1 照原順序；cyclic 輪換順序取平均（預設）；all 全部順序；+prior 預設 1，"
              "因為輪換後先驗自己就抵消了")
@@ -70,12 +85,16 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument_group("輸出").add_argument
     add("--json", action="store_true", help="結果以 JSON 輸出，一行一個物件")
     add("--answer_format", type=one_of("letter", "index"), default="letter",
-        help="答案：letter（A、B…）或 index（從 0 起）")
+        help="答案：letter（A、B…）或 index（從 0 起；有選項1、選項2… 的檔案從 1 起）")
     add("--batch_size", type=whole(0), default=0, help="檔案一次讀幾列；0 = 自動")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser
 # fmt: on
 
+WRITING = (  # how a causal model writes, by the names of decoding.Decoding
+    "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
+    "length_penalty", "early_stopping", "seed",
+)  # fmt: skip
 JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
 
 
@@ -92,7 +111,7 @@ def read_flags(argv: list[str]):
     if "orders" not in parser.given and SHORT.get(flags.scoring, flags.scoring).endswith("+prior"):
         flags.orders = "1"  # over all rotations a prior cancels by itself
     problems = Problems()
-    for check in (_one_job, _prompt, _question, _file, _machine):
+    for check in (_one_job, _prompt, _question, _file, _writing, _machine):
         with problems:
             check(flags)
     problems.report()
@@ -125,6 +144,10 @@ def _question(flags) -> None:
         raise UserError("--question 與 --options 要一起給")
     if flags.question is not None and not flags.question.strip():
         raise UserError("--question 是空的")
+    try:
+        f"{flags.question}{flags.options}".encode()
+    except UnicodeEncodeError:
+        raise UserError("--question、--options 不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
     if flags.options is not None:
         try:
             flags.choices = parse_options(flags.options)
@@ -151,6 +174,55 @@ def _file(flags) -> None:
         problems.append(f"--output 與 --input 是同一個檔案：{flags.input}")
     if problems:
         raise UserError(problems)
+
+
+def _writing(flags) -> None:
+    if flags.do_sample and flags.num_beams > 1:
+        raise UserError(f"--num_beams {flags.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
+    if flags.temperature == 0 and flags.do_sample:
+        cli.say("--temperature 0：就是 greedy，不抽樣")
+    sampling = [name for name in ("temperature", "top_p", "seed") if name in flags.given]
+    if sampling and not flags.do_sample:
+        cli.say(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
+    beams = [name for name in ("length_penalty", "early_stopping") if name in flags.given]
+    if beams and flags.num_beams == 1:
+        cli.say(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
+
+
+def decoding_of(flags):
+    """How a causal model is to write. Imports torch."""
+    from .decoding import Decoding
+
+    more = {"top_k": flags.top_k} if "top_k" in flags.given else {}
+    return Decoding(**more, **{name: getattr(flags, name) for name in WRITING})
+
+
+def check_kind(flags, writes: bool) -> None:
+    """What was given for a model of the other kind.
+
+    Args:
+        writes: the model is a causal one.
+
+    Raises:
+        UserError: with the flags that this model has no use for.
+    """
+    names = ("word_length", "candidates") if writes else WRITING
+    idle = "、".join("--" + name for name in names if name in flags.given)
+    if idle:
+        kind, other = ("因果", "填空的遮罩") if writes else ("填空的遮罩", "因果")
+        raise UserError(f"{idle} 用於{other}模型；{flags.model_path} 是{kind}模型")
+    if writes and (flags.exam is not None or (flags.question is not None and flags.prompt is None)):
+        tell_of_idle_writing(flags)
+    if writes and "top_k" in flags.given and not flags.do_sample:
+        cli.say("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
+    if not writes and flags.top_k == 0:
+        raise UserError(f"--top_k 0：填空要列出 1 到 {MOST_WORDS} 名")
+
+
+def tell_of_idle_writing(flags) -> None:
+    """Says which flags of writing were given where a causal model only chooses a letter."""
+    if idle := "、".join("--" + name for name in WRITING if name in flags.given):
+        cli.say(f"⚠️ {idle} 沒有作用：選擇題不看寫作的旗標")
 
 
 def _machine(flags) -> None:

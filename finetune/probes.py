@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .models import BlankLogits
+from .logits import BlankLogits
 from .padding import padded, padded_width
 
 BATCH_TOKENS = 4096  # padded tokens a forward pass

@@ -9,6 +9,8 @@ Scores are log-probabilities in nats, one per option; the highest is the answer.
 `pll_word_l2r`  a token hidden with the later tokens of its word, by jieba (arXiv:2305.10588, section 2).
 `first`         log P(first token | stem), one token hidden: for reference; a shared first token is a tie.
 
+A causal model is asked for the letter alone, as its next token (or writes an answer, see speaker.py).
+
 The text methods take the mean over the option's tokens, with `_sum` the sum. `+pmi` subtracts the score of
 the same text where nothing is known of the question but its subject (domain-conditional PMI,
 arXiv:2104.08315, equation 2). `+prior` takes the model's preference for letters out of `letter` (PriDe,
@@ -47,6 +49,8 @@ class Scores(list):
             order as written comes first. Empty for the other methods.
         prior: of `+prior`, by number of options: the log-probability the model gives each place unasked.
         shortened: questions whose stem was cut in its middle so that the rest fits.
+        replies: of `generate`, by index: what the model wrote.
+        unreadable: those whose reply names no option: they are not answered.
     """
 
     def __init__(self, rows=()):
@@ -55,6 +59,8 @@ class Scores(list):
         self.by_order: list[list[tuple[Order, list[float]]]] = []
         self.prior: dict[int, list[float]] = {}
         self.shortened: set[int] = set()
+        self.replies: dict[int, str] = {}
+        self.unreadable: set[int] = set()
 
 
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training

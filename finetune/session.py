@@ -13,7 +13,7 @@ from .errors import UserError
 from .examinee import Examinee
 from .examining import Sitting, sit
 from .exams import SPLITS, Exam, Question, sample
-from .methods import parse
+from .methods import GENERATE, parse
 from .world import World
 
 UNTUNED = "base"  # of --compare_with: the model before it was taught
@@ -31,10 +31,11 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     split, rows = choose(exam, flags.split)
     rows = sample(rows, flags.exam_limit, seed=0)
     method, card = examinee.method(flags.scoring), examinee.card
+    asked_in = "1" if method == GENERATE else flags.orders
     rival = load(flags.compare_with) if flags.compare_with else None  # before hours of work, if it is none
 
     def seat(who: Examinee, questions: Sequence[Question], what: str) -> Sitting:
-        return sit(who.forward, who.prompts, questions, method, flags.orders, who.device, world, what)
+        return sit(who.score, questions, method, asked_in, world, what)
 
     mine = seat(examinee, rows, "測驗")
     alone = held_out = other = None
@@ -48,13 +49,14 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     if not world.is_main:
         return
     found = examining.figures(mine, other, card.taught if card else None, alone, held_out)
-    orders = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[flags.orders]
+    orders = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[asked_in]
     facts = {
         "模型": examinee.name, "題庫": exam.origin, "題目": f"{report.title_of(split)} {len(rows)} 題",
         "作答方式": method + (f"，{orders}" if parse(method).by_letter else ""),
     }  # fmt: skip
     if card:
-        facts |= {"底模": card.base_model, "訓練資料": card.dataset, "訓練題數": str(len(card.fingerprints))}
+        facts |= {"底模": card.base_model, "訓練資料": card.dataset}
+        facts |= {"訓練題數": str(len(card.fingerprints))} if card.fingerprints else {}
     notes = [report.NOT_COMPARABLE] if card and card.pool == "all" else []
     if exam.skipped:
         notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有考（--on_bad_rows skip）")
@@ -85,6 +87,10 @@ def choose(exam: Exam, split: str) -> tuple[str, list[Question]]:
         return "all", [question for rows in exam.questions.values() for question in rows]
     name = SPLITS[split]
     if not exam.questions.get(name):
+        only = [known for known, rows in exam.questions.items() if rows]
+        if len(only) == 1 and Path(exam.origin).is_file():  # named …_val.csv, say: what else could be meant
+            say(f"這份題庫只有 {only[0]} 這一部分，就考它")
+            return only[0], exam.questions[only[0]]
         there = "、".join(f"{known}（{len(rows)} 題）" for known, rows in exam.questions.items() if rows)
         raise UserError(f"--split {split}：這份題庫沒有這一部分，有的是 {there or '（無）'}；或用 all")
     return name, exam.questions[name]

@@ -12,19 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from . import reading
 from .cli import say
+from .decoding import Decoding
 from .errors import Stopped, UserError
 from .examinee import Examinee, asks_for_words
 from .exams import LETTERS, Question, parse_question
-from .methods import parse
+from .inference_flags import tell_of_idle_writing
+from .instructions import parse_instruction
+from .journal import Journal
+from .methods import GENERATE, parse
 from .scoring import best
 from .tables import Unreadable, read_table, write_table
 
@@ -40,6 +44,10 @@ PROMPT_COLUMNS = {
     "row": "whole", "id": "text", "prompt": "text", "word": "text", "words": "list", "scores": "numbers",
     "error": "text",
 }  # fmt: skip
+REPLY_COLUMNS = {"row": "whole", "id": "text", "prompt": "text", "response": "text", "error": "text"}
+SUBMISSION = {"ID": "text", "Answer": "text"}  # csv of what a causal model chose, as competitions take it
+ASKS = {"question", "問題"}  # columns by which a row is a question
+TELLS = {"prompt", "instruction", "messages", "conversations"}  # by which it is something to go on from
 
 
 def answer_file(flags, examinee: Examinee, world) -> int:
@@ -52,7 +60,7 @@ def answer_file(flags, examinee: Examinee, world) -> int:
     path = output.with_name(output.name + ".part")
     if output.exists() and not path.exists() and not flags.overwrite:
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
-    sheet = Sheet(flags, examinee, "question" in _first_row(source))
+    sheet = _sheet_for(_first_row(source), flags, examinee)
     total = sum(1 for _ in read_table(source))
     journal = Journal(path, sheet.identity(source)) if world.is_main else None
     size = flags.batch_size or ROUND
@@ -101,8 +109,9 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, as_json: bool) -> int:
                     shown.append(f"  第 {record['row']} 列：{record['error']}")
             yield record
 
-    half = output.with_name(f".{output.name}.half")
-    write_table(half, counted(), sheet.columns, output.suffix.lower())
+    half, suffix = output.with_name(f".{output.name}.half"), output.suffix.lower()
+    columns = sheet.columns_in(suffix)
+    write_table(half, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
     half.replace(output)
     journal.remove()
     if as_json:
@@ -111,7 +120,8 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, as_json: bool) -> int:
     for line in shown:
         say(line)
     if errors > len(shown):
-        say(f"  … 其餘見 {output} 的 error 欄")
+        seen = f"{output} 的 error 欄" if "error" in columns else "error 欄：--output 改用 .jsonl 就會寫出來"
+        say(f"  … 其餘見 {seen}")
     return errors
 
 
@@ -123,32 +133,48 @@ def _first_row(source: Path) -> dict:
     """
     problems: list[str] = []
     for line, row in read_table(source):
-        if isinstance(row, dict) and row.keys() & {"question", "prompt"}:
+        if isinstance(row, dict) and (_asks(row) or row.keys() & TELLS):
             return row
         if len(problems) < SHOWN:
             columns = "、".join(map(str, row)) if isinstance(row, dict) else ""
-            found = f"沒有 question 或 prompt 欄，有的是 {columns or '（無）'}"
+            found = f"沒有 question、prompt 或 instruction 欄，有的是 {columns or '（無）'}"
             problems.append(f"{source}:{line}：{row if isinstance(row, Unreadable) else found}")
     raise UserError(problems or [f"--input {source}：空的檔案"])
 
 
+def _asks(row: dict) -> bool:
+    """True for a row that is a question with options."""
+    return bool(row.keys() & ASKS) or reading.is_reading(row)
+
+
+def _sheet_for(first: dict, flags, examinee: Examinee) -> Sheet:
+    """The kind of sheet that the first row asks for."""
+    if _asks(first):
+        return QuestionSheet(flags, examinee)
+    if examinee.writes:
+        return ReplySheet(flags, examinee)
+    if "prompt" not in first:
+        raise UserError(f"--input {flags.input}：指令與對話要由因果模型回答，--model_path 是填空的模型")
+    return PromptSheet(flags, examinee)
+
+
 class Sheet:
-    """Answers rows of one kind: questions, or prompts with blanks."""
+    """Answers rows of one kind."""
 
-    def __init__(self, flags, examinee: Examinee, of_questions: bool):
-        self.flags, self.examinee, self.of_questions = flags, examinee, of_questions
-        self.columns = QUESTION_COLUMNS if of_questions else PROMPT_COLUMNS
-        self.method = examinee.method(flags.scoring)
-        self.prior = self._prior() if of_questions and parse(self.method).correction == "prior" else None
+    columns: dict[str, str]
+    text = "prompt"  # the column that is asked
+    method = ""
 
-    def _prior(self):
-        questions = []
-        for _, row in islice(read_table(Path(self.flags.input)), PRIOR_ROWS):
-            try:
-                questions.append(_as_question(row))
-            except ValueError:
-                pass  # told when its turn comes
-        return self.examinee.prior(questions)
+    def __init__(self, flags, examinee: Examinee):
+        self.flags, self.examinee = flags, examinee
+
+    def columns_in(self, suffix: str) -> dict[str, str]:
+        """Of an output of this format."""
+        return self.columns
+
+    def written(self, suffix: str):
+        """How a record goes into an output of this format."""
+        return lambda record: record
 
     def identity(self, source: Path) -> dict:
         """What must be the same for a run to go on: the rows, the model, and how it is asked."""
@@ -159,41 +185,102 @@ class Sheet:
         same = ("top_k", "word_length", "candidates", "orders", "precision", "answer_format")
         return {
             "input": rows.hexdigest()[:16], "model": self.examinee.digest(), "scoring": self.method,
+            "decoding": str(self.flags.decoding) if self.examinee.writes else "",
             **{name: getattr(self.flags, name) for name in same},
         }  # fmt: skip
 
     def answer(self, block: list[tuple[int, tuple[int, dict | Unreadable]]]) -> list[dict]:
         """One record for each (number, (line, row))."""
-        answer = self._answer_questions if self.of_questions else self._answer_prompts
-        return answer([(number, row) for number, (_, row) in block])
+        return self.records([(number, row) for number, (_, row) in block])
 
-    def _answer_questions(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
+    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
+        raise NotImplementedError
+
+    def blank(self, number: int, row: dict | Unreadable) -> dict:
+        """The record of a row that is not answered yet."""
+        given = row if isinstance(row, dict) else {}
+        record = dict.fromkeys(self.columns)
+        name = given.get("id", given.get("ID"))
+        asked = _plain(given.get(self.text))
+        record |= {"row": number, "id": None if name is None else _plain(name), self.text: asked}
+        return record
+
+
+class QuestionSheet(Sheet):
+    """Questions with options."""
+
+    text = "question"
+
+    def __init__(self, flags, examinee: Examinee):
+        super().__init__(flags, examinee)
+        self.method = examinee.method(flags.scoring)
+        if examinee.writes:
+            tell_of_idle_writing(flags)
+        self.columns = dict(QUESTION_COLUMNS)
+        if self.method == GENERATE:
+            self.columns["response"] = "text"
+        self.prior = self._prior() if parse(self.method).correction == "prior" else None
+
+    def columns_in(self, suffix: str) -> dict[str, str]:
+        return SUBMISSION if self._submits(suffix) else self.columns
+
+    def written(self, suffix: str):
+        if not self._submits(suffix):
+            return super().written(suffix)
+        return lambda record: {"ID": record["id"] or record["row"], "Answer": record["answer"]}
+
+    def _submits(self, suffix: str) -> bool:
+        return self.examinee.writes and suffix == ".csv"
+
+    def _prior(self):
+        questions = []
+        for _, row in islice(read_table(Path(self.flags.input)), PRIOR_ROWS):
+            try:
+                questions.append(_as_question(row))
+            except ValueError:
+                pass  # told when its turn comes
+        return self.examinee.prior(questions)
+
+    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
         records, asked = [], []
         for number, row in rows:
-            record = self._record(number, row, "question")
+            record = self.blank(number, row)
             try:
-                asked.append((record, _as_question(row)))
+                question = _as_question(row)
+                record["question"] = _plain(question.stem)
+                # 選項1 counts from 1; letters and lists do from 0
+                asked.append((record, question, int(reading.is_reading(row))))
             except ValueError as error:
                 record["error"] = str(error)
             records.append(record)
-        questions = [question for _, question in asked]
+        questions = [question for _, question, _ in asked]
         scores = self.examinee.score(questions, self.method, self.flags.orders, prior=self.prior)
-        for index, (record, question) in enumerate(asked):
-            if index in scores.refused:
-                record["error"] = scores.refused[index]
+        for index, (record, question, first) in enumerate(asked):
+            if self.method == GENERATE:
+                record["response"] = scores.replies.get(index)
+            if index in scores.refused or index in scores.unreadable:
+                record["error"] = scores.refused.get(index) or f"回答看不出選了哪一個：{record['response']!r}"
                 continue
             chosen = best(scores[index])
             record |= {
-                "answer": LETTERS[chosen] if self.flags.answer_format == "letter" else chosen,
+                "answer": LETTERS[chosen] if self.flags.answer_format == "letter" else chosen + first,
                 "answer_text": _plain(question.options[chosen]),
-                "scores": dict(zip(LETTERS, (round(score, 6) for score in scores[index]), strict=False)),
             }
+            if self.method != GENERATE:
+                rounded = (round(score, 6) for score in scores[index])
+                record["scores"] = dict(zip(LETTERS, rounded, strict=False))
         return records
 
-    def _answer_prompts(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
+
+class PromptSheet(Sheet):
+    """Sentences with blanks."""
+
+    columns = PROMPT_COLUMNS
+
+    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
         records, single = [], []
         for number, row in rows:
-            record = self._record(number, row, "prompt")
+            record = self.blank(number, row)
             records.append(record)
             try:
                 prompt = _as_prompt(row)
@@ -211,12 +298,36 @@ class Sheet:
             _fill_in(record, [(word, math.log(max(share, LEAST))) for word, share in found])
         return records
 
-    def _record(self, number: int, row: dict | Unreadable, text: str) -> dict:
-        given = row if isinstance(row, dict) else {}
-        record = dict.fromkeys(self.columns)
-        name = given.get("id", given.get("ID"))
-        record |= {"row": number, "id": None if name is None else _plain(name), text: _plain(given.get(text))}
-        return record
+
+class ReplySheet(Sheet):
+    """Prompts, instructions and conversations, for a model that writes."""
+
+    columns = REPLY_COLUMNS
+
+    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
+        records, asked = [], []
+        for number, row in rows:
+            record = self.blank(number, row)
+            records.append(record)
+            try:
+                said = _as_message(row)
+                record["prompt"] = _plain(said if isinstance(said, str) else said[-1]["content"])
+                asked.append((record, self.examinee.ask(said)))
+            except (ValueError, UserError) as error:
+                record["error"] = str(error)
+        asked = [(record, ids) for record, ids in asked if self._fits(record, ids)]
+        decoding: Decoding = self.flags.decoding
+        if decoding.samples and decoding.seed is not None and records:  # other draws for other rounds
+            decoding = replace(decoding, seed=decoding.seed * 1_000_003 + records[0]["row"])
+        replies = self.examinee.reply([ids for _, ids in asked], decoding)
+        for (record, _), reply in zip(asked, replies, strict=True):
+            record["response"] = _plain(reply)
+        return records
+
+    def _fits(self, record: dict, ids: list[int]) -> bool:
+        if len(ids) >= self.examinee.longest:
+            record["error"] = f"提示有 {len(ids)} 個 token，這個模型連同回答最多 {self.examinee.longest} 個"
+        return not record["error"]
 
 
 def _as_question(row: dict | Unreadable) -> Question:
@@ -232,10 +343,20 @@ def _as_question(row: dict | Unreadable) -> Question:
 def _as_prompt(row: dict | Unreadable) -> str:
     if isinstance(row, Unreadable):
         raise ValueError(row)
-    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise ValueError("沒有 prompt 欄")
+    prompt = row["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("prompt 是空的" if isinstance(prompt, (str, type(None))) else "prompt 應該是文字")
     return prompt
+
+
+def _as_message(row: dict | Unreadable) -> str | list[dict[str, str]]:
+    """A prompt, or a conversation that the user spoke last in. Raises ValueError with the reason why it is
+    none."""
+    if isinstance(row, dict) and row.keys() & (TELLS - {"prompt"}):
+        return parse_instruction(row, need_answer=False).messages
+    return _as_prompt(row)
 
 
 def _fill_in(record: dict, found: list[tuple[str, float]]) -> None:
@@ -259,78 +380,3 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-@dataclass
-class Journal:
-    """The answers so far: a line that says what they answer, then one record a line, in order."""
-
-    path: Path
-    identity: dict
-
-    def open(self, size: int) -> int | str:
-        """Opens it, and cuts off what a killed run left of a round of `size` records. Returns how many
-        records it holds, or why it cannot be gone on with."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = self.path.open("a+b")
-        if taken := _lock(self.stream):
-            return f"{self.path}：{taken}"
-        self.stream.seek(0)
-        first, whole, count = self.stream.readline(), 0, 0
-        mine = json.dumps(self.identity, ensure_ascii=False).encode() + b"\n"
-        if not first.endswith(b"\n") and not mine.startswith(first):
-            return f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output"
-        if first.endswith(b"\n"):
-            known = _object(first)
-            if other := [name for name in self.identity if known.get(name) != self.identity[name]]:
-                return (
-                    f"{self.path} 是另一次作答留下的（{'、'.join(other)} 不同）；"
-                    "要重新作答就刪掉它，或換一個 --output"
-                )
-            whole = at = self.stream.tell()
-            for number, line in enumerate(self.stream, 1):
-                at += len(line)
-                if line.endswith(b"\n") and number % size == 0:
-                    whole, count = at, number
-        self.stream.truncate(whole)
-        if not whole:
-            self.stream.write(mine)
-        return count
-
-    def add(self, records: list[dict]) -> None:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        self.stream.write("".join(lines).encode())
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-
-    def records(self) -> Iterator[dict]:
-        self.stream.flush()
-        self.stream.seek(0)
-        self.stream.readline()
-        for line in self.stream:
-            yield json.loads(line)
-
-    def remove(self) -> None:
-        self.path.unlink()
-        self.stream.close()
-
-
-def _object(line: bytes) -> dict:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lock(stream) -> str:
-    """Takes the file for this process. Returns why it cannot be had, "" when it is."""
-    try:
-        import fcntl
-    except ImportError:  # not there on Windows
-        return ""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return "另一個行程正在寫這個檔案；等它做完，或換一個 --output"
-    return ""

@@ -10,7 +10,7 @@ from .cli import nearest
 from .errors import UserError
 from .examinee import Examinee
 from .inference_flags import LONGEST_WORD, MOST_WORDS
-from .methods import METHODS, ORDERS, SHORT
+from .methods import GENERATE, METHODS, ORDERS, SHORT
 from .options import from_lines, labelled, parse_options
 
 GREETING = """
@@ -41,11 +41,15 @@ class Terminal:
     ):
         self.examinee, self.answer = examinee, answer
         self.top_k, self.method, self.orders, self.word_length = top_k, method, orders, words
+        self.greeting = GREETING
+        self.commands = {
+            "top": self._top, "words": self._words, "method": self._method, "orders": self._orders,
+        }  # fmt: skip
 
     def run(self) -> None:
         """Until quit, exit, q or Ctrl-D. Whatever is entered, the next entry is asked for."""
         save = _line_editing()
-        print(GREETING)
+        print(self.greeting)
         try:
             while True:
                 try:
@@ -70,38 +74,40 @@ class Terminal:
             UserError: what is wrong with it.
         """
         name, _, value = entry.partition(" ")
-        command = {
-            "top": self._top,
-            "words": self._words,
-            "method": self._method,
-            "orders": self._orders,
-        }.get(name.lower())
+        command = self.commands.get(name.lower())
         if not entry:
             return
         if entry.lower() == "qa":
             self._ask()
         elif entry.lower() in ("help", "?", "h"):
-            print(HELP.format(**vars(self)))
+            print(self.help())
         elif command and " " not in value.strip():  # `top 3`; but `top of the world` is a sentence
             command(value.strip())
             print()
         else:
-            found = self.examinee.propose(entry, self.top_k, self.word_length)
-            print(f"\n🔮 預測結果（Top {self.top_k}）:")
-            print_words(found)
-            print()
+            self.say(entry)
+
+    def help(self) -> str:
+        return HELP.format(**vars(self))
+
+    def say(self, entry: str) -> None:
+        """What the model has to say to an entry that is no command."""
+        found = self.examinee.propose(entry, self.top_k, self.word_length)
+        print(f"\n🔮 預測結果（Top {self.top_k}）:")
+        print_words(found)
+        print()
 
     def _top(self, value: str) -> None:
-        self.top_k = _whole("top", value, 1, MOST_WORDS)
+        self.top_k = whole("top", value, 1, MOST_WORDS)
         print(f"  列出前 {self.top_k} 名")
 
     def _words(self, value: str) -> None:
-        self.word_length = _whole("words", value, 1, LONGEST_WORD)
+        self.word_length = whole("words", value, 1, LONGEST_WORD)
         print(f"  一個 [MASK] 最多 {self.word_length} 個字")
 
     def _method(self, value: str) -> None:
-        self.method = _one_of("method", value, ("auto", *METHODS, *SHORT))
-        meant = self.examinee.method(self.method)
+        meant = self.examinee.method(_one_of("method", value, ("auto", *METHODS, *SHORT, GENERATE)))
+        self.method = value
         print(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
 
     def _orders(self, value: str) -> None:
@@ -109,7 +115,7 @@ class Terminal:
         print(f"  選項順序 {self.orders}")
 
     def _ask(self) -> None:
-        question = input("❓ 問題: ").strip()
+        question = _typed("❓ 問題: ").strip()
         options = self._options()
         self.examinee.warn(question, *options.values())
         ranked = self.answer(question, options, self.method, self.orders)
@@ -119,13 +125,20 @@ class Terminal:
 
     def _options(self) -> dict[str, str]:
         """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one."""
-        first = input("選項: ")
+        first = _typed("選項: ")
         if first.strip() and len(labelled(first)) != 1:
             return parse_options(first)
         lines = [first] if first.strip() else []
-        while (line := input("  下一個選項（空行結束）: ")).strip():
+        while (line := _typed("  下一個選項（空行結束）: ")).strip():
             lines.append(line)
         return from_lines(lines)
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal. Raises UnicodeError for half characters, which no tokenizer can read."""
+    line = input(prompt)
+    line.encode()
+    return line
 
 
 def print_words(found: list[dict]) -> None:
@@ -139,7 +152,8 @@ def print_ranking(ranked) -> None:
         print(f"  {place}. {label}: {text} (分數: {score:.4f})")
 
 
-def _whole(name: str, value: str, low: int, high: int) -> int:
+def whole(name: str, value: str, low: int, high: int) -> int:
+    """A whole number that was entered after a command. Raises UserError with what it should be."""
     if not value.isdecimal() or len(value) > 9 or not low <= int(value) <= high:
         raise UserError(f"{name} {value[:20]}：應為 {low} 到 {high} 的整數，例如 {name} {low + 1}")
     return int(value)

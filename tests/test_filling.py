@@ -8,14 +8,14 @@ import torch
 
 import inference
 from finetune.errors import UserError
-from finetune.examinee import Examinee
+from finetune.examinee import Filler
 from finetune.filling import fill_words
 
 
 @pytest.fixture(scope="module")
 def world(loaded):
     model, tokenizer, device = loaded
-    return model, tokenizer, Examinee.of(model, tokenizer, device)
+    return model, tokenizer, Filler.of(model, tokenizer, device)
 
 
 @torch.inference_mode()

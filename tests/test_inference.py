@@ -288,9 +288,9 @@ def test_a_causal_model_is_refused_for_a_masked_task(tmp_path, train, capsys, mo
         tmp_path / "gpt2"
     )
     shutil.copy(model_dir / "tokenizer.json", tmp_path / "gpt2")
-    assert "不是填空用的遮罩語言模型" in refused(tmp_path / "gpt2", capsys)
-    assert train("--model", tmp_path / "gpt2") == 2
-    assert "gpt2 模型" in capsys.readouterr().err
+    assert train("--model_name_or_path", tmp_path / "gpt2") == 2
+    err = capsys.readouterr().err
+    assert "gpt2 模型" in err and "不是填空用的遮罩語言模型" in err
     assert not (tmp_path / "my_bert_finetuned_model_hf_format").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import SUBJECTS, command, free_port, make_exam_dir, random_text, run_process, write_csv
 
 import inference
-from finetune.examinee import Examinee
+from finetune.examinee import Filler
 from finetune.exams import LETTERS, Question, read_exam
 from finetune.methods import TEXT
 from finetune.run_card import RunCard
@@ -77,6 +77,8 @@ def test_an_own_file_is_an_exam_too_and_its_splits_are_named_when_one_is_missing
     only = make_exam_dir(tmp_path / "only", dev=2, val=0, test=0)
     code, _, _, err = examine(only)
     assert code == 2 and "有的是 train（8 題）" in err
+    code, results, _, err = examine(write_csv(tmp_path / "own_val.csv", rows))
+    assert code == 0 and results["validation"]["model"]["n"] == 2 and "只有 validation 這一部分" in err
     assert examine(exam_dir, "--subjects", "phisics")[0] == 2
     assert examine(tmp_path / "gone")[0] == 2
     assert examine(exam_dir, "--compare_with", "base")[0] == 2  # the tiny model has no run card
@@ -125,7 +127,7 @@ def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same
     assert train("--objective", "answer", "--max_steps", 1, "--exam_limit", 2) == 0
     asked = []
     sit = session.sit
-    monkeypatch.setattr(session, "sit", lambda *a: asked.append((a[3], a[4])) or sit(*a))
+    monkeypatch.setattr(session, "sit", lambda *a: asked.append((a[2], a[3])) or sit(*a))
     code, *_ = examine(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
     assert code == 0 and asked == [("letter", "cyclic")] * 4
 
@@ -186,7 +188,7 @@ def balanced(count: int, seed=3) -> list[Question]:
 
 @pytest.mark.parametrize("method", ["letter", "letter+prior", "joint+pmi", *TEXT])
 def test_an_untrained_model_scores_a_quarter_on_balanced_questions(loaded, method):
-    examinee, questions = Examinee.of(*loaded), balanced(2000)
+    examinee, questions = Filler.of(*loaded), balanced(2000)
     scores = examinee.score(questions, method, "1")
     right = statistics.fmean(best(row) == q.answer for row, q in zip(scores, questions, strict=True))
     assert 0.22 <= right <= 0.28

@@ -220,7 +220,7 @@ def test_a_file_that_is_there_is_not_overwritten_unasked(answer, tmp_path):
     ("name", "content", "reason"),
     [
         ("q.csv", b"", "空的檔案"),
-        ("q.csv", b"stem,A,B\nx,1,2\n", "沒有 question 或 prompt 欄，有的是 stem、A、B"),
+        ("q.csv", b"stem,A,B\nx,1,2\n", "沒有 question、prompt 或 instruction 欄，有的是 stem、A、B"),
         ("q.csv", "題目,甲\n".encode("big5"), "不是 UTF-8"),
         ("q.txt", b"x", "不認得 .txt 檔"),
         ("q.parquet", b"PAR1", "不是 parquet"),

@@ -1,0 +1,85 @@
+"""Answers on their way into a file: one JSON object a line, in order, so that a killed run goes on after the
+last whole round."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Journal:
+    """The answers so far: a line that says what they answer, then one record a line, in order."""
+
+    path: Path
+    identity: dict
+
+    def open(self, size: int) -> int | str:
+        """Opens it, and cuts off what a killed run left of a round of `size` records. Returns how many
+        records it holds, or why it cannot be gone on with."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self.path.open("a+b")
+        if taken := _lock(self.stream):
+            return f"{self.path}：{taken}"
+        self.stream.seek(0)
+        first, whole, count = self.stream.readline(), 0, 0
+        mine = json.dumps(self.identity, ensure_ascii=False).encode() + b"\n"
+        if not first.endswith(b"\n") and not mine.startswith(first):
+            return f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output"
+        if first.endswith(b"\n"):
+            known = _object(first)
+            if other := [name for name in self.identity if known.get(name) != self.identity[name]]:
+                return (
+                    f"{self.path} 是另一次作答留下的（{'、'.join(other)} 不同）；"
+                    "要重新作答就刪掉它，或換一個 --output"
+                )
+            whole = at = self.stream.tell()
+            for number, line in enumerate(self.stream, 1):
+                at += len(line)
+                if line.endswith(b"\n") and number % size == 0:
+                    whole, count = at, number
+        self.stream.truncate(whole)
+        if not whole:
+            self.stream.write(mine)
+        return count
+
+    def add(self, records: list[dict]) -> None:
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        self.stream.write("".join(lines).encode())
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def records(self) -> Iterator[dict]:
+        self.stream.flush()
+        self.stream.seek(0)
+        self.stream.readline()
+        for line in self.stream:
+            yield json.loads(line)
+
+    def remove(self) -> None:
+        self.path.unlink()
+        self.stream.close()
+
+
+def _object(line: bytes) -> dict:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lock(stream) -> str:
+    """Takes the file for this process. Returns why it cannot be had, "" when it is."""
+    try:
+        import fcntl
+    except ImportError:  # not there on Windows
+        return ""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return "另一個行程正在寫這個檔案；等它做完，或換一個 --output"
+    return ""
