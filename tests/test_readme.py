@@ -51,6 +51,28 @@ def test_the_targets_that_run_these_tests_are_there(target):
 
 
 @pytest.mark.slow
+def test_the_commands_for_causal_models_run_against_a_hub_that_has_a_small_one(tmp_path, qwen_dir):
+    from loopback_hub import LoopbackHub
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```bash\n(.*?)```", text, re.S) if "downloads Qwen/Qwen2.5-0.5B" in b]
+    for name in ("fine_tuning_llm.py", "inference.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    with LoopbackHub({"Qwen/Qwen2.5-0.5B": qwen_dir}, {}) as hub:
+        env = environment(
+            HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", PYTHONPATH=str(ROOT)
+        )
+        for line in block.strip().splitlines()[1:]:
+            done = subprocess.run(
+                ["bash", "-c", line], cwd=tmp_path, env=env, input="你好\nreset\nq\n", capture_output=True,
+                text=True, timeout=300,
+            )  # fmt: skip
+            assert done.returncode == 0, (line, done.stderr[-2000:])
+    assert len((tmp_path / "my_replies.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert (tmp_path / "report_generate/index.html").exists()
+
+
+@pytest.mark.slow
 def test_the_readmes_commands_run_in_their_order(demo_run):
     folder, _ = demo_run
     to_run, excused = commands("README.md")

@@ -1,0 +1,61 @@
+"""The example scripts run as they are, on a small model; what they say is what is published."""
+
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, environment, make_causal_dir, write_alpaca, write_reading, write_texts
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project to run scripts in."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("fine_tuning_llm.py", "inference.py"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    return folder
+
+
+def run(project, script, *data, **env):
+    words = ["bash", f"examples/{script}", *map(str, data)]
+    env |= {"PYTHONPATH": str(ROOT), "MORE": "--cpu --max_steps 2 --max_length 96"}
+    pipes = {"capture_output": True, "text": True}
+    return subprocess.run(words, cwd=project, env=environment(**env), timeout=300, **pipes)
+
+
+def test_the_taigi_example_goes_from_texts_to_answers(project, tmp_path):
+    base = make_causal_dir(tmp_path / "base", "llama", chat=False)
+    reading = write_reading(tmp_path / "reading.csv")
+    done = run(project, "taigi.sh", write_texts(tmp_path / "t.json"), reading, reading, BASE=str(base))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        "rank 64、alpha 128、dropout 0.05" in done.stderr and "rank 16、alpha 32、dropout 0.1" in done.stderr
+    )
+    assert (project / "taigi/answers.csv").read_text().splitlines()[0] == "ID,Answer"
+
+
+def test_the_alpaca_example_answers_three_ways(project, tmp_path):
+    base = make_causal_dir(tmp_path / "base")
+    done = run(project, "alpaca.sh", write_alpaca(tmp_path / "a.csv"), BASE=str(base))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("回答: ") == 3
+
+
+@pytest.mark.parametrize(
+    "script, said",
+    [
+        (
+            "taigi.sh",
+            "Bohanlu/Taigi-Llama-2-13B|--lora_rank 64 --lora_alpha 128 --lora_dropout 0.05|"
+            "--learning_rate 2e-4|"
+            "--max_steps 1000|--train_batch_size 16 --micro_batch_size 4|--max_length 2048|--seed 9527|"
+            "--lora_rank 16 --lora_alpha 32 --lora_dropout 0.1|--learning_rate 1e-5|--max_steps 100",
+        ),
+        ("alpaca.sh", "Qwen/Qwen2.5-0.5B"),
+    ],
+)
+def test_the_examples_hold_the_published_settings(script, said):
+    text = (ROOT / "examples" / script).read_text()
+    assert all(part in text for part in said.split("|"))
