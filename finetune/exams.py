@@ -113,16 +113,7 @@ def read_exam(
     Raises:
         UserError: nothing there, bad rows, unknown subjects.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        files, origin = [path], str(path)
-    elif path.is_dir():
-        files, origin = _files_in(path), str(path)
-    elif hub.looks_local(source):
-        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
-    else:
-        folder, commit = hub.fetch_dataset(source, revision, flag)
-        files, origin = _files_in(folder), f"{source} {revision} ({commit[:12]})"
+    _, files, origin = hub.find_files(source, revision, flag, _files_in)
     if not files:
         raise UserError(
             f"{flag} {source}：裡面沒有題目檔（要 {{科目}}_{{dev,val,test}}.csv，或 {'、'.join(SUFFIXES)}）"

@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from .cli import say
@@ -82,6 +83,31 @@ def go_offline_if_unreachable() -> bool:
         sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
     say(f"連不上 {endpoint()}，只用本機快取")
     return False
+
+
+def find_files(
+    source: str, revision: str, flag: str, inside: Callable[[Path], list[Path]]
+) -> tuple[Path, list[Path], str]:
+    """The files of a data set that is a file, a folder, or a name on the hub.
+
+    Args:
+        inside: the files of a folder that belong to it.
+
+    Returns:
+        the folder, the files, and where they came from, in words: a path, or name, revision and commit.
+
+    Raises:
+        UserError: not there, or not to be had.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.parent, [path], str(path)
+    if path.is_dir():
+        return path, inside(path), str(path)
+    if looks_local(source):
+        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
+    folder, commit = fetch_dataset(source, revision, flag)
+    return folder, inside(folder), f"{source} {revision} ({commit[:12]})"
 
 
 def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:

@@ -63,16 +63,7 @@ def read_course(
     Raises:
         UserError: nothing there, rows that are none (all of them are named).
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        files, origin = [path], str(path)
-    elif path.is_dir():
-        files, origin = _files_in(path), str(path)
-    elif hub.looks_local(source):
-        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
-    else:
-        folder, commit = hub.fetch_dataset(source, revision or "main", flag)
-        files, origin = _files_in(folder), f"{source} {revision or 'main'} ({commit[:12]})"
+    _, files, origin = hub.find_files(source, revision or "main", flag, _files_in)
     if not files:
         raise UserError(f"{flag} {source}：裡面沒有 {'、'.join(SUFFIXES)} 檔")
     first = next((row for file in files for _, row in read_table(file) if isinstance(row, dict)), {})

@@ -14,6 +14,7 @@ import json
 import math
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -158,7 +159,7 @@ def _sheet_for(first: dict, flags, examinee: Examinee) -> Sheet:
     return PromptSheet(flags, examinee)
 
 
-class Sheet:
+class Sheet(ABC):
     """Answers rows of one kind."""
 
     columns: dict[str, str]
@@ -193,8 +194,9 @@ class Sheet:
         """One record for each (number, (line, row))."""
         return self.records([(number, row) for number, (_, row) in block])
 
+    @abstractmethod
     def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
-        raise NotImplementedError
+        """Likewise, for each (number, row)."""
 
     def blank(self, number: int, row: dict | Unreadable) -> dict:
         """The record of a row that is not answered yet."""

@@ -79,17 +79,7 @@ def read_corpus(
     Raises:
         UserError: nothing there, bad rows, rows that are questions, nothing left after cleaning.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        folder, files, origin = path.parent, [path], str(path)
-    elif path.is_dir():
-        folder, files, origin = path, _files_in(path), str(path)
-    elif hub.looks_local(source):
-        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
-    else:
-        revision = revision or "main"
-        folder, commit = hub.fetch_dataset(source, revision, flag)
-        files, origin = _files_in(folder), f"{source} {revision} ({commit[:12]})"
+    folder, files, origin = hub.find_files(source, revision or "main", flag, _files_in)
     if not files:
         raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join(READABLE)}）")
     problems: list[str] = []
