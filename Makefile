@@ -15,7 +15,7 @@ help: ## list of targets
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/.dev: requirements-dev.txt .venv/.scripts
+.venv/.dev: requirements-dev.txt $(wildcard requirements-*.txt) .venv/.scripts
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

@@ -478,7 +478,6 @@ def test_questions_taught_to_a_causal_model_end_in_the_same_report_as_any_exam(
 
 
 def test_four_bits_are_trained_and_merged_into_full_precision(teach, tmp_path):
-    pytest.importorskip("bitsandbytes")  # requirements-4bit.txt
     base = make_causal_dir(tmp_path / "base", hidden_size=64, intermediate_size=128)
     flags = ["--lora_rank", 4, "--load_in_4bit", "--num_epochs", 20, "--learning_rate", 1e-2]
     assert teach("sft", write_alpaca(tmp_path / "a.csv"), *flags, model=base) == 0

@@ -229,7 +229,6 @@ def wandb_history(records) -> dict[str, dict[int, float]]:
 
 
 def test_wandb_writes_offline_without_an_account(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     run_apart("wandb", tmp_path)
@@ -249,7 +248,6 @@ def test_wandb_writes_offline_without_an_account(tmp_path, monkeypatch):
 
 
 def test_mlflow_keeps_its_runs_beside_the_model(tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from mlflow import MlflowClient
@@ -274,7 +272,6 @@ def test_mlflow_keeps_its_runs_beside_the_model(tmp_path, monkeypatch):
 
 
 def test_trackio_keeps_runs_figures_and_cards(tmp_path, monkeypatch):
-    pytest.importorskip("trackio")
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
     run_apart("trackio", tmp_path)
