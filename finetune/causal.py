@@ -12,7 +12,7 @@ from .batching import Example
 from .chats import AskingPrompts, Chat
 from .exams import Question
 from .instructions import Instruction
-from .orders import rearranged
+from .orders import shuffled
 from .packing import pack
 from .prompts import Prompt, TooLong
 from .texts import Text
@@ -149,12 +149,7 @@ class Responses:
 
     def _question(self, question: Question, epoch: int) -> tuple[list[int], list[range]]:
         rng = random.Random(f"reply:{self.seed}:{epoch}:{question.id}")
-
-        def shuffled(places: list[int]) -> list[int]:
-            rng.shuffle(places)
-            return places
-
-        order = rearranged(question.options, shuffled)
+        order = shuffled(question.options, rng)
         prompt = self._listed(question, order)
         letter = self.prompts.verbalizer_ids(len(order))[order.index(question.answer)]
         ids = [*prompt.ids, letter, *self.chat.closing]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .batching import Batch, Example
 from .exams import Question, Statement
 from .masking import hide_randomly
-from .orders import rearranged
+from .orders import shuffled
 from .prompts import ExamPrompts, Prompt, TooLong, hide
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
@@ -80,11 +80,7 @@ class Objective:
         return self.prompts.plain(row, row.answer)
 
     def _answer(self, question: Question, rng: random.Random) -> Example:
-        def shuffled(places: list[int]) -> list[int]:
-            rng.shuffle(places)
-            return places
-
-        order = rearranged(question.options, shuffled)
+        order = shuffled(question.options, rng)
         prompt = self.prompts.listed(question, order)
         letters = self.prompts.verbalizer_ids(len(order))
         return Example(prompt.ids, prompt.blank, (order.index(question.answer),), tuple(letters), question.id)

@@ -4,6 +4,7 @@ what stands above it."""
 from __future__ import annotations
 
 import math
+import random
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -54,6 +55,16 @@ def rearranged(options: Sequence[str], arrange) -> tuple[int, ...]:
     movable = _movable(options)
     moved = iter(arrange(list(movable)))
     return tuple(next(moved) if i in movable else i for i in range(len(options)))
+
+
+def shuffled(options: Sequence[str], rng: random.Random) -> tuple[int, ...]:
+    """A random order of the options that may move."""
+
+    def mixed(places: list[int]) -> list[int]:
+        rng.shuffle(places)
+        return places
+
+    return rearranged(options, mixed)
 
 
 def _movable(options: Sequence[str]) -> list[int]:
