@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from .causal import Continuation
@@ -60,8 +59,7 @@ class Growth:
             return
         asked, wanted, shown = zip(*(_opening(lesson, row) for row in rows), strict=True)
         decoding = Decoding(max_new_tokens=WRITTEN)
-        with torch.random.fork_rng(devices=[]):
-            written = generate(model, lesson.tokenizer, list(asked), decoding)
+        written = generate(model, lesson.tokenizer, list(asked), decoding, ends=lesson.ends)
         if not self.samples:
             self.samples = [{"prompt": a, "wanted": b} for a, b in zip(shown, wanted, strict=True)]
         for sample, text in zip(self.samples, written, strict=True):
