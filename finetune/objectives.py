@@ -4,27 +4,33 @@
               prediction, arXiv:2502.03793); only the letters of the options compete.
 `answer+mlm`  the same, and one example in five is plain masked-language-model work on the question with
               its answer.
-`mlm`         the question with its right answer written out: the answer's characters hidden in most
-              examples, characters at random in the others. Statements, if any, are read the same way.
+`mlm`         the question with its right answer written out, and some of it hidden: with `--masking answer`
+              the whole answer in most examples and characters at random in the others, else characters,
+              words or spans at random. Statements, if any, are read the same way.
+
+Questions whose options compete by their own text: contests.py.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batching import Batch, Example
+from .batching import Batch, ContestBatch, Example
 from .exams import Question, Statement
-from .masking import hide_randomly
+from .masking import hide_randomly, maskable
 from .orders import shuffled
 from .prompts import ExamPrompts, Prompt, TooLong, hide
+from .restoring import Hiding, ordinary
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
 ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
+ANSWER = Hiding("answer")
 
 
 class Objective:
@@ -35,17 +41,29 @@ class Objective:
         prompts: writes the rows as token ids.
         rows: questions and, for `mlm`, statements.
         seed: of every draw. The same (seed, epoch, row) gives the same example, in any process, at any time.
+        hiding: how words are hidden; masking `answer` hides the answer of `mlm`.
     """
 
-    def __init__(self, name: str, prompts: ExamPrompts, rows: Sequence[Question | Statement], seed: int):
+    def __init__(
+        self,
+        name: str,
+        prompts: ExamPrompts,
+        rows: Sequence[Question | Statement],
+        seed: int,
+        hiding: Hiding = ANSWER,
+    ):
         self.name, self.prompts, self.seed = name, prompts, seed
+        self.hides_answer = name == "mlm" and hiding.masking == ANSWER.masking
+        if hiding.masking == ANSWER.masking:
+            # beside whole answers single characters, as pseudo-log-likelihoods ask for them
+            hiding = replace(hiding, masking="token" if self.hides_answer else "word")
+        self.hiding = hiding
+        self._words: dict[int, list[list[int]]] = {}  # of each row, found when they are first hidden
         self.too_long: list[str] = []
         self.shortened = 0
         self.rows: list[Question | Statement] = []
         self.lengths: list[int] = []
-        special = set(prompts.tokenizer.all_special_ids)
-        self._special = special
-        self._vocab = [i for i in sorted(prompts.tokenizer.get_vocab().values()) if i not in special]
+        self._special, self._vocab = set(prompts.tokenizer.all_special_ids), ordinary(prompts.tokenizer)
         for row in rows:
             try:
                 prompt = self._prompt(row, answer=name != "mlm" and isinstance(row, Question))
@@ -70,7 +88,7 @@ class Objective:
         """One example. A constant `epoch` gives the same masks and orders each time, as validation needs."""
         row = self.rows[index]
         rng = random.Random(f"{kind}:{self.seed}:{epoch}:{row.id}")
-        return self._answer(row, rng) if kind == "answer" else self._masked(row, rng)
+        return self._answer(row, rng) if kind == "answer" else self._masked(index, rng)
 
     def _prompt(self, row: Question | Statement, answer: bool) -> Prompt:
         if isinstance(row, Statement):
@@ -85,26 +103,39 @@ class Objective:
         letters = self.prompts.verbalizer_ids(len(order))
         return Example(prompt.ids, prompt.blank, (order.index(question.answer),), tuple(letters), question.id)
 
-    def _masked(self, row: Question | Statement, rng: random.Random) -> Example:
+    def _masked(self, index: int, rng: random.Random) -> Example:
+        row, how = self.rows[index], self.hiding
         prompt = self._prompt(row, answer=False)
-        hide_answer = self.name == "mlm" and rng.random() < ANSWER_HIDDEN
-        if hide_answer:
+        if self.hides_answer and rng.random() < ANSWER_HIDDEN:
             seen, chosen = hide(prompt.ids, prompt.blank, self.prompts.mask), prompt.blank
         else:
-            maskable = [i for i, token in enumerate(prompt.ids) if token not in self._special]
+            if index not in self._words:
+                self._words[index] = self._words_of(row, prompt)
             seen, chosen = hide_randomly(
-                prompt.ids, maskable or prompt.blank, self.prompts.mask, self._vocab, rng
-            )
+                prompt.ids, self._words[index], self.prompts.mask, self._vocab, rng,
+                how.rate, how.masking, how.all_masked,
+            )  # fmt: skip
         return Example(seen, chosen, tuple(prompt.ids[i] for i in chosen), row=row.id)
+
+    def _words_of(self, row: Question | Statement, prompt: Prompt) -> list[list[int]]:
+        """Groups of positions that are hidden together; the blank where there is nothing but [UNK]."""
+        told = isinstance(row, Statement)
+        words = self.prompts.words_told(row) if told else self.prompts.words(row, row.answer, prompt)
+        return maskable(words, prompt.ids, self._special) or [[at] for at in prompt.blank]
 
 
 def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Negative log-likelihood of each target, in nats, fp32. logits (M, V) -> (M,).
 
     Where candidates are given, only they compete: softmax over the letters of the options, not over the
-    vocabulary.
+    vocabulary. In a contest the options do, by their scores: one target a question. Logits (M,) are each the
+    log-odds of a yes.
     """
     logits = logits.float()
+    if isinstance(batch, ContestBatch):
+        return F.cross_entropy(option_scores(logits, batch), batch.targets, reduction="none")
+    if logits.ndim == 1:
+        return F.binary_cross_entropy_with_logits(logits, batch.targets.float(), reduction="none")
     choosing = batch.candidates[:, 0] >= 0  # (M,)
     if not choosing.any():  # no copy of what may be 150,000 logits wide
         return F.cross_entropy(logits, batch.targets, reduction="none")
@@ -116,6 +147,34 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     if not choosing.all():
         losses[~choosing] = F.cross_entropy(logits[~choosing], batch.targets[~choosing], reduction="none")
     return losses
+
+
+def option_scores(logits: Tensor, batch: ContestBatch) -> Tensor:
+    """Scores (Q, K) of a contest's options; -inf where a question has fewer than K. logits (M, V), or (M, 1)
+    of a multiple-choice head."""
+    if logits.shape[1] == 1:
+        cells = logits[:, 0]
+    else:
+        cells = logits.gather(1, batch.wanted[:, None])[:, 0] - logits.logsumexp(1)
+    places = len(batch.targets) * batch.width
+    counts = cells.new_zeros(places).index_add(0, batch.slots, torch.ones_like(cells))
+    sums = cells.new_zeros(places).index_add(0, batch.slots, cells)
+    means = sums / counts.clamp_min(1)
+    return means.masked_fill(counts == 0, float("-inf")).view(-1, batch.width)
+
+
+@torch.no_grad()
+def hits(logits: Tensor, batch: Batch) -> Tensor:
+    """Whether each target is what the logits say: (M,) booleans, as `token_losses` has losses."""
+    if isinstance(batch, ContestBatch):
+        return option_scores(logits.float(), batch).argmax(1) == batch.targets
+    if logits.ndim == 1:
+        return (logits > 0) == batch.targets.bool()
+    choosing = batch.candidates[:, 0] >= 0
+    if not choosing.any():
+        return logits.argmax(1) == batch.targets
+    among = logits.gather(1, batch.candidates.clamp_min(0)).masked_fill(batch.candidates < 0, float("-inf"))
+    return torch.where(choosing, among.argmax(1), logits.argmax(1)) == batch.targets
 
 
 def summed_loss(losses: Tensor, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ from .errors import UserError
 from .exams import LETTERS, MAX_OPTIONS, Question, Statement
 from .orders import Unaskable
 from .subjects import chinese_name
+from .words import token_words
 
 ELLIPSIS = "…"
 
@@ -65,6 +66,8 @@ class Prompt:
     ids: tuple[int, ...]
     blank: tuple[int, ...]
     cut: int = 0  # tokens taken out of the middle of the stem so that the rest fits
+    # Where the stem begins, how many of its tokens stand before the cut and how many after it.
+    stem: tuple[int, int, int] = (0, 0, 0)
 
 
 class TooLong(Unaskable):
@@ -143,20 +146,32 @@ class ExamPrompts:
 
     def word_ends(self, text: str) -> list[int]:
         """For each token of `text`, the index after the last token of its word (words by jieba)."""
-        from .words import word_spans
+        return [word[-1] + 1 for word in token_words(self.tokenizer, text) for _ in word]
 
-        starts = [
-            start
-            for start, _ in self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )["offset_mapping"]
+    def words(self, question: Question, option: int, prompt: Prompt) -> list[list[int]]:
+        """Positions of the words of stem and option in the prompt of `plain`; a word that the cut went
+        through is left out."""
+        first, before, after = prompt.stem
+        total = len(self.ids(question.stem))
+        gap = total - after - before  # tokens taken out; an ellipsis stands in their place
+        back = first + len(self._ellipsis) - gap if gap else first
+        place = {at: first + at for at in range(before)}
+        place |= {at: back + at for at in range(total - after, total)}
+        found = [
+            [place[at] for at in word]
+            for word in token_words(self.tokenizer, question.stem)
+            if all(at in place for at in word)
         ]
-        ends, at = [0] * len(starts), 0
-        for _, end in word_spans(text):
-            after = next((i for i in range(at, len(starts)) if starts[i] >= end), len(starts))
-            ends[at:after] = [after] * (after - at)
-            at = after
-        return ends
+        answer = token_words(self.tokenizer, question.options[option])
+        return found + [[prompt.blank[at] for at in word] for word in answer]
+
+    def words_told(self, statement: Statement) -> list[list[int]]:
+        """Positions of the words of the prompt of `told`."""
+        text, found, first = statement.text, [], 1
+        for piece in (text[: statement.start], text[statement.start : statement.end], text[statement.end :]):
+            found += [[first + at for at in word] for word in token_words(self.tokenizer, piece)]
+            first += len(self.ids(piece))
+        return found
 
     def told(self, statement: Statement) -> Prompt:
         """A sentence; `blank` covers what a question about it would ask for. Raises TooLong."""
@@ -183,7 +198,7 @@ class ExamPrompts:
         upto_blank, after_blank = tail.split("{blank}")
         between, after = self._fill(upto_blank, values), [*self._fill(after_blank, values), self.end]
         room = self.max_length - len(before) - len(between) - len(values["blank"]) - len(after)
-        cut = 0
+        cut, kept = 0, (len(stem), 0)
         if len(stem) > room:
             keep = room - len(self._ellipsis)
             if keep < 0:
@@ -192,11 +207,11 @@ class ExamPrompts:
                     f"（缺 {len(self._ellipsis) - room} 個 token）"
                 )
             front = (keep + 1) // 2  # a stem opens with its matter and closes with what is asked
-            cut = len(stem) - keep
+            cut, kept = len(stem) - keep, (front, keep - front)
             stem = (*stem[:front], *self._ellipsis, *stem[len(stem) - (keep - front) :])
         ids = [*before, *stem, *between]
         blank = range(len(ids), len(ids) + len(values["blank"]))
-        return Prompt((*ids, *values["blank"], *after), tuple(blank), cut)
+        return Prompt((*ids, *values["blank"], *after), tuple(blank), cut, (len(before), *kept))
 
 
 def hide(ids: Sequence[int], positions: Sequence[int], mask_id: int) -> tuple[int, ...]:
@@ -237,8 +252,14 @@ def choose_verbalizer(tokenizer) -> list[str]:
             return words
     raise UserError(
         "這個 tokenizer 沒有能代表選項的字：A–J、a–j、1–10 都不是各自一個已知的 token（bert-base-chinese "
-        "需轉小寫，見 models.py）"
+        "需轉小寫，見 tokenizing.py）"
     )
+
+
+def read_back(tokenizer, ids: Sequence[int]) -> str:
+    """Token ids as text, Chinese without the spaces that decoding puts between its characters."""
+    text = tokenizer.decode(list(ids)).removeprefix("##")
+    return re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text)
 
 
 def readable(tokenizer, ids: Sequence[int], blank: Sequence[int]) -> str:

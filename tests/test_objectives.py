@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from finetune.batching import Example, collate, cut, plan_epoch
 from finetune.exams import Question, Statement
-from finetune.masking import hide_randomly
 from finetune.objectives import Objective, summed_loss, token_losses
 from finetune.prompts import ExamPrompts, hide
 
@@ -86,29 +85,6 @@ def test_what_is_hidden_is_hidden(prompts):
             if example.positions == plain.blank and len(plain.blank) > 1:  # the whole answer
                 assert {example.ids[i] for i in example.positions} == {prompts.mask}
     assert hide((5, 6, 7), [1], 4) == (5, 4, 7)
-
-
-def test_random_masks_are_80_10_10_and_never_touch_what_may_not_be_masked():
-    ids, maskable, vocab = tuple(range(100, 150)), range(5, 45), list(range(1000, 2000))
-    rng, kinds, rates = random.Random(0), Counter(), []
-    for _ in range(2000):
-        seen, chosen = hide_randomly(ids, maskable, 4, vocab, rng)
-        rates.append(len(chosen) / 40)
-        assert set(chosen) <= set(maskable)
-        for position, token in enumerate(seen):
-            if position in chosen:
-                kinds["mask" if token == 4 else "same" if token == ids[position] else "random"] += 1
-            else:
-                assert token == ids[position]
-    total = sum(kinds.values())
-    assert sum(rates) / len(rates) == pytest.approx(0.15)
-    for kind, share in (("mask", 0.8), ("random", 0.1), ("same", 0.1)):
-        assert kinds[kind] / total == pytest.approx(share, abs=3 * (share * (1 - share) / total) ** 0.5)
-
-
-def test_a_row_of_one_character_still_has_a_target():
-    seen, chosen = hide_randomly((2, 9, 3), [1], 4, [9], random.Random(0))
-    assert chosen == (1,) and len(seen) == 3
 
 
 def test_an_epoch_holds_every_row_once_and_batches_rows_of_like_length():
