@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from . import ds_config
 from .batching import Batch
 from .errors import RunError, UserError
-from .logits import BlankLogits
+from .layers import Layers, Learning, by_part, groups, learning_of_all, set_open
+from .logits import forward_of
 from .models import DTYPES
 from .objectives import summed_loss, tally, token_losses
 from .world import World
@@ -61,15 +62,6 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int
     return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices; none for biases and norms (BERT's recipe)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 # ---- the engines -------------------------------------------------------------------------------------------
 
 
@@ -85,7 +77,8 @@ class Recipe:
     micro_batch: int  # rows a forward pass, per rank
     accumulation: int  # forward passes per optimizer step, per rank
     packed: bool = False  # rows hold several documents each
-    adapter: bool = False  # only what is trained is kept: the rest is the base, which others have
+    # Names of an adapter's parameters: they alone are kept, since the rest is the base, which others have.
+    adapter: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -100,23 +93,38 @@ class StepReport:
 
 
 class Engine:
-    """Plain PyTorch: one process, or DDP over several. Also what every engine does alike."""
+    """Plain PyTorch: one process, or DDP over several. Also what every engine does alike.
 
-    def __init__(self, model: nn.Module, world: World, recipe: Recipe):
+    Args:
+        learning: which layers learn, from which step, how fast; None teaches all that has `requires_grad`.
+    """
+
+    def __init__(self, model: nn.Module, world: World, recipe: Recipe, learning: Learning | None = None):
         self.world, self.recipe = world, recipe
-        self.blanks = BlankLogits(model, recipe.packed)
-        self._build()
+        self.blanks = forward_of(model, recipe.packed)
+        layers = Layers(model)
+        self.learning = learning or learning_of_all(layers)
+        # All that will ever learn has `requires_grad` while optimizer and wrapper are made; `_open` closes
+        # what waits.
+        self.parts = by_part(model, layers)
+        self.opened: frozenset[str] | None = None
+        self._build(groups(model, layers, self.learning, recipe.weight_decay))
 
-    def _build(self) -> None:
+    def _build(self, parameter_groups: list[dict]) -> None:
         self.blanks.to(self.world.device)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.blanks, self.recipe.weight_decay),
-            lr=self.recipe.learning_rate,
-            fused=True,
-        )
+        self.optimizer = torch.optim.AdamW(parameter_groups, lr=self.recipe.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.recipe.precision == "fp16")
         self.wrapped: nn.Module = self.blanks
-        if self.world.size > 1:
+
+    def _open(self, step: int) -> None:
+        """Lets those parts learn that do so in optimizer step `step`, and no others. A part that opens has
+        no momentum from before: an optimizer keeps none for what never had a gradient."""
+        opened = self.learning.open_at(step)
+        if opened == self.opened:
+            return
+        self.opened = opened
+        set_open(self.parts, opened)
+        if self.world.size > 1:  # it exchanges the gradients of what it found able to learn when it was made
             self.wrapped = nn.parallel.DistributedDataParallel(self.blanks)
 
     @property
@@ -124,16 +132,11 @@ class Engine:
         """What a checkpoint of this engine can be loaded by."""
         return "torch"
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Logits (M, V) at the M positions (rows, cols); like `logits.BlankLogits`, through the engine."""
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits (M, V) at the M positions asked for; as the forward passes of logits.py, through the
+        engine."""
         with self._autocast():
-            return self.wrapped(input_ids, attention_mask, rows, cols)
-
-    def losses(self, batch: Batch) -> Tensor:
-        """Loss of each target of a batch that is on the device, (M,), nats."""
-        return token_losses(
-            self.forward(batch.input_ids, batch.attention_mask, batch.rows, batch.cols), batch
-        )
+            return self.wrapped(*inputs)
 
     def _autocast(self):
         if self.recipe.precision == "fp32":
@@ -151,9 +154,11 @@ class Engine:
         Raises:
             RunError: the loss is not a finite number.
         """
+        self._open(step)
         self.wrapped.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            waits = group["part"] and group["part"] not in self.opened
+            group["lr"] = 0.0 if waits else rate * group["scale"]
         local = sum(batch.mass for batch in micro_batches)
         total, stops = self.world.sum(torch.tensor([float(local), float(stop)])).tolist()
         sums = torch.zeros(3, dtype=torch.float64)
@@ -162,7 +167,7 @@ class Engine:
             torch.manual_seed(self._draw(step, number))
             batch = batch.to(self.world.device)
             with self._accumulating(last):
-                losses = self.losses(batch)
+                losses = token_losses(self.forward(*batch.inputs), batch)
                 # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
                 self._backward(summed_loss(losses, batch) * (self.world.size / total))
             sums += tally(losses, batch)
@@ -207,7 +212,8 @@ class Engine:
     def _named_state(self):
         model = self.blanks.model
         if self.recipe.adapter:
-            yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+            parameters = model.named_parameters()
+            yield from ((name, value) for name, value in parameters if name in self.recipe.adapter)
             return
         yield from model.named_parameters()
         persistent = model.state_dict().keys()
@@ -252,21 +258,55 @@ class Engine:
 class DeepSpeedEngine(Engine):
     """DeepSpeed ZeRO 0–3, driven by ds_config.json (already resolved)."""
 
-    def __init__(self, model: nn.Module, world: World, recipe: Recipe, config: dict):
+    def __init__(
+        self, model: nn.Module, world: World, recipe: Recipe, config: dict, learning: Learning | None = None
+    ):
         self.config = config
         self.stage = config["zero_optimization"].get("stage", 0)
-        super().__init__(model, world, recipe)
+        # DeepSpeed rounds what never learns, and keeps no fp32 copy of it. Every rank knows the names: who
+        # walks through the weights alone waits for the others for ever.
+        self._frozen: dict[str, Tensor | None] = {}
+        if recipe.precision != "fp32" and not recipe.adapter:
+            frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+            self._frozen = {
+                name: self._whole(value) if world.is_main else None for name, value in frozen.items()
+            }
+        super().__init__(model, world, recipe, learning)
 
-    def _build(self) -> None:
+    def _build(self, parameter_groups: list[dict]) -> None:
         deepspeed = import_deepspeed(self.world.device.type == "cuda")
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.blanks, self.recipe.weight_decay), lr=self.recipe.learning_rate
-        )
+        optimizer = torch.optim.AdamW(parameter_groups, lr=self.recipe.learning_rate)
         with contextlib.redirect_stdout(sys.stderr):
             self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
                 model=self.blanks, optimizer=optimizer, config=self.config
             )
         ds_config.compare_built(self.wrapped, self.config)
+
+    def _open(self, step: int) -> None:
+        """What waits keeps its place among DeepSpeed's partitions, with gradients of 0 and a rate of 0, so
+        that it does not move. But its state counts steps: the count that Adam's bias correction needs begins
+        anew where no gradient was ever seen."""
+        opened = self.learning.open_at(step)
+        if opened == self.opened:
+            return
+        self.opened = opened
+        set_open(self.parts, opened)
+        inner = self.optimizer
+        while hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        for state in inner.state.values():
+            if "step" in state and not state["exp_avg_sq"].any():
+                state["step"] = state["step"] * 0
+
+    @contextlib.contextmanager
+    def _all_open(self):
+        """As DeepSpeed met the model: what it writes and reads goes by `requires_grad`."""
+        set_open(self.parts, frozenset(self.parts))
+        try:
+            yield
+        finally:
+            if self.opened is not None:
+                set_open(self.parts, self.opened)
 
     @property
     def kind(self) -> str:
@@ -288,13 +328,21 @@ class DeepSpeedEngine(Engine):
         return None if norm is None else float(norm)
 
     def full_weights(self) -> dict[str, Tensor]:
-        # Collective under ZeRO: every rank walks through every tensor, rank 0 keeps it.
+        # Collective under ZeRO: every rank walks through every tensor, rank 0 keeps it. Of a parameter
+        # without `requires_grad` DeepSpeed would give the rounded copy.
+        with self._all_open():
+            return self._gathered()
+
+    def _gathered(self) -> dict[str, Tensor]:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
         for name, value in self._named_state():
-            if isinstance(value, nn.Parameter):
+            if name in self._frozen:
+                if self.world.is_main:
+                    weights[name] = self._frozen[name]
+            elif isinstance(value, nn.Parameter):
                 whole = safe_get_full_fp32_param(value)  # the fp32 master, where there is one
                 with GatheredParameters([value], enabled=whole is None and hasattr(value, "ds_id")):
                     if self.world.is_main:
@@ -304,15 +352,15 @@ class DeepSpeedEngine(Engine):
         return weights
 
     def save(self, folder: Path) -> None:
-        with contextlib.redirect_stdout(sys.stderr):
-            frozen = self.recipe.adapter  # weights that were never changed
+        with contextlib.redirect_stdout(sys.stderr), self._all_open():
+            frozen = bool(self.recipe.adapter)  # weights that were never changed
             self.wrapped.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=frozen)
         if self.world.is_main:  # the model folder is written apart; no code in data
             (folder / "zero_to_fp32.py").unlink(missing_ok=True)
         self.world.barrier()
 
     def load(self, folder: Path) -> None:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), self._all_open():
             strict = not self.recipe.adapter
             path, _ = self.wrapped.load_checkpoint(str(folder), tag="zero", load_module_strict=strict)
         if path is None:
