@@ -1,8 +1,8 @@
-"""Rows of a csv, json, jsonl or parquet file as dicts, one at a time, with the line each came from; and
+"""Rows of a csv, tsv, json, jsonl or parquet file as dicts, one at a time, with the line each came from; and
 answers written in the same formats. Text stays text.
 
 csv is read by Python's own reader in strict mode: pandas turns the option `NA` into nothing and shifts the
-columns of a row with one field too many, both without a word.
+columns of a row with one field too many, both without a word. tsv is csv with tabs: quotes count there too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 LONGEST_FIELD = 1 << 24  # characters of a csv field
 DEEPEST = 64  # nested arrays and objects of a json file
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BLOCK = 1024  # rows of parquet at a time
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 
@@ -34,8 +35,8 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = ()) -> Rows:
     line 0 where it is the file itself.
 
     Args:
-        file: UTF-8, with or without a BOM. The line is counted from 1 and, in csv, includes the header.
-        required: columns a csv must have, each by any one of its names.
+        file: UTF-8, with or without a BOM. The line is counted from 1; in csv and tsv the header is one.
+        required: columns a csv or tsv must have, each by any one of its names.
     """
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
@@ -59,7 +60,8 @@ def _encoding_problem(file: Path) -> Unreadable:
 def _csv_rows(file: Path, required: Sequence[Sequence[str]]) -> Rows:
     csv.field_size_limit(LONGEST_FIELD)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.reader(stream, strict=True)
+        kind, delimiter = file.suffix[1:].upper(), DELIMITERS[file.suffix.lower()]
+        rows = csv.reader(stream, strict=True, delimiter=delimiter)
         try:
             header = [name.strip() for name in next(rows, [])]
             if problem := _header_problem(file, header, required):
@@ -73,24 +75,20 @@ def _csv_rows(file: Path, required: Sequence[Sequence[str]]) -> Rows:
                     return
                 except csv.Error as error:  # the reader starts afresh on the next line
                     lines = _lines_of(start, rows.line_num)
-                    yield start, Unreadable(f"CSV 格式錯誤（{error}；引號沒有成對？{lines}）")
+                    yield start, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？{lines}）")
                     continue
                 if not row:
                     pass  # a blank line
                 elif any(map(NOT_UTF8.search, row)):
                     yield start, _encoding_problem(file)
                 elif len(row) != len(header):
-                    lines = _lines_of(start, rows.line_num)
-                    yield (
-                        start,
-                        Unreadable(
-                            f"有 {len(row)} 欄，標題列是 {len(header)} 欄（內容含逗號要加引號{lines}）"
-                        ),
-                    )
+                    mark, lines = "逗號" if delimiter == "," else "定位字元", _lines_of(start, rows.line_num)
+                    counts = f"有 {len(row)} 欄，標題列是 {len(header)} 欄"
+                    yield start, Unreadable(f"{counts}（內容含{mark}要加引號{lines}）")
                 else:
                     yield start, dict(zip(header, row, strict=True))
         except csv.Error as error:
-            yield rows.line_num, Unreadable(f"CSV 格式錯誤（{error}；引號沒有成對？）")
+            yield rows.line_num, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？）")
 
 
 def _lines_of(start: int, end: int) -> str:
@@ -202,7 +200,10 @@ def _parquet_rows(file: Path, _) -> Rows:
         yield 0, Unreadable("空的檔案")
 
 
-_READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+_READERS = {
+    ".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows,
+    ".parquet": _parquet_rows,
+}  # fmt: skip
 SUFFIXES = tuple(_READERS)
 
 
@@ -216,22 +217,25 @@ def write_table(
 
     Args:
         columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
-            csv, what is no text or number stands as JSON.
-        for_excel: csv begins with a BOM, without which Excel does not take it for UTF-8; programs that are to
-            read it may trip over one.
+            csv and tsv, what is no text or number stands as JSON.
+        for_excel: csv and tsv begin with a BOM, without which Excel does not take them for UTF-8; programs
+            that are to read them may trip over one.
     """
-    if suffix == ".csv":
-        _write_csv(file, records, columns, "utf-8-sig" if for_excel else "utf-8")
+    if suffix in DELIMITERS:
+        encoding = "utf-8-sig" if for_excel else "utf-8"
+        _write_csv(file, records, columns, encoding, DELIMITERS[suffix])
     else:
         _WRITERS[suffix](file, records, columns)
 
 
-def _write_csv(file: Path, records: Iterable[dict], columns: dict[str, str], encoding: str) -> None:
+def _write_csv(
+    file: Path, records: Iterable[dict], columns: dict[str, str], encoding: str, delimiter: str
+) -> None:
     def cell(value):
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
     with file.open("w", encoding=encoding, newline="") as stream:
-        rows = csv.writer(stream)
+        rows = csv.writer(stream, delimiter=delimiter)
         rows.writerow(columns)
         rows.writerows([cell(record.get(name)) for name in columns] for record in records)
 
