@@ -2,6 +2,8 @@
 
     python fine_tuning_llm.py --demo                          # built-in exam, two minutes on a laptop
     python fine_tuning_llm.py                                 # bert-base-chinese on TMMLU+
+    python fine_tuning_llm.py --task mlm --dataset texts.txt  # its adaptation to texts of a domain
+    python fine_tuning_llm.py --task classify --dataset x.csv # text classification
     python fine_tuning_llm.py --task cpt --dataset texts.json # continued pre-training of a causal model
     python fine_tuning_llm.py --task sft --dataset alpaca.csv # its instruction tuning
     deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json
@@ -41,7 +43,6 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
     from finetune.checkpoints import Checkpoints, Progress
     from finetune.engine import Engine
     from finetune.exams import Pools
-    from finetune.growth import Growth
     from finetune.lesson import Lesson
     from finetune.machine import Machine
     from finetune.trackers import Tracker
@@ -79,7 +80,9 @@ def train(flags, given: set[str]) -> None:
     world, machine = meet(flags, given)
     source, pools = read_data(flags, world, source)
     lesson = prepare(flags, world, machine, source, pools)
-    if flags.dry_run:
+    if flags.preview_masks:
+        show_masks(flags, lesson)
+    elif flags.dry_run:
         show_plan(flags, machine, lesson)
     else:
         with Tracker(flags.report_to, beside(flags), vars(flags)) as tracker:
@@ -104,7 +107,7 @@ def teach(
     engine = build_engine(flags, world, machine, lesson)
     keeper, progress = open_checkpoints(flags, world, engine, lesson, checkpoint)
     asked = [row for row in pools.test or pools.held_back if isinstance(row, Question)]
-    if world.is_main and (asked or not lesson.by_token):
+    if world.is_main and (asked or flags.task == "exam"):
         # the first thing written: all that can be wrong with the flags has been looked at
         write_questions(beside(flags, "test_qa_data.json"), asked)
     with StopRequest() as stop:
@@ -127,6 +130,15 @@ def show_texts(corpus) -> None:
         show(corpus)
 
 
+def show_masks(flags, lesson: Lesson) -> None:
+    """--preview_masks: rows with what is hidden from the model, on stdout."""
+    from finetune.previews import masks
+
+    if cli.is_main_process():
+        for line in masks(lesson.teach, lesson.tokenizer, flags.preview_masks):
+            print(line)
+
+
 def show_plan(flags, machine: Machine, lesson: Lesson) -> None:
     """--dry_run: what would be done, as JSON on stdout."""
     steps = {"steps_per_epoch": lesson.steps_per_epoch, "total_steps": lesson.total_steps}
@@ -142,8 +154,10 @@ def load_base(flags, lesson: Lesson, **more):
     from finetune import models
 
     name, flag = flags.model_name_or_path, "--model_name_or_path"
-    config = models.load_config(name, flag)
-    return models.load_model(name, config, lesson.tokenizer, flag, flags.from_scratch, flags.seed, **more)
+    config = models.load_config(name, flag, lesson.kind)
+    lesson.task.shape(config, lesson.source)
+    how = flags.from_scratch, flags.seed, lesson.kind
+    return models.load_model(name, config, lesson.tokenizer, flag, *how, **more)
 
 
 def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engine:
@@ -161,14 +175,17 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     lesson.meets(model)
     if lesson.lora:
         lesson.adapter = adapters.attach(model, lesson.lora, str(flags.model_name_or_path), flags.seed)
+    trained = frozenset(name for name, value in model.named_parameters() if value.requires_grad)
+    learning = lesson.choose_layers(model)
     if flags.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     recipe = Recipe(
         flags.learning_rate, flags.weight_decay, flags.max_grad_norm, flags.seed,
-        machine.precision, machine.micro_batch, machine.accumulation, lesson.packed, bool(lesson.lora),
+        machine.precision, machine.micro_batch, machine.accumulation, lesson.packed,
+        trained if lesson.lora else frozenset(),
     )  # fmt: skip
     if machine.engine == "torch":
-        return Engine(model, world, recipe)
+        return Engine(model, world, recipe, learning)
     settings = ds_config.Settings(
         flags.train_batch_size, machine.micro_batch, world.size, flags.max_grad_norm, machine.precision,
         flags.learning_rate, flags.weight_decay, lesson.warmup_steps, lesson.total_steps,
@@ -177,7 +194,7 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
         machine.ds_config, settings, lesson.config.hidden_size, Path(flags.deepspeed_config).name
     )
     say(f"  DeepSpeed 設定：{json.dumps(resolved, ensure_ascii=False)}")
-    return DeepSpeedEngine(model, world, recipe, resolved)
+    return DeepSpeedEngine(model, world, recipe, resolved, learning)
 
 
 def open_checkpoints(flags, world: World, engine: Engine, lesson: Lesson, checkpoint: Path | None):
@@ -195,9 +212,10 @@ def open_checkpoints(flags, world: World, engine: Engine, lesson: Lesson, checkp
         "max_length": lesson.max_length,
         "total_steps": lesson.total_steps,
         "lora": str(lesson.lora or ""),
-        "base": world.agree(lesson.ancestors[-1]["sha256"] if world.is_main and lesson.lora else ""),
+        "layers": lesson.learning.describe(),
+        **lesson.task.identity(flags, lesson.config),
+        "base": world.agree(lesson.ancestors[-1]["sha256"] if world.is_main else ""),
         "load_in_4bit": flags.load_in_4bit,
-        "written": f"{flags.template}{' 提示也教' * flags.train_on_prompt}" if flags.task == "sft" else "",
         **{name: getattr(flags, name) for name in same},
     }
     keeper = Checkpoints(flags.save_dir, identity, flags.save_total_limit, world)
@@ -229,6 +247,7 @@ def loop(
     Raises:
         Stopped: a signal came; a checkpoint was written.
     """
+    from finetune.checking import validate
     from finetune.engine import learning_rate_at
     from finetune.tracking import TrainLog, describe
 
@@ -237,7 +256,7 @@ def loop(
     began = time.perf_counter() - progress.seconds
     try:
         if lesson.by_token and not progress.step:
-            progress.before = validate(world, engine, lesson)
+            progress.before = validate(lesson, engine.eval().forward, world, engine.recipe.micro_batch)
             log.say(f"微調前：{describe(progress.before)}")
         while not progress.finished:
             plan = lesson.plan(progress.epoch, flags.train_batch_size, flags.seed)
@@ -256,7 +275,7 @@ def loop(
                     raise Stopped(stop.signum or signal.SIGTERM, said + best_so_far(flags))
                 if flags.save_interval and progress.step % flags.save_interval == 0:
                     keeper.save(progress, engine.save)
-            found = validate(world, engine, lesson)
+            found = validate(lesson, engine.eval().forward, world, engine.recipe.micro_batch)
             if progress.after_epoch(found, flags.early_stopping_patience, total):
                 save_best(flags, world, engine, lesson, progress.step)
             progress.seconds = time.perf_counter() - began
@@ -270,28 +289,6 @@ def loop(
             keeper.save(progress, engine.save)
     finally:
         log.close()
-
-
-def validate(world: World, engine: Engine, lesson: Lesson) -> dict:
-    """Loss on the validation rows, always of the same examples; of tokens their perplexity, of questions the
-    accuracy. {} without rows."""
-    from finetune.examining import asked_by, sit
-    from finetune.exams import Question
-    from finetune.perplexity import perplexity
-
-    rows = lesson.check.rows
-    if not rows:
-        return {}
-    engine.eval()
-    loss, mass = lesson.loss_on(lesson.check, engine.losses, world, engine.recipe.micro_batch)
-    found = {"validation_loss": loss}
-    if lesson.by_token:
-        found |= {"validation_perplexity": perplexity(loss), "validation_tokens": mass}
-    if isinstance(rows[0], Question):
-        asked = asked_by(engine.forward, lesson.prompts, world.device)
-        sitting = sit(asked, rows, lesson.scoring, "1", world)
-        found |= {"validation_accuracy": sitting.right / len(rows), "validation_questions": len(rows)}
-    return found
 
 
 # ---- 5. saving and exam ------------------------------------------------------------------------------------
@@ -337,40 +334,24 @@ def examine(
     progress: Progress,
     tracker: Tracker,
 ) -> None:
-    """The saved model and the untuned one answer the held-back and test questions, and go on from texts they
-    have not seen; figures are written."""
-    from finetune import adapters, keeping
-    from finetune.examining import Sitting, asked_by, sit
-    from finetune.exams import Question, sample
-    from finetune.growth import Growth
+    """The saved model and the untuned one answer the held-back and test questions, go on from texts they have
+    not seen, name the labels of others; figures are written."""
+    from finetune import adapters, classes, keeping
+    from finetune.finals import Finals
     from finetune.machine import examined_as, loaded_as
 
-    sets = {"held_back": pools.held_back, "test": pools.test} if lesson.prompts else {}
-    if lesson.by_token and sets and not any(sets.values()):
-        sets = {
-            "validation": pools.validation
-        }  # better than no figure, though the best model was chosen by it
-    sets = {name: [row for row in rows if isinstance(row, Question)] for name, rows in sets.items()}
-    sets = {name: sample(rows, flags.exam_limit, flags.seed) for name, rows in sets.items()}
-    sittings: dict[str, list[Sitting]] = {name: [] for name in sets}
-    growth: Growth | None = Growth() if lesson.by_token else None
+    finals = Finals.of(lesson, pools)
     more = examined_as(flags, machine, lesson.parameters, world)
-
-    def measure(model, who: str, key: str) -> None:
-        model = model.to(world.device)
-        asked = asked_by(model, lesson.prompts, world.device) if sets else None
-        for name, rows in sets.items():
-            title = f"測驗（{who}，{name}）" if rows else ""
-            sittings[name].append(sit(asked, rows, lesson.scoring, flags.exam_orders, world, title))
-        if growth:
-            growth.add(key, model, lesson, world, machine.micro_batch)
-
     # as anyone would load it: what is examined is what was saved
-    measure(adapters.load(flags.output_dir, "--output_dir", **more)[0], "微調後", "tuned")
-    measure(load_base(flags, lesson, **more), "微調前", "untuned")
+    finals.hold(adapters.load(flags.output_dir, "--output_dir", **more)[0], "tuned", world, machine)
+    if finals.compares:
+        finals.hold(load_base(flags, lesson, **more), "untuned", world, machine)
     if world.is_main:
-        card, verdict = keeping.write_results(lesson, sittings, growth, progress, loaded_as(more))
-        figures = {**card.results, **card.growth.get("sets", {})}
+        card, verdict = keeping.write_results(
+            lesson, finals.sittings, finals.growth, progress, loaded_as(more), finals.labels
+        )
+        labels = {name: classes.headlines(found) for name, found in card.labels.items()}
+        figures = {**card.results, **card.growth.get("sets", {}), **labels}
         tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
         for line in verdict:
             print(line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,11 +33,35 @@ class Example:
     row: str = ""  # id of the question or statement, for messages
     by_token: bool = False  # every target counts once; else the example does, however many it has
     documents: tuple[int, ...] = ()  # of a packed row: the number of each token's document, from 1
+    segments: tuple[int, ...] = ()  # of a pair of sentences: 0 for the tokens of the first, 1 for the second
+    importance: tuple[float, ...] = ()  # of each target, beside the others; () where they are equal
 
     @property
-    def weight(self) -> float:
+    def weights(self) -> list[float]:
         """Of each target in the loss."""
-        return 1.0 if self.by_token else 1.0 / len(self.positions)
+        share = 1.0 if self.by_token else 1.0 / len(self.positions)
+        return [share * factor for factor in self.importance or [1.0] * len(self.positions)]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A question whose options compete, each read in a row of the model's: their scores are made of `cells`.
+
+    A cell (option, row, position, token) is the log-probability of `token` at that position or, of a
+    multiple-choice head, the row's one number; an option's score is the mean of its cells.
+    """
+
+    rows: tuple[tuple[int, ...], ...]  # token ids
+    cells: tuple[tuple[int, int, int, int], ...]
+    options: int
+    answer: int
+    row: str = ""  # id of the question
+    by_token = False
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The first row."""
+        return self.rows[0]
 
 
 @dataclass
@@ -49,11 +73,13 @@ class Batch:
     rows: Tensor  # (M,) row of each target
     cols: Tensor  # (M,) its position
     targets: Tensor  # (M,)
-    weights: Tensor  # (M,) 1 / targets of its row: every example counts once; 1 where every target does
+    # (M,) 1 / targets of its row: every example counts once; 1 where every target does; times its importance
+    weights: Tensor
     # (M, K) token ids that compete; -1 pads, and fills the row when the whole vocabulary does
     candidates: Tensor
-    mass: int  # sum of the weights: rows, or targets, that count (rows that keep ranks in step have none)
+    mass: int  # rows, or targets, that count (rows that keep ranks in step do not)
     names: list[str]
+    segments: Tensor | None = None  # (B, T), of pairs of sentences
 
     def to(self, device: torch.device) -> Batch:
         moved = {
@@ -61,16 +87,34 @@ class Batch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return Batch(**{**vars(self), **moved})
+        return replace(self, **moved)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a forward pass takes, see logits.py."""
+        more = () if self.segments is None else (self.segments,)
+        return (self.input_ids, self.attention_mask, self.rows, self.cols, *more)
 
     @property
     def tokens(self) -> int:
         return int((self.attention_mask > 0).sum())
 
 
-def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
+@dataclass
+class ContestBatch(Batch):
+    """Contests: M cells make the scores of Q questions with up to K options. `targets` (Q,) are the answers,
+    `weights` (Q,)."""
+
+    wanted: Tensor | None = None  # (M,) token ids
+    slots: Tensor | None = None  # (M,) question × K + option
+    width: int = 0  # K
+
+
+def collate(examples: Sequence[Example | Contest | None], pad_id: int) -> Batch:
     """Examples as one batch. None is a row that weighs nothing, and keeps this rank in step with others."""
     real = [example for example in examples if example is not None]
+    if real and isinstance(real[0], Contest):
+        return _collate_contests(examples, pad_id)
     stand_in = real[0] if real else Example((pad_id, pad_id), (0,), (0,))
     filled = [stand_in if example is None else example for example in examples]
     input_ids, attention_mask = padded([example.ids for example in filled], pad_id)
@@ -78,10 +122,13 @@ def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
         attention_mask = padded([example.documents or [1] * len(example.ids) for example in filled], 0)[0]
     widest = max(1, *(len(example.candidates) for example in filled))
     flat = [
-        (row, position, target, 0.0 if given is None else example.weight, example.candidates)
+        (row, position, target, 0.0 if given is None else weight, example.candidates)
         for row, (given, example) in enumerate(zip(examples, filled, strict=True))
-        for position, target in zip(example.positions, example.targets, strict=True)
+        for position, target, weight in zip(example.positions, example.targets, example.weights, strict=True)
     ]
+    segments = None
+    if any(example.segments for example in filled):
+        segments = padded([example.segments or [0] * len(example.ids) for example in filled], 0)[0]
     rows, cols, targets, weights, candidates = zip(*flat, strict=True)
     return Batch(
         input_ids=input_ids,
@@ -93,6 +140,33 @@ def collate(examples: Sequence[Example | None], pad_id: int) -> Batch:
         candidates=torch.tensor([[*choice, *[-1] * (widest - len(choice))] for choice in candidates]),
         mass=sum(len(example.positions) if example.by_token else 1 for example in real),
         names=[example.row for example in real],
+        segments=segments,
+    )
+
+
+def _collate_contests(contests: Sequence[Contest | None], pad_id: int) -> ContestBatch:
+    real = [contest for contest in contests if contest is not None]
+    filled = [contest or real[0] for contest in contests]
+    width = max(contest.options for contest in filled)
+    cells, at = [], 0
+    for number, contest in enumerate(filled):
+        cells += [(at + row, place, token, number * width + i) for i, row, place, token in contest.cells]
+        at += len(contest.rows)
+    input_ids, attention_mask = padded([ids for contest in filled for ids in contest.rows], pad_id)
+    rows, cols, wanted, slots = torch.tensor(cells).T
+    return ContestBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        rows=rows,
+        cols=cols,
+        targets=torch.tensor([contest.answer for contest in filled]),
+        weights=torch.tensor([0.0 if contest is None else 1.0 for contest in contests]),
+        candidates=torch.empty(0, 1, dtype=torch.long),
+        mass=len(real),
+        names=[contest.row for contest in real],
+        wanted=wanted,
+        slots=slots,
+        width=width,
     )
 
 

@@ -23,6 +23,8 @@ FORMAT = 1
 LABELS = {  # of what a checkpoint is bound to, where its key is no flag
     "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料", "base": "底模的權重",
     "written": "--template、--train_on_prompt", "lora": "--lora_rank 等",
+    "masks": "--masking、--mask_rate 等",
+    "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
 }  # fmt: skip
 NAME = re.compile(r"step(\d+)")
 
@@ -34,12 +36,14 @@ class Progress:
     step: int = 0  # optimizer steps finished
     epoch: int = 0  # epochs finished
     batch: int = 0  # global batches of the running epoch finished
-    best_accuracy: float = -1.0  # on the validation rows, 0..1; -1 = never measured
+    # On the validation rows, 0..1, what the best model is chosen by: accuracy or, of a classifier, macro F1.
+    # -1 = never measured.
+    best_accuracy: float = -1.0
     best_loss: float = float("inf")  # validation loss at the best accuracy, nats
     best_step: int = 0
     epochs_without_gain: int = 0
     seconds: float = 0.0  # spent training, over all runs
-    before: dict = field(default_factory=dict)  # validation of the model as it was (causal models)
+    before: dict = field(default_factory=dict)  # validation of the model as it was (of texts and replies)
     # Of the running epoch: summed loss, and the mass it is divided by.
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     # One entry an epoch: step, train_loss, validation_loss, …
@@ -76,7 +80,7 @@ class Progress:
         self.epoch, self.batch = self.epoch + 1, 0
         loss, mass = self.epoch_loss
         self.epoch_loss = [0.0, 0.0]
-        accuracy = validation.get("validation_accuracy", -1.0)
+        accuracy = validation.get("validation_macro_f1", validation.get("validation_accuracy", -1.0))
         validation_loss = validation.get("validation_loss", 0.0)
         gained = accuracy > self.best_accuracy
         lower = accuracy == self.best_accuracy and validation_loss < self.best_loss
@@ -153,9 +157,9 @@ class Checkpoints:
         card = read_json(folder / "progress.json")
         theirs = card.get("identity", {})
         differ = [
-            f"{LABELS.get(key, key)}：檢查點 {theirs.get(key)!r}，這次 {mine!r}"
+            f"{LABELS.get(key, key)}：檢查點 {theirs.get(key) or '（沒有）'!r}，這次 {mine or '（沒有）'!r}"
             for key, mine in self.identity.items()
-            if theirs.get(key) != mine
+            if (theirs.get(key) or "") != (mine or "")
         ]
         if differ:
             raise UserError([f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ])

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import ds_config, hub, models
+from . import ds_config, hub, models, tokenizing
 from .adapters import check_4bit
 from .chats import Chat
 from .checkpoints import complete, find
 from .cli import say
 from .errors import Problems, UserError
+from .methods import OF_OBJECTIVE
 from .run_card import FILE as RUN_CARD
 from .tasks import TASKS
 from .trackers import check_tracker
 
 OF_TASKS = {  # flags that only these tasks look at
-    "cpt": ("clean", "min_chars", "max_chars", "inspect"),
+    "cpt、mlm": ("clean", "min_chars", "max_chars", "inspect"),
     "sft": ("template", "train_on_prompt"),
-    "exam": ("objective", "demo"),
+    "exam": ("objective",),
+    "exam、mlm": ("demo", "masking", "mask_rate", "all_masked", "preview_masks"),
     "exam、sft": ("subjects", "pool", "exam_limit", "exam_orders"),
-}
+    "classify": (
+        "text_column", "label_column", "multi_label", "class_weights", "dataset_config_name",
+    ),
+}  # fmt: skip
+OF_DEMO = {  # flags of what the demo brings along
+    "model_name_or_path", "dataset", "from_scratch", "subjects", "clean", "min_chars", "max_chars",
+}  # fmt: skip
 OF_LORA = ("lora_alpha", "lora_dropout", "lora_target_modules", "load_in_4bit", "no_merge")
 
 
@@ -34,7 +42,7 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
     with problems:
         check_given(flags, given)
     with problems:
-        if flags.demo and (clash := given & {"model_name_or_path", "dataset", "from_scratch", "subjects"}):
+        if flags.demo and (clash := given & OF_DEMO):
             named = "、".join("--" + name for name in sorted(clash))
             raise UserError(f"--demo 用自己的模型與考卷，不能與 {named} 同時使用")
     with problems:
@@ -82,8 +90,19 @@ def check_given(flags, given: set[str]) -> None:
     if not flags.lora_rank and (idle := [name for name in OF_LORA if name in given]):
         named = "、".join("--" + name for name in idle)
         problems.append(f"{named} 要與 --lora_rank 一起給，例如 --lora_rank 16")
-    if flags.task == "cpt" and not flags.dataset:
-        problems.append("--task cpt 要用 --dataset 指定文字：資料夾、檔案（json、txt、csv…）或 hub 名稱")
+    if not flags.dataset and not flags.demo:
+        what = "有標籤的文字" if flags.task == "classify" else "文字"
+        kinds = "csv、jsonl…" if flags.task == "classify" else "json、txt、csv…"
+        problems.append(f"--task {flags.task} 要用 --dataset 指定{what}：資料夾、檔案（{kinds}）或 hub 名稱")
+    if flags.freeze and flags.train_only:
+        problems.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
+    problems += _idle_masks(flags, given)
+    asked = OF_OBJECTIVE[flags.objective]
+    if flags.task == "exam" and "exam_orders" in given and asked != "letter":
+        problems.append(
+            f"--exam_orders {flags.exam_orders} 沒有作用：--objective {flags.objective} 不用字母作答"
+            f"（{asked}），與選項的順序無關"
+        )
     if flags.load_in_4bit and flags.from_scratch:
         problems.append("--load_in_4bit 不能與 --from_scratch 同時使用：沒有權重可載入")
     if problems:
@@ -92,18 +111,33 @@ def check_given(flags, given: set[str]) -> None:
         check_4bit()
 
 
+def _idle_masks(flags, given: set[str]) -> list[str]:
+    """Flags of hiding words that the objective does not look at."""
+    names = [name for name in ("masking", "mask_rate", "all_masked", "preview_masks") if name in given]
+    if flags.task == "exam" and names and flags.objective not in ("mlm", "answer+mlm"):
+        named = "、".join("--" + name for name in names)
+        return [f"{named} 沒有作用：--objective {flags.objective} 不遮字；遮字的是 mlm 與 answer+mlm"]
+    if flags.masking == "answer" and (flags.task == "mlm" or "masking" in given and flags.objective != "mlm"):
+        what = f"--objective {flags.objective}" if flags.task == "exam" else f"--task {flags.task}"
+        return [
+            f"--masking answer 遮住整個答案，只用於 --objective mlm，這次是 {what}；可用 word、token、span"
+        ]
+    return []
+
+
 def check_kind(flags) -> None:
     """Looks at a local model: is it one that this task teaches, and can it be taught in this form?
 
     Raises:
-        UserError: a masked model for sft, say; a tokenizer without a chat template.
+        UserError: a masked model for sft, say; a tokenizer without a chat template; layers it does not have.
     """
-    name, flag, kind = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task].kind
+    name, flag, kind = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task].kind(flags)
     if flags.demo or not (Path(name).expanduser() / "config.json").is_file():
         return
-    models.load_config(name, flag, kind)
+    config = models.load_config(name, flag, kind)
+    models.check_layers(config, kind, flags)
     if flags.task == "sft" and flags.template == "chat":
-        Chat(models.load_tokenizer(name, flag, kind), flags.template)
+        Chat(tokenizing.load_tokenizer(name, flag, kind), flags.template)
 
 
 def check_folders(flags) -> None:

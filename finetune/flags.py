@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import cli, ds_config
 from .cleaning import CLEANING
+from .masking import MASKINGS
 from .methods import OF_OBJECTIVE, ORDERS
 from .trackers import TRACKERS
 
@@ -19,6 +20,21 @@ CAUSAL_DEFAULTS = {
 }  # fmt: skip
 TASK_DEFAULTS = {  # of flags that were not given
     "exam": {},
+    "mlm": {
+        "dataset": "",
+        "split_ratio": (0.95, 0.05, 0.0),
+        "max_chars": 500,
+        "learning_rate": 5e-5,
+        "num_epochs": 10,
+        "early_stopping_patience": 3,
+        "masking": "word",
+    },
+    "classify": {
+        "dataset": "",
+        "split_ratio": (0.8, 0.1, 0.1),
+        "num_epochs": 5,
+        "early_stopping_patience": 0,
+    },
     "cpt": {**CAUSAL_DEFAULTS, "dataset": "", "learning_rate": 2e-4, "num_epochs": 1},
     "sft": {**CAUSAL_DEFAULTS, "learning_rate": 1e-5, "num_epochs": 3},
 }
@@ -32,9 +48,10 @@ def build_parser() -> cli.Parser:
 
     add = parser.add_argument_group("做什麼").add_argument
     add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
-        help="exam：以選擇題教遮罩模型（預設）；cpt：以文字續訓因果模型；sft：以問答教因果模型")
+        help="exam：以選擇題教遮罩模型（預設）；mlm：以文字續訓遮罩模型；classify：文字分類；"
+             "cpt：以文字續訓因果模型；sft：以問答教因果模型")
     add("--objective", type=one_of(*OF_OBJECTIVE), default="answer+mlm",
-        help="answer+mlm（預設）｜answer｜mlm")
+        help="answer+mlm（預設）｜answer｜mlm｜cloze（比各選項本身的機率）｜choice（另裝選擇題輸出層）")
     add("--model_name_or_path", "--model", default="bert-base-chinese",
         help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
     add("--from_scratch", action="store_true", help="只用 config.json 建立亂數權重的模型")
@@ -42,11 +59,12 @@ def build_parser() -> cli.Parser:
 
     add = parser.add_argument_group("資料").add_argument
     add("--dataset", default="ikala/tmmluplus",
-        help="hub 名稱、資料夾或檔案（csv、json、jsonl、parquet，cpt 也收 txt；預設 %(default)s）")
+        help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet，cpt、mlm 也收 txt；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--split_ratio", type=cli.shares, default=(0.70, 0.25, 0.05),
-        help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；cpt、sft 是 0.95,0.05,0）")
+        help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
+             "classify 是 0.8,0.1,0.1）")
     add("--pool", type=one_of("fit", "all"), default="fit",
         help="fit：正式測驗題只用來測驗（預設）；all：連它一起切，成績不可與公布的比較")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
@@ -55,11 +73,28 @@ def build_parser() -> cli.Parser:
         help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
     add("--show_examples", type=whole(0), default=0, help="印出幾個模型看到的例子")
 
-    add = parser.add_argument_group("文字（cpt）").add_argument
+    add = parser.add_argument_group("遮住哪些字（mlm 與 exam）").add_argument
+    add("--masking", type=one_of(*MASKINGS, "answer"), default="answer",
+        help="token 逐字；word 整詞（jieba；mlm 預設）；span 幾個連著的詞；"
+             "answer 多半遮整個答案（exam 預設）")
+    add("--mask_rate", type=number(0, 1, above=True), default=0.15,
+        help="訓練時遮住多少（預設 0.15；驗證一律 0.15）")
+    add("--all_masked", action="store_true",
+        help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的字、10 %% 不變")
+    add("--preview_masks", type=whole(0), default=0, help="只看幾列遮起來的樣子，不訓練")
+
+    add = parser.add_argument_group("分類（classify）").add_argument
+    add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自己找）")
+    add("--label_column", default="", help="標籤的欄位；寫幾個就是多標籤，各欄是 0 或 1（預設自己找）")
+    add("--multi_label", action="store_true", help="一列可有幾個標籤，以 |、;、、 或逗號分開")
+    add("--class_weights", action="store_true", help="少見的類別在損失裡加重，依訓練資料的比例")
+    add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
+
+    add = parser.add_argument_group("文字（cpt、mlm）").add_argument
     add("--clean", type=cli.some_of(*CLEANING), default=list(CLEANING),
         help=f"清理哪些，以逗號分開，或 all（預設）、none： {'、 '.join(CLEANING)}")
     add("--min_chars", type=whole(0), default=100, help="少於幾個字的文章不用（預設 100）")
-    add("--max_chars", type=whole(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048）")
+    add("--max_chars", type=whole(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048；mlm 500）")
     add("--inspect", action="store_true", help="只看清理前後的樣子與數量，不訓練")
 
     add = parser.add_argument_group("問答（sft）").add_argument
@@ -68,16 +103,17 @@ def build_parser() -> cli.Parser:
     add("--train_on_prompt", action="store_true", help="提示也算進損失；預設只算回答")
 
     add = parser.add_argument_group("步數").add_argument
-    add("--num_epochs", type=whole(1), default=40, help="輪數上限（預設 40；cpt 1、sft 3）")
+    add("--num_epochs", type=whole(1), default=40,
+        help="輪數上限（預設 40；mlm 10、classify 5、cpt 1、sft 3）")
     add("--max_steps", type=whole(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
     add("--early_stopping_patience", type=whole(0), default=5,
-        help="驗證成績幾輪沒進步就停；0 = 不停（預設 5；cpt、sft 0）")
+        help="驗證成績幾輪沒進步就停；0 = 不停（預設 5；mlm 3；classify、cpt、sft 0）")
     add("--train_batch_size", type=whole(1), default=32,
         help="每一步的列數，所有行程合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=whole(0), default=0,
         help="每個行程一次前傳的列數；0 = 自動；記憶體不足就減半")
     add("--learning_rate", type=number(0, above=True), default=3e-5,
-        help="學習率的最高點（預設 3e-5；cpt 2e-4、sft 1e-5）")
+        help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5）")
     add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
     add("--weight_decay", type=number(0), default=0.01, help="權重衰減（預設 0.01）")
     add("--max_grad_norm", type=number(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
@@ -94,6 +130,13 @@ def build_parser() -> cli.Parser:
     add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("調整哪些權重").add_argument
+    add("--freeze", default="",
+        help="不學的部分：embeddings、層號、head，例如 embeddings,0-9，或 all_but_head")
+    add("--train_only", default="", help="只學的部分，例如 11,head")
+    add("--unfreeze_every", type=whole(0), default=0,
+        help="由上而下每幾步多開一部分；0 = 一開始全部都學（預設）")
+    add("--layer_lr_decay", type=number(0, 1, above=True), default=1.0,
+        help="每往下一層學習率乘上多少，例如 0.9（預設 1，各層相同）")
     add("--lora_rank", type=whole(0), default=0, help="LoRA 的秩；0 = 訓練全部權重（預設）")
     add("--lora_alpha", type=number(0), default=0, help="LoRA 的 alpha；0 = 秩的兩倍（預設）")
     add("--lora_dropout", type=number(0, 0.99), default=0.05, help="LoRA 的 dropout（預設 0.05）")

@@ -1,19 +1,22 @@
-"""What a causal model gained: its loss on texts or replies it was not taught, before and after, and a few
+"""What a language model gained: its loss on texts or replies it was not taught, before and after, and a few
 answers side by side."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from .causal import Continuation
 from .decoding import Decoding, generate
 from .exams import Question
-from .logits import BlankLogits
-from .objectives import token_losses
+from .logits import forward_of
 from .perplexity import perplexity
+from .previews import shown
+from .prompts import read_back
+from .restoring import Restoration
 
 SAMPLES = 3
 OPENING = 24  # tokens of a text that a model goes on from
@@ -38,22 +41,20 @@ class Growth:
         for name, objective in (("validation", lesson.check), ("held_back", lesson.keep)):
             if not objective.lengths:
                 continue
-            blanks = BlankLogits(model, lesson.packed)
-
-            def losses(batch, blanks=blanks):
-                return token_losses(
-                    blanks(batch.input_ids, batch.attention_mask, batch.rows, batch.cols), batch
-                )
-
-            loss, tokens = lesson.loss_on(objective, losses, world, size)
+            measured = lesson.measure(objective, forward_of(model, lesson.packed).eval(), world, size)
+            loss, tokens = measured.loss, measured.mass
             found = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
             if isinstance(objective, Continuation):  # to compare models whose tokenizers differ
                 found["bits_per_character"] = loss * tokens / math.log(2) / max(1, objective.characters)
+            if isinstance(objective, Restoration):
+                found["restored"] = measured.accuracy
             self.sets.setdefault(name, {})[who] = found
         if world.is_main:
             self._write(who, model, lesson)
 
     def _write(self, who: str, model: nn.Module, lesson) -> None:
+        if isinstance(lesson.check, Restoration):
+            return self._restore(who, model, lesson)
         rows = [row for row in lesson.check.rows if not isinstance(row, Question)][:SAMPLES]
         if not rows:
             return
@@ -64,6 +65,22 @@ class Growth:
             self.samples = [{"prompt": a, "wanted": b} for a, b in zip(shown, wanted, strict=True)]
         for sample, text in zip(self.samples, written, strict=True):
             sample[who] = text
+
+    @torch.no_grad()
+    def _restore(self, who: str, model: nn.Module, lesson) -> None:
+        """What the model puts where words are hidden, each by itself."""
+        forward, tokenizer = forward_of(model).eval(), lesson.tokenizer
+        device = next(model.parameters()).device
+        entries = lesson.check.epoch(0)[:SAMPLES]
+        for number, entry in enumerate(entries):
+            example = lesson.check.example(*entry, 0)
+            ids = torch.tensor([example.ids], device=device)
+            cols = torch.tensor(example.positions, device=device)
+            said = forward(ids, torch.ones_like(ids), torch.zeros_like(cols), cols).argmax(-1).tolist()
+            if number == len(self.samples):
+                hidden = read_back(tokenizer, example.ids[1:-1])
+                self.samples.append({"prompt": hidden, "wanted": shown(tokenizer, example)})
+            self.samples[number][who] = shown(tokenizer, replace(example, targets=tuple(said)))
 
     def as_dict(self) -> dict:
         return {"sets": self.sets, "samples": self.samples}

@@ -10,23 +10,37 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from . import causal, demo, lineage, models
+from . import causal, demo, layers, lineage, models, tokenizing
 from .adapters import Lora
-from .batching import Batch, Example, collate, cut, plan_epoch
+from .batching import Batch, Contest, Example, collate, cut, plan_epoch
 from .cli import say
 from .decoding import eos_ids
 from .errors import UserError
 from .exams import Pools, Question
+from .layers import Layers, Learning
 from .logits import leaks
 from .machine import Machine
-from .objectives import tally
+from .objectives import hits, tally, token_losses
 from .prompts import readable
 from .run_card import RunCard, sketches, versions
-from .tasks import TASKS
+from .tasks import TASKS, Desk
 from .world import World
 
-KINDS = {"reply": "回答", "text": "文字"}  # of examples, as they are shown
+KINDS = {  # of examples, as they are shown
+    "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
+    "cloze": "選項填空",
+}  # fmt: skip
 Entry = tuple[str, int]  # kind and row of an example, see Objective.epoch
+
+
+@dataclass(frozen=True)
+class Measured:
+    """loss: mean in nats. accuracy: share of the targets that the logits say. mass: how many examples or
+    tokens."""
+
+    loss: float
+    accuracy: float
+    mass: int
 
 
 @dataclass
@@ -38,10 +52,10 @@ class Lesson:
     tokenizer: object
     prompts: object  # ExamPrompts, AskingPrompts, or None for texts
     max_length: int  # of a row, in tokens
-    teach: object  # an objective: objectives.Objective, causal.Continuation or causal.Responses
+    teach: object  # an objective, as `tasks` makes them
     check: object  # the validation rows, with the same masks and orders every time
     keep: object  # the rows kept back
-    dataset: str
+    source: object  # of the rows: Exam, Corpus, Course or Catalogue
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
@@ -51,6 +65,9 @@ class Lesson:
     adapter: object = None  # peft's view of the model, once it has an adapter
     ends: set[int] = field(default_factory=set)  # of a causal model: tokens that end what it says
     parameters: int = 0  # of the model
+    trained: int = 0  # of its parameters, with adapters
+    new_head: bool = False  # put on here, and random before it was taught
+    learning: Learning | None = None  # which layers learn, once there is a model
 
     @property
     def task(self):
@@ -64,7 +81,17 @@ class Lesson:
     @property
     def by_token(self) -> bool:
         """Losses are means over tokens, so that they have a perplexity; else over examples."""
-        return self.task.kind == "causal"
+        return self.task.by_token
+
+    @property
+    def kind(self) -> str:
+        """Of the model, one of `models.CLASSES`."""
+        return self.task.kind(self.flags)
+
+    @property
+    def dataset(self) -> str:
+        """Where the rows came from."""
+        return self.source.origin
 
     @property
     def packed(self) -> bool:
@@ -86,12 +113,17 @@ class Lesson:
         return lineage.ancestors("demo" if self.flags.demo else name, self.base_card, scratch)
 
     def meets(self, model) -> None:
-        """Takes from the loaded model what only it knows: its true size, and what ends a reply."""
+        """Takes from the loaded model what only it knows: its true size, and what ends a reply.
+
+        Raises:
+            UserError: attention that cannot keep packed documents apart.
+        """
         self.config, self.parameters = model.config, model.num_parameters()
+        self.new_head = bool(model.new_weights)
         if self.packed and leaks(model):
             name = self.flags.model_name_or_path
             raise UserError(f"--model_name_or_path {name}：注意力的實作不理會遮罩，一列裡隔不開兩篇文字")
-        if self.task.kind == "causal":
+        if self.kind == "causal":
             taught = {self.prompts.chat.end} if self.prompts else {self.tokenizer.eos_token_id}
             self.ends = eos_ids(model, self.tokenizer) | taught
 
@@ -110,32 +142,47 @@ class Lesson:
         made = [None if entry is None else objective.example(*entry, epoch) for entry in entries]
         return collate(made, self.tokenizer.pad_token_id)
 
+    def choose_layers(self, model) -> Learning:
+        """Freezes what --freeze and --train_only say, and tells what learns. After adapters were put in."""
+        flags, parts = self.flags, Layers(model)
+        chosen = flags.freeze, flags.train_only, flags.unfreeze_every, flags.layer_lr_decay
+        self.learning = layers.learning(*chosen, parts)
+        layers.apply(model, parts, self.learning)
+        self.trained = sum(parts.trainable().values())
+        if self.learning.describe():
+            for line in layers.table(parts, self.learning):
+                say("  " + line)
+        last = self.learning.last_opening
+        if last >= self.total_steps:
+            say(
+                f"  ⚠️ 總共只有 {self.total_steps} 步，最下面的層要 {last} 步後才開始學；"
+                "可調小 --unfreeze_every，或增加 --num_epochs"
+            )
+        return self.learning
+
     def held_out(self, count: int) -> list[tuple[int, ...]]:
         """Token ids of some rows that were not taught (of taught ones where none was kept out)."""
         objective = next((found for found in (self.check, self.keep) if found.lengths), self.teach)
         return [objective.example(*entry, 0).ids for entry in objective.epoch(0)[:count]]
 
     @torch.no_grad()
-    def loss_on(
-        self, objective, losses: Callable[[Batch], Tensor], world: World, size: int
-    ) -> tuple[float, int]:
+    def measure(self, objective, forward: Callable[..., Tensor], world: World, size: int) -> Measured:
         """The loss on all rows of an objective, always of the same examples; the ranks share the work.
 
         Args:
-            losses: batch on the device -> loss of each target, in nats.
+            forward: see logits.py; an engine's, say.
             size: rows of like length in one forward pass.
-
-        Returns:
-            mean in nats, and over how many examples or tokens; (nan, 0) without rows.
         """
         entries = sorted(objective.epoch(0), key=lambda entry: objective.lengths[entry[1]])
         batches = [entries[i : i + size] for i in range(0, len(entries), size)]
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(4, dtype=torch.float64)
         for number, counts in world.shares(len(batches)):
             batch = self.collate(objective, batches[number], epoch=0).to(world.device)
-            sums += tally(losses(batch), batch) * counts
-        mass, loss, _ = world.sum(sums).tolist()
-        return (loss / mass if mass else math.nan), int(mass)
+            logits = forward(*batch.inputs)
+            sums[:3] += tally(token_losses(logits, batch), batch) * counts
+            sums[3] += float((hits(logits, batch) * batch.weights).sum()) * counts
+        mass, loss, _, right = world.sum(sums).tolist()
+        return Measured(loss / mass, right / mass, int(mass)) if mass else Measured(math.nan, math.nan, 0)
 
     def card(self, step: int, weights: str = "") -> RunCard:
         """What the model saved after `step` steps will say of itself.
@@ -154,11 +201,12 @@ class Lesson:
             objective=flags.objective if flags.task == "exam" else "",
             scoring=self.scoring,
             max_length=self.max_length,
-            chat="" if flags.task == "exam" else flags.template if self.prompts else "none",
+            chat="" if self.kind != "causal" else flags.template if self.prompts else "none",
             base_model="demo" if flags.demo else str(flags.model_name_or_path),
             dataset=self.dataset,
             pool=self.pool,
             step=step,
+            parameters={"all": self.parameters, "trained": self.trained},
             flags=vars(flags),
             fingerprints=sorted(self.fitted),
             sketches=self.fitted,
@@ -179,7 +227,7 @@ def read_data(flags, world: World, source):
     """
     task = TASKS[flags.task]
     if flags.demo:
-        source = demo.exam()
+        source = demo.corpus() if flags.task == "mlm" else demo.exam()
         flags.model_name_or_path = str(world.main_first(lambda: demo.base_model(flags.save_dir)))
         flags.from_scratch = True
     elif source is None:
@@ -190,19 +238,19 @@ def read_data(flags, world: World, source):
 def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Lesson:
     """Tokenizer, prompts and objective; how many steps; a few examples as the model sees them."""
     name, flag, task = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task]
-    config = world.main_first(lambda: models.load_config(name, flag, task.kind))
-    tokenizer = world.main_first(lambda: models.load_tokenizer(name, flag, task.kind))
-    max_length = models.prompt_length(config, tokenizer, flags.max_length)
+    kind = task.kind(flags)
+    config = world.main_first(lambda: models.load_config(name, flag, kind))
+    task.shape(config, source)
+    tokenizer = world.main_first(lambda: tokenizing.load_tokenizer(name, flag, kind))
+    max_length = tokenizing.prompt_length(config, tokenizer, flags.max_length)
     prompts = task.prompts(flags, tokenizer, max_length)
     parts = {
         "訓練": [*pools.fit, *getattr(source, "told", ())],
         "驗證": pools.validation,
-        "保留": pools.held_back if task.kind == "causal" else [],
+        "保留": pools.held_back if task.by_token else [],
     }
-    made = {
-        what: task.objective(flags, config, prompts, tokenizer, rows, max_length)
-        for what, rows in parts.items()
-    }
+    desk = Desk(flags, config, tokenizer, prompts, max_length)
+    made = {what: task.objective(desk, rows, checking=what != "訓練") for what, rows in parts.items()}
     if max_length < flags.max_length:
         say(f"  這個模型最多讀 {max_length} 個 token：--max_length {flags.max_length} 改為 {max_length}")
     for what, objective in made.items():
@@ -235,7 +283,7 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
         math.ceil(flags.warmup_ratio * total), total - 1
     )  # the first step of a warm-up changes nothing
     return Lesson(
-        flags, config, tokenizer, prompts, max_length, teach, made["驗證"], made["保留"], source.origin,
+        flags, config, tokenizer, prompts, max_length, teach, made["驗證"], made["保留"], source,
         steps, total, warmup, fitted, pool, former,
     )  # fmt: skip
 
@@ -252,9 +300,12 @@ def tell_of_lengths(what: str, objective) -> None:
         say(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
 
 
-def as_seen(tokenizer, example: Example) -> str:
+def as_seen(tokenizer, example: Example | Contest) -> str:
     """An example as the model sees it, and what it must say."""
-    if example.by_token:
+    if isinstance(example, Contest):
+        shown = (readable(tokenizer, ids, ()) for ids in example.rows)
+        return "\n    ".join(shown) + f"\n    → 第 {example.answer + 1} 個選項"
+    if example.by_token and tokenizer.mask_token_id is None:
         return causal.readable(tokenizer, example)
     wanted = [example.candidates[t] if example.candidates else t for t in example.targets]
     tokens = " ".join(tokenizer.convert_ids_to_tokens(wanted))

@@ -1,4 +1,5 @@
-"""The one forward pass of this project: logits at chosen positions alone."""
+"""The forward passes of this project: logits at chosen positions of a language model alone, and those of the
+heads that read a whole row."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ HEADS = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gpt2", "phi3"), ("lm_head",)),
 }
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+ROW_CLASSES = ("ForSequenceClassification", "ForMultipleChoice")
+MULTI_LABEL = "multi_label_classification"  # config.problem_type of transformers
 # Families whose attention keeps to a mask of its own for every row. Others ignore it, read it as numbers, or
 # carry a state from token to token.
 PACKABLE = (
@@ -46,8 +49,10 @@ class BlankLogits(nn.Module):
         self._head = names if names and all(hasattr(model, name) for name in names) else None
         self._more = {"use_cache": False} if is_causal(model) else {}  # keys and values nobody will ask for
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Logits (M, V) of the positions asked for.
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
+    ) -> Tensor:
+        """Logits (M, V) of the positions asked for. A language model reads one segment alone.
 
         Args:
             input_ids: (B, T).
@@ -69,6 +74,47 @@ class BlankLogits(nn.Module):
             for name in self._head:
                 hidden = getattr(self.model, name)(hidden)
         return hidden
+
+
+class RowLogits(nn.Module):
+    """Logits of whole rows: of a classifier one a class, of a multiple-choice head one number.
+
+    Called like BlankLogits; `cols` are then classes. Multi-label classes are asked for one by one.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._multi = model.config.problem_type == MULTI_LABEL
+        self._choice = type(model).__name__.endswith("ForMultipleChoice")
+        self._segments = getattr(model.config, "type_vocab_size", 0) > 1
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
+    ) -> Tensor:
+        """Logits (M, C) of the rows asked for, of a multiple-choice head (M, 1), of a multi-label classifier
+        (M,).
+
+        Args:
+            input_ids, attention_mask: (B, T).
+            rows, cols: (M,).
+            segments: (B, T), 0 for the first sentence of a pair and 1 for the second; None without pairs.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if segments is not None and self._segments:
+            inputs["token_type_ids"] = segments
+        if self._choice:  # (questions, options, T): here every option is a question of its own
+            inputs = {name: value[:, None] for name, value in inputs.items()}
+        # Scores that decide an answer keep their digits, as those of BlankLogits do.
+        exact = not self.training and next(self.parameters()).dtype == torch.float32
+        with torch.autocast(input_ids.device.type, enabled=False) if exact else contextlib.nullcontext():
+            logits = self.model(**inputs).logits
+        return logits[rows, cols] if self._multi else logits[rows]
+
+
+def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
+    """The forward pass of a model, by its head."""
+    return RowLogits(model) if type(model).__name__.endswith(ROW_CLASSES) else BlankLogits(model, packed)
 
 
 def is_causal(model: nn.Module) -> bool:

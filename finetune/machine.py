@@ -16,6 +16,7 @@ from .world import World, launched_by, on_gpu
 # Tokens a forward pass may hold when --micro_batch_size is left to us: 512 × 16 rows, or 64 on a GPU.
 CPU_TOKENS, GPU_TOKENS = 8192, 32768
 FP32_SHARE = 0.7  # of the free memory of a GPU, that a model's weights may take when it is examined
+OPTIONS = 4
 CAUSAL_SHARE = 4  # of a causal model a fourth: logits of up to 150,000 words are wanted at most positions
 
 
@@ -45,7 +46,10 @@ def meet(flags, given: set[str]) -> tuple[World, Machine]:
     precision, why_precision = choose_precision(asked, world.device, source)
     micro = flags.micro_batch_size or ds_config.micro_batch_in(ds, flags.train_batch_size, world.size)
     tokens = GPU_TOKENS if world.device.type == "cuda" else CPU_TOKENS
-    tokens //= 1 if flags.task == "exam" else CAUSAL_SHARE
+    if flags.task in ("cpt", "sft"):
+        tokens //= CAUSAL_SHARE
+    elif flags.task == "exam" and flags.objective in ("cloze", "choice"):
+        tokens //= OPTIONS  # each of which is a row
     micro = choose_micro_batch(flags.train_batch_size, micro, max(1, tokens // flags.max_length), world)
     say(why_engine)
     say(f"{why_precision}；裝置：{world.device}；行程：{world.size}")

@@ -13,8 +13,11 @@ TEXT = ("joint", "pll", "pll_l2r", "pll_word_l2r", "first")  # bases that score 
 ORDERS = ("1", "cyclic", "all")
 SHORT = {"pmi": "pll_sum+pmi", "prior": "letter+prior"}  # a correction alone names its usual base
 GENERATE = "generate"  # what a causal model writes, read by replies.py
+CHOICE = "choice"  # the number that a multiple-choice head gives
 CAUSAL = ("letter", "letter+prior", GENERATE)  # those a causal model can be asked by
-OF_OBJECTIVE = {"answer+mlm": "letter", "answer": "letter", "mlm": "joint"}  # how each is asked
+OF_OBJECTIVE = {  # how each is asked
+    "answer+mlm": "letter", "answer": "letter", "mlm": "joint", "cloze": "joint", "choice": CHOICE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,4 +55,4 @@ def _every() -> list[Method]:
 
 _BY_NAME = {str(method): method for method in _every()}
 METHODS = tuple(_BY_NAME)
-_BY_NAME[GENERATE] = Method(GENERATE)
+_BY_NAME |= {GENERATE: Method(GENERATE), CHOICE: Method(CHOICE)}

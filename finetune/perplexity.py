@@ -1,7 +1,8 @@
-"""What a causal model gained, in figures and words: perplexity of what it was not taught, before and after.
+"""What a language model gained, in figures and words: perplexity of what it was not taught, before and after.
 
 A growth, as growth.py measures it and a run card keeps it: `sets`: validation, held_back -> tuned, untuned ->
-loss, perplexity, tokens, bits_per_character; `samples`: prompt, wanted, untuned, tuned.
+loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of a masked one: the share of
+the hidden tokens that it says are there); `samples`: prompt, wanted, untuned, tuned.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 
 TITLES = {"validation": "驗證", "held_back": "保留"}
 PARTS = (("提示", "prompt"), ("原文", "wanted"), ("微調前", "untuned"), ("微調後", "tuned"))  # of a sample
-COLUMNS = ("沒教過的資料", "token", "困惑度（前）", "困惑度（後）", "變化", "每字位元（後）")
+COLUMNS = ("沒教過的資料", "token", "困惑度（前）", "困惑度（後）", "變化")
+BITS, RESTORED = "每字位元（後）", "還原（前 → 後）"
 TITLE = "困惑度"
 MEANING = "每個 token 的平均負對數概似取指數：模型在每一步平均猶豫於幾個 token 之間。越低越好。"
+HIDDEN = "還原：遮住的 token 裡，模型認為最可能的正是原字的比例。驗證時一律遮住 15 %，都換成 [MASK]。"
 NONE = "沒有留下驗證資料（--split_ratio），不知道學得多好。"
 
 
@@ -26,18 +29,39 @@ def table(growth: dict) -> list[str]:
     """The figures in Markdown."""
     if not growth["sets"]:
         return [NONE]
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [f"| {' | '.join(columns(growth))} |", "|---|--:|--:|--:|--:|--:|"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows(growth)]
     return lines
 
 
+def columns(growth: dict) -> list[str]:
+    """Of the table, by what was measured."""
+    return [*COLUMNS, RESTORED if hides(growth) else BITS]
+
+
+def hides(growth: dict) -> bool:
+    """True of a masked model: tokens were hidden, and are restored."""
+    return any("restored" in figures["tuned"] for figures in growth["sets"].values())
+
+
+def meaning(growth: dict) -> str:
+    """What the columns say."""
+    return MEANING + (HIDDEN if hides(growth) else "")
+
+
+def samples_title(growth: dict) -> str:
+    return "填回去的字（【】是遮住的）" if hides(growth) else "寫出來的文字（greedy）"
+
+
 def rows(growth: dict) -> list[list[str]]:
-    """Of each set, what stands below COLUMNS."""
+    """Of each set, what stands below `columns`."""
     found = []
     for name, figures in growth["sets"].items():
         before, after = figures["untuned"], figures["tuned"]
-        bits = f"{after['bits_per_character']:.3f}" if "bits_per_character" in after else "—"
-        cells = [f"{after['tokens']:,}", small(before), small(after), change(before, after), bits]
+        last = f"{after['bits_per_character']:.3f}" if "bits_per_character" in after else "—"
+        if "restored" in after:
+            last = restored(before, after)
+        cells = [f"{after['tokens']:,}", small(before), small(after), change(before, after), last]
         found.append([TITLES[name], *cells])
     return found
 
@@ -49,8 +73,13 @@ def verdict(growth: dict) -> list[str]:
     return [
         f"{TITLES[name]}資料（{found['tuned']['tokens']:,} 個 token）：困惑度 {small(found['untuned'])} → "
         f"{small(found['tuned'])}（{change(found['untuned'], found['tuned'])}）"
+        + (f"，遮住的字還原 {restored(found['untuned'], found['tuned'])}" if hides(growth) else "")
         for name, found in growth["sets"].items()
     ]
+
+
+def restored(before: dict, after: dict) -> str:
+    return f"{100 * before['restored']:.1f} % → {100 * after['restored']:.1f} %"
 
 
 def small(found: dict) -> str:

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .logits import BlankLogits
+from .logits import BlankLogits, RowLogits, forward_of
 from .padding import padded, padded_width
 
 BATCH_TOKENS = 4096  # padded tokens a forward pass
 BATCH_BLANKS = 512  # positions a forward pass: their logits are (M, vocabulary)
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Forward = Callable[..., Tensor]  # of input_ids, attention_mask, rows, cols, and segments where there are any
 
 
 def as_forward(model: nn.Module | Forward) -> Forward:
     """The forward pass of a model at chosen positions."""
-    plain = isinstance(model, nn.Module) and not isinstance(model, BlankLogits)
-    return BlankLogits(model).eval() if plain else model
+    plain = isinstance(model, nn.Module) and not isinstance(model, (BlankLogits, RowLogits))
+    return forward_of(model).eval() if plain else model
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Probe:
     positions: tuple[int, ...]
     wanted: tuple[tuple[int, ...], ...]
     among_wanted: bool = False  # softmax over `wanted` instead of the vocabulary
+    as_they_are: bool = False  # logits, of a head that has no vocabulary
+    segments: tuple[int, ...] = ()  # of a pair of sentences: which one each token is of
     results: list[list[float]] = field(default_factory=list)  # log-probabilities, like `wanted`
 
 
@@ -47,7 +49,7 @@ class Prober:
 
     def __call__(self, probes: Sequence[Probe]) -> None:
         """Fills in `results`."""
-        batches = batched(probes, lambda probe: len(probe.ids), lambda probe: len(probe.positions))
+        batches = batched(probes, lambda probe: len(probe.ids), _blanks)
         world = self.world
         shares = world.shares(len(batches)) if world else ((number, True) for number in range(len(batches)))
         found = [(number, self._pass(batches[number])) for number, _ in shares]
@@ -59,8 +61,11 @@ class Prober:
         input_ids, mask = padded([probe.ids for probe in probes], self.pad_id)
         rows = torch.tensor([row for row, probe in enumerate(probes) for _ in probe.positions])
         cols = torch.tensor([at for probe in probes for at in probe.positions])
-        inputs = (tensor.to(self.device) for tensor in (input_ids, mask, rows, cols))
-        logits = self.forward(*inputs).float()  # (M, V)
+        inputs = [input_ids, mask, rows, cols]
+        if any(probe.segments for probe in probes):
+            inputs.append(padded([probe.segments or [0] * len(probe.ids) for probe in probes], 0)[0])
+        logits = self.forward(*(tensor.to(self.device) for tensor in inputs)).float()  # (M, V)
+        logits = logits[:, None] if logits.ndim == 1 else logits
         results, at = [], 0
         for probe in probes:
             own = logits[at : at + len(probe.positions)]
@@ -68,9 +73,16 @@ class Prober:
             width = max(map(len, probe.wanted))
             wanted = [[*tokens, *[0] * (width - len(tokens))] for tokens in probe.wanted]
             picked = own.gather(1, torch.tensor(wanted, device=own.device))  # (positions, width)
-            scale = picked if probe.among_wanted else own
-            results.append((picked - scale.logsumexp(-1, keepdim=True)).tolist())
+            if not probe.as_they_are:
+                scale = picked if probe.among_wanted else own
+                picked = picked - scale.logsumexp(-1, keepdim=True)
+            results.append(picked.tolist())
         return results
+
+
+def _blanks(probe: Probe) -> int:
+    """Rows of a vocabulary's width that a probe takes; a head's few numbers count as one."""
+    return 1 if probe.as_they_are else len(probe.positions)
 
 
 def batched(rows: Sequence, length: Callable, asked: Callable) -> list[list]:

@@ -8,6 +8,7 @@ Scores are log-probabilities in nats, one per option; the highest is the answer.
 `pll_l2r`       a token hidden with every later token of the option: the chain rule within the option.
 `pll_word_l2r`  a token hidden with the later tokens of its word, by jieba (arXiv:2305.10588, section 2).
 `first`         log P(first token | stem), one token hidden: for reference; a shared first token is a tie.
+`choice`        the number of a multiple-choice head for stem and option, softmax over the options.
 
 A causal model is asked for the letter alone, as its next token (or writes an answer, see speaker.py).
 
@@ -28,11 +29,11 @@ import torch
 from torch import nn
 
 from .exams import Question, draw
-from .methods import ORDERS, Method, parse
-from .models import prompt_length
+from .methods import CHOICE, ORDERS, Method, parse
 from .orders import Unaskable, arranged, fixed_places
 from .probes import Forward, Probe, Prober, as_forward
 from .prompts import ExamPrompts, Prompt, hide
+from .tokenizing import prompt_length
 
 WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
 PRIOR_SHARE = 0.05  # of the questions, for the prior (arXiv:2309.03882, section 4.2)
@@ -254,6 +255,8 @@ def _log_softmax(row: Sequence[float]) -> list[float]:
 def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) -> Asked:
     if method.by_letter:
         return _ask_letter(prompts, question, orders)
+    if method.base == CHOICE:
+        return _ask_head(prompts, question)
     texts = [prompts.text_of(question, option) for option in range(len(question.options))]
     asked = _ask_text(prompts, lambda text: prompts.completed(question, text), question, texts, method)
     if method.correction != "pmi":
@@ -277,6 +280,16 @@ def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> Asked:
         return [fmean(column) for column in zip(*rows, strict=True)]
 
     return Asked(probes, read, shown, any(prompt.cut for prompt in written))
+
+
+def _ask_head(prompts: ExamPrompts, question: Question) -> Asked:
+    written = [prompts.plain(question, option) for option in range(len(question.options))]
+    probes = [Probe(prompt.ids, (0,), ((0,),), as_they_are=True) for prompt in written]
+
+    def read() -> list[float]:
+        return _log_softmax([probe.results[0][0] for probe in probes])
+
+    return Asked(probes, read, cut=any(prompt.cut for prompt in written))
 
 
 def _by_option(probe: Probe, order: Order) -> list[float]:

@@ -1,28 +1,55 @@
 """What can be taught, each task with its data, its way of writing it out and its examples.
 
-exam  questions to a masked model      cpt  texts to a causal model      sft  replies to a causal model
+exam      questions to a masked model or a multiple-choice head
+mlm       texts to a masked model                classify  labelled texts to a classifier
+cpt       texts to a causal model                sft       replies to a causal model
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from . import labels
 from .causal import Continuation, Responses
 from .chats import AskingPrompts, Chat
+from .classifying import Classification
+from .cleaning import Cleaning
 from .cli import say
+from .contests import Contests
 from .errors import UserError
 from .exams import Exam, Pools, describe, read_exam, split_pool
 from .instructions import Course, read_course, split_course
-from .logits import can_pack
-from .methods import OF_OBJECTIVE
+from .labelling import names_of
+from .labels import Catalogue
+from .logits import MULTI_LABEL, can_pack
+from .methods import CHOICE, OF_OBJECTIVE
+from .models import name_classes
 from .objectives import Objective
 from .prompts import ExamPrompts
-from .texts import Cleaning, Corpus, read_corpus, split_texts
+from .restoring import Hiding, Restoration
+from .texts import Corpus, read_corpus, split_texts
 from .texts import describe as describe_corpus
 
 
-class ExamTask:
-    """Questions, for a masked language model."""
+@dataclass
+class Desk:
+    """What rows are written out with."""
 
-    kind = "masked"
+    flags: object
+    config: object  # of the model
+    tokenizer: object
+    prompts: object  # of the task
+    max_length: int  # of a row, in tokens
+
+
+class ExamTask:
+    """Questions, for a masked language model or a multiple-choice head."""
+
+    by_token = False  # losses are means over tokens, so that they have a perplexity; else over examples
+
+    def kind(self, flags) -> str:
+        """Of the model, see `models.CLASSES`."""
+        return CHOICE if flags.objective == CHOICE else "masked"
 
     def read(self, flags) -> Exam:
         return read_exam(flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows)
@@ -32,21 +59,39 @@ class ExamTask:
         describe(exam, pools)
         return pools
 
-    def prompts(self, flags, tokenizer, max_length: int) -> ExamPrompts:
+    def shape(self, config, source) -> None:
+        """Writes into the model's configuration what the data decide."""
+
+    def prompts(self, flags, tokenizer, max_length: int):
         return ExamPrompts(tokenizer, max_length)
 
-    def objective(self, flags, config, prompts, tokenizer, rows, max_length: int) -> Objective:
-        return Objective(flags.objective, prompts, rows, flags.seed)
+    def objective(self, desk: Desk, rows, checking: bool = False):
+        """The examples of some rows.
+
+        Args:
+            checking: they are not taught: losses on them are compared from one time to the next.
+        """
+        flags = desk.flags
+        if flags.objective in ("cloze", CHOICE):
+            return Contests(flags.objective, desk.prompts, rows)
+        return Objective(flags.objective, desk.prompts, rows, flags.seed, hiding(flags, checking))
 
     def scoring(self, flags) -> str:
         """How a model that was taught this is asked."""
         return OF_OBJECTIVE[flags.objective]
 
+    def identity(self, flags, config) -> dict[str, str]:
+        """What else a checkpoint of this task is bound to, by its key in `checkpoints.LABELS`."""
+        return {"masks": str(hiding(flags, False)) if flags.objective in ("mlm", "answer+mlm") else ""}
 
-class TextTask:
+
+class TextTask(ExamTask):
     """Continued pre-training: texts, for a causal language model."""
 
-    kind = "causal"
+    by_token = True
+
+    def kind(self, flags) -> str:
+        return "causal"
 
     def read(self, flags) -> Corpus:
         cleaning = Cleaning(tuple(flags.clean), flags.min_chars, flags.max_chars)
@@ -59,11 +104,32 @@ class TextTask:
     def prompts(self, flags, tokenizer, max_length: int) -> None:
         return None
 
-    def objective(self, flags, config, prompts, tokenizer, rows, max_length: int) -> Continuation:
-        return Continuation(tokenizer, rows, max_length, can_pack(config, max_length))
+    def identity(self, flags, config) -> dict[str, str]:
+        return {}
+
+    def objective(self, desk: Desk, rows, checking: bool = False) -> Continuation:
+        packed = can_pack(desk.config, desk.max_length)
+        return Continuation(desk.tokenizer, rows, desk.max_length, packed)
 
     def scoring(self, flags) -> str:
         return "letter"
+
+
+class HiddenWordTask(TextTask):
+    """Domain adaptation: texts, for a masked language model."""
+
+    def kind(self, flags) -> str:
+        return "masked"
+
+    def objective(self, desk: Desk, rows, checking: bool = False) -> Restoration:
+        flags = desk.flags
+        return Restoration(desk.tokenizer, rows, desk.max_length, flags.seed, hiding(flags, checking))
+
+    def scoring(self, flags) -> str:
+        return "pll"
+
+    def identity(self, flags, config) -> dict[str, str]:
+        return {"masks": str(hiding(flags, False))}
 
 
 class ReplyTask(TextTask):
@@ -88,11 +154,71 @@ class ReplyTask(TextTask):
     def prompts(self, flags, tokenizer, max_length: int) -> AskingPrompts:
         return AskingPrompts(Chat(tokenizer, flags.template), max_length)
 
-    def objective(self, flags, config, prompts, tokenizer, rows, max_length: int) -> Responses:
-        found = Responses(prompts, rows, flags.seed, flags.train_on_prompt)
+    def objective(self, desk: Desk, rows, checking: bool = False) -> Responses:
+        flags = desk.flags
+        found = Responses(desk.prompts, rows, flags.seed, flags.train_on_prompt)
         if found.refused and flags.on_bad_rows == "fail":
             raise UserError([*found.refused, "加上 --on_bad_rows skip 可略過它們"])
         return found
 
+    def identity(self, flags, config) -> dict[str, str]:
+        return {"written": f"{flags.template}{' 提示也教' * flags.train_on_prompt}"}
 
-TASKS = {"exam": ExamTask(), "cpt": TextTask(), "sft": ReplyTask()}
+
+class LabelTask(ExamTask):
+    """Text classification, for a classification head on any base."""
+
+    def kind(self, flags) -> str:
+        return "classifier"
+
+    def read(self, flags) -> Catalogue:
+        found = labels.read_labelled(
+            flags.dataset, flags.revision, flags.text_column, flags.label_column, flags.multi_label,
+            flags.dataset_config_name, flags.on_bad_rows,
+        )  # fmt: skip
+        # the run card keeps the flags: whoever uses the model reads the same columns
+        flags.text_column = ",".join(filter(None, (found.text_column, found.pair_column)))
+        return found
+
+    def split(self, source: Catalogue, flags) -> Pools:
+        pools = labels.split_labelled(source, flags.split_ratio, flags.seed)
+        labels.describe(source, pools)
+        return pools
+
+    def shape(self, config, source: Catalogue) -> None:
+        name_classes(config, source.names, source.multi)
+
+    def prompts(self, flags, tokenizer, max_length: int) -> None:
+        return None
+
+    def objective(self, desk: Desk, rows, checking: bool = False) -> Classification:
+        config, multi = desk.config, desk.config.problem_type == MULTI_LABEL
+        weighted = desk.flags.class_weights and not checking
+        weights = None
+        if weighted:
+            found = {label for row in rows for label in row.labels}
+            if absent := [name for at, name in enumerate(names_of(config)) if at not in found]:
+                raise UserError(
+                    f"--class_weights：{'、'.join(absent)} 在訓練資料裡一列也沒有，算不出比重；"
+                    "請補上這些類別的列，或去掉這個旗標"
+                )
+            weights = labels.class_weights(rows, config.num_labels, multi)
+        return Classification(desk.tokenizer, rows, desk.max_length, config.num_labels, multi, weights)
+
+    def scoring(self, flags) -> str:
+        return ""
+
+    def identity(self, flags, config) -> dict[str, str]:
+        return {"labels": f"{'、'.join(names_of(config))}{' 加權' * flags.class_weights}"}
+
+
+def hiding(flags, checking: bool) -> Hiding:
+    """How words are hidden: as the flags say or, for checking, as in every run."""
+    found = Hiding(flags.masking, flags.mask_rate, flags.all_masked)
+    return found.for_checking() if checking else found
+
+
+TASKS = {
+    "exam": ExamTask(), "mlm": HiddenWordTask(), "classify": LabelTask(), "cpt": TextTask(),
+    "sft": ReplyTask(),
+}  # fmt: skip

@@ -96,8 +96,14 @@ def describe(found: dict) -> str:
     if "validation_perplexity" in found:
         shown = small({"perplexity": found["validation_perplexity"]})
         parts.append(f"困惑度 {shown}（{found['validation_tokens']:,} 個 token）")
+    if "validation_restored" in found:
+        parts.append(f"還原 {found['validation_restored']:.3f}")
+    if "validation_macro_f1" in found:
+        parts.append(f"巨觀 F1 {found['validation_macro_f1']:.3f}")
     if "validation_accuracy" in found:
-        parts.append(f"驗證正確率 {found['validation_accuracy']:.3f}（{found['validation_questions']} 題）")
+        rows = found.get("validation_rows")
+        count = f"{rows} 列" if rows else f"{found['validation_questions']} 題"
+        parts.append(f"驗證正確率 {found['validation_accuracy']:.3f}（{count}）")
     return "，".join(parts) or "沒有驗證資料"
 
 

@@ -16,6 +16,7 @@ from conftest import ROOT, command, free_port, run_process
 from finetune import demo
 from finetune.demo.facts import RELATIONS
 from finetune.exams import split_pool
+from finetune.labels import read_labelled
 from finetune.methods import METHODS, TEXT, parse
 from finetune.scoring import best, score_options
 
@@ -72,6 +73,19 @@ def test_what_is_asked_in_the_exam_is_never_asked_in_training():
     assert len(pools.test) > 250
     places = Counter(q.answer for q in pools.test)
     assert max(places.values()) / len(pools.test) < 0.32  # no habit of the key to learn
+
+
+def test_labelled_rows_are_each_fact_once_or_each_thing_once_with_all_its_subjects(tmp_path):
+    demo.write_labels(tmp_path / "one.csv")
+    demo.write_labels(tmp_path / "several.csv", several=True)
+    one, several = (read_labelled(str(tmp_path / name), multi_label=name == "several.csv") for name in
+                    ("one.csv", "several.csv"))  # fmt: skip
+    told = [(row.text, one.names[row.labels[0]]) for row in one.rows[""]]
+    assert sorted(told) == sorted((thing, r.subject) for r in RELATIONS for thing, _ in r.pairs)
+    found = {row.text: {several.names[label] for label in row.labels} for row in several.rows[""]}
+    assert len(found) == len(several.rows[""]) == len({thing for thing, _ in told})
+    assert found == {thing: {label for text, label in told if text == thing} for thing, _ in told}
+    assert found["日本"] == {"首都", "貨幣"} and found["西遊記"] == {"作者"}
 
 
 @pytest.mark.slow

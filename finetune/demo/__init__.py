@@ -7,11 +7,14 @@ only read.
 
 from __future__ import annotations
 
+import csv
 import random
 from pathlib import Path
 
+from ..cleaning import Text
 from ..exams import Exam, Question, Statement
 from ..prompts import ELLIPSIS, Template
+from ..texts import Corpus
 from .facts import RELATIONS
 
 OPTIONS = 4
@@ -41,6 +44,33 @@ def exam() -> Exam:
                 text, end = before + answer + after, len(before) + len(answer)
                 told.append(Statement(text, len(before), end, relation.subject, f"told{way}/{row_id}"))
     return Exam(questions, "內建示範", told=told)
+
+
+def corpus() -> Corpus:
+    """What the exam tells, as texts alone."""
+    texts = [Text(statement.text) for statement in exam().told]
+    return Corpus(texts, "內建示範的敘述", {"read": len(texts)})
+
+
+def write_labels(path: str | Path, several: bool = False) -> None:
+    """Writes what the facts are about as labelled rows: a csv with the columns `text` (日本) and `label`
+    (首都).
+
+    Args:
+        several: one row for each thing, its label all subjects that have a fact about it (首都|貨幣); else a
+            row for each fact.
+    """
+    subjects: dict[str, list[str]] = {}
+    for relation in RELATIONS:
+        for thing, _ in relation.pairs:
+            subjects.setdefault(thing, []).append(relation.subject)
+    rows = [
+        (thing, label)
+        for thing, labels in subjects.items()
+        for label in (["|".join(labels)] if several else labels)
+    ]
+    with Path(path).open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *rows])
 
 
 def _split_at(place: float) -> str:

@@ -1,0 +1,56 @@
+"""How good a model is in the middle of its training: figures on the validation rows, always the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from . import classes
+from .classifying import Classification
+from .examining import asked_by, sit
+from .exams import Question
+from .labelling import names_of, probabilities
+from .logits import MULTI_LABEL
+from .perplexity import perplexity
+from .restoring import Restoration
+
+
+def validate(lesson, forward: Callable[..., Tensor], world, size: int) -> dict:
+    """Loss on the validation rows, always of the same examples; of tokens their perplexity (and, of hidden
+    ones, how many are restored), of questions and labels the accuracy. {} without rows.
+
+    Args:
+        forward: of an engine that is set to evaluate.
+        size: rows of one forward pass.
+    """
+    rows = lesson.check.rows
+    if not lesson.check.lengths:
+        return {}
+    if isinstance(lesson.check, Classification):
+        graded = grade(lesson.check, lesson.config, forward, lesson.tokenizer.pad_token_id, world)
+        return {
+            "validation_loss": graded["log_loss"], "validation_accuracy": graded["accuracy"],
+            "validation_macro_f1": graded["macro_f1"], "validation_rows": graded["n"],
+        }  # fmt: skip
+    measured = lesson.measure(lesson.check, forward, world, size)
+    found = {"validation_loss": measured.loss}
+    if lesson.by_token:
+        found |= {
+            "validation_perplexity": perplexity(measured.loss),
+            "validation_tokens": measured.mass,
+        }
+    if isinstance(lesson.check, Restoration):
+        found["validation_restored"] = measured.accuracy
+    if isinstance(rows[0], Question):
+        asked = asked_by(forward, lesson.prompts, world.device)
+        sitting = sit(asked, rows, lesson.scoring, "1", world)
+        found |= {"validation_accuracy": sitting.right / len(rows), "validation_questions": len(rows)}
+    return found
+
+
+def grade(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> dict:
+    """The figures of a classifier on labelled rows, see classes.py. All ranks call it."""
+    found = probabilities(forward, config, pad_id, objective.encoded, world.device, world)
+    truth = [row.labels for row in objective.rows]
+    return classes.figures(truth, found, names_of(config), config.problem_type == MULTI_LABEL)

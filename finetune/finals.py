@@ -1,0 +1,75 @@
+"""The examination after training: the saved model, and the one it was made from, before the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .checking import grade
+from .examining import Sitting, asked_by, sit
+from .exams import Pools, Question, sample
+from .growth import Growth
+from .logits import forward_of
+from .tasks import Desk
+
+WHO = {"tuned": "微調後", "untuned": "微調前"}
+
+
+@dataclass
+class Finals:
+    """Who is examined on what, and what they answered.
+
+    Args:
+        questions: by set; their `sittings`, of each model in turn.
+        labelled: objectives of labelled rows, by set; `labels` are the figures of the tuned model alone: one
+            with a new head knows nothing before.
+        growth: of a language model on texts or replies.
+    """
+
+    lesson: object
+    questions: dict[str, Sequence[Question]] = field(default_factory=dict)
+    labelled: dict[str, object] = field(default_factory=dict)
+    growth: Growth | None = None
+    sittings: dict[str, list[Sitting]] = field(default_factory=dict)
+    labels: dict[str, dict] | None = None
+
+    @classmethod
+    def of(cls, lesson, pools: Pools) -> Finals:
+        """The sets of a lesson. Where no question was kept back, those that the best model was chosen by are
+        better than none."""
+        flags = lesson.flags
+        if lesson.kind == "classifier":
+            desk = Desk(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
+            sets = {"validation": pools.validation, "held_back": pools.held_back, "test": pools.test}
+            made = {
+                name: lesson.check if name == "validation" else lesson.task.objective(desk, rows, True)
+                for name, rows in sets.items()
+                if rows
+            }
+            return cls(lesson, labelled=made, labels={})
+        sets = {"held_back": pools.held_back, "test": pools.test} if lesson.prompts else {}
+        if lesson.by_token and sets and not any(sets.values()):
+            sets = {"validation": pools.validation}
+        asked = {name: [row for row in rows if isinstance(row, Question)] for name, rows in sets.items()}
+        chosen = {name: sample(rows, flags.exam_limit, flags.seed) for name, rows in asked.items()}
+        growth = Growth() if lesson.by_token else None
+        return cls(lesson, chosen, growth=growth, sittings={name: [] for name in chosen})
+
+    @property
+    def compares(self) -> bool:
+        """The untuned model is examined too."""
+        return self.labels is None
+
+    def hold(self, model, who: str, world, machine) -> None:
+        """Examines a model, `tuned` or `untuned`. All ranks call it."""
+        lesson, model = self.lesson, model.to(world.device).eval()
+        for name, objective in self.labelled.items():
+            pad = lesson.tokenizer.pad_token_id
+            self.labels[name] = grade(objective, model.config, forward_of(model).eval(), pad, world)
+        asked = asked_by(model, lesson.prompts, world.device) if self.questions else None
+        for name, rows in self.questions.items():
+            title = f"測驗（{WHO[who]}，{name}）" if rows else ""
+            orders = lesson.flags.exam_orders
+            self.sittings[name].append(sit(asked, rows, lesson.scoring, orders, world, title))
+        if self.growth:
+            self.growth.add(who, model, lesson, world, machine.micro_batch)
