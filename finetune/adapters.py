@@ -26,9 +26,9 @@ from .models import (
     kind_of,
     load_config,
     load_model,
-    load_tokenizer,
     read_json,
 )
+from .tokenizing import load_tokenizer
 
 PREFIX = "base_model.model."  # of names in peft's files
 TOLERANCE = 1e-3  # of logits, adapter against merged
@@ -101,10 +101,12 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
         _never_repack(model)
     targets = target_modules(model, lora.targets)
     body = model.base_model_prefix + "."
+    new = _new_modules(model)  # random: taught whole
     outside = [  # layers of the head that are called like one of the body, as BERT's transform.dense
         name
         for name, _ in model.named_modules()
-        if not name.startswith(body) and name.rpartition(".")[2] in targets
+        if name.rpartition(".")[2] in targets
+        and (not name.startswith(body) or name in new or name.startswith(tuple(f"{top}." for top in new)))
     ]
     config = LoraConfig(
         r=lora.rank,
@@ -113,6 +115,7 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
         target_modules=targets,
         exclude_modules=outside if lora.targets == "auto" and outside else None,
         bias="none",
+        modules_to_save=new or None,
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     with warnings.catch_warnings():
@@ -130,6 +133,21 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
         f"訓練 {trained / 1e6:.2f} M 參數（{trained / whole:.1%}）"
     )
     return view
+
+
+def _new_modules(model: nn.Module) -> list[str]:
+    """The topmost modules all of whose parameters are new: the head that was put on."""
+    new, found = getattr(model, "new_weights", frozenset()), []
+    for name, module in model.named_modules():
+        inside = [f"{name}.{own}" for own, _ in module.named_parameters()]
+        if (
+            name
+            and inside
+            and new.issuperset(inside)
+            and not name.startswith(tuple(f"{top}." for top in found))
+        ):
+            found.append(name)
+    return found
 
 
 def _never_repack(model: nn.Module) -> None:
@@ -154,9 +172,9 @@ def save_adapter(folder: Path, view, weights: dict[str, Tensor]) -> None:
     from safetensors.torch import load_file
 
     named = {PREFIX + name: tensor for name, tensor in weights.items()}
-    view.save_pretrained(folder, state_dict=named)
+    view.save_pretrained(folder, state_dict=named, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's, all blanks
-    expected = get_peft_model_state_dict(view, state_dict=named)
+    expected = get_peft_model_state_dict(view, state_dict=named, save_embedding_layers=False)
     saved = load_file(folder / ADAPTER_WEIGHTS)
     if saved.keys() != expected.keys() or not all(torch.equal(saved[k], expected[k]) for k in saved):
         raise RunError(f"{folder} 的 LoRA 權重存壞了：與記憶體中的不同")
@@ -204,7 +222,7 @@ def _all_used(view, folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as saved:
-        unknown = set(saved.keys()) - set(get_peft_model_state_dict(view))
+        unknown = set(saved.keys()) - set(get_peft_model_state_dict(view, save_embedding_layers=False))
     if unknown:
         raise KeyError(f"底模沒有這些層：{'、'.join(sorted(unknown)[:3])}")
 
@@ -222,6 +240,8 @@ def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
     """
     view.eval()
     rows = [torch.tensor([list(ids)[:PROMPT_TOKENS]], device=view.device) for ids in prompts]
+    if kind_of(view.config) == "choice":  # (questions, options, T)
+        rows = [ids[:, None] for ids in rows]
     apart = [view(input_ids=ids).logits.float() for ids in rows]
     model = view.merge_and_unload(safe_merge=True).eval()
     together = [model(input_ids=ids).logits.float() for ids in rows]
@@ -247,9 +267,16 @@ def load(name: str, flag: str, from_scratch: bool = False, seed: int = 0, **more
     """
     base = base_of(name)
     config = load_config(base or name, flag)
+    kind = kind_of(config)
+    if base and (Path(name).expanduser() / "config.json").is_file():  # a head that the base does not have
+        head = load_config(name, flag)  # its vocabulary may have a row for padding, which the base has not
+        kind, config.problem_type = kind_of(head), head.problem_type
+        config.id2label, config.label2id = head.id2label, head.label2id
+    if kind == "masked":
+        load_config(base or name, flag, kind)  # whether its head fills blanks
     own = any((Path(name).expanduser() / vocabulary).is_file() for vocabulary in VOCABULARIES)
-    tokenizer = load_tokenizer(name if own or not base else base, flag, kind_of(config))
-    model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, **more)
+    tokenizer = load_tokenizer(name if own or not base else base, flag, kind)
+    model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, kind, **more)
     if base:
         model = with_adapter(model, name, flag).get_base_model()
     return model, tokenizer

@@ -1,4 +1,4 @@
-"""Language models, masked and causal: loaded with what is wrong said aloud, tokenizers repaired, saved.
+"""Pretrained models, as language models or with a new head: loaded with what is wrong said aloud.
 
 The hub's names and local folders both work. Nothing runs code that comes with a model
 (`trust_remote_code=False`), and weights are read from safetensors only.
@@ -7,30 +7,36 @@ The hub's names and local folders both work. Nothing runs code that comes with a
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import hub
 from .cli import say
-from .errors import RunError, UserError
-from .logits import CAUSAL_CLASSES, HEADS, PACKABLE
+from .errors import UserError
+from .logits import CAUSAL_CLASSES, HEADS, MULTI_LABEL, PACKABLE
 
-CLASSES = {"masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}  # classes of transformers
+CLASSES = {  # of transformers
+    "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
+    "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
+}  # fmt: skip
+NEW_HEAD = ("classifier", "choice")  # kinds whose head is put on here, whatever the base was trained for
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TITLES = {"masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型"}
+TITLES = {
+    "masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型", "classifier": "文字分類模型",
+    "choice": "選擇題模型",
+}  # fmt: skip
 INSTEAD = {
     "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
-    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam 教",
+    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 教",
+    "classifier": "請換 bert-base-chinese 這類模型",
+    "choice": "請換 bert-base-chinese 這類編碼器；因果語言模型用 --task sft 教選擇題",
 }
 ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# Tokens that models keep for padding, the likeliest first.
-PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -83,7 +89,8 @@ def load_config(name: str, flag: str, kind: str = ""):
     """The model's configuration.
 
     Args:
-        kind: what it must be, `masked` or `causal`; "" takes either, see `kind_of`.
+        kind: what it must be able to become, one of CLASSES; "" takes any, see `kind_of`. Every base of a
+            family that has one can be given a new head (NEW_HEAD).
 
     Raises:
         UserError: not to be had, or a model of another kind.
@@ -97,111 +104,134 @@ def load_config(name: str, flag: str, kind: str = ""):
         if Path(name).expanduser().is_dir():
             raise UserError(f"{flag} {name}：config.json 讀不懂：{str(error).splitlines()[0]}") from error
         raise hub.cannot_fetch("模型", name, flag, error) from error
-    if kind not in ("", kind_of(config)) or not kind_of(config):
-        found = "、".join(config.architectures or []) or "未註明架構"
-        wanted = TITLES.get(kind) or "、".join(TITLES.values())
-        raise UserError(
-            f"{flag} {name} 是 {config.model_type} 模型（{found}），不是{wanted}；"
-            f"{INSTEAD.get(kind) or '；'.join(INSTEAD.values())}"
-        )
+    if reason := _unfit(config, kind, name):
+        raise UserError(f"{flag} {name} {reason}")
     attention = getattr(config, "_attn_implementation", None) or ""
     if "/" in str(attention):
         raise UserError(f"{flag} {name}：config.json 要求執行外來的注意力核心 {attention!r}，不載入")
     return config
 
 
+def _unfit(config, kind: str, name: str) -> str:
+    """Why a model cannot be what is wanted; "" when it can."""
+    import transformers
+
+    own, classes = kind_of(config), config.architectures or []
+    found = f"是 {config.model_type} 模型（{'、'.join(classes) or '未註明架構'}）"
+    if kind in NEW_HEAD and own != kind:
+        if own in NEW_HEAD:
+            return f"{found}：已經是{TITLES[own]}，不能改成{TITLES[kind]}；請換它的底模"
+        if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
+            return f"{found}：這類模型不能當{TITLES[kind]}的底模；{INSTEAD[kind]}"
+        return ""
+    if kind == "masked" and config.model_type == "electra" and "ElectraForMaskedLM" not in classes:
+        return (
+            f"{found}：ELECTRA 的 discriminator 學的是認出哪些字被換過，沒有填 [MASK] 的輸出層；"
+            "可用 --task classify 或 --objective choice，或改用 bert-base-chinese"
+        )
+    taught_here = (Path(name).expanduser() / "run_card.json").is_file()  # it has learned to fill blanks
+    if kind == "masked" and "macbert" in Path(name).name.lower() and not taught_here:
+        return (
+            f"{found}：MacBERT 預訓練時以近義詞代替 [MASK]，它的輸出層不會填空（見 MacBERT 的說明）；"
+            "可用 --task classify 或 --objective choice，或改用 hfl/chinese-roberta-wwm-ext；"
+            "其實不是 MacBERT 的話，請把資料夾改名"
+        )
+    if kind not in ("", own) or not own:
+        wanted = TITLES.get(kind) or "、".join(TITLES.values())
+        return f"{found}，不是{wanted}；{INSTEAD.get(kind) or INSTEAD['masked']}"
+    return ""
+
+
+def name_classes(config, names: Sequence[str], multi: bool) -> None:
+    """Makes a configuration that of a classifier with these labels.
+
+    Raises:
+        UserError: it is one already, with others.
+    """
+    known = [str(config.id2label[at]) for at in range(config.num_labels)]
+    if kind_of(config) == "classifier" and (known != list(names) or multi != _is_multi(config)):
+        found, wanted = (
+            f"{'多標籤' if several else '單一標籤'}（{'、'.join(labels[:10])}{'…' * (len(labels) > 10)}）"
+            for labels, several in ((known, _is_multi(config)), (list(names), multi))
+        )
+        raise UserError(
+            f"--model_name_or_path：底模已經是分類模型，標籤依序是{found}，資料的是{wanted}；"
+            "兩者要相同才能接著教，否則請換它的底模"
+        )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: at for at, name in enumerate(names)}
+    config.problem_type = MULTI_LABEL if multi else "single_label_classification"
+
+
+def _is_multi(config) -> bool:
+    return config.problem_type == MULTI_LABEL
+
+
+def check_layers(config, kind: str, flags) -> None:
+    """Looks for the layers that --freeze and --train_only name in a model without weights.
+
+    Raises:
+        UserError: some are not there; the message says which are.
+    """
+    import transformers
+
+    from .layers import Layers, learning
+
+    if flags.freeze or flags.train_only:
+        with torch.device("meta"):
+            model = getattr(transformers, CLASSES[kind]).from_config(config)
+        learning(flags.freeze, flags.train_only, 0, 1.0, Layers(model))
+
+
 def kind_of(config) -> str:
-    """`masked`, `causal`, or "" for a model of neither kind."""
+    """What a model was saved as: one of CLASSES, or "" for none of them."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    if any(name.endswith(CAUSAL_CLASSES) for name in config.architectures or []):
+    names = config.architectures or []
+    for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
+        if any(name.endswith(ending) for name in names):
+            return kind
+    if any(name.endswith(CAUSAL_CLASSES) for name in names):
         return "causal"
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
 
 
-def load_tokenizer(name: str, flag: str, kind: str = "masked"):
-    """The model's tokenizer, repaired where its vocabulary has no capital letters.
+def _is_decoder(config) -> bool:
+    """True for a family that only writes on."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    bert-base-chinese is shipped with `do_lower_case=false` and a vocabulary without capitals: `A`, `DNA`
-    and `ATP` all become [UNK]. Lower-casing is switched on when that is so, and is saved with the model.
-    One of a causal model gets a padding token of its own where padding is the end of text, or missing.
-
-    Raises:
-        UserError: not to be had, or without a mask token (masked) or an end of text (causal).
-    """
-    from transformers import AutoTokenizer
-
-    quiet_libraries()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        if kind == "masked" and lacks_capitals(tokenizer):
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
-    except (OSError, ValueError) as error:
-        if Path(name).expanduser().is_dir():
-            raise UserError(f"{flag} {name}：讀不到 tokenizer（要有 tokenizer.json 或 vocab.txt）") from error
-        raise hub.cannot_fetch("tokenizer", name, flag, error) from error
-    if kind == "causal":
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"{flag} {name}：tokenizer 沒有結束符號（eos_token），模型學不會停")
-        separate_padding(tokenizer)
-        return tokenizer
-    if tokenizer.mask_token_id is None:
-        raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
-    special = [tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
-    if None in special or len(set(special)) < len(special):
-        raise UserError(
-            f"{flag} {name}：tokenizer 的 [MASK]、[PAD]、[UNK] 應是三個不同的 token，得到編號 {special}"
-        )
-    return tokenizer
-
-
-def separate_padding(tokenizer) -> None:
-    """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
-    by its id would else never teach a model to stop."""
-    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
-        return
-    known = tokenizer.get_vocab()
-    free = [word for word in PADS if word in known and known[word] != tokenizer.eos_token_id]
-    tokenizer.add_special_tokens({"pad_token": free[0] if free else PADS[0]})
-
-
-def lacks_capitals(tokenizer) -> bool:
-    """True when `a` is a token and `A` would become [UNK]."""
-    lower, upper = (tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "aA")
-    return tokenizer.unk_token_id in upper and tokenizer.unk_token_id not in lower
-
-
-def prompt_length(config, tokenizer, wanted: int) -> int:
-    """The longest prompt in tokens: what was asked for, or what the model's positions allow."""
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # positions begin after padding's index
-        positions -= config.pad_token_id + 1
-    return min(wanted, positions, tokenizer.model_max_length)
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def load_model(
-    name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0, **more
+    name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0, kind: str = "", **more
 ) -> nn.Module:
-    """A masked or causal language model (as `kind_of` its configuration) in fp32, on the CPU.
+    """A model in fp32, on the CPU. `model.new_weights`: names of the parameters of a head that was put on
+    here, and is random.
 
     Args:
-        from_scratch: random weights from the configuration alone (`seed` fixes them).
+        from_scratch: random weights from the configuration alone.
+        seed: fixes what is random.
+        kind: one of CLASSES; "" is what the model was saved as.
         more: for `from_pretrained`: another dtype, quantization.
 
     Raises:
-        UserError: weights that are missing or do not fit: a head that was never trained must not pass
-            silently.
+        UserError: weights that are missing or do not fit: a language model's head that was never trained
+            must not pass silently.
     """
     import transformers
     from safetensors import SafetensorError
 
-    kind = kind_of(config)
+    saved_as = kind_of(config)
+    kind = kind or saved_as
     head = getattr(transformers, CLASSES[kind])
+    torch.manual_seed(seed)
+    new: set[str] = set()
     if from_scratch:
-        torch.manual_seed(seed)
         model = head.from_config(config, attn_implementation=_attention(config))
+        new = _head_of(model) if kind in NEW_HEAD else new
     else:
         try:
             model, loading = head.from_pretrained(
@@ -217,21 +247,75 @@ def load_model(
             if Path(name).expanduser().is_dir():
                 raise UserError(f"{flag} {name}：權重讀不進來：{str(error).splitlines()[0]}") from error
             raise hub.cannot_fetch("模型", name, flag, error) from error
-        if missing := sorted(set(loading["missing_keys"]) - _tied_keys(model)):
-            raise UserError(
-                f"{flag} {name}：權重檔少了 {len(missing)} 個張量（{'、'.join(missing[:3])}…），"
-                f"輸出層會是亂數；請換一個含{'語言模型' if kind == 'causal' else ' MLM '}輸出層的模型"
-            )
+        missing = set(loading["missing_keys"]) - _tied_keys(model)
+        if kind in NEW_HEAD and saved_as != kind:
+            new = missing & _head_of(model)
+        if missing - new:
+            raise UserError(f"{flag} {name}：{_lacking(model, kind, missing - new)}")
         if mismatched := loading.get("mismatched_keys"):
             raise UserError(f"{flag} {name}：權重的形狀與 config.json 不合：{sorted(mismatched)[:3]}")
-    if kind == "causal" and len(tokenizer) == config.vocab_size + 1 == tokenizer.pad_token_id + 1:
+        if reason := _untied(model):
+            raise UserError(f"{flag} {name}：{reason}")
+    if (
+        tokenizer.mask_token_id is None
+        and len(tokenizer) == config.vocab_size + 1 == tokenizer.pad_token_id + 1
+    ):
         _add_row(model)  # for the padding token that `separate_padding` added
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"{flag} {name}：tokenizer 有 {len(tokenizer)} 個 token，模型只有 {config.vocab_size} 個，"
             "兩者不是一套"
         )
+    if kind in NEW_HEAD and (_is_decoder(config) or getattr(config, "pad_token_id", None) is None):
+        # By it a decoder finds the last token of a row. Encoders that have one may count positions from it.
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.new_weights = frozenset(new)
+    model.config.architectures = [type(model).__name__]
     return model
+
+
+def _head_of(model: nn.Module) -> set[str]:
+    """Names of the parameters on top of the base model; and its pooler's, which a language model has not."""
+    body = f"{model.base_model_prefix}."
+    names = (name for name, _ in model.named_parameters())
+    return {name for name in names if not name.startswith(body) or ".pooler." in name}
+
+
+def _lacking(model: nn.Module, kind: str, missing: set[str]) -> str:
+    """What is wrong with a file that lacks these parameters."""
+    what = {"masked": "一個含 MLM 輸出層的", "causal": "一個含語言模型輸出層的"}.get(kind, "完整的")
+    random = "輸出層" if missing <= _head_of(model) else "這些權重"
+    shown = "、".join(sorted(missing)[:3]) + "…" * (len(missing) > 3)
+    said = f"權重檔少了 {len(missing)} 個張量（{shown}），{random}會是亂數；請換{what}模型"
+    head = model.get_output_embeddings()
+    if head is not None and not model.config.tie_word_embeddings:
+        own = {name for name, parameter in model.named_parameters() if parameter is head.weight}
+        if own & missing:
+            said += (
+                "。config.json 說輸出層與詞嵌入是兩組權重（tie_word_embeddings 是 false）；"
+                '本來就是同一組的話，請改成 "tie_word_embeddings": true'
+            )
+    return said
+
+
+def _untied(model: nn.Module) -> str:
+    """Why the output weights of a file cannot be kept: they should be the embeddings', or two biases the
+    same, and they are not. transformers leaves such pairs apart, and its own saving would lose one."""
+    apart = {
+        name: other
+        for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items()
+        if model.get_parameter(name) is not model.get_parameter(other)
+    }
+    if not apart:
+        return ""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        return (
+            "config.json 說輸出層與詞嵌入是同一組權重（tie_word_embeddings），權重檔裡兩者卻不同，"
+            '照它存檔會丟掉輸出層；兩者本來就不同的話，請在 config.json 寫 "tie_word_embeddings": false'
+        )
+    name, other = next(iter(apart.items()))
+    return f"{name} 與 {other} 應是同一組權重，權重檔裡卻不同，只留得下一個；請從檔案刪去不用的那一個"
 
 
 def _attention(config) -> str | None:
@@ -244,7 +328,7 @@ def _add_row(model: nn.Module) -> None:
     """One more token: its embedding is the mean of the others, the same in every process."""
     model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
     with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
             layer.weight[-1] = layer.weight[:-1].mean(dim=0)
 
 
@@ -255,94 +339,14 @@ def _tied_keys(model: nn.Module) -> set[str]:
         name
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if first.setdefault(id(parameter), name) != name
-    } | {name for name in getattr(model, "_tied_weights_keys", None) or ()}
-
-
-# ---- saving ------------------------------------------------------------------------------------------------
-
-
-def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor], ends: Iterable[int] = ()) -> None:
-    """Writes a complete Hugging Face folder, then reads it back and compares every tensor.
-
-    Args:
-        weights: the full state, on the CPU. Tied tensors may be there once or twice.
-        ends: of a causal model: ids of the tokens that end what it says, for whoever generates with it.
-
-    Raises:
-        RunError: what was written is not what was to be written.
-    """
-    import transformers
-    from huggingface_hub import save_torch_state_dict
-
-    with torch.device("meta"):
-        model = getattr(transformers, CLASSES[kind_of(config)]).from_config(config)
-    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if unexpected or left:
-        raise RunError(f"要存的權重不完整：少了 {left[:3]}，多了 {list(unexpected)[:3]}")
-    config.dtype, config.architectures = torch.float32, [type(model).__name__]
-    config.save_pretrained(folder)
-    if ends:
-        pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
-        transformers.GenerationConfig(
-            eos_token_id=sorted(ends), pad_token_id=pad, bos_token_id=bos
-        ).save_pretrained(folder)
-    state = dict(model.named_parameters())  # tied tensors once
-    state |= {name: tensor for name, tensor in weights.items() if name in dict(model.named_buffers())}
-    save_torch_state_dict(
-        {name: tensor.detach() for name, tensor in state.items()}, folder, metadata={"format": "pt"}
-    )
-    save_tokenizer(folder, tokenizer)
-    compare_saved(folder, model)
-
-
-def save_tokenizer(folder: Path, tokenizer) -> None:
-    """Tokenizer files, vocab.txt among them (transformers 5 no longer writes it; older tools need it)."""
-    tokenizer.save_pretrained(folder)
-    vocabulary = tokenizer.get_vocab()
-    words = sorted(vocabulary, key=vocabulary.get)
-    whole = list(map(vocabulary.get, words)) == list(range(len(words)))
-    if tokenizer.mask_token_id is not None and whole and not any("\n" in word for word in words):
-        (Path(folder) / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-
-
-def compare_saved(folder: Path, model: nn.Module) -> None:
-    """Reads model.safetensors back: every parameter is there, shape and values, or tied to one that is."""
-    from safetensors import safe_open
-
-    expected = dict(model.named_parameters(remove_duplicate=False))
-    by_identity: dict[int, list[str]] = {}
-    for name, parameter in expected.items():
-        by_identity.setdefault(id(parameter), []).append(name)
-    found: set[str] = set()
-    files = sorted(Path(folder).glob("model*.safetensors"))
-    for file in files:
-        with safe_open(file, framework="pt") as saved:
-            for name in saved.keys():
-                if name in expected and not torch.equal(saved.get_tensor(name), expected[name].detach()):
-                    raise RunError(f"{file} 存壞了：{name} 與記憶體中的不同")
-                found.add(name)
-    lost = [names[0] for names in by_identity.values() if not found.intersection(names)]
-    if lost or not files:
-        raise RunError(f"{folder} 存得不完整：少了 {'、'.join(lost[:3]) or 'model.safetensors'}")
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Puts a finished folder in the place of an older one, which is whole until the new one stands."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    }
 
 
 def announce(name: str, model: nn.Module, from_scratch: bool) -> None:
     """One line on what was loaded."""
     how = "從頭建立（亂數權重）" if from_scratch else "已載入"
+    if model.new_weights and not from_scratch:
+        how += "，換上新的輸出層（亂數，由 --seed 決定）"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     say(
         f"模型 {name}：{how}，{model.config.model_type}，{millions:.1f} M 參數，詞彙 "

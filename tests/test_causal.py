@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_causal_dir, random_text
 
-from finetune import models
+from finetune import models, tokenizing
 from finetune.batching import collate
 from finetune.causal import Continuation, Responses
 from finetune.chats import AskingPrompts, Chat
@@ -21,7 +21,7 @@ from finetune.packing import pack
 
 def loaded(folder):
     config = models.load_config(folder, "--model_path", "causal")
-    tokenizer = models.load_tokenizer(folder, "--model_path", "causal")
+    tokenizer = tokenizing.load_tokenizer(folder, "--model_path", "causal")
     return models.load_model(folder, config, tokenizer, "--model_path").eval(), tokenizer
 
 

@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 from conftest import CHATML, random_text
 
-from finetune import models
+from finetune import tokenizing
 from finetune.causal import Responses
 from finetune.chats import AskingPrompts, Chat
 from finetune.errors import UserError
@@ -42,7 +42,7 @@ TALKS = [TALK[:2], TALK[:4], TALK, [SYSTEM, *TALK[:2]], [SYSTEM, *TALK]]
 
 
 def tokenizer_of(folder, template=None):
-    tokenizer = models.load_tokenizer(folder, "--model_path", "causal")
+    tokenizer = tokenizing.load_tokenizer(folder, "--model_path", "causal")
     if template:
         tokenizer.chat_template = template
     return tokenizer
@@ -343,7 +343,7 @@ def test_places_of_the_template_inside_a_question_are_text(writer):
 
 def test_letters_that_a_vocabulary_joins_to_a_space_only_in_part_are_told_apart_all_the_same(llama_dir):
     """The tokenizer of the tests has ` A` to ` D` as tokens, and no ` E`."""
-    tokenizer = models.load_tokenizer(llama_dir, "--model_path", "causal")
+    tokenizer = tokenizing.load_tokenizer(llama_dir, "--model_path", "causal")
     prompts = AskingPrompts(Chat(tokenizer, "plain"), 256)
     for count in (4, 5, 10):
         ids = prompts.verbalizer_ids(count)

@@ -162,7 +162,7 @@ def test_without_validation_rows_the_last_model_is_the_one_kept(train, tmp_path)
 
 
 def test_a_saved_model_that_does_not_read_back_is_an_error(tmp_path, loaded):
-    from finetune.models import compare_saved, save_model
+    from finetune.folders import compare_saved, save_model
 
     model, tokenizer, _ = loaded
     state = {name: value.clone() for name, value in model.state_dict().items()}

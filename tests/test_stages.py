@@ -243,7 +243,8 @@ def test_an_adapter_kept_apart_loads_with_peft_and_is_used_as_it_is(teach, tmp_p
 def test_lora_trains_its_own_weights_alone_and_a_masked_model_too(train, tmp_path, model_dir):
     from safetensors.torch import load_file
 
-    from finetune.models import load_config, load_model, load_tokenizer
+    from finetune.models import load_config, load_model
+    from finetune.tokenizing import load_tokenizer
 
     assert train("--lora_rank", 4, "--max_steps", 4, "--exam_limit", 4, "--learning_rate", 1e-2) == 0
     base, tuned = (load_file(f / "model.safetensors") for f in (model_dir, tmp_path / MODEL))

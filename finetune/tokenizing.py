@@ -1,0 +1,83 @@
+"""Tokenizers, masked and causal: loaded, and repaired where a model comes with one that would mislead it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import hub
+from .errors import UserError
+from .models import NEW_HEAD, quiet_libraries
+
+# Tokens that models keep for padding, the likeliest first.
+PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
+# Families whose positions are counted from the one after padding's id.
+AFTER_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text",
+    "longformer", "luke", "mpnet",
+)  # fmt: skip
+
+
+def load_tokenizer(name: str, flag: str, kind: str = "masked"):
+    """The model's tokenizer, repaired where its vocabulary has no capital letters.
+
+    bert-base-chinese is shipped with `do_lower_case=false` and a vocabulary without capitals: `A`, `DNA`
+    and `ATP` all become [UNK]. Lower-casing is switched on when that is so, and is saved with the model.
+    One of a causal model gets a padding token of its own where padding is the end of text, or missing.
+
+    Args:
+        kind: a model with a new head reads as the base it is put on: one whose tokenizer has a mask token
+            like a masked one, else like a causal one.
+
+    Raises:
+        UserError: not to be had, or without a mask token (masked) or an end of text (causal).
+    """
+    from transformers import AutoTokenizer
+
+    quiet_libraries()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if kind in NEW_HEAD:
+            kind = "causal" if tokenizer.mask_token_id is None else "masked"
+        if kind == "masked" and lacks_capitals(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
+    except (OSError, ValueError) as error:
+        if Path(name).expanduser().is_dir():
+            raise UserError(f"{flag} {name}：讀不到 tokenizer（要有 tokenizer.json 或 vocab.txt）") from error
+        raise hub.cannot_fetch("tokenizer", name, flag, error) from error
+    if kind == "causal":
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{flag} {name}：tokenizer 沒有結束符號（eos_token），模型學不會停")
+        separate_padding(tokenizer)
+        return tokenizer
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
+    special = [tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
+    if None in special or len(set(special)) < len(special):
+        raise UserError(
+            f"{flag} {name}：tokenizer 的 [MASK]、[PAD]、[UNK] 應是三個不同的 token，得到編號 {special}"
+        )
+    return tokenizer
+
+
+def separate_padding(tokenizer) -> None:
+    """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
+    by its id would else never teach a model to stop."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return
+    known = tokenizer.get_vocab()
+    free = [word for word in PADS if word in known and known[word] != tokenizer.eos_token_id]
+    tokenizer.add_special_tokens({"pad_token": free[0] if free else PADS[0]})
+
+
+def lacks_capitals(tokenizer) -> bool:
+    """True when `a` is a token and `A` would become [UNK]."""
+    lower, upper = (tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "aA")
+    return tokenizer.unk_token_id in upper and tokenizer.unk_token_id not in lower
+
+
+def prompt_length(config, tokenizer, wanted: int) -> int:
+    """The longest prompt in tokens: what was asked for, or what the model's positions allow."""
+    positions = getattr(config, "max_position_embeddings", None) or wanted
+    if config.model_type in AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    return min(wanted, positions, tokenizer.model_max_length)
