@@ -1,8 +1,9 @@
-"""Use a language model: fill [MASK] or write, answer multiple-choice questions, examine it, mark whole files.
+"""Use a model: fill [MASK], write, classify, answer multiple-choice questions, examine it, mark whole files.
 
     python inference.py --prompt "今天天氣很[MASK]。" --word_length 2
     python inference.py --question "太陽系最大的行星是？" --options "A:地球 B:木星 C:火星"
     python inference.py --model_path my_causal_model --prompt "請介紹臺灣的夜市。" --do_sample
+    python inference.py --model_path my_classifier --prompt "這家店的服務很好。"
     python inference.py --input questions.csv --output answers.jsonl
     python inference.py --exam ikala/tmmluplus --split test --report report
     python inference.py --inspect my_exam.csv
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING
 from finetune import cli
 from finetune.cli import MODEL_FOLDER
 from finetune.errors import UserError
-from finetune.inference_flags import check_kind, decoding_of, read_flags
+from finetune.inference_flags import KINDS, check_kind, decoding_of, read_flags
 from finetune.options import parse_options
 
 __all__ = [
+    "classify",
     "generate_text",
     "interactive_mode",
     "load_model",
@@ -41,7 +43,7 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
 
 
 def load_model(model_path, device=None):
-    """Loads a language model for use, masked or causal, whole or as a LoRA adapter.
+    """Loads a model for use: masked, causal, classifier or multiple-choice, whole or as a LoRA adapter.
 
     Args:
         model_path: a folder in Hugging Face format, or a name on the hub.
@@ -51,7 +53,7 @@ def load_model(model_path, device=None):
         (model, tokenizer, device). `model.run_card` holds how it was taught, None if it was not taught here.
 
     Raises:
-        finetune.errors.UserError: no such folder, no weights, no language model.
+        finetune.errors.UserError: no such folder, no weights, a model of none of these kinds.
     """
     return _load(str(model_path), device, "--model_path")
 
@@ -110,13 +112,27 @@ def load_rival(name: str, mine: Examinee, precision: str) -> Examinee:
 
 
 def _examinee(model, tokenizer, device, precision: str = "auto", name: str = "") -> Examinee:
-    from finetune.examinee import Filler
-    from finetune.logits import is_causal
+    from finetune.examinee import Chooser, Filler, kind_of
+    from finetune.labeller import Labeller
     from finetune.speaker import Speaker
 
     _set_precision(model, precision, device)
-    found = (Speaker if is_causal(model) else Filler).of(model, tokenizer, device)
+    kinds = {"masked": Filler, "causal": Speaker, "classifier": Labeller, "choice": Chooser}
+    found = kinds[kind_of(model)].of(model, tokenizer, device)
     found.name = name or found.name
+    return found
+
+
+def _asked_as(kind: str, model, tokenizer, device) -> Examinee:
+    """A model that must be of one kind. Raises UserError that says what it is, and what to call instead."""
+    found = _examinee(model, tokenizer, device)
+    if found.kind != kind:
+        able = {"masked": "填 [MASK]", "causal": "寫文章", "classifier": "分類"}[kind]
+        better = {
+            "masked": "predict_mask", "causal": "generate_text", "classifier": "classify",
+            "choice": "qa_inference",
+        }[found.kind]  # fmt: skip
+        raise UserError(f"{found.name or '這個模型'} 是{KINDS[found.kind]}，不會{able}；請用 {better}")
     return found
 
 
@@ -139,7 +155,7 @@ def predict_mask(model, tokenizer, prompt, device, top_k=5):
     Returns:
         list of at most `top_k` words, best first: ["好", "熱", …]
     """
-    examinee = _filler(model, tokenizer, device)
+    examinee = _asked_as("masked", model, tokenizer, device)
     return [word for word, _ in examinee.fill([examinee.read(prompt)], top_k)[0]]
 
 
@@ -157,7 +173,8 @@ def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, cand
     Raises:
         finetune.errors.UserError: a prompt that does not fit, a candidate this model does not know.
     """
-    found = _filler(model, tokenizer, device).words(prompt, top_k, word_length, candidates)
+    filler = _asked_as("masked", model, tokenizer, device)
+    found = filler.words(prompt, top_k, word_length, candidates)
     return [(filling.word, filling.score) for filling in found]
 
 
@@ -172,21 +189,33 @@ def generate_text(model, tokenizer, prompts, device, **decoding):
         list of texts, in order.
 
     Raises:
-        finetune.errors.UserError: a masked model; prompts that do not fit.
+        finetune.errors.UserError: no causal model; prompts that do not fit.
     """
     from finetune.decoding import Decoding
 
-    speaker = _examinee(model, tokenizer, device)
-    if not speaker.writes:
-        raise UserError(f"{speaker.name or '這個模型'} 是填空的遮罩模型，不會寫文章；請用 predict_mask")
+    speaker = _asked_as("causal", model, tokenizer, device)
     return speaker.reply([speaker.ask(prompt) for prompt in prompts], Decoding(**decoding))
 
 
-def _filler(model, tokenizer, device):
-    examinee = _examinee(model, tokenizer, device)
-    if examinee.writes:
-        raise UserError(f"{examinee.name or '這個模型'} 是因果模型，不會填 [MASK]；請用 generate_text")
-    return examinee
+def classify(model, tokenizer, texts, device, top_k=None):
+    """The labels of texts, or of pairs of texts, with their probabilities.
+
+    Args:
+        texts: a list, each one a text or a pair (text, text). One that is too long for the model loses its
+            end.
+        top_k: labels of each; None lists all.
+
+    Returns:
+        of each text [(label, probability), …], best first. They add up to 1; of a multi-label model each
+        label has its own, and 0.5 or more says that the text has it.
+
+    Raises:
+        finetune.errors.UserError: no classifier; a single text that is in no list; what is no text.
+    """
+    labeller = _asked_as("classifier", model, tokenizer, device)
+    if isinstance(texts, (str, tuple)):  # else a classifier of characters, or of the halves of a pair
+        raise UserError("classify 要一串文字；只有一段就寫成 [文字]，一對句子寫成 [(甲, 乙)]")
+    return [ranked[:top_k] for ranked in labeller.classify(texts)]
 
 
 def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="auto", orders="cyclic"):
@@ -194,16 +223,16 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
 
     Args:
         options: {label: text}, 2 to 10 of them; labels are only names.
-        scoring: `auto` (as the run card says, else `pll`; a causal model `letter`), or a name of
-            finetune.methods.METHODS, of a causal model one of CAUSAL.
+        scoring: `auto` (as the run card says, else `pll`; a causal model `letter`; a multiple-choice head
+            by itself), or a name of finetune.methods.METHODS, of a causal model one of CAUSAL.
         orders: of `letter`: `1`, `cyclic` or `all`.
 
     Returns:
         list of at most `top_k` (label, text, score), best first; the score is a log-probability in nats.
 
     Raises:
-        finetune.errors.UserError: a question or options that cannot be asked; by `generate`, a reply that
-            names no option.
+        finetune.errors.UserError: a classifier; a question or options that cannot be asked; by `generate`, a
+            reply that names no option.
     """
     from finetune.exams import parse_question
     from finetune.scoring import ranking
@@ -225,10 +254,12 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
 def interactive_mode(
     model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1, decoding=None
 ):
-    """Asks and answers until quit, exit, q or Ctrl-D. A wrong entry is explained and never ends it."""
+    """Asks and answers, or classifies, until quit, exit, q or Ctrl-D. A wrong entry is explained and never
+    ends it."""
     from finetune.conversation import Conversation
     from finetune.decoding import Decoding
-    from finetune.terminal import Terminal
+    from finetune.sorting import Sorting
+    from finetune.terminal import Quiz, Terminal
 
     def answer(question, options, method, order):
         return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
@@ -236,6 +267,10 @@ def interactive_mode(
     examinee = _examinee(model, tokenizer, device)
     if examinee.writes:
         Conversation(examinee, answer, scoring, orders, decoding or Decoding()).run()
+    elif examinee.kind == "classifier":
+        Sorting(examinee, top_k).run()
+    elif examinee.kind == "choice":
+        Quiz(examinee, answer).run()
     else:
         Terminal(examinee, answer, top_k, scoring, orders, word_length).run()
 
@@ -273,13 +308,15 @@ def answer(flags) -> int | None:
     where = world.device if world else "cpu" if flags.cpu else None
     model, tokenizer, device = load_model(flags.model_path, where)
     examinee = _examinee(model, tokenizer, device, flags.precision, flags.model_path)
-    check_kind(flags, examinee.writes)
+    check_kind(flags, examinee.kind)
+    if "scoring" in flags.given:
+        examinee.method(flags.scoring)
     flags.decoding = decoding_of(flags)
     if exam is not None:
         session.hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags.precision), world)
         world.leave()
     elif flags.input is not None:
-        from finetune.sheets import answer_file
+        from finetune.answering import answer_file
 
         code = answer_file(flags, examinee, world)
         world.leave()
@@ -291,8 +328,7 @@ def answer(flags) -> int | None:
         interactive_mode(model, tokenizer, device, flags.top_k, *more)
     else:
         if flags.prompt is not None:
-            show = show_reply if examinee.writes else show_words
-            show(flags, examinee)
+            show_prompt(flags, examinee)
         if flags.question is not None:
             show_answer(flags, model, tokenizer, device)
     return None
@@ -313,7 +349,7 @@ def open_exam(flags, source: str, flag: str, on_bad_rows: str):
 
 def _reader(flags):
     """How the model of --model_path would write a question out; its weights are not needed."""
-    from finetune import hub, models
+    from finetune import hub, models, tokenizing
     from finetune.examinee import prompts_for
     from finetune.run_card import RunCard
     from finetune.speaker import asking_for
@@ -323,23 +359,22 @@ def _reader(flags):
     hub.prepare_for(path)
     config = models.load_config(path, flag)
     kind, card = models.kind_of(config), RunCard.read(path)
-    tokenizer = models.load_tokenizer(path, flag, kind)
+    if kind == "classifier":
+        raise UserError(f"{flag} {path} 是{KINDS[kind]}，不答選擇題；不給 {flag}，--inspect 只看題庫本身")
+    tokenizer = tokenizing.load_tokenizer(path, flag, kind)
     wanted = flags.max_length if "max_length" in flags.given else None
     if kind == "causal":
-        return asking_for(tokenizer, card, models.prompt_length(config, tokenizer, wanted or 1 << 30))
+        return asking_for(tokenizer, card, tokenizing.prompt_length(config, tokenizer, wanted or 1 << 30))
     return prompts_for(config, tokenizer, card, wanted)
 
 
-def show_words(flags, examinee: Examinee) -> None:
+def show_prompt(flags, examinee: Examinee) -> None:
     """The answer to --prompt."""
-    from finetune.terminal import print_words
+    from finetune.sorting import show_labels
+    from finetune.terminal import show_words
 
-    found = examinee.propose(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
-    if flags.json:
-        print(json.dumps({"prompt": flags.prompt, "predictions": found}, ensure_ascii=False))
-    else:
-        print(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
-        print_words(found)
+    shows = {"masked": show_words, "causal": show_reply, "classifier": show_labels}
+    shows[examinee.kind](flags, examinee)
 
 
 def show_reply(flags, speaker) -> None:

@@ -13,13 +13,13 @@ from .cli import say
 from .errors import UserError
 from .exams import Question
 from .filling import Blanks, Filling, fill_first_blanks, fill_words, rank_candidates, read_blanks
-from .logits import BlankLogits
-from .methods import GENERATE, parse
-from .models import prompt_length
+from .logits import ROW_CLASSES, forward_of, is_causal
+from .methods import CHOICE, GENERATE, parse
 from .probes import Prober
 from .prompts import ExamPrompts, unknown_parts
 from .run_card import RunCard, digest
 from .scoring import Examiner, Scores, estimate_prior, score_options
+from .tokenizing import prompt_length
 
 REMEMBERED = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
 UNTAUGHT = "pll"  # asks any masked language model
@@ -38,20 +38,35 @@ def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None 
     return ExamPrompts(tokenizer, length, card.template, REMEMBERED)
 
 
+def kind_of(model) -> str:
+    """One of `models.CLASSES`, by what the model is now; a configuration may still say what its base was."""
+    name = type(model).__name__
+    heads = zip(ROW_CLASSES, ("classifier", "choice"), strict=True)
+    found = next((kind for ending, kind in heads if name.endswith(ending)), "masked")
+    return "causal" if is_causal(model) else found
+
+
 class Examinee:
-    """What masked and causal models have in common.
+    """What all kinds of models have in common.
 
     Args: as `inference.load_model` returns them. `name`: what reports call it.
-    """
 
-    writes = False  # goes on from texts; else it fills blanks
+    Attributes:
+        kind: see `kind_of`.
+        longest: tokens it can read.
+        prompts: how questions are written for it; None for a model that answers none.
+    """
 
     def __init__(self, model, tokenizer, device, name: str = ""):
         self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
+        self.kind = kind_of(model)
         self.card: RunCard | None = getattr(model, "run_card", None)
-        self.forward = BlankLogits(model).eval()
-        self.longest = prompt_length(model.config, tokenizer, 1 << 30)  # tokens it can read
+        self.forward = forward_of(model).eval()
+        self.longest = prompt_length(model.config, tokenizer, 1 << 30)
         self.prompts = self._prompts()
+
+    def _prompts(self):
+        return None
 
     @classmethod
     def of(cls, model, tokenizer, device) -> Examinee:
@@ -62,6 +77,11 @@ class Examinee:
             known = cls(model, tokenizer, device)
             object.__setattr__(model, "_examinee", known)  # not a submodule: no cycle
         return known
+
+    @property
+    def writes(self) -> bool:
+        """It goes on from texts."""
+        return self.kind == "causal"
 
     def score(self, questions: Sequence[Question], method: str, orders: str, **more) -> Scores:
         """`scoring.score_options` of this model."""
@@ -81,7 +101,17 @@ class Examinee:
         for name, tensor in self.model.named_parameters():
             plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             sums.append(f"{name}{zlib.crc32(plain)}")
-        return digest([*sums, str(self.prompts.template), str(self.prompts.max_length)])
+        return digest([*sums, *self._manner()])
+
+    def _manner(self) -> list[str]:
+        """How it is asked, for `digest`."""
+        return [str(self.prompts.template), str(self.prompts.max_length)]
+
+    def warn(self, *texts: str) -> None:
+        """Says which characters of these texts the model does not know: it reads them all as the same one."""
+        found = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
+        if found:
+            say(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
 
 
 class Filler(Examinee):
@@ -94,12 +124,17 @@ class Filler(Examinee):
         """`auto` is what the run card says the model was taught for, else UNTAUGHT.
 
         Raises:
-            UserError: a method that has the model write.
+            UserError: a method that has the model write, or that needs a head of its own.
         """
         if wanted == "auto":
-            return self.card.scoring if self.card else UNTAUGHT
+            wanted = (self.card and self.card.scoring) or UNTAUGHT
         if wanted == GENERATE:
             raise UserError(f"--scoring {wanted}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等")
+        if wanted == CHOICE:
+            raise UserError(
+                f"{self.name or '這個模型'} 是填空的遮罩模型，沒有選擇題的輸出層，不能以 {CHOICE} 作答，"
+                "也無從與有這一層的模型比較；可用 letter、pll 等"
+            )
         return str(parse(wanted))
 
     def read(self, prompt: str) -> Blanks:
@@ -134,8 +169,12 @@ class Filler(Examinee):
             return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in found]
         return [{"word": word, "probability": p} for word, p in self.fill([blanks], top_k)[0]]
 
-    def warn(self, *texts: str) -> None:
-        """Says which characters of these texts the model does not know: it reads them all as the same one."""
-        found = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
-        if found:
-            say(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
+
+class Chooser(Filler):
+    """A multiple-choice head: chooses among options, and does nothing else."""
+
+    def method(self, wanted: str = "auto") -> str:
+        """Its own head. Raises UserError for any other way."""
+        if wanted not in ("auto", CHOICE):
+            raise UserError(f"--scoring {wanted}：這是選擇題模型，只能以自己的輸出層作答；請用 auto")
+        return CHOICE

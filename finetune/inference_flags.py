@@ -18,7 +18,7 @@ MOST_WORDS = 1000  # that are listed
 # fmt: off
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="inference.py", usage="python inference.py [旗標]",
-                        description="填空、對話、答選擇題、批改整份考卷、檢查題庫；都不給就在終端機對話")
+                        description="填空、對話、答選擇題、分類、處理整個檔案、考試、檢查題庫；都不給就在終端機對話")
     whole, number, one_of = cli.whole, cli.number, cli.one_of
 
     add = parser.add_argument_group("模型").add_argument
@@ -28,10 +28,12 @@ def build_parser() -> cli.Parser:
         help="auto｜fp32｜bf16｜fp16；auto 是 fp32")
     add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
 
-    add = parser.add_argument_group("填空").add_argument
-    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或接著寫")
+    add = parser.add_argument_group("填空與分類").add_argument
+    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或接著寫；分類模型則分類")
+    add("--pair", help="分類模型：一對句子的第二句，第一句是 --prompt")
     add("--top_k", type=whole(0, MOST_WORDS), default=5,
-        help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5）；因果模型從最可能的幾個裡抽樣（預設 50，0 = 全部）")
+        help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5；分類的 JSON 與檔案預設全部標籤）；"
+             "因果模型從最可能的幾個裡抽樣（預設 50，0 = 全部）")
     add("--word_length", type=whole(1, LONGEST_WORD), default=1,
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
     add("--candidates", type=cli.words, help="只從這些詞裡挑，例如 好,晴朗,下雨")
@@ -61,7 +63,10 @@ def build_parser() -> cli.Parser:
              "因為輪換後先驗自己就抵消了")
 
     add = parser.add_argument_group("整個檔案").add_argument
-    add("--input", help="題目檔（question、A、B…）或句子檔（prompt）：csv、json、jsonl、parquet")
+    add("--input", help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
+                        "csv、tsv、json、jsonl、parquet")
+    add("--text_column", default="",
+        help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
     add("--output", help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
@@ -95,6 +100,17 @@ WRITING = (  # how a causal model writes, by the names of decoding.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
     "length_penalty", "early_stopping", "seed",
 )  # fmt: skip
+KINDS = {  # of models, by the names of models.CLASSES
+    "masked": "填空的遮罩模型", "causal": "因果模型", "classifier": "分類模型", "choice": "選擇題模型",
+}  # fmt: skip
+FOR_KINDS = {  # flags that only some kinds of model have a use for
+    ("word_length", "candidates"): ("masked",),
+    WRITING: ("causal",),
+    ("pair", "text_column"): ("classifier",),
+    ("prompt", "top_k"): ("masked", "causal", "classifier"),
+    ("orders",): ("masked", "causal"),
+    ("question", "options", "scoring", "exam", "answer_format"): ("masked", "causal", "choice"),
+}
 JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
 
 
@@ -127,16 +143,20 @@ def _one_job(flags) -> None:
         raise UserError("--json 要與 --prompt、--question、--input、--exam 或 --inspect 一起給")
     if flags.candidates and flags.prompt is None and flags.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
-    for name, owner in (("report", "exam"), ("compare_with", "exam"), ("output", "input")):
-        if getattr(flags, name) is not None and getattr(flags, owner) is None:
+    for name, owner in (
+        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("text_column", "input"),
+        ("pair", "prompt"),
+    ):  # fmt: skip
+        if name in flags.given and getattr(flags, owner) is None:
             raise UserError(f"--{name} 要與 --{owner} 一起給")
     if flags.report and Path(flags.report).is_file():
         raise UserError(f"--report {flags.report} 是一個檔案，應為資料夾")
 
 
 def _prompt(flags) -> None:
-    if flags.prompt is not None and not flags.prompt.strip():
-        raise UserError("--prompt 是空的")
+    for name in ("prompt", "pair"):
+        if getattr(flags, name) is not None and not getattr(flags, name).strip():
+            raise UserError(f"--{name} 是空的")
 
 
 def _question(flags) -> None:
@@ -197,26 +217,30 @@ def decoding_of(flags):
     return Decoding(**more, **{name: getattr(flags, name) for name in WRITING})
 
 
-def check_kind(flags, writes: bool) -> None:
-    """What was given for a model of the other kind.
+def check_kind(flags, kind: str) -> None:
+    """What was given for a model of another kind.
 
     Args:
-        writes: the model is a causal one.
+        kind: of the model, one of KINDS.
 
     Raises:
         UserError: with the flags that this model has no use for.
     """
-    names = ("word_length", "candidates") if writes else WRITING
-    idle = "、".join("--" + name for name in names if name in flags.given)
-    if idle:
-        kind, other = ("因果", "填空的遮罩") if writes else ("填空的遮罩", "因果")
-        raise UserError(f"{idle} 用於{other}模型；{flags.model_path} 是{kind}模型")
+    writes, problems = kind == "causal", []
+    only = {"classifier": "，只會分類", "choice": "，只答選擇題"}.get(kind, "")
+    for names, kinds in FOR_KINDS.items():
+        idle = "、".join("--" + name for name in names if name in flags.given)
+        if idle and kind not in kinds:
+            others = "、".join(KINDS[one] for one in kinds)
+            problems.append(f"{idle} 用於{others}；{flags.model_path} 是{KINDS[kind]}{only}")
+    if problems:
+        raise UserError(problems)
     if writes and (flags.exam is not None or (flags.question is not None and flags.prompt is None)):
         tell_of_idle_writing(flags)
     if writes and "top_k" in flags.given and not flags.do_sample:
         cli.say("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
     if not writes and flags.top_k == 0:
-        raise UserError(f"--top_k 0：填空要列出 1 到 {MOST_WORDS} 名")
+        raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
 
 
 def tell_of_idle_writing(flags) -> None:

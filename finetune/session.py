@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import examining, report
+from . import chapters, examining, report
 from .cli import say
 from .errors import UserError
 from .examinee import Examinee
@@ -33,6 +33,8 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     method, card = examinee.method(flags.scoring), examinee.card
     asked_in = "1" if method == GENERATE else flags.orders
     rival = load(flags.compare_with) if flags.compare_with else None  # before hours of work, if it is none
+    if rival:
+        rival.method(method)
 
     def seat(who: Examinee, questions: Sequence[Question], what: str) -> Sitting:
         return sit(who.score, questions, method, asked_in, world, what)
@@ -43,7 +45,7 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
         alone = seat(examinee, examining.stemless(rows), "只看選項")
     if apart := unseen(exam, split, rows, examinee):
         held_out = seat(examinee, apart, "驗證題（校準用）")
-    other_title = report.UNTUNED if flags.compare_with == UNTUNED else flags.compare_with or ""
+    other_title = chapters.UNTUNED if flags.compare_with == UNTUNED else flags.compare_with or ""
     if rival:
         other = seat(rival, rows, f"測驗（{other_title}）")  # by the same method, or they are not compared
     if not world.is_main:
@@ -51,13 +53,13 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     found = examining.figures(mine, other, card.taught if card else None, alone, held_out)
     orders = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[asked_in]
     facts = {
-        "模型": examinee.name, "題庫": exam.origin, "題目": f"{report.title_of(split)} {len(rows)} 題",
+        "模型": examinee.name, "題庫": exam.origin, "題目": f"{chapters.title_of(split)} {len(rows)} 題",
         "作答方式": method + (f"，{orders}" if parse(method).by_letter else ""),
     }  # fmt: skip
     if card:
         facts |= {"底模": card.base_model, "訓練資料": card.dataset}
         facts |= {"訓練題數": str(len(card.fingerprints))} if card.fingerprints else {}
-    notes = [report.NOT_COMPARABLE] if card and card.pool == "all" else []
+    notes = [chapters.NOT_COMPARABLE] if card and card.pool == "all" else []
     if exam.skipped:
         notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有考（--on_bad_rows skip）")
     history = card.history if card else []

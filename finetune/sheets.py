@@ -1,41 +1,31 @@
-"""Whole files of questions or sentences, answered row by row into another file.
-
-What is answered goes, in order, to `{output}.part`, one JSON object a line; the last act turns that into the
-output. So a killed run loses at most the rows it was answering, and the same command goes on after the last
-whole round. Memory does not grow with the file. Several processes answer one round each at a time, and the
-first one writes. Rounds are the same rows however many processes there are and wherever a run was stopped, so
-that the scores are the same to the last digit too.
-"""
+"""The kinds of files that can be answered, by what a row is: a question, a sentence with blanks, something to
+go on from, a text to classify. How a file goes through them: answering.py."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import signal
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from . import reading
-from .cli import say
+from .columns import column_names, find_texts
 from .decoding import Decoding
-from .errors import Stopped, UserError
+from .errors import UserError
 from .examinee import Examinee, asks_for_words
 from .exams import LETTERS, Question, parse_question
 from .inference_flags import tell_of_idle_writing
 from .instructions import parse_instruction
-from .journal import Journal
+from .labeller import Labeller
 from .methods import GENERATE, parse
 from .scoring import best
-from .tables import Unreadable, read_table, write_table
+from .tables import Unreadable, read_table
 
-ROUND = 64  # rows a process answers between two writes
 PRIOR_ROWS = 2000  # rows from whose questions the prior of letters is estimated
-SHOWN = 3  # problems told at the end
+LOOKED = 100  # rows that tell the columns of a file of texts
 LEAST = 1e-45  # a probability that rounded to nothing
 QUESTION_COLUMNS = {
     "row": "whole", "id": "text", "question": "text", "answer": "text", "answer_text": "text",
@@ -47,116 +37,7 @@ PROMPT_COLUMNS = {
 }  # fmt: skip
 REPLY_COLUMNS = {"row": "whole", "id": "text", "prompt": "text", "response": "text", "error": "text"}
 SUBMISSION = {"ID": "text", "Answer": "text"}  # csv of what a causal model chose, as competitions take it
-ASKS = {"question", "問題"}  # columns by which a row is a question
 TELLS = {"prompt", "instruction", "messages", "conversations"}  # by which it is something to go on from
-
-
-def answer_file(flags, examinee: Examinee, world) -> int:
-    """Answers --input into --output. Returns the exit code: 2 when --strict and a row could not be answered.
-
-    Raises:
-        UserError: a file that cannot be read at all, or an unfinished one of another run.
-    """
-    source, output = Path(flags.input), Path(flags.output)
-    path = output.with_name(output.name + ".part")
-    if output.exists() and not path.exists() and not flags.overwrite:
-        raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
-    sheet = _sheet_for(_first_row(source), flags, examinee)
-    total = sum(1 for _ in read_table(source))
-    journal = Journal(path, sheet.identity(source)) if world.is_main else None
-    size = flags.batch_size or ROUND
-    done = world.agree(journal.open(size) if journal else None)
-    if isinstance(done, str):
-        raise UserError(done)
-    if done:
-        say(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
-    try:
-        _answer_rows(source, sheet, journal, done, total, size, world)
-    except KeyboardInterrupt:
-        raise Stopped(signal.SIGINT, f"已中斷；答好的存於 {path}，同一個指令會接著做") from None
-    errors = world.agree(_finish(journal, output, sheet, flags.json) if journal else None)
-    return 2 if errors and flags.strict else 0
-
-
-def _answer_rows(source: Path, sheet: Sheet, journal, done: int, total: int, size: int, world) -> None:
-    from tqdm import tqdm
-
-    rows = enumerate(read_table(source), 1)
-    next(islice(rows, done, done), None)  # those already answered
-    bar = tqdm(
-        desc="作答", unit="列", total=total, initial=done, dynamic_ncols=True,
-        disable=not (world.is_main and sys.stderr.isatty()),
-    )  # fmt: skip
-    with bar:
-        while block := list(islice(rows, size * world.size)):
-            mine = block[world.rank * size : (world.rank + 1) * size]
-            records = world.gather(sheet.answer(mine))  # by rank, and so in order
-            if journal:
-                journal.add(records)
-            bar.update(len(block))
-
-
-def _finish(journal: Journal, output: Path, sheet: Sheet, as_json: bool) -> int:
-    """Turns the journal into the output; tells what could not be answered. Returns how many."""
-    errors, shown, count = 0, [], 0
-
-    def counted() -> Iterator[dict]:
-        nonlocal errors, count
-        for record in journal.records():
-            count += 1
-            if record["error"]:
-                errors += 1
-                if len(shown) < SHOWN:
-                    shown.append(f"  第 {record['row']} 列：{record['error']}")
-            yield record
-
-    half, suffix = output.with_name(f".{output.name}.half"), output.suffix.lower()
-    columns = sheet.columns_in(suffix)
-    write_table(half, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
-    half.replace(output)
-    journal.remove()
-    if as_json:
-        print(json.dumps({"output": str(output), "rows": count, "errors": errors}, ensure_ascii=False))
-    say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
-    for line in shown:
-        say(line)
-    if errors > len(shown):
-        seen = f"{output} 的 error 欄" if "error" in columns else "error 欄：--output 改用 .jsonl 就會寫出來"
-        say(f"  … 其餘見 {seen}")
-    return errors
-
-
-def _first_row(source: Path) -> dict:
-    """The first row that can be read, which says what kind of file it is.
-
-    Raises:
-        UserError: none has the columns of either kind.
-    """
-    problems: list[str] = []
-    for line, row in read_table(source):
-        if isinstance(row, dict) and (_asks(row) or row.keys() & TELLS):
-            return row
-        if len(problems) < SHOWN:
-            columns = "、".join(map(str, row)) if isinstance(row, dict) else ""
-            found = f"沒有 question、prompt 或 instruction 欄，有的是 {columns or '（無）'}"
-            problems.append(f"{source}:{line}：{row if isinstance(row, Unreadable) else found}")
-    raise UserError(problems or [f"--input {source}：空的檔案"])
-
-
-def _asks(row: dict) -> bool:
-    """True for a row that is a question with options."""
-    return bool(row.keys() & ASKS) or reading.is_reading(row)
-
-
-def _sheet_for(first: dict, flags, examinee: Examinee) -> Sheet:
-    """The kind of sheet that the first row asks for."""
-    if _asks(first):
-        return QuestionSheet(flags, examinee)
-    if examinee.writes:
-        return ReplySheet(flags, examinee)
-    if "prompt" not in first:
-        raise UserError(f"--input {flags.input}：指令與對話要由因果模型回答，--model_path 是填空的模型")
-    return PromptSheet(flags, examinee)
 
 
 class Sheet(ABC):
@@ -330,6 +211,84 @@ class ReplySheet(Sheet):
         if len(ids) >= self.examinee.longest:
             record["error"] = f"提示有 {len(ids)} 個 token，這個模型連同回答最多 {self.examinee.longest} 個"
         return not record["error"]
+
+
+class LabelSheet(Sheet):
+    """Texts, or pairs of them, for a classifier. Every label has its probability or, where --top_k is given,
+    so many of them."""
+
+    text = "text"
+
+    def __init__(self, flags, examinee: Labeller):
+        super().__init__(flags, examinee)
+        self.top_k = flags.top_k if "top_k" in flags.given else None
+        self.named = _text_columns(Path(flags.input), flags.text_column, examinee.card)
+        label = {"labels": "list"} if examinee.multi else {"label": "text"}
+        texts = dict.fromkeys(("text", "pair")[: len(self.named)], "text")
+        self.columns = {
+            "row": "whole", "id": "text", **texts, **label, "probabilities": "scores", "error": "text",
+        }  # fmt: skip
+
+    def identity(self, source: Path) -> dict:
+        return super().identity(source) | {"text_column": ",".join(self.named), "top_k": self.top_k}
+
+    def blank(self, number: int, row: dict | Unreadable) -> dict:
+        given = row if isinstance(row, dict) else {}
+        shown = {name: _plain(given.get(column)) for name, column in self._places()}
+        return super().blank(number, row) | shown
+
+    def _places(self):
+        """(name in a record, column in the file) of each text."""
+        return zip(("text", "pair"), self.named, strict=False)
+
+    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
+        records, asked = [], []
+        for number, row in rows:
+            record = self.blank(number, row)
+            records.append(record)
+            try:
+                texts = tuple(_as_text(row, column) for column in self.named)
+                asked.append((record, texts if len(texts) > 1 else texts[0]))
+            except ValueError as error:
+                record["error"] = str(error)
+        found = self.examinee.classify([texts for _, texts in asked])
+        for (record, _), ranked in zip(asked, found, strict=True):
+            record |= self.examinee.told(ranked, self.top_k)
+        return records
+
+
+def _text_columns(source: Path, wanted: str, card) -> tuple[str, ...]:
+    """The columns of the texts: those that --text_column names, else those the model was taught from where
+    they are there too, else the obvious ones.
+
+    Raises:
+        UserError: no row that can be read, columns that are not there or cannot be told.
+    """
+    rows = list(islice((row for _, row in read_table(source) if isinstance(row, dict)), LOOKED))
+    if not rows:
+        problems = [f"{source}:{line}：{row}" for line, row in islice(read_table(source), 1)]
+        raise UserError(problems or f"--input {source}：空的檔案")
+    there = list(dict.fromkeys(str(name) for row in rows for name in row))
+    taught = column_names(str(card.flags.get("text_column") or "")) if card else ()
+    if not wanted and taught and {*taught} <= {*there}:
+        return taught
+    return find_texts(there, wanted, f"--input {source}")
+
+
+def _as_text(row: dict | Unreadable, column: str) -> str:
+    """Raises ValueError with the reason why there is none."""
+    if isinstance(row, Unreadable):
+        raise ValueError(row)
+    if not isinstance(row, dict):
+        raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
+    value = row.get(column)
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise ValueError(f"{column} 應該是文字，得到 {type(value).__name__}")
+    if value is None or value != value or not str(value).strip():  # NaN is not itself
+        raise ValueError(f"{column} 是空的" if column in row else f"沒有 {column} 欄")
+    if not _is_text(str(value)):
+        raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
+    return str(value)
 
 
 def _as_question(row: dict | Unreadable) -> Question:

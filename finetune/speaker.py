@@ -41,8 +41,6 @@ class Speaker(Examinee):
             one, else UNTOLD.
     """
 
-    writes = True
-
     def _prompts(self) -> AskingPrompts:
         self.style = style_of(self.tokenizer, self.card)
         prompts = asking_for(self.tokenizer, self.card, self.longest)

@@ -1,7 +1,8 @@
-"""Asking in the terminal: a sentence with blanks or a multiple-choice question; how answers are shown."""
+"""Asking in the terminal: a sentence with blanks, multiple-choice questions; how answers are shown."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,15 +31,29 @@ HELP = f"""
   orders O      letter 的選項順序（現在 {{orders}}）：1、cyclic、all
   quit          離開
 """
+QUIZ = """
+============================================================
+🤖 選擇題
+  輸入 qa：問一題選擇題
+  輸入 quit、exit 或 q：離開
+============================================================"""
+QUIZ_HELP = """
+  qa            問一題選擇題；選項寫成一行 A:地球 B:木星，或直接按 Enter 再一行一個
+  quit          離開
+"""
 HISTORY = 1000  # entries kept between sessions
 
 
 class Terminal:
-    """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first."""
+    """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first; None for a
+    model that answers no questions."""
+
+    asks = "💬 請輸入問題: "
 
     def __init__(
-        self, examinee: Examinee, answer: Callable, top_k: int, method: str, orders: str, words: int
-    ):
+        self, examinee: Examinee, answer: Callable | None, top_k: int, method: str = "auto",
+        orders: str = "1", words: int = 1,
+    ):  # fmt: skip
         self.examinee, self.answer = examinee, answer
         self.top_k, self.method, self.orders, self.word_length = top_k, method, orders, words
         self.greeting = GREETING
@@ -53,7 +68,7 @@ class Terminal:
         try:
             while True:
                 try:
-                    entry = input("💬 請輸入問題: ").strip()
+                    entry = input(self.asks).strip()
                     if entry.lower() in ("quit", "exit", "q"):
                         break
                     self.take(entry)
@@ -134,11 +149,37 @@ class Terminal:
         return from_lines(lines)
 
 
+class Quiz(Terminal):
+    """Of a model that answers multiple-choice questions and does nothing else. Args: as `Terminal`."""
+
+    def __init__(self, examinee: Examinee, answer: Callable):
+        super().__init__(examinee, answer, 1)
+        self.greeting = QUIZ
+        self.commands = {}
+
+    def help(self) -> str:
+        return QUIZ_HELP
+
+    def say(self, entry: str) -> None:
+        """Raises UserError: it is asked by `qa` alone."""
+        raise UserError("這是選擇題模型，只答選擇題；輸入 qa 問一題")
+
+
 def _typed(prompt: str) -> str:
     """A line from the terminal. Raises UnicodeError for half characters, which no tokenizer can read."""
     line = input(prompt)
     line.encode()
     return line
+
+
+def show_words(flags, examinee: Examinee) -> None:
+    """The answer to --prompt."""
+    found = examinee.propose(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
+    if flags.json:
+        print(json.dumps({"prompt": flags.prompt, "predictions": found}, ensure_ascii=False))
+    else:
+        print(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
+        print_words(found)
 
 
 def print_words(found: list[dict]) -> None:

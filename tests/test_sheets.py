@@ -26,6 +26,7 @@ from conftest import (
 )
 
 import inference
+from finetune.journal import Journal
 from finetune.tables import SUFFIXES, read_table
 
 SCRIPT = ROOT / "inference.py"
@@ -45,8 +46,11 @@ def rows_of(count: int, seed=0) -> list[dict]:
 
 
 def write_rows(path, rows: list[dict]):
-    if path.suffix == ".csv":
-        return write_csv(path, [list(row.values()) for row in rows], header=tuple(rows[0]))
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+        return path
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         return path
@@ -57,9 +61,9 @@ def write_rows(path, rows: list[dict]):
 
 def read_rows(path) -> list[dict]:
     """By readers of the tests' own."""
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".tsv"):
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
         return [
             {**row, "row": int(row["row"]), "scores": json.loads(row["scores"] or "null")} for row in rows
         ]
@@ -247,12 +251,10 @@ def test_a_flag_that_lacks_its_partner_is_said(answer, tmp_path):
 
 
 def test_a_stopped_run_goes_on_and_one_of_another_kind_is_refused(answer, tmp_path, monkeypatch):
-    from finetune import sheets
-
     rows = rows_of(40)
     source, output = write_rows(tmp_path / "q.csv", rows), tmp_path / "a.jsonl"
     answer(source, tmp_path / "whole.jsonl", "--batch_size", "5")
-    rounds, add = [], sheets.Journal.add
+    rounds, add = [], Journal.add
 
     def three_rounds(journal, records):
         if len(rounds) == 3:
@@ -263,9 +265,9 @@ def test_a_stopped_run_goes_on_and_one_of_another_kind_is_refused(answer, tmp_pa
         rounds.append(len(records))
         add(journal, records)
 
-    monkeypatch.setattr(sheets.Journal, "add", three_rounds)
+    monkeypatch.setattr(Journal, "add", three_rounds)
     assert answer(source, output, "--batch_size", "5")[0] == 130 and not output.exists()
-    monkeypatch.setattr(sheets.Journal, "add", add)
+    monkeypatch.setattr(Journal, "add", add)
     code, err = answer(source, output, "--orders", "1")
     assert code == 2 and "orders 不同" in err
     code, err = answer(source, output, "--batch_size", "5")

@@ -13,11 +13,12 @@ import torch
 from conftest import make_causal_dir, make_exam_dir, random_text, write_csv
 
 import inference
-from finetune import adapters, models, sheets
+from finetune import adapters, models
 from finetune.decoding import Decoding
 from finetune.errors import UserError
 from finetune.exams import LETTERS, Question
 from finetune.instructions import parse_instruction
+from finetune.journal import Journal
 from finetune.replies import chosen_letter
 from finetune.run_card import RunCard
 from finetune.speaker import Speaker
@@ -387,7 +388,7 @@ def test_a_killed_run_of_replies_goes_on_to_the_same_file(run, tmp_path, monkeyp
     write_lines(tmp_path / "p.jsonl", [{"prompt": random_text(rng, 2, 12)} for _ in range(9)])
     same = "--input", "p.jsonl", *SHORT, "--batch_size", "2", *more
     run(*same, "--output", "whole.jsonl")
-    rounds, add = [], sheets.Journal.add
+    rounds, add = [], Journal.add
 
     def two_rounds(journal, records):
         if len(rounds) == 2:
@@ -398,10 +399,10 @@ def test_a_killed_run_of_replies_goes_on_to_the_same_file(run, tmp_path, monkeyp
         rounds.append(len(records))
         add(journal, records)
 
-    monkeypatch.setattr(sheets.Journal, "add", two_rounds)
+    monkeypatch.setattr(Journal, "add", two_rounds)
     code, _, err = run(*same, "--output", "a.jsonl")
     assert code == 130 and "同一個指令會接著做" in err and not (tmp_path / "a.jsonl").exists()
-    monkeypatch.setattr(sheets.Journal, "add", add)
+    monkeypatch.setattr(Journal, "add", add)
     code, _, err = run(*same, "--output", "a.jsonl", "--repetition_penalty", "2")
     assert code == 2 and "decoding 不同" in err
     code, _, err = run(*same, "--output", "a.jsonl")

@@ -1,0 +1,142 @@
+"""Whole files of questions, sentences or texts, answered row by row into another file.
+
+What is answered goes, in order, to `{output}.part`, one JSON object a line; the last act turns that into the
+output. So a killed run loses at most the rows it was answering, and the same command goes on after the last
+whole round. Memory does not grow with the file. Several processes answer one round each at a time, and the
+first one writes. Rounds are the same rows however many processes there are and wherever a run was stopped, so
+that the scores are the same to the last digit too.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from . import reading
+from .cli import say
+from .errors import Stopped, UserError
+from .examinee import Examinee
+from .journal import Journal
+from .sheets import SUBMISSION, TELLS, LabelSheet, PromptSheet, QuestionSheet, ReplySheet, Sheet
+from .tables import Unreadable, read_table, write_table
+
+ROUND = 64  # rows a process answers between two writes
+SHOWN = 3  # problems told at the end
+ASKS = {"question", "問題"}  # columns by which a row is a question
+
+
+def answer_file(flags, examinee: Examinee, world) -> int:
+    """Answers --input into --output. Returns the exit code: 2 when --strict and a row could not be answered.
+
+    Raises:
+        UserError: a file that cannot be read at all, or an unfinished one of another run.
+    """
+    source, output = Path(flags.input), Path(flags.output)
+    path = output.with_name(output.name + ".part")
+    if output.exists() and not path.exists() and not flags.overwrite:
+        raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
+    sheet = _sheet_for(source, flags, examinee)
+    total = sum(1 for _ in read_table(source))
+    journal = Journal(path, sheet.identity(source)) if world.is_main else None
+    size = flags.batch_size or ROUND
+    done = world.agree(journal.open(size) if journal else None)
+    if isinstance(done, str):
+        raise UserError(done)
+    if done:
+        say(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
+    try:
+        _answer_rows(source, sheet, journal, done, total, size, world)
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, f"已中斷；答好的存於 {path}，同一個指令會接著做") from None
+    errors = world.agree(_finish(journal, output, sheet, flags.json) if journal else None)
+    return 2 if errors and flags.strict else 0
+
+
+def _answer_rows(source: Path, sheet: Sheet, journal, done: int, total: int, size: int, world) -> None:
+    from tqdm import tqdm
+
+    rows = enumerate(read_table(source), 1)
+    next(islice(rows, done, done), None)  # those already answered
+    bar = tqdm(
+        desc="作答", unit="列", total=total, initial=done, dynamic_ncols=True,
+        disable=not (world.is_main and sys.stderr.isatty()),
+    )  # fmt: skip
+    with bar:
+        while block := list(islice(rows, size * world.size)):
+            mine = block[world.rank * size : (world.rank + 1) * size]
+            records = world.gather(sheet.answer(mine))  # by rank, and so in order
+            if journal:
+                journal.add(records)
+            bar.update(len(block))
+
+
+def _finish(journal: Journal, output: Path, sheet: Sheet, as_json: bool) -> int:
+    """Turns the journal into the output; tells what could not be answered. Returns how many."""
+    errors, shown, count = 0, [], 0
+
+    def counted() -> Iterator[dict]:
+        nonlocal errors, count
+        for record in journal.records():
+            count += 1
+            if record["error"]:
+                errors += 1
+                if len(shown) < SHOWN:
+                    shown.append(f"  第 {record['row']} 列：{record['error']}")
+            yield record
+
+    half, suffix = output.with_name(f".{output.name}.half"), output.suffix.lower()
+    columns = sheet.columns_in(suffix)
+    write_table(half, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
+    half.replace(output)
+    journal.remove()
+    if as_json:
+        print(json.dumps({"output": str(output), "rows": count, "errors": errors}, ensure_ascii=False))
+    say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
+    for line in shown:
+        say(line)
+    if errors > len(shown):
+        seen = f"{output} 的 error 欄" if "error" in columns else "error 欄：--output 改用 .jsonl 就會寫出來"
+        say(f"  … 其餘見 {seen}")
+    return errors
+
+
+def _first_row(source: Path) -> dict:
+    """The first row that can be read, which says what kind of file it is.
+
+    Raises:
+        UserError: none has the columns of either kind.
+    """
+    problems: list[str] = []
+    for line, row in read_table(source):
+        if isinstance(row, dict) and (_asks(row) or row.keys() & TELLS):
+            return row
+        if len(problems) < SHOWN:
+            columns = "、".join(map(str, row)) if isinstance(row, dict) else ""
+            found = f"沒有 question、prompt 或 instruction 欄，有的是 {columns or '（無）'}"
+            problems.append(f"{source}:{line}：{row if isinstance(row, Unreadable) else found}")
+    raise UserError(problems or [f"--input {source}：空的檔案"])
+
+
+def _asks(row: dict) -> bool:
+    """True for a row that is a question with options."""
+    return bool(row.keys() & ASKS) or reading.is_reading(row)
+
+
+def _sheet_for(source: Path, flags, examinee: Examinee) -> Sheet:
+    """The kind of sheet that the model, or else the first row, asks for."""
+    if examinee.kind == "classifier":
+        return LabelSheet(flags, examinee)
+    first = _first_row(source)
+    if _asks(first):
+        return QuestionSheet(flags, examinee)
+    if examinee.writes:
+        return ReplySheet(flags, examinee)
+    if examinee.kind == "choice":
+        raise UserError(f"--input {source}：--model_path 是選擇題模型，只答選擇題（question、A、B… 欄）")
+    if "prompt" not in first:
+        raise UserError(f"--input {flags.input}：指令與對話要由因果模型回答，--model_path 是填空的模型")
+    return PromptSheet(flags, examinee)
