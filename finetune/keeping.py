@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from . import adapters, examining, model_card, perplexity, report
+from . import adapters, classes, examining, model_card, perplexity, report
 from .cli import say
+from .folders import replace_folder, save_model, save_tokenizer
 from .growth import Growth
 from .lineage import as_line, weights_hash
-from .models import replace_folder, save_model, save_tokenizer
+from .models import NEW_HEAD
 from .plots import plot_curve
 from .run_card import RunCard
 
@@ -30,6 +31,8 @@ def save_best(save_dir: Path, lesson, weights: dict, step: int) -> None:
         save_model(half, lesson.config, lesson.tokenizer, weights, lesson.ends)
     else:
         adapters.save_adapter(half, lesson.adapter, weights)
+        if lesson.kind in NEW_HEAD:  # which head, with which labels: the base does not know
+            lesson.config.save_pretrained(half)
         save_tokenizer(half, lesson.tokenizer)
     lesson.card(step, weights_hash(half)).write(half)
     replace_folder(half, save_dir / "best")
@@ -60,7 +63,12 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
 
 
 def write_results(
-    lesson, sittings: dict[str, list[examining.Sitting]], grown: Growth | None, progress, note: str = ""
+    lesson,
+    sittings: dict[str, list[examining.Sitting]],
+    grown: Growth | None,
+    progress,
+    note: str = "",
+    labels: dict | None = None,
 ) -> tuple[RunCard, list[str]]:
     """Model card, run card, curve and report. Returns the card and the verdict, for the screen.
 
@@ -68,6 +76,7 @@ def write_results(
         sittings: of each set of questions, the tuned model's and the untuned one's.
         grown: of a causal model.
         note: what must stand beside every figure.
+        labels: of a classifier: figures of each set, {} of one without rows (classes.figures).
     """
     output = Path(lesson.flags.output_dir)
     beside = output.resolve().parent
@@ -76,9 +85,14 @@ def write_results(
     sittings = {name: pair for name, pair in sittings.items() if pair}
     card.results = {name: examining.figures(*pair, taught) for name, pair in sittings.items()}
     card.growth = grown.as_dict() if grown else {}
+    card.labels = {name: found for name, found in (labels or {}).items() if found}
     model_card.write(output, card, progress)
     plot_curve(beside / "validation_loss_curve.png", progress.course, progress.best_step)
     written = report.of_training(card, sittings, progress)
     written.notes += [note] if note else []
+    if lesson.new_head:
+        written.other += "（輸出層還是亂數）"
     report.write(beside / "report", written)
-    return card, [*(perplexity.verdict(card.growth) if grown else []), *report.verdict(written)]
+    first = perplexity.verdict(card.growth) if grown else []
+    first += classes.verdict(card.labels) if labels is not None else []
+    return card, [*first, *report.verdict(written)]

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import perplexity
+from . import classes, perplexity
+from .chapters import NOT_COMPARABLE, TITLES
 from .lineage import as_line
-from .report import NOT_COMPARABLE, TITLES, write_json
-from .run_card import FILE, RunCard
+from .methods import CHOICE
+from .report import write_json
+from .run_card import AIMS, FILE, RunCard
 
 FIRST = {
     name: TITLES[name] for name in ("held_back", "test", "validation")
 }  # the sets a training run examines on
+REPEATED = (  # flags that decide what a model becomes
+    "learning_rate", "train_batch_size", "num_epochs", "max_steps", "max_length", "warmup_ratio",
+    "weight_decay", "split_ratio", "freeze", "train_only", "unfreeze_every", "layer_lr_decay", "lora_rank",
+    "lora_alpha", "seed",
+)  # fmt: skip
+OF_TASK = {  # and those of one task alone
+    "classify": ("text_column", "label_column", "multi_label", "class_weights"),
+    "exam": ("objective", "masking", "mask_rate", "all_masked"),
+    "mlm": ("masking", "mask_rate", "all_masked"),
+}  # fmt: skip
+CLASSIFY = """\
+```bash
+python inference.py --model_path 這個資料夾 --prompt "今天的服務真好"
+```
+
+```python
+from inference import classify, load_model
+
+model, tokenizer, device = load_model("這個資料夾")
+for ranked in classify(model, tokenizer, ["今天的服務真好"], device):
+    print(ranked)  # [(類別, 機率), …]，機率高的在前
+```""".splitlines()
 
 
 def write(folder: Path, card: RunCard, progress) -> None:
@@ -23,33 +47,74 @@ def write(folder: Path, card: RunCard, progress) -> None:
 
 def model_card(card: RunCard) -> str:
     """README.md of the model folder: what it is, how it was taught, how good it became, how to ask it."""
-    return causal_card(card) if card.chat else masked_card(card)
+    if card.task == "classify":
+        return classifier_card(card)
+    return masked_card(card) if card.task == "exam" else reader_card(card)
 
 
-def causal_card(card: RunCard) -> str:
-    """Of a model that goes on from texts or replies."""
-    what = {"cpt": "續訓", "sft": "問答微調"}[card.task]
+def repeated(card: RunCard) -> str:
+    """The flags that decided what the model became, as one would give them again."""
+    words = [f"--task {card.task}"]
+    for name in (*REPEATED, *OF_TASK.get(card.task, ())):
+        value = card.flags.get(name)
+        if value is True:
+            words.append(f"--{name}")
+        elif value not in (None, "", 0, False) and not (name == "layer_lr_decay" and value == 1):
+            written = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words.append(f"--{name} {written}")
+    return " ".join(words)
+
+
+def classifier_card(card: RunCard) -> str:
+    """Of a model that says which class a text is of."""
     lines = [
         "---",
         "language: zh",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        "pipeline_tag: text-classification",
+        "metrics: [accuracy, f1]",
         "tags: [traditional-chinese]",
         "---",
         "",
-        f"# {Path(card.base_model).name} {what}模型",
+        f"# {Path(card.base_model).name} 分類模型",
         "",
         f"- 底模：`{card.base_model}`",
         f"- 資料：{card.dataset}",
         f"- 來歷：{as_line(card.lineage)}",
-        f"- 訊息寫法：`{card.chat}`；訓練 {card.step} 步",
+        f"- 訓練 {card.step} 步：`{repeated(card)}`",
+    ]
+    if names := list(next(iter(card.labels.values()), {}).get("per_class", ())):
+        lines.append(f"- {len(names)} 類：{'、'.join(map(classes.escaped, names))}")
+    lines += ["", "## 成績", ""]
+    lines += [f"- {classes.escaped(line)}" for line in classes.verdict(card.labels)]
+    for name, found in card.labels.items():
+        lines += ["", f"### {classes.title_of(name)}", "", *classes.table(found)]
+    return "\n".join([*lines, "", "## 使用", "", *CLASSIFY, ""])
+
+
+def reader_card(card: RunCard) -> str:
+    """Of a model that was taught texts or replies."""
+    lines = [
+        "---",
+        "language: zh",
+        "library_name: transformers",
+        f"pipeline_tag: {'text-generation' if card.chat else 'fill-mask'}",
+        "tags: [traditional-chinese]",
+        "---",
+        "",
+        f"# {Path(card.base_model).name} {AIMS[card.task]}模型",
+        "",
+        f"- 底模：`{card.base_model}`",
+        f"- 資料：{card.dataset}",
+        f"- 來歷：{as_line(card.lineage)}",
+        f"- {f'訊息寫法：`{card.chat}`；' if card.chat else ''}訓練 {card.step} 步：`{repeated(card)}`",
         "",
     ]
     if card.growth.get("sets"):
         lines += ["## 困惑度", "", *perplexity.table(card.growth), ""]
     if any(card.results.values()):
         lines += ["## 成績", "", *exam_table(card), ""]
-    ask = "今天天氣" if card.chat == "none" else "請介紹臺灣"
+    ask = {"": "今天天氣很[MASK]。", "none": "今天天氣"}.get(card.chat, "請介紹臺灣")
     command = f'python inference.py --model_path 這個資料夾 --prompt "{ask}"'
     return "\n".join([*lines, "## 使用", "", "```bash", command, "```", ""])
 
@@ -60,7 +125,7 @@ def masked_card(card: RunCard) -> str:
         "---",
         "language: zh",
         "library_name: transformers",
-        "pipeline_tag: fill-mask",
+        f"pipeline_tag: {'multiple-choice' if card.scoring == CHOICE else 'fill-mask'}",
         "tags: [tmmluplus, multiple-choice, traditional-chinese]",
         "---",
         "",
@@ -69,6 +134,7 @@ def masked_card(card: RunCard) -> str:
         f"- 底模：`{card.base_model}`",
         f"- 資料：{card.dataset}",
         f"- 目標：`{card.objective}`；作答方式：`{card.scoring}`",
+        f"- 訓練 {card.step} 步：`{repeated(card)}`",
         f"- 訓練題數：{len(card.fingerprints)}（指紋存於 `{FILE}`）",
         "",
         "## 成績",
@@ -113,6 +179,8 @@ def all_results(results: dict, progress, card: RunCard) -> dict:
         "steps": progress.step,
         "epochs": progress.epoch,
         "best_step": progress.best_step,
+        "parameters": card.parameters.get("all"),
+        "trained_parameters": card.parameters.get("trained"),
         "scoring": card.scoring,
         "pool": card.pool,
     }
@@ -122,6 +190,8 @@ def all_results(results: dict, progress, card: RunCard) -> dict:
         for who, figures in found.items():
             prefix = "" if who == "tuned" else "untuned_"
             flat |= {f"{prefix}{name}_{key}": value for key, value in figures.items()}
+    for name, found in card.labels.items():
+        flat |= {f"{name}_{key}": value for key, value in classes.headlines(found).items()}
     for name, figures in results.items():
         if figures:
             flat |= {

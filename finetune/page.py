@@ -9,18 +9,24 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from . import examining, perplexity, plots
+from . import classes, examining, perplexity, plots
 from .subjects import subject_title
 
 WRITING = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
 
 
-def render(report) -> str:
-    """The page of a `report.Report` as HTML."""
+def render(report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """The page of a `report.Report` as HTML.
+
+    Args:
+        heat_maps: PNG of the confusion of each set of labels. It is shown where the classes are too many for
+            a table.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     house = Environment(
@@ -42,6 +48,10 @@ def render(report) -> str:
         "reliability": {chapter.name: reliability(chapter.found["calibration"]) for chapter in chapters},
         "training": training(report.history),
         "perplexity": perplexity,
+        "classes": classes,
+        "small": small,
+        "share": percent,
+        "heat_maps": {name: data_address("image/png", picture) for name, picture in heat_maps.items()},
     }
     return template.render(told, font=embedded(template.render(told, font="")))
 
@@ -66,7 +76,7 @@ def points(difference: float) -> str:
 
 def unbroken(text: str) -> str:
     """The same text, whose figures a line end does not part from what they count."""
-    return text.replace(" %", "\u00a0%").replace(" 題", "\u00a0題")
+    return text.replace(" %", "\u00a0%").replace(" 題", "\u00a0題").replace(" 列", "\u00a0列")
 
 
 # ---- charts ------------------------------------------------------------------------------------------------
@@ -123,8 +133,10 @@ def training(history: Sequence[dict]) -> list[tuple[str, Axes, list[Curve]]]:
     steps = MaxNLocator(4, integer=True).tick_values(0, max(entry["step"] for entry in history))
     highest = max((value for one in losses for _, value in one.points), default=1)
     charts = [("損失", Axes(steps.tolist(), MaxNLocator(4).tick_values(0, highest).tolist()), losses)]
-    if checked := curve("驗證", "model", "validation_accuracy"):
-        charts.append(("驗證正確率（%）", Axes(steps.tolist(), SHARES), checked))
+    for title, key in (("驗證巨觀 F1", "validation_macro_f1"), ("驗證正確率", "validation_accuracy")):
+        if checked := curve("驗證", "model", key):
+            charts.append((f"{title}（%）", Axes(steps.tolist(), SHARES), checked))
+            break
     return charts
 
 
@@ -154,4 +166,8 @@ def embedded(characters: Iterable[str]) -> str:
     cutter.subset(font)
     held = io.BytesIO()
     subset.save_font(font, held, options)
-    return "data:font/woff;base64," + base64.b64encode(held.getvalue()).decode()
+    return data_address("font/woff", held.getvalue())
+
+
+def data_address(kind: str, held: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(held).decode()

@@ -13,12 +13,16 @@ CHINESE_FONTS = (
 LABELS = {
     "step": ("步數", "Step"), "loss": ("損失", "Loss"), "train": ("訓練損失", "Training loss"),
     "validation": ("驗證損失", "Validation loss"), "accuracy": ("驗證正確率", "Validation accuracy"),
+    "macro_f1": ("驗證巨觀 F1", "Validation macro F1"),
     "best": ("最好的一步", "Best step"), "title": ("訓練過程", "Training"),
 }  # fmt: skip
+MOST_CELLS = 30  # classes of a confusion whose cells still hold text
+SHORT = 20  # characters of a name in running text
 
 
 def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
-    """Training and validation loss over steps, accuracy on a second axis, the best step marked."""
+    """Training and validation loss over steps, macro F1 or accuracy on a second axis, the best step
+    marked."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -38,20 +42,26 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
         lines = curve(left, taught, "train_loss", "train", "tab:gray")
         checked = [entry for entry in history if "validation_loss" in entry]
         left.set(xlabel=label["step"], ylabel=label["loss"], title=label["title"])
-        examined = [entry for entry in checked if "validation_accuracy" in entry]
+        how_good = next((name for name in ("macro_f1", "accuracy") if _known(checked, name)), "")
         if checked:
             best = f"{label['best']}（{best_step}）" if font else f"{label['best']} ({best_step})"
             lines += curve(left, checked, "validation_loss", "validation", "tab:blue")
-            if examined:  # texts have a loss alone
+            if how_good:  # texts have a loss alone
                 right = left.twinx()
-                right.set(ylabel=label["accuracy"], ylim=(0, 1))
-                lines += curve(right, examined, "validation_accuracy", "accuracy", "tab:orange")
+                right.set(ylabel=label[how_good], ylim=(0, 1))
+                examined = _known(checked, how_good)
+                lines += curve(right, examined, f"validation_{how_good}", how_good, "tab:orange")
             lines.append(left.axvline(best_step, color="tab:green", linestyle="--", label=best))
         left.set_ylim(bottom=0)  # once all curves are there: it fixes the top too
         left.grid(alpha=0.3)
         figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
+
+
+def _known(entries: Sequence[dict], name: str) -> list[dict]:
+    """Those of which validation found this."""
+    return [entry for entry in entries if f"validation_{name}" in entry]
 
 
 def plot_intervals(path: Path, rows: Sequence, chance: float) -> bool:
@@ -91,6 +101,67 @@ def plot_intervals(path: Path, rows: Sequence, chance: float) -> bool:
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
     return True
+
+
+def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str]) -> bool:
+    """A heat map: how many of a class, and which share of it, were taken for which. Up to MOST_CELLS classes
+    the cells say so too; of more, colours alone.
+
+    Args:
+        confusion: (K, K) counts, a row for each true class.
+
+    Returns:
+        False where no font has every label: nothing is drawn then.
+    """
+    import matplotlib
+    import numpy
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = len(names)
+    many, few = count > MOST_CELLS, count <= 8
+    labels = [short(name, 10 if few else 8) for name in names]
+    font = chinese_font("".join(labels) + "正解模型的答案佔這一類的比率%")
+    if font is None:
+        return False
+    counts = numpy.asarray(confusion)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    cell, size = (0.9, 10) if few else (0.16, 6) if many else (0.5, 8)  # inches, points
+    side = min(max(cell * count, 2.4), 17)
+    every = range(0, count, 1 + count * 8 // 900)  # names that would stand on one another are left out
+    with pyplot.rc_context({"font.family": [font], "font.size": size}):
+        figure, axes = pyplot.subplots(figsize=(side + 2.4, side + 1.5), layout="constrained")
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        turn = {"rotation": 90} if many else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(every, [labels[i] for i in every], parse_math=False, **turn)
+        axes.set_yticks(every, [labels[i] for i in every], parse_math=False)
+        axes.set_xlabel("模型的答案", fontsize=max(size, 9))
+        axes.set_ylabel("正解", fontsize=max(size, 9))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        if not many:
+            edges = numpy.arange(count + 1) - 0.5
+            axes.set_xticks(edges, minor=True)
+            axes.set_yticks(edges, minor=True)
+            axes.tick_params(which="minor", length=0)
+            axes.grid(which="minor", color="#dddddd", linewidth=0.6)
+            for i, j in zip(*counts.nonzero(), strict=True):
+                ink = "white" if shares[i, j] > 0.55 else "#222222"
+                axes.text(j, i, f"{counts[i, j]}\n{shares[i, j]:.0%}", ha="center", va="center", color=ink)
+        bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=15 if few else 45)
+        bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        bar.set_label("佔這一類的比率", fontsize=max(size, 9))
+        bar.outline.set_visible(False)
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)
+    return True
+
+
+def short(name: str, limit: int = SHORT) -> str:
+    """A name as part of one line, of at most `limit` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def chinese_font(text: str) -> str | None:

@@ -24,17 +24,21 @@ from .prompts import Template
 
 FILE = "run_card.json"
 FORMAT = 1
+AIMS = {"exam": "考題微調", "mlm": "續訓", "cpt": "續訓", "sft": "問答微調", "classify": "分類"}  # of tasks
+UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options
 
 
 @dataclass
 class RunCard:
-    """`scoring`: the method it was taught for. `pool`: `all` means official test rows were fitted on."""
+    """`scoring`: the method it was taught for, or one of UNSCORED. `pool`: `all` means official test rows
+    were fitted on."""
 
     task: str = "exam"
     chat: str = ""  # of a causal model: how messages are written (chats.STYLES), or none: it was taught texts
     objective: str = ""
     scoring: str = "pll"
     step: int = 0  # optimizer steps it was taught
+    parameters: dict[str, int] = field(default_factory=dict)  # `all`, and `trained` of them
     template: Template = field(default_factory=Template)
     max_length: int = 512
     base_model: str = ""
@@ -46,7 +50,8 @@ class RunCard:
     lineage: list[dict] = field(default_factory=list)  # base → this model, see lineage.py
     history: list[dict] = field(default_factory=list)  # of training, an entry an epoch
     results: dict = field(default_factory=dict)
-    growth: dict = field(default_factory=dict)  # of a causal model, see growth.py
+    growth: dict = field(default_factory=dict)  # of a model taught texts or replies, see growth.py
+    labels: dict = field(default_factory=dict)  # of a classifier: figures by set, see classes.py
     versions: dict = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -68,7 +73,7 @@ class RunCard:
             raise UserError(f"{path}：格式 {saved.get('format')!r} 不是這個版本讀得懂的 {FORMAT}")
         template = saved.get("template")
         if (
-            saved.get("scoring") not in METHODS
+            saved.get("scoring") not in (*METHODS, *UNSCORED)
             or not isinstance(template, dict)
             or not isinstance(saved.get("max_length"), int)
         ):
