@@ -1,0 +1,110 @@
+"""The tutorial: the commands of a page run, in order, in a folder of its own, and make its pictures; or they
+are named there as needing a GPU or the hub."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+from test_readme import commands, python_blocks
+
+from finetune import flags
+
+PAGES = ("own_exam", "own_texts", "classify", "layers", "machines")
+LARGEST = 120_000  # bytes of a picture
+LONGEST = 120  # lines of a page
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)]+)\)")
+OF_THIS_MACHINE = re.compile(r"/(home|root|work|tmp|Users)\b|[A-Z]:\\")
+ENTRIES = "七星潭\ntop 3\nhelp\nq\n"  # for the terminal
+
+
+def page(name: str, language: str = "") -> str:
+    return f"docs/{name}{language}.md"
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def both(name: str) -> tuple[str, str]:
+    return page(name), page(name, ".zh-TW")
+
+
+def made_by(picture: str, name: str) -> str:
+    """What a command of the page leaves, of a picture: `pictures/layers/my_x/y.png` is my_x/y.png, and a
+    screenshot z.html.png is of z.html."""
+    found = Path(picture).relative_to(f"pictures/{name}")
+    return str(found.with_suffix("") if found.stem.endswith(".html") else found)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_both_languages_hold_the_same_commands_and_pictures(name):
+    english, chinese = both(name)
+    assert commands(english) == commands(chinese) and commands(english)[0]
+    assert python_blocks(english) == python_blocks(chinese)
+    for fence in ("text", "sh"):
+        blocks = [re.findall(rf"```{fence}\n(.*?)```", text_of(one), re.S) for one in (english, chinese)]
+        assert blocks[0] == blocks[1]
+    pictures = [[path for _, path in PICTURE.findall(text_of(one))] for one in (english, chinese)]
+    assert pictures[0] == pictures[1] and pictures[0]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_is_there_small_described_and_every_link_leads_somewhere(name):
+    for one in both(name):
+        for described, path in PICTURE.findall(text_of(one)):
+            assert described.strip()
+            file = ROOT / "docs" / path
+            assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size < LARGEST
+        for link in LINK.findall(text_of(one)):
+            assert link.startswith("https://") or (ROOT / "docs" / link).is_file(), link
+
+
+def test_no_picture_is_without_a_page():
+    shown = {path for name in PAGES for _, path in PICTURE.findall(text_of(page(name)))}
+    there = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs/pictures").rglob("*.png")}
+    assert there == shown
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_short_and_names_no_path_of_a_machine(name):
+    for one in both(name):
+        text = text_of(one)
+        assert len(text.splitlines()) <= LONGEST
+        assert not OF_THIS_MACHINE.search(text)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_flags_of_commands_that_are_not_run_here_exist(name):
+    for line in commands(page(name))[1]:
+        if "fine_tuning_llm.py" in line:
+            flags.read_flags(shlex.split(line.partition("fine_tuning_llm.py")[2]))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_scripts_that_are_not_run_here_are_sound_shell(name):
+    for block in re.findall(r"```sh\n(.*?)```", text_of(page(name)), re.S):
+        assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run_in_their_order_and_make_its_pictures(name, tmp_path):
+    for script in ("fine_tuning_llm.py", "inference.py"):
+        (tmp_path / script).symlink_to(ROOT / script)
+    ours = environment(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    how = {"cwd": tmp_path, "env": ours, "input": ENTRIES, "capture_output": True, "text": True}
+    for line in commands(page(name))[0]:
+        done = subprocess.run(["bash", "-c", line], timeout=300, **how)
+        assert done.returncode == 0, (line, done.stderr[-2000:])
+    for block in python_blocks(page(name)):
+        done = subprocess.run([sys.executable, "-c", block], timeout=300, **how)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for _, picture in PICTURE.findall(text_of(page(name))):
+        assert (tmp_path / made_by(picture, name)).is_file(), picture
