@@ -338,7 +338,9 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
     found = card()
     given = {**found.labels, "test": {}}
     lesson = SimpleNamespace(
-        flags=SimpleNamespace(output_dir=str(out)), card=lambda step, weights: card(sets={})
+        flags=SimpleNamespace(output_dir=str(out)),
+        card=lambda step, weights: card(sets={}),
+        new_head=False,
     )
     kept, verdict = keeping.write_results(lesson, {}, None, PROGRESS, "以 4 位元載入", given)
     assert list(kept.labels) == ["validation", "held_back"]
