@@ -24,18 +24,19 @@ OF_TASK = {  # and those of one task alone
     "exam": ("objective", "masking", "mask_rate", "all_masked"),
     "mlm": ("masking", "mask_rate", "all_masked"),
 }  # fmt: skip
-CLASSIFY = """\
-```bash
-python inference.py --model_path 這個資料夾 --prompt "今天的服務真好"
-```
-
-```python
-from inference import classify, load_model
-
-model, tokenizer, device = load_model("這個資料夾")
-for ranked in classify(model, tokenizer, ["今天的服務真好"], device):
-    print(ranked)  # [(類別, 機率), …]，機率高的在前
-```""".splitlines()
+CLASSIFY = (
+    "```bash",
+    'python inference.py --model_path 這個資料夾 --prompt "今天的服務真好"',
+    "```",
+    "",
+    "```python",
+    "from inference import classify, load_model",
+    "",
+    'model, tokenizer, device = load_model("這個資料夾")',
+    'for ranked in classify(model, tokenizer, ["今天的服務真好"], device):',
+    "    print(ranked)  # [(類別, 機率), …]，機率高的在前",
+    "```",
+)
 
 
 def write(folder: Path, card: RunCard, progress) -> None:
