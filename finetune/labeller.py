@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from .classes import THRESHOLD
 from .cli import say
+from .columns import column_names
 from .errors import UserError
 from .examinee import Examinee
 from .labelling import encode, names_of, probabilities
-from .logits import MULTI_LABEL
+from .logits import is_multi
 from .run_card import RunCard
 from .tokenizing import prompt_length
 
@@ -24,6 +25,7 @@ class Labeller(Examinee):
         multi: a text may have no label, or several: each has a probability of its own.
         max_length: tokens of a text that are read; as the run card says, as far as the model can.
         told_of_cut: a text that was longer has been spoken of.
+        taught_columns: of the texts it was taught, two for pairs; none where that is not known.
 
     Raises:
         UserError: a head that gives one number, which is a regression and no choice of labels.
@@ -32,11 +34,22 @@ class Labeller(Examinee):
     def __init__(self, model, tokenizer, device, name: str = ""):
         super().__init__(model, tokenizer, device, name)
         self.names = names_of(model.config)
-        self.multi = model.config.problem_type == MULTI_LABEL
+        self.multi = is_multi(model.config)
         if len(self.names) < 2 and not self.multi:
             raise UserError(f"{name or '這個模型'} 的輸出只有一個數（迴歸），沒有類別可分")
         self.max_length = prompt_length(model.config, tokenizer, (self.card or RunCard()).max_length)
         self.told_of_cut = False
+        self.taught_columns = column_names(str((self.card or RunCard()).flags.get("text_column") or ""))
+
+    def warn(self, *texts: str) -> None:
+        super().warn(*texts)
+        self.warn_of_count(len(texts))
+
+    def warn_of_count(self, count: int) -> None:
+        """Says when a model that was taught pairs gets single texts, or the other way round."""
+        taught, kinds = len(self.taught_columns), {1: "一段文字", 2: "句對"}
+        if taught and taught != count:
+            say(f"⚠️ 這個模型學的是{kinds[taught]}，這裡給的是{kinds[count]}，答案可能沒有意義")
 
     def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[Ranked]:
         """The labels of each text or pair of texts: a softmax or, of a multi-label model, independent

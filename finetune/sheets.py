@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from . import reading
-from .columns import column_names, find_texts
+from .columns import LOOKED, find_texts
 from .decoding import Decoding
 from .errors import UserError
 from .examinee import Examinee, asks_for_words
@@ -25,7 +25,6 @@ from .scoring import best
 from .tables import Unreadable, read_table
 
 PRIOR_ROWS = 2000  # rows from whose questions the prior of letters is estimated
-LOOKED = 100  # rows that tell the columns of a file of texts
 LEAST = 1e-45  # a probability that rounded to nothing
 QUESTION_COLUMNS = {
     "row": "whole", "id": "text", "question": "text", "answer": "text", "answer_text": "text",
@@ -73,11 +72,27 @@ class Sheet(ABC):
 
     def answer(self, block: list[tuple[int, tuple[int, dict | Unreadable]]]) -> list[dict]:
         """One record for each (number, (line, row))."""
-        return self.records([(number, row) for number, (_, row) in block])
+        records, asked = [], []
+        for number, (_, row) in block:
+            records.append(record := self.blank(number, row))
+            try:
+                asked.append((record, self.ask(record, row)))
+            except (ValueError, UserError) as error:
+                record["error"] = str(error)
+        self.reply(asked)
+        return records
 
     @abstractmethod
-    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
-        """Likewise, for each (number, row)."""
+    def ask(self, record: dict, row: dict | Unreadable):
+        """What the model is asked, from a row; its record may be told more of it.
+
+        Raises:
+            ValueError, UserError: the reason why it cannot be asked.
+        """
+
+    @abstractmethod
+    def reply(self, asked: list[tuple[dict, object]]) -> None:
+        """Writes the answers into the records; they come with what `ask` found."""
 
     def blank(self, number: int, row: dict | Unreadable) -> dict:
         """The record of a row that is not answered yet."""
@@ -124,21 +139,15 @@ class QuestionSheet(Sheet):
                 pass  # told when its turn comes
         return self.examinee.prior(questions)
 
-    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
-        records, asked = [], []
-        for number, row in rows:
-            record = self.blank(number, row)
-            try:
-                question = _as_question(row)
-                record["question"] = _plain(question.stem)
-                # 選項1 counts from 1; letters and lists do from 0
-                asked.append((record, question, int(reading.is_reading(row))))
-            except ValueError as error:
-                record["error"] = str(error)
-            records.append(record)
-        questions = [question for _, question, _ in asked]
+    def ask(self, record: dict, row: dict | Unreadable) -> tuple[Question, int]:
+        question = _as_question(row)
+        record["question"] = _plain(question.stem)
+        return question, int(reading.is_reading(row))  # 選項1 counts from 1; letters and lists do from 0
+
+    def reply(self, asked: list[tuple[dict, tuple[Question, int]]]) -> None:
+        questions = [question for _, (question, _) in asked]
         scores = self.examinee.score(questions, self.method, self.flags.orders, prior=self.prior)
-        for index, (record, question, first) in enumerate(asked):
+        for index, (record, (question, first)) in enumerate(asked):
             if self.method == GENERATE:
                 record["response"] = scores.replies.get(index)
             if index in scores.refused or index in scores.unreadable:
@@ -152,7 +161,6 @@ class QuestionSheet(Sheet):
             if self.method != GENERATE:
                 rounded = (round(score, 6) for score in scores[index])
                 record["scores"] = dict(zip(LETTERS, rounded, strict=False))
-        return records
 
 
 class PromptSheet(Sheet):
@@ -160,26 +168,22 @@ class PromptSheet(Sheet):
 
     columns = PROMPT_COLUMNS
 
-    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
-        records, single = [], []
-        for number, row in rows:
-            record = self.blank(number, row)
-            records.append(record)
-            try:
-                prompt = _as_prompt(row)
-                blanks = self.examinee.read(prompt)
-                how = self.flags.word_length, self.flags.candidates
-                if asks_for_words(blanks, *how):
-                    found = self.examinee.words(prompt, self.flags.top_k, *how)
-                    _fill_in(record, [(filling.word, filling.score) for filling in found])
-                else:
-                    single.append((record, blanks))
-            except (ValueError, UserError) as error:
-                record["error"] = str(error)
+    def ask(self, record: dict, row: dict | Unreadable):
+        """The blanks, each to be filled with a token; None where words were found already."""
+        prompt = _as_prompt(row)
+        blanks = self.examinee.read(prompt)
+        how = self.flags.word_length, self.flags.candidates
+        if not asks_for_words(blanks, *how):
+            return blanks
+        found = self.examinee.words(prompt, self.flags.top_k, *how)
+        _fill_in(record, [(filling.word, filling.score) for filling in found])
+        return None
+
+    def reply(self, asked: list[tuple[dict, object]]) -> None:
+        single = [(record, blanks) for record, blanks in asked if blanks is not None]
         filled = self.examinee.fill([blanks for _, blanks in single], self.flags.top_k)
         for (record, _), found in zip(single, filled, strict=True):
             _fill_in(record, [(word, math.log(max(share, LEAST))) for word, share in found])
-        return records
 
 
 class ReplySheet(Sheet):
@@ -187,30 +191,21 @@ class ReplySheet(Sheet):
 
     columns = REPLY_COLUMNS
 
-    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
-        records, asked = [], []
-        for number, row in rows:
-            record = self.blank(number, row)
-            records.append(record)
-            try:
-                said = _as_message(row)
-                record["prompt"] = _plain(said if isinstance(said, str) else said[-1]["content"])
-                asked.append((record, self.examinee.ask(said)))
-            except (ValueError, UserError) as error:
-                record["error"] = str(error)
-        asked = [(record, ids) for record, ids in asked if self._fits(record, ids)]
+    def ask(self, record: dict, row: dict | Unreadable) -> list[int]:
+        said = _as_message(row)
+        record["prompt"] = _plain(said if isinstance(said, str) else said[-1]["content"])
+        ids = self.examinee.ask(said)
+        if len(ids) >= self.examinee.longest:
+            raise ValueError(f"提示有 {len(ids)} 個 token，這個模型連同回答最多 {self.examinee.longest} 個")
+        return ids
+
+    def reply(self, asked: list[tuple[dict, list[int]]]) -> None:
         decoding: Decoding = self.flags.decoding
-        if decoding.samples and decoding.seed is not None and records:  # other draws for other rounds
-            decoding = replace(decoding, seed=decoding.seed * 1_000_003 + records[0]["row"])
+        if decoding.samples and decoding.seed is not None and asked:  # other draws for other rounds
+            decoding = replace(decoding, seed=decoding.seed * 1_000_003 + asked[0][0]["row"])
         replies = self.examinee.reply([ids for _, ids in asked], decoding)
         for (record, _), reply in zip(asked, replies, strict=True):
             record["response"] = _plain(reply)
-        return records
-
-    def _fits(self, record: dict, ids: list[int]) -> bool:
-        if len(ids) >= self.examinee.longest:
-            record["error"] = f"提示有 {len(ids)} 個 token，這個模型連同回答最多 {self.examinee.longest} 個"
-        return not record["error"]
 
 
 class LabelSheet(Sheet):
@@ -222,7 +217,8 @@ class LabelSheet(Sheet):
     def __init__(self, flags, examinee: Labeller):
         super().__init__(flags, examinee)
         self.top_k = flags.top_k if "top_k" in flags.given else None
-        self.named = _text_columns(Path(flags.input), flags.text_column, examinee.card)
+        self.named = _text_columns(Path(flags.input), flags.text_column, examinee.taught_columns)
+        examinee.warn_of_count(len(self.named))
         label = {"labels": "list"} if examinee.multi else {"label": "text"}
         texts = dict.fromkeys(("text", "pair")[: len(self.named)], "text")
         self.columns = {
@@ -241,23 +237,17 @@ class LabelSheet(Sheet):
         """(name in a record, column in the file) of each text."""
         return zip(("text", "pair"), self.named, strict=False)
 
-    def records(self, rows: list[tuple[int, dict | Unreadable]]) -> list[dict]:
-        records, asked = [], []
-        for number, row in rows:
-            record = self.blank(number, row)
-            records.append(record)
-            try:
-                texts = tuple(_as_text(row, column) for column in self.named)
-                asked.append((record, texts if len(texts) > 1 else texts[0]))
-            except ValueError as error:
-                record["error"] = str(error)
+    def ask(self, record: dict, row: dict | Unreadable) -> str | tuple[str, ...]:
+        texts = tuple(_as_text(row, column) for column in self.named)
+        return texts if len(texts) > 1 else texts[0]
+
+    def reply(self, asked: list[tuple[dict, str | tuple[str, ...]]]) -> None:
         found = self.examinee.classify([texts for _, texts in asked])
         for (record, _), ranked in zip(asked, found, strict=True):
             record |= self.examinee.told(ranked, self.top_k)
-        return records
 
 
-def _text_columns(source: Path, wanted: str, card) -> tuple[str, ...]:
+def _text_columns(source: Path, wanted: str, taught: tuple[str, ...]) -> tuple[str, ...]:
     """The columns of the texts: those that --text_column names, else those the model was taught from where
     they are there too, else the obvious ones.
 
@@ -269,7 +259,6 @@ def _text_columns(source: Path, wanted: str, card) -> tuple[str, ...]:
         problems = [f"{source}:{line}：{row}" for line, row in islice(read_table(source), 1)]
         raise UserError(problems or f"--input {source}：空的檔案")
     there = list(dict.fromkeys(str(name) for row in rows for name in row))
-    taught = column_names(str(card.flags.get("text_column") or "")) if card else ()
     if not wanted and taught and {*taught} <= {*there}:
         return taught
     return find_texts(there, wanted, f"--input {source}")

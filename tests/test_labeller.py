@@ -388,6 +388,17 @@ def test_a_killed_run_goes_on_to_the_same_file_and_one_of_another_kind_is_refuse
 # ---- the terminal ------------------------------------------------------------------------------------------
 
 
+def test_a_model_warns_of_single_texts_where_it_was_taught_pairs_and_the_other_way_round(run, folders):
+    one, two = ("--prompt", "天"), ("--prompt", "天", "--pair", "地")
+    try:
+        for columns, strange, usual, kind in (("a,b", one, two, "句對"), ("a", two, one, "一段文字")):
+            taught(flags={"text_column": columns}).write(folders["single"])
+            assert f"這個模型學的是{kind}" in run("single", *strange)[2]
+            assert "這個模型學的是" not in run("single", *usual)[2]
+    finally:
+        taught().write(folders["single"])
+
+
 @pytest.fixture
 def talk(models, monkeypatch, capsys):
     """Types the entries given to a model; returns what the terminal said."""
