@@ -11,7 +11,7 @@ from .classifying import Classification
 from .examining import asked_by, sit
 from .exams import Question
 from .labelling import names_of, probabilities
-from .logits import MULTI_LABEL
+from .logits import is_multi
 from .perplexity import perplexity
 from .restoring import Restoration
 
@@ -53,4 +53,4 @@ def grade(objective: Classification, config, forward: Callable[..., Tensor], pad
     """The figures of a classifier on labelled rows, see classes.py. All ranks call it."""
     found = probabilities(forward, config, pad_id, objective.encoded, world.device, world)
     truth = [row.labels for row in objective.rows]
-    return classes.figures(truth, found, names_of(config), config.problem_type == MULTI_LABEL)
+    return classes.figures(truth, found, names_of(config), is_multi(config))

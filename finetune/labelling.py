@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .logits import MULTI_LABEL
+from .logits import is_multi
 from .probes import Forward, Probe, Prober
 
 
@@ -57,7 +57,7 @@ def probabilities(
         forward: see `logits.RowLogits`.
         world: shares the rows among the processes; every process gets all of them.
     """
-    multi = config.problem_type == MULTI_LABEL
+    multi = is_multi(config)
     classes = tuple(range(config.num_labels))
     places, wanted = (classes, ((0,),) * len(classes)) if multi else ((0,), (classes,))
     probes = [Probe(row.ids, places, wanted, as_they_are=True, segments=row.segments) for row in rows]

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -375,6 +375,21 @@ def describe(catalogue: Catalogue, pools: Pools) -> None:
     more = f"…（共 {len(spread)} 類）" if len(spread) > SHOWN else ""
     unevenness = f"，最多是最少的 {spread[0][1] / spread[-1][1]:.1f} 倍" if spread else ""
     say(f"  訓練的類別：{listed}{more}{unevenness}")
+
+
+def renumber(catalogue: Catalogue, pools: Pools, names: Sequence[str]) -> None:
+    """The same classes in the order of `names`, a model's, which may hold more of them."""
+    unused = len(names) - len(catalogue.names)
+    more = f"；資料沒有用到其中 {unused} 個" if unused else ""
+    say(f"  標籤照底模的順序：{_some(names)}{more}")
+    place = [names.index(name) for name in catalogue.names]
+
+    def followed(rows: list[Labelled]) -> list[Labelled]:
+        return [replace(row, labels=tuple(sorted(place[label] for label in row.labels))) for row in rows]
+
+    pools.fit, pools.validation = followed(pools.fit), followed(pools.validation)
+    pools.held_back, pools.test = followed(pools.held_back), followed(pools.test)
+    catalogue.names = list(names)
 
 
 def class_weights(rows: Sequence[Labelled], count: int, multi: bool = False) -> list[float]:

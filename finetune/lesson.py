@@ -152,6 +152,10 @@ class Lesson:
         if self.learning.describe():
             for line in layers.table(parts, self.learning):
                 say("  " + line)
+        if self.learning.frozen and flags.from_scratch:
+            say("  ⚠️ 底模是亂數權重，凍結的部分會一直是亂數")
+        elif self.new_head and "head" in self.learning.frozen:
+            say("  ⚠️ 輸出層是新裝的（亂數），凍結它就學不到東西；請讓 head 也學")
         last = self.learning.last_opening
         if last >= self.total_steps:
             say(
@@ -240,6 +244,7 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
     name, flag, task = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task]
     kind = task.kind(flags)
     config = world.main_first(lambda: models.load_config(name, flag, kind))
+    task.agree(config, source, pools)
     task.shape(config, source)
     tokenizer = world.main_first(lambda: tokenizing.load_tokenizer(name, flag, kind))
     max_length = tokenizing.prompt_length(config, tokenizer, flags.max_length)

@@ -30,6 +30,11 @@ PACKABLE = (
 LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neighbour changes
 
 
+def is_multi(config) -> bool:
+    """True for a classifier whose texts may have no label, or several."""
+    return config.problem_type == MULTI_LABEL
+
+
 class BlankLogits(nn.Module):
     """Logits where something is asked: at blanks of a masked model, before each token that a causal one must
     say.
@@ -85,7 +90,7 @@ class RowLogits(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self._multi = model.config.problem_type == MULTI_LABEL
+        self._multi = is_multi(model.config)
         self._choice = type(model).__name__.endswith("ForMultipleChoice")
         self._segments = getattr(model.config, "type_vocab_size", 0) > 1
 

@@ -17,7 +17,7 @@ from torch import nn
 from . import hub
 from .cli import say
 from .errors import UserError
-from .logits import CAUSAL_CLASSES, HEADS, MULTI_LABEL, PACKABLE
+from .logits import CAUSAL_CLASSES, HEADS, MULTI_LABEL, PACKABLE, is_multi
 
 CLASSES = {  # of transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
@@ -71,7 +71,9 @@ def check_source(name: str, flag: str, from_scratch: bool = False) -> None:
             raise UserError(f"{flag} {name}：沒有 {ADAPTER_WEIGHTS}（pickle 可能夾帶程式，不載入）")
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {name}：資料夾裡沒有 config.json，不是 Hugging Face 格式的模型")
+        inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
+        guess = f"；是不是 {inside[0]}？" if inside else ""
+        raise UserError(f"{flag} {name}：資料夾裡沒有 config.json，不是 Hugging Face 格式的模型{guess}")
     if not any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
         raise UserError(f"{flag} {name}：沒有 tokenizer（要有 {'、'.join(VOCABULARIES[:2])} 之類的檔案）")
     if not from_scratch and not any((folder / weights).is_file() for weights in WEIGHTS):
@@ -142,29 +144,31 @@ def _unfit(config, kind: str, name: str) -> str:
     return ""
 
 
+def classes_of(config) -> list[str]:
+    """The labels of a classifier, by class; of another model, none."""
+    named = range(config.num_labels if kind_of(config) == "classifier" else 0)
+    return [str(config.id2label[at]) for at in named]
+
+
 def name_classes(config, names: Sequence[str], multi: bool) -> None:
     """Makes a configuration that of a classifier with these labels.
 
     Raises:
         UserError: it is one already, with others.
     """
-    known = [str(config.id2label[at]) for at in range(config.num_labels)]
-    if kind_of(config) == "classifier" and (known != list(names) or multi != _is_multi(config)):
+    known = classes_of(config)
+    if known and (known != list(names) or multi != is_multi(config)):
         found, wanted = (
             f"{'多標籤' if several else '單一標籤'}（{'、'.join(labels[:10])}{'…' * (len(labels) > 10)}）"
-            for labels, several in ((known, _is_multi(config)), (list(names), multi))
+            for labels, several in ((known, is_multi(config)), (list(names), multi))
         )
         raise UserError(
             f"--model_name_or_path：底模已經是分類模型，標籤依序是{found}，資料的是{wanted}；"
-            "兩者要相同才能接著教，否則請換它的底模"
+            "資料的標籤都要是底模有的才能接著教，否則請換它的底模"
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: at for at, name in enumerate(names)}
     config.problem_type = MULTI_LABEL if multi else "single_label_classification"
-
-
-def _is_multi(config) -> bool:
-    return config.problem_type == MULTI_LABEL
 
 
 def check_layers(config, kind: str, flags) -> None:

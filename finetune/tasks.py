@@ -21,9 +21,9 @@ from .exams import Exam, Pools, describe, read_exam, split_pool
 from .instructions import Course, read_course, split_course
 from .labelling import names_of
 from .labels import Catalogue
-from .logits import MULTI_LABEL, can_pack
+from .logits import can_pack, is_multi
 from .methods import CHOICE, OF_OBJECTIVE
-from .models import name_classes
+from .models import classes_of, name_classes
 from .objectives import Objective
 from .prompts import ExamPrompts
 from .restoring import Hiding, Restoration
@@ -58,6 +58,9 @@ class ExamTask:
         pools = split_pool(exam, flags.split_ratio, flags.pool, flags.seed)
         describe(exam, pools)
         return pools
+
+    def agree(self, config, source, pools: Pools) -> None:
+        """Numbers what the data name as a model does that names it already."""
 
     def shape(self, config, source) -> None:
         """Writes into the model's configuration what the data decide."""
@@ -185,6 +188,11 @@ class LabelTask(ExamTask):
         labels.describe(source, pools)
         return pools
 
+    def agree(self, config, source: Catalogue, pools: Pools) -> None:
+        known = classes_of(config)
+        if known != source.names and {*known} >= {*source.names}:
+            labels.renumber(source, pools, known)
+
     def shape(self, config, source: Catalogue) -> None:
         name_classes(config, source.names, source.multi)
 
@@ -192,7 +200,7 @@ class LabelTask(ExamTask):
         return None
 
     def objective(self, desk: Desk, rows, checking: bool = False) -> Classification:
-        config, multi = desk.config, desk.config.problem_type == MULTI_LABEL
+        config, multi = desk.config, is_multi(desk.config)
         weighted = desk.flags.class_weights and not checking
         weights = None
         if weighted:

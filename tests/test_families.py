@@ -12,7 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from conftest import ROOT, make_exam_dir, make_model_dir, random_text, run_process, write_csv, write_texts
+from conftest import (
+    HAN,
+    ROOT,
+    make_exam_dir,
+    make_model_dir,
+    random_text,
+    run_process,
+    write_csv,
+    write_texts,
+)
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 
@@ -268,6 +277,12 @@ def untaught(base, names=LABELS):
     return models.load_model(base, config, tokenizer, FLAG, seed=42, kind="classifier"), tokenizer
 
 
+def save_untaught(base, names, folder):
+    for part in untaught(base, names):
+        part.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("family", some(FAMILIES, ("albert", "electra", "gpt2")))
 def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(family, base_of, teach, tmp_path, capsys):
     frozen = {"embeddings"} if family == "albert" else {"embeddings", "0"}
@@ -510,16 +525,26 @@ def test_what_is_named_macbert_and_was_taught_here_to_fill_blanks_may_do_so(base
 
 
 def test_a_classifier_goes_on_with_its_own_labels_alone(refused, teach, sources, base_of, tmp_path, capsys):
-    for name, labels in (("other", ("好", "壞", "普通")), ("own", LABELS[::-1])):
-        model, tokenizer = untaught(base_of("bert"), labels)
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    told = refused(tmp_path / "other", "classify")
+    told = refused(save_untaught(base_of("bert"), ("好", "壞", "普通"), tmp_path / "other"), "classify")
     assert "好、壞、普通" in told and all(label in told for label in LABELS) and "底模" in told
-    assert "單一標籤" in refused(tmp_path / "own", "classify")  # in another order
     assert teach(base_of("bert"), "classify", "--output_dir", "first/model", "--save_dir", "first/ck") == 0
     assert teach(tmp_path / "first/model", "classify") == 0
     assert "換上新的輸出層" not in capsys.readouterr().err.split("first/model：")[-1]
+
+
+def test_a_classifier_keeps_its_own_order_of_labels_and_those_the_data_do_not_use(
+    teach, base_of, sources, tmp_path, capsys
+):
+    own, rng = ("無", *LABELS[::-1]), random.Random(6)
+    base = save_untaught(base_of("bert"), own, tmp_path / "own")
+    rows = [[HAN[number % 3] * 4 + random_text(rng, 3, 9), LABELS[number % 3]] for number in range(60)]
+    data = write_csv(tmp_path / "more.csv", rows, ("text", "label"))
+    assert teach(base, "classify", "--dataset", data, "--max_steps", 60, "--train_batch_size", 16) == 0
+    assert f"標籤照底模的順序：{'、'.join(own)}；資料沒有用到其中 1 個" in capsys.readouterr().err
+    model, tokenizer, device = inference.load_model(tmp_path / MODEL, "cpu")
+    assert model.config.id2label == dict(enumerate(own))
+    found = inference.classify(model, tokenizer, [text for text, _ in rows], device)
+    assert sum(ranked[0][0] == label for ranked, (_, label) in zip(found, rows, strict=True)) > 55
 
 
 @pytest.mark.parametrize(
