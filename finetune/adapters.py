@@ -8,6 +8,7 @@ parameters are frozen.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
         base: name or folder the adapter will say it belongs to.
         seed: of the random half of the matrices; the other half is 0, so that nothing changes at first.
     """
+    if not getattr(model, "is_loaded_in_4bit", False):  # peft looks at bitsandbytes all the same
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if getattr(model, "is_loaded_in_4bit", False):

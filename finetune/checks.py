@@ -25,6 +25,9 @@ OF_TASKS = {  # flags that only these tasks look at
         "text_column", "label_column", "multi_label", "class_weights", "dataset_config_name",
     ),
 }  # fmt: skip
+INSTEAD = {
+    ("demo", "classify"): "；finetune.demo.write_labels('things.csv') 寫出可練習的標籤檔，再用 --dataset",
+}
 OF_DEMO = {  # flags of what the demo brings along
     "model_name_or_path", "dataset", "from_scratch", "subjects", "clean", "min_chars", "max_chars",
 }  # fmt: skip
@@ -53,7 +56,7 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
     with problems:
         check_kind(flags)
     with problems:
-        if flags.engine != "torch":
+        if flags.engine == "deepspeed" or (flags.engine == "auto" and "deepspeed_config" in given):
             ds_config.read(flags.deepspeed_config)
     with problems:
         check_tracker(flags.report_to)
@@ -82,7 +85,7 @@ def check_given(flags, given: set[str]) -> None:
         UserError: with each problem.
     """
     problems = [
-        f"--{name} 只用於 --task {tasks}，這次是 --task {flags.task}"
+        f"--{name} 只用於 --task {tasks}，這次是 --task {flags.task}{INSTEAD.get((name, flags.task), '')}"
         for tasks, names in OF_TASKS.items()
         for name in names
         if name in given and flags.task not in tasks.split("、")

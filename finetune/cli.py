@@ -70,8 +70,8 @@ def number(low: float = 0.0, high: float | None = None, above: bool = False) -> 
             raise ValueError
         return value
 
-    bound = f"大於 {low:g} " if above else f"{low:g} 以上"
-    return _reader(read, f"{bound}的數" if high is None else f"{bound}、{high:g} 以下的數")
+    bound = f"大於 {low:g}" if above else f"{low:g} 以上"
+    return _reader(read, f"{bound}的數" if high is None else f"{bound}、最多 {high:g} 的數")
 
 
 def one_of(*choices: str) -> Callable[[str], object]:

@@ -62,4 +62,4 @@ class Problems:
 
     def report(self) -> None:
         if self.found:
-            raise UserError(self.found)
+            raise UserError(dict.fromkeys(self.found))  # several checks may meet the same mistake

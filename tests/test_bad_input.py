@@ -25,6 +25,7 @@ def tree(folder) -> dict:
         (["--dataset", "bare"], "裡面沒有題目檔"),
         (["--model", "./missing"], "沒有這個資料夾"),
         (["--model", "bare"], "config.json"),
+        (["--model", "above"], "是不是 above/model？"),
         (["--model", "weightless"], "沒有權重"),
         (["--load_dir", "bare", "--ckpt_id", "step9"], "沒有這個檢查點"),
         (["--ckpt_id", "step9"], "--load_dir"),
@@ -48,6 +49,7 @@ def test_bad_input_ends_with_2_one_message_and_nothing_written(
     (tmp_path / "empty.csv").touch()
     (tmp_path / "bare").mkdir()
     shutil.copytree(model_dir, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(tmp_path / "weightless", tmp_path / "above/model")
     (tmp_path / "my_bert_finetuned_model_hf_format").mkdir()
     (tmp_path / "my_bert_finetuned_model_hf_format/model.safetensors").write_text("the former model")
     (tmp_path / "my_bert_finetuned_model_hf_format/run_card.json").write_text("{}")

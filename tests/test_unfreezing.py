@@ -202,6 +202,23 @@ def test_a_schedule_longer_than_the_run_is_told(train, capfd):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--from_scratch", "--freeze", "all_but_head"], "底模是亂數權重"),
+        (["--objective", "choice", "--freeze", "head"], "輸出層是新裝的（亂數）"),
+    ],
+)
+def test_random_weights_that_will_never_learn_are_warned_of(train, capfd, flags, says):
+    assert train(*flags, "--max_steps", 2, "--exam_limit", 4) == 0
+    assert says in capfd.readouterr().err
+
+
+def test_a_mistake_that_two_checks_meet_is_told_once(train, capfd):
+    assert train("--freeze", "0", "--train_only", "1") == 2
+    assert capfd.readouterr().err.count("不能同時使用") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
         (["--freeze", "embeddings,0-9"], "embeddings、0–1、head"),
         (["--freeze", "pooler"], "pooler"),
         (["--train_only", "11,head"], "11"),
