@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PYTHONDONTWRITEBYTECODE := 1
+# Of the tests: as many as there are cores, as far as memory goes (1 GB each).
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 # DeepSpeed's launcher finds its programs on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -33,12 +35,12 @@ demo: .venv/.scripts ## teach and examine a small model on the built-in exam, th
 	$(BIN)/python inference.py --question "日本的首都是哪一座城市？" --options "A:首爾 B:東京 C:河內 D:曼谷"
 
 test: .venv/.browser ## everything
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: .venv/.browser ## lint and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 questions, decoding, loss on responses, adapting
 	$(BIN)/python benchmarks/demo_seeds.py

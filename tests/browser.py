@@ -66,5 +66,17 @@ def opened(browser, path: Path, width: int = 1000, scheme: str = "light") -> Ite
     assert not troubles
 
 
+def smallest_text(page) -> float:
+    """CSS pixels, as scaled; of a page with much text."""
+    sizes = page.evaluate(
+        """() => [...document.body.querySelectorAll("*")]
+            .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
+            .map(e => parseFloat(getComputedStyle(e).fontSize) *
+                (e instanceof SVGGraphicsElement ? e.getScreenCTM().a : 1))"""
+    )
+    assert len(sizes) > 100
+    return min(sizes)
+
+
 if __name__ == "__main__":
     sys.exit(print(program()) if program() else INSTALL)

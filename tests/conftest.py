@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach the network; test_hub sets its own
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SUBJECTS = ("physics", "taxation", "trade", "education_(profession_level)")
 HAN = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏閏餘成歲律呂調陽雲騰致雨露結為霜金生麗水玉出崑岡"
@@ -177,6 +180,34 @@ def write_csv(
     return path
 
 
+def write_rows(path: Path, rows: list[dict], features: dict | None = None) -> Path:
+    """Rows in the format of the name, by writers of the tests' own.
+
+    Args:
+        features: those that `datasets` 5.2 notes in a parquet file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        table = pyarrow.Table.from_pylist(rows)
+        if features:
+            noted = {"huggingface": json.dumps({"info": {"features": features}})}
+            table = table.replace_schema_metadata(noted)
+        pyarrow.parquet.write_table(table, path)
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        text = json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows))
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
 def random_text(rng: random.Random, low: int, high: int) -> str:
     return "".join(rng.choice(HAN) for _ in range(rng.randint(low, high)))
 
@@ -270,14 +301,22 @@ def peak_memory(argv: list, cwd: Path | None = None) -> tuple[int, int]:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory):
-    """(folder, finished process): `make demo` in a copy of the project that shares our .venv."""
+    """(folder, finished process): `make demo` in a copy of the project that shares our .venv. The workers of
+    xdist share one run; each has the folder to itself."""
+    own = tmp_path_factory.getbasetemp()
+    home = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    ran, told = home / "demo", home / "demo.json"
+    with FileLock(home / "demo.lock"):
+        if not told.exists():
+            leave = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "checkpoints")
+            shutil.copytree(ROOT, ran, ignore=leave)
+            (ran / ".venv").symlink_to(ROOT / ".venv")
+            threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+            done = run_process(["make", "demo"], ran, timeout=900, OMP_NUM_THREADS=threads)
+            told.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
     folder = tmp_path_factory.mktemp("clone") / "project"
-    shutil.copytree(
-        ROOT, folder, ignore=shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "checkpoints")
-    )
-    (folder / ".venv").symlink_to(ROOT / ".venv")
-    done = run_process(["make", "demo"], folder, timeout=900, OMP_NUM_THREADS=str(os.cpu_count()))
-    return folder, done
+    shutil.copytree(ran, folder, symlinks=True)
+    return folder, subprocess.CompletedProcess(*json.loads(told.read_text()))
 
 
 def free_port() -> int:

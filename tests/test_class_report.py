@@ -157,13 +157,7 @@ def test_of_many_classes_the_page_shows_the_picture_and_the_commonest_confusions
 
 def test_no_text_is_smaller_than_11_pixels_on_a_telephone(chromium, single):
     with browsers.opened(chromium, single / "index.html", 400) as tab:
-        sizes = tab.evaluate(
-            """() => [...document.body.querySelectorAll("*")]
-                .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
-                .map(e => parseFloat(getComputedStyle(e).fontSize) *
-                    (e instanceof SVGGraphicsElement ? e.getScreenCTM().a : 1))"""
-        )
-    assert len(sizes) > 100 and min(sizes) >= 11
+        assert browsers.smallest_text(tab) >= 11
 
 
 def test_figures_are_not_squeezed_by_a_long_name_on_a_telephone(chromium, single, many, hostile):

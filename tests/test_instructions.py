@@ -1,12 +1,8 @@
 """Rows to answer, in every layout people use; what is wrong with them, all at once; reading comprehension as
 exam questions."""
 
-import csv
-import json
-
-import pyarrow
-import pyarrow.parquet
 import pytest
+from conftest import write_rows
 
 from finetune.errors import UserError
 from finetune.exams import Exam, parse_question
@@ -26,22 +22,6 @@ PASSAGE = {
     "選項4": "月",
     "正確答案": "2",
 }
-
-
-def write(path, rows):
-    """Rows in the format of the name, by writers of the tests' own."""
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix in (".csv", ".tsv"):
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        text = "[" + ",".join(lines) + "]" if path.suffix == ".json" else "\n".join(lines)
-        path.write_text(text, encoding="utf-8")
-    return path
 
 
 def sft(train, model, dataset, *more) -> int:
@@ -92,7 +72,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("row", "turns"), [case[1:] for case in LAYOUTS], ids=[case[0] for case in LAYOUTS])
 def test_a_row_of_every_layout_is_a_conversation_that_ends_with_the_answer(tmp_path, row, turns):
     assert parse_instruction(row).turns == turns
-    course = read_course(str(write(tmp_path / "rows.jsonl", [row])))
+    course = read_course(str(write_rows(tmp_path / "rows.jsonl", [row])))
     assert [found.turns for found in course.rows] == [turns]
     roles = [message["role"] for message in course.rows[0].messages]
     assert roles == [role for role, _ in turns]
@@ -101,7 +81,7 @@ def test_a_row_of_every_layout_is_a_conversation_that_ends_with_the_answer(tmp_p
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_format_holds_the_same_rows(tmp_path, suffix):
     rows = [ALPACA, {**ALPACA, "input": "", "output": '含 "引號"，逗號,\n與換行'}]
-    course = read_course(str(write(tmp_path / f"rows{suffix}", rows)))
+    course = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows)))
     assert [row.turns for row in course.rows] == [
         TURNS, (("user", "翻成英文"), ("assistant", "含 \"引號\"，逗號,\n與換行")),
     ]  # fmt: skip
@@ -110,15 +90,15 @@ def test_every_format_holds_the_same_rows(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_every_format_that_holds_lists_holds_conversations(tmp_path, suffix):
     rows = [{"messages": [USER, SAID]}, {"messages": [USER, SAID, USER, SAID]}]
-    course = read_course(str(write(tmp_path / f"rows{suffix}", rows)))
+    course = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows)))
     assert [len(row.turns) for row in course.rows] == [2, 4]
 
 
 def test_a_folder_is_all_its_files(tmp_path):
     folder = tmp_path / "rows"
     (folder / "inner").mkdir(parents=True)
-    write(folder / "a.csv", [ALPACA])
-    write(folder / "inner/b.jsonl", [{"messages": [USER, SAID]}])
+    write_rows(folder / "a.csv", [ALPACA])
+    write_rows(folder / "inner/b.jsonl", [{"messages": [USER, SAID]}])
     (folder / "README.md").write_text("not data")
     assert [row.turns[0][1] for row in read_course(str(folder)).rows] == ["翻成英文\n\n天空", "你好"]
 
@@ -155,7 +135,9 @@ BAD = [
 def test_bad_rows_are_all_named_with_their_lines_at_once_and_skipped_when_said_so(
     tmp_path, train, qwen_dir, capsys
 ):
-    source = write(tmp_path / "rows.jsonl", [ALPACA, *(row for row, _ in BAD), {**ALPACA, "input": "水"}])
+    source = write_rows(
+        tmp_path / "rows.jsonl", [ALPACA, *(row for row, _ in BAD), {**ALPACA, "input": "水"}]
+    )
     with source.open("a", encoding="utf-8") as stream:
         stream.write("\n{torn\n")
     assert sft(train, qwen_dir, source) == 2
@@ -252,14 +234,14 @@ def test_rows_that_are_questions_become_an_exam_in_every_format(tmp_path, suffix
         ([PASSAGE, {**PASSAGE, "正確答案": "4"}], [1, 3]),
         ([letters, {**letters, "answer": "A"}], [1, 0]),
     ):
-        exam = read_course(str(write(tmp_path / f"rows{suffix}", rows)))
+        exam = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows)))
         assert isinstance(exam, Exam)
         assert [question.answer for question in exam.questions[""]] == answers
 
 
 def test_bad_rows_of_reading_comprehension_are_named_and_skipped_like_any(tmp_path, train, qwen_dir, capsys):
     rows = [PASSAGE, {**PASSAGE, "正確答案": "5"}, {**PASSAGE, "選項2": ""}, {**PASSAGE, "問題": "何？"}]
-    source = write(tmp_path / "read.csv", rows)
+    source = write_rows(tmp_path / "read.csv", rows)
     assert sft(train, qwen_dir, source) == 2
     err = capsys.readouterr().err
     assert f"{source}:3：答案 '5' 沒有對應的選項" in err and f"{source}:4：選項 B 是空的" in err

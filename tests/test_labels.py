@@ -3,18 +3,14 @@ text."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import random
 import sys
 from collections import Counter
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-from conftest import ROOT, random_text, run_process
+from conftest import ROOT, random_text, run_process, write_rows
 from loopback_hub import COMMIT, LoopbackHub
 
 from finetune.errors import UserError
@@ -24,27 +20,9 @@ from finetune.tables import SUFFIXES
 RATIO = (0.7, 0.25, 0.05)
 
 
-def write(path, rows: list, metadata: dict | None = None) -> str:
-    """Rows in the format of the name, by writers of the tests' own. metadata: of a parquet's features."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        table = pyarrow.Table.from_pylist(rows)
-        if metadata:  # as datasets 5.2 writes it
-            table = table.replace_schema_metadata(
-                {"huggingface": json.dumps({"info": {"features": metadata}})}
-            )
-        pyarrow.parquet.write_table(table, path)
-    elif path.suffix in (".csv", ".tsv"):
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        text = "[" + ",".join(lines) + "]" if path.suffix == ".json" else "\n".join(lines)
-        path.write_text(text, encoding="utf-8")
-    return str(path)
+def write(path, rows: list, features: dict | None = None) -> str:
+    """The path as a command line has it."""
+    return str(write_rows(path, rows, features))
 
 
 def rows_of(*labels, seed=0) -> list[dict]:

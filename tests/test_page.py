@@ -257,13 +257,7 @@ def test_the_page_is_never_wider_than_the_window(chromium, whole, examined, widt
 
 def test_no_text_is_smaller_than_11_pixels_on_a_telephone(chromium, whole):
     with browsers.opened(chromium, whole / "index.html", 400) as tab:
-        sizes = tab.evaluate(
-            """() => [...document.body.querySelectorAll("*")]
-                .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
-                .map(e => parseFloat(getComputedStyle(e).fontSize) *
-                    (e instanceof SVGGraphicsElement ? e.getScreenCTM().a : 1))"""
-        )
-    assert len(sizes) > 100 and min(sizes) >= 11
+        assert browsers.smallest_text(tab) >= 11
 
 
 def test_every_character_has_a_glyph(chromium, whole, examined):

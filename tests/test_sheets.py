@@ -23,6 +23,7 @@ from conftest import (
     random_text,
     run_process,
     write_csv,
+    write_rows,
 )
 
 import inference
@@ -43,20 +44,6 @@ def rows_of(count: int, seed=0) -> list[dict]:
         }
         for number in range(1, count + 1)
     ]
-
-
-def write_rows(path, rows: list[dict]):
-    if path.suffix in (".csv", ".tsv"):
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writerows([list(rows[0]), *(list(row.values()) for row in rows)])
-        return path
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        return path
-    text = json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows))
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def read_rows(path) -> list[dict]:
