@@ -17,6 +17,7 @@ from torch import nn
 from . import hub
 from .cli import say
 from .errors import UserError
+from .labelling import names_of
 from .logits import CAUSAL_CLASSES, HEADS, MULTI_LABEL, PACKABLE, is_multi
 
 CLASSES = {  # of transformers
@@ -146,8 +147,7 @@ def _unfit(config, kind: str, name: str) -> str:
 
 def classes_of(config) -> list[str]:
     """The labels of a classifier, by class; of another model, none."""
-    named = range(config.num_labels if kind_of(config) == "classifier" else 0)
-    return [str(config.id2label[at]) for at in named]
+    return names_of(config) if kind_of(config) == "classifier" else []
 
 
 def name_classes(config, names: Sequence[str], multi: bool) -> None:
@@ -164,7 +164,7 @@ def name_classes(config, names: Sequence[str], multi: bool) -> None:
         )
         raise UserError(
             f"--model_name_or_path：底模已經是分類模型，標籤依序是{found}，資料的是{wanted}；"
-            "資料的標籤都要是底模有的才能接著教，否則請換它的底模"
+            "資料的標籤都是底模有的、單一或多標籤也相同，才能接著教，否則請換它的底模"
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: at for at, name in enumerate(names)}
