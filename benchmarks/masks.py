@@ -3,9 +3,10 @@
     python benchmarks/masks.py zh_tw_cc0.txt [--tokenizer bert-base-chinese]
 
 Every line of the file is a row. Of each way of masking: the share of tokens hidden; the share expected (15 %,
-and more in rows so short that the one word they hide is more than their share), and how many standard errors
-lie between; words of which some tokens are hidden and others are not; rows without a hidden token. Words are
-looked for by characters, not by the units that were drawn.
+more in rows so short that the one word they hide is more than their share, less where there are [UNK], which
+are never hidden), and how many standard errors lie between; words of which some tokens are hidden and others
+are not, "?" where a line was longer than a row; rows without a hidden token. Words are looked for by
+characters, not by the units that were drawn.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def watched(units, rate, rng):
 
 def half_hidden(tokenizer, text: str, hidden: set[int]) -> int:
     """Words of `text` that are hidden in part. `hidden`: positions, the first token of the text is 1."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     split = 0
     for start, end in word_spans(text):
