@@ -111,7 +111,7 @@ def teach(
         # the first thing written: all that can be wrong with the flags has been looked at
         write_questions(beside(flags, "test_qa_data.json"), asked)
     with StopRequest() as stop:
-        loop(flags, world, engine, lesson, keeper, progress, stop, tracker)
+        loop(flags, world, machine, engine, lesson, keeper, progress, stop, tracker)
         engine.close()
         del engine
         lesson.adapter = None  # which holds the model too
@@ -235,6 +235,7 @@ def open_checkpoints(flags, world: World, engine: Engine, lesson: Lesson, checkp
 def loop(
     flags,
     world: World,
+    machine: Machine,
     engine: Engine,
     lesson: Lesson,
     keeper: Checkpoints,
@@ -256,7 +257,7 @@ def loop(
     began = time.perf_counter() - progress.seconds
     try:
         if lesson.by_token and not progress.step:
-            progress.before = validate(lesson, engine.eval().forward, world, engine.recipe.micro_batch)
+            progress.before = validate(lesson, engine.eval().forward, world, machine.tokens)
             log.say(f"微調前：{describe(progress.before)}")
         while not progress.finished:
             plan = lesson.plan(progress.epoch, flags.train_batch_size, flags.seed)
@@ -264,7 +265,7 @@ def loop(
                 if progress.step >= total:
                     break
                 started = time.perf_counter()
-                micro_batches = lesson.micro_batches(batch, progress.epoch, world, engine.recipe.accumulation)
+                micro_batches = lesson.micro_batches(batch, progress.epoch, world, machine)
                 rate = learning_rate_at(progress.step, flags.learning_rate, lesson.warmup_steps, total)
                 report = engine.step(micro_batches, progress.step, rate, stop=bool(stop.signum))
                 progress.after_step(report, seconds=time.perf_counter() - began)
@@ -275,7 +276,7 @@ def loop(
                     raise Stopped(stop.signum or signal.SIGTERM, said + best_so_far(flags))
                 if flags.save_interval and progress.step % flags.save_interval == 0:
                     keeper.save(progress, engine.save)
-            found = validate(lesson, engine.eval().forward, world, engine.recipe.micro_batch)
+            found = validate(lesson, engine.eval().forward, world, machine.tokens)
             if progress.after_epoch(found, flags.early_stopping_patience, total):
                 save_best(flags, world, engine, lesson, progress.step)
             progress.seconds = time.perf_counter() - began

@@ -58,7 +58,7 @@ def load_model(model_path, device=None):
     return _load(str(model_path), device, "--model_path")
 
 
-def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 0):
+def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False):
     from finetune import hub
 
     hub.prepare_for(path)
@@ -81,7 +81,7 @@ def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if base := adapters.base_of(path):
         hub.prepare_for(base)
-    model, tokenizer = adapters.load(path, flag, from_scratch, seed)
+    model, tokenizer = adapters.load(path, flag, from_scratch, seed, quickly=quickly)
     model = model.to(device).eval()
     model.run_card = RunCard.read(path)
     return model, tokenizer, device
@@ -111,15 +111,20 @@ def load_rival(name: str, mine: Examinee, precision: str) -> Examinee:
     return _examinee(model, tokenizer, device, precision, path)
 
 
-def _examinee(model, tokenizer, device, precision: str = "auto", name: str = "") -> Examinee:
+def _examinee(model, tokenizer, device, precision: str = "", name: str = "") -> Examinee:
     from finetune.examinee import Chooser, Filler, kind_of
     from finetune.labeller import Labeller
     from finetune.speaker import Speaker
 
-    _set_precision(model, precision, device)
+    if precision:
+        _set_precision(model, precision, device)
     kinds = {"masked": Filler, "causal": Speaker, "classifier": Labeller, "choice": Chooser}
     found = kinds[kind_of(model)].of(model, tokenizer, device)
     found.name = name or found.name
+    if precision or not found.precision:
+        found.precision = precision or "auto"
+        if found.precision == "auto":
+            found.lighten()
     return found
 
 
@@ -142,7 +147,7 @@ def _set_precision(model, wanted: str, device) -> None:
 
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
-    if wanted != "auto":  # auto stays fp32: bf16 rounds scores so coarsely that options tie
+    if wanted != "auto":  # auto keeps the model as it is, see Examinee.lighten
         model.to(DTYPES[wanted])
 
 
@@ -305,9 +310,15 @@ def answer(flags) -> int | None:
         from finetune.world import World
 
         world = World.join(flags.cpu, doing="作答")
+    from finetune import cpu
+
     where = world.device if world else "cpu" if flags.cpu else None
-    model, tokenizer, device = load_model(flags.model_path, where)
+    cpu.keep_memory()
+    once = flags.prompt is not None or flags.question is not None
+    model, tokenizer, device = _load(flags.model_path, where, "--model_path", quickly=once)
     examinee = _examinee(model, tokenizer, device, flags.precision, flags.model_path)
+    if examinee.light and not once:
+        cli.say(cpu.choose_precision(model.config.hidden_size)[1])
     check_kind(flags, examinee.kind)
     if "scoring" in flags.given:
         examinee.method(flags.scoring)

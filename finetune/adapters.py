@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import bert
 from .cli import nearest, say
 from .errors import RunError, UserError
 from .models import (
@@ -259,10 +260,13 @@ def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
     return model
 
 
-def load(name: str, flag: str, from_scratch: bool = False, seed: int = 0, **more) -> tuple[nn.Module, object]:
+def load(
+    name: str, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False, **more
+) -> tuple[nn.Module, object]:
     """A model from a folder or the hub, whole or as an adapter beside its base; and its tokenizer.
 
     Args:
+        quickly: it is asked a few things by this project alone, see bert.py.
         more: as `models.load_model` takes it.
 
     Raises:
@@ -279,6 +283,8 @@ def load(name: str, flag: str, from_scratch: bool = False, seed: int = 0, **more
         load_config(base or name, flag, kind)  # whether its head fills blanks
     own = any((Path(name).expanduser() / vocabulary).is_file() for vocabulary in VOCABULARIES)
     tokenizer = load_tokenizer(name if own or not base else base, flag, kind)
+    if quickly and not base and (model := bert.load(name, config)) and len(tokenizer) <= config.vocab_size:
+        return model, tokenizer
     model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, kind, **more)
     if base:
         model = with_adapter(model, name, flag).get_base_model()

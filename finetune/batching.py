@@ -7,13 +7,13 @@ batch is cut into ranks and micro batches changes memory and speed, never the su
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .padding import padded
+from .padding import padded, padded_width
 
 SORT_WINDOW = 32  # global batches sorted by length together: little padding, and still a shuffle
 
@@ -194,3 +194,28 @@ def cut(batch: Sequence[int], rank: int, world_size: int, micro_batches: int) ->
     size = -(-len(mine) // micro_batches)
     parts = [mine[i * size : (i + 1) * size] for i in range(micro_batches)]
     return [part or [None] for part in parts]
+
+
+def cut_by_tokens(
+    batch: Sequence, length: Callable[[object], int], rank: int, world_size: int, most: int
+) -> list[list]:
+    """This rank's share of a global batch, rows of like length together, in as few parts as hold `most`
+    tokens with padding (a single row may be longer); equally many on every rank, and filled up with None.
+
+    Args:
+        length: of a row, in tokens.
+    """
+    shares = [_within(sorted(batch[at::world_size], key=length), length, most) for at in range(world_size)]
+    mine = shares[rank]
+    return mine + [[None]] * (max(map(len, shares)) - len(mine))
+
+
+def _within(rows: Sequence, length: Callable, most: int) -> list[list]:
+    """Sorted rows in parts within `most` tokens. The shortest rows come first, and the parts are filled from
+    the longest, so that what is left over is short."""
+    parts: list[list] = []
+    for row in reversed(rows):
+        if not parts or (len(parts[-1]) + 1) * padded_width(length(parts[-1][0])) > most:
+            parts.append([])
+        parts[-1].append(row)
+    return parts[::-1]

@@ -16,13 +16,13 @@ from .perplexity import perplexity
 from .restoring import Restoration
 
 
-def validate(lesson, forward: Callable[..., Tensor], world, size: int) -> dict:
+def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict:
     """Loss on the validation rows, always of the same examples; of tokens their perplexity (and, of hidden
     ones, how many are restored), of questions and labels the accuracy. {} without rows.
 
     Args:
         forward: of an engine that is set to evaluate.
-        size: rows of one forward pass.
+        tokens: of one forward pass, with padding.
     """
     rows = lesson.check.rows
     if not lesson.check.lengths:
@@ -33,7 +33,7 @@ def validate(lesson, forward: Callable[..., Tensor], world, size: int) -> dict:
             "validation_loss": graded["log_loss"], "validation_accuracy": graded["accuracy"],
             "validation_macro_f1": graded["macro_f1"], "validation_rows": graded["n"],
         }  # fmt: skip
-    measured = lesson.measure(lesson.check, forward, world, size)
+    measured = lesson.measure(lesson.check, forward, world, tokens)
     found = {"validation_loss": measured.loss}
     if lesson.by_token:
         found |= {

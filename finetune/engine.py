@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from . import ds_config
 from .batching import Batch
+from .dropout import lighten
 from .errors import RunError, UserError
 from .layers import Layers, Learning, by_part, groups, learning_of_all, set_open
 from .logits import forward_of
@@ -101,7 +102,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, world: World, recipe: Recipe, learning: Learning | None = None):
         self.world, self.recipe = world, recipe
-        self.blanks = forward_of(model, recipe.packed)
+        self.blanks = forward_of(lighten(model), recipe.packed)
         layers = Layers(model)
         self.learning = learning or learning_of_all(layers)
         # All that will ever learn has `requires_grad` while optimizer and wrapper are made; `_open` closes

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
+from . import cpu
 from .cli import say
 from .errors import UserError
 from .exams import Question
 from .filling import Blanks, Filling, fill_first_blanks, fill_words, rank_candidates, read_blanks
-from .logits import ROW_CLASSES, forward_of, is_causal
+from .logits import ROW_CLASSES, forward_of, is_causal, light_of
 from .methods import CHOICE, GENERATE, parse
 from .probes import Prober
 from .prompts import ExamPrompts, unknown_parts
@@ -62,6 +63,8 @@ class Examinee:
         self.kind = kind_of(model)
         self.card: RunCard | None = getattr(model, "run_card", None)
         self.forward = forward_of(model).eval()
+        self.precision = ""  # not decided yet
+        self.light = False
         self.longest = prompt_length(model.config, tokenizer, 1 << 30)
         self.prompts = self._prompts()
 
@@ -77,6 +80,13 @@ class Examinee:
             known = cls(model, tokenizer, device)
             object.__setattr__(model, "_examinee", known)  # not a submodule: no cycle
         return known
+
+    def lighten(self) -> None:
+        """Computes in bf16 from now on, where that is faster here and the model's family can be read so."""
+        if self.light or self.kind != "masked" or torch.device(self.device).type != "cpu":
+            return
+        if self.forward.able and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
+            self.forward, self.light = light_of(self.model), True
 
     @property
     def writes(self) -> bool:
@@ -101,7 +111,7 @@ class Examinee:
         for name, tensor in self.model.named_parameters():
             plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             sums.append(f"{name}{zlib.crc32(plain)}")
-        return digest([*sums, *self._manner()])
+        return digest([*sums, *self._manner(), *["bf16"] * self.light])
 
     def _manner(self) -> list[str]:
         """How it is asked, for `digest`."""

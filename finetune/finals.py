@@ -9,7 +9,7 @@ from .checking import grade
 from .examining import Sitting, asked_by, sit
 from .exams import Pools, Question, sample
 from .growth import Growth
-from .logits import forward_of
+from .logits import forward_of, light_of
 from .tasks import Desk
 
 WHO = {"tuned": "微調後", "untuned": "微調前"}
@@ -66,10 +66,13 @@ class Finals:
         for name, objective in self.labelled.items():
             pad = lesson.tokenizer.pad_token_id
             self.labels[name] = grade(objective, model.config, forward_of(model).eval(), pad, world)
-        asked = asked_by(model, lesson.prompts, world.device) if self.questions else None
+        forward = model
+        if machine.precision == "bf16" and world.device.type == "cpu" and lesson.kind == "masked":
+            forward = light_of(model)
+        asked = asked_by(forward, lesson.prompts, world.device) if self.questions else None
         for name, rows in self.questions.items():
             title = f"測驗（{WHO[who]}，{name}）" if rows else ""
             orders = lesson.flags.exam_orders
             self.sittings[name].append(sit(asked, rows, lesson.scoring, orders, world, title))
         if self.growth:
-            self.growth.add(who, model, lesson, world, machine.micro_batch)
+            self.growth.add(who, model, lesson, world, machine.tokens)

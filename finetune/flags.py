@@ -111,7 +111,7 @@ def build_parser() -> cli.Parser:
     add("--train_batch_size", type=whole(1), default=32,
         help="每一步的列數，所有行程合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=whole(0), default=0,
-        help="每個行程一次前傳的列數；0 = 自動；記憶體不足就減半")
+        help="每個行程一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--learning_rate", type=number(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5）")
     add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
@@ -125,7 +125,7 @@ def build_parser() -> cli.Parser:
         help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed")
     add("--deepspeed_config", default=ds_config.SHIPPED, help="DeepSpeed 設定檔（預設 %(default)s）")
     add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="auto：CPU 用 fp32，GPU 用 bf16 或 fp16")
+        help="auto：算 bf16 較快的 CPU 與 GPU 用 bf16，較舊的 GPU 用 fp16，其餘 fp32")
     add("--gradient_checkpointing", action="store_true", help="以時間換記憶體")
     add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
 

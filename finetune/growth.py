@@ -31,17 +31,17 @@ class Growth:
     sets: dict[str, dict[str, dict]] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, who: str, model: nn.Module, lesson, world, size: int) -> None:
+    def add(self, who: str, model: nn.Module, lesson, world, tokens: int) -> None:
         """Measures a model (`tuned` or `untuned`) that is on the device. All ranks call it.
 
         Args:
-            size: rows of one forward pass.
+            tokens: of one forward pass, with padding.
         """
         model.eval()
         for name, objective in (("validation", lesson.check), ("held_back", lesson.keep)):
             if not objective.lengths:
                 continue
-            measured = lesson.measure(objective, forward_of(model, lesson.packed).eval(), world, size)
+            measured = lesson.measure(objective, forward_of(model, lesson.packed).eval(), world, tokens)
             loss, tokens = measured.loss, measured.mass
             found = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
             if isinstance(objective, Continuation):  # to compare models whose tokenizers differ

@@ -25,7 +25,7 @@ def build_parser() -> cli.Parser:
     add("--model_path", default=cli.MODEL_FOLDER, help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
     add("--cpu", action="store_true", help="不用 GPU")
     add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="auto｜fp32｜bf16｜fp16；auto 是 fp32")
+        help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，難分高下的題再用 fp32")
     add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("填空與分類").add_argument

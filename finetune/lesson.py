@@ -12,14 +12,14 @@ from torch import Tensor
 
 from . import causal, demo, layers, lineage, models, tokenizing
 from .adapters import Lora
-from .batching import Batch, Contest, Example, collate, cut, plan_epoch
+from .batching import Batch, Contest, Example, collate, cut, cut_by_tokens, plan_epoch
 from .cli import say
 from .decoding import eos_ids
 from .errors import UserError
 from .exams import Pools, Question
 from .layers import Layers, Learning
 from .logits import leaks
-from .machine import Machine
+from .machine import Machine, settle
 from .objectives import hits, tally, token_losses
 from .prompts import readable
 from .run_card import RunCard, sketches, versions
@@ -130,12 +130,20 @@ class Lesson:
     def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[Entry]]:
         """The global batches of an epoch, as examples to be made: a pure function of the epoch."""
         entries = self.teach.epoch(epoch)
-        lengths = [self.teach.lengths[row] for _, row in entries]
+        lengths = list(map(self.length_of, entries))
         return [[entries[i] for i in batch] for batch in plan_epoch(lengths, batch_size, seed, epoch)]
 
-    def micro_batches(self, batch: list[Entry], epoch: int, world: World, count: int) -> list[Batch]:
-        """This rank's share of a global batch, in `count` forward passes."""
-        return [self.collate(self.teach, part, epoch) for part in cut(batch, world.rank, world.size, count)]
+    def micro_batches(self, batch: list[Entry], epoch: int, world: World, machine: Machine) -> list[Batch]:
+        """This rank's share of a global batch, a forward pass each."""
+        if machine.by_rows:
+            parts = cut(batch, world.rank, world.size, machine.accumulation)
+        else:
+            parts = cut_by_tokens(batch, self.length_of, world.rank, world.size, machine.tokens)
+        return [self.collate(self.teach, part, epoch) for part in parts]
+
+    def length_of(self, entry: Entry) -> int:
+        """Tokens that a taught example takes in a batch."""
+        return self.teach.lengths[entry[1]]
 
     def collate(self, objective, entries: Sequence[Entry | None], epoch: int) -> Batch:
         """Makes the examples and pads them together; None keeps ranks in step."""
@@ -170,15 +178,14 @@ class Lesson:
         return [objective.example(*entry, 0).ids for entry in objective.epoch(0)[:count]]
 
     @torch.no_grad()
-    def measure(self, objective, forward: Callable[..., Tensor], world: World, size: int) -> Measured:
+    def measure(self, objective, forward: Callable[..., Tensor], world: World, tokens: int) -> Measured:
         """The loss on all rows of an objective, always of the same examples; the ranks share the work.
 
         Args:
             forward: see logits.py; an engine's, say.
-            size: rows of like length in one forward pass.
+            tokens: of one forward pass, with padding; its rows are of like length.
         """
-        entries = sorted(objective.epoch(0), key=lambda entry: objective.lengths[entry[1]])
-        batches = [entries[i : i + size] for i in range(0, len(entries), size)]
+        batches = cut_by_tokens(objective.epoch(0), lambda entry: objective.lengths[entry[1]], 0, 1, tokens)
         sums = torch.zeros(4, dtype=torch.float64)
         for number, counts in world.shares(len(batches)):
             batch = self.collate(objective, batches[number], epoch=0).to(world.device)
@@ -246,6 +253,7 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
     config = world.main_first(lambda: models.load_config(name, flag, kind))
     task.agree(config, source, pools)
     task.shape(config, source)
+    settle(machine, world, config.get_text_config().hidden_size)
     tokenizer = world.main_first(lambda: tokenizing.load_tokenizer(name, flag, kind))
     max_length = tokenizing.prompt_length(config, tokenizer, flags.max_length)
     prompts = task.prompts(flags, tokenizer, max_length)
@@ -272,10 +280,10 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
         say(f"  例（{KINDS.get(kind, kind)}）{as_seen(tokenizer, teach.example(kind, row, 0))}")
     steps = math.ceil(len(teach.epoch(0)) / flags.train_batch_size)
     total = flags.max_steps or flags.num_epochs * steps
-    say(
-        f"每輪 {steps} 步，最多 {total} 步；每步 {flags.train_batch_size} 例 = "
-        f"一次 {machine.micro_batch} 例 × {machine.accumulation} 次 × {world.size} 個行程"
-    )
+    once = f"一次 {machine.micro_batch} 例 × {machine.accumulation} 次 × {world.size} 個行程"
+    if not machine.by_rows:
+        once = f"{world.size} 個行程，一次最多 {machine.tokens:,} 個 token"
+    say(f"每輪 {steps} 步，最多 {total} 步；每步 {flags.train_batch_size} 例 = {once}")
     former = RunCard.read(name)  # taught here before: what the base was fitted on, this model was too
     fitted = sketches(row for row in teach.rows if isinstance(row, Question))
     pool = flags.pool

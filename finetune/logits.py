@@ -8,6 +8,8 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from . import encoder
+
 # The modules after the encoder or decoder, in order, by family.
 HEADS = {
     "bert": ("cls",),
@@ -45,13 +47,22 @@ class BlankLogits(nn.Module):
     Args:
         model: of transformers, with a masked or a causal language modelling head.
         packed: rows hold several documents each (causal models only); none of them sees another.
+        light: with weights copied in bf16, where the family can be read that way; `exact` is then the
+            forward pass without.
+
+    Attributes:
+        able: encoder.py reads this family.
     """
 
-    def __init__(self, model: nn.Module, packed: bool = False):
+    def __init__(self, model: nn.Module, packed: bool = False, light: bool = False):
         super().__init__()
         self.model, self.packed = model, packed
         names = HEADS.get(model.config.model_type)
         self._head = names if names and all(hasattr(model, name) for name in names) else None
+        body = getattr(model, model.base_model_prefix, None)
+        self.able = self._head is not None and encoder.readable(body)
+        self._encoder = encoder.Encoder(body, light) if self.able else None
+        self.exact = BlankLogits(model, packed).eval() if light and self.able else None
         self._more = {"use_cache": False} if is_causal(model) else {}  # keys and values nobody will ask for
 
     def forward(
@@ -70,8 +81,11 @@ class BlankLogits(nn.Module):
             inputs["position_ids"] = restarting(attention_mask)
         if self._head is None:
             return self.model(**inputs).logits[rows, cols]
-        body = getattr(self.model, self.model.base_model_prefix)
-        hidden = body(**inputs)[0][rows, cols]  # (M, H)
+        if self._encoder is not None:
+            hidden = self._encoder(input_ids, attention_mask, rows, cols)
+        else:
+            body = getattr(self.model, self.model.base_model_prefix)
+            hidden = body(**inputs)[0][rows, cols]  # (M, H)
         # Scores that decide an answer keep their digits: bf16 rounds logits so coarsely that options tie.
         exact = not self.training and next(self.parameters()).dtype == torch.float32
         with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
@@ -120,6 +134,11 @@ class RowLogits(nn.Module):
 def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
     """The forward pass of a model, by its head."""
     return RowLogits(model) if type(model).__name__.endswith(ROW_CLASSES) else BlankLogits(model, packed)
+
+
+def light_of(model: nn.Module) -> BlankLogits:
+    """The forward pass of a masked model, in bf16 where its family can be read so."""
+    return BlankLogits(model, light=True).eval()
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -6,26 +6,29 @@ from dataclasses import dataclass
 
 import torch
 
-from . import ds_config
+from . import cpu, ds_config
 from .cli import say
 from .engine import import_deepspeed
 from .errors import UserError
 from .models import DTYPES
 from .world import World, launched_by, on_gpu
 
-# Tokens a forward pass may hold when --micro_batch_size is left to us: 512 × 16 rows, or 64 on a GPU.
-CPU_TOKENS, GPU_TOKENS = 8192, 32768
+# Tokens a forward pass may hold, with padding, when --micro_batch_size is left to us. On a CPU no more than
+# keeps its caches of use: benchmarks/NOTES.md.
+CPU_TOKENS, GPU_TOKENS = 2048, 32768
 FP32_SHARE = 0.7  # of the free memory of a GPU, that a model's weights may take when it is examined
 OPTIONS = 4
-CAUSAL_SHARE = 4  # of a causal model a fourth: logits of up to 150,000 words are wanted at most positions
+CAUSAL_SHARE = 4  # there, of a causal model, a fourth: logits of up to 150,000 words are wanted everywhere
 
 
 @dataclass
 class Machine:
     engine: str  # deepspeed | torch
-    precision: str  # fp32 | bf16 | fp16
+    precision: str  # fp32 | bf16 | fp16; auto until `settle` knows the model
     micro_batch: int  # sequences a forward pass, per rank
     accumulation: int  # forward passes per optimizer step, per rank
+    tokens: int  # a forward pass, with padding
+    by_rows: bool  # passes hold equally many rows, as --micro_batch_size and DeepSpeed have it; else `tokens`
     ds_config: dict  # as read; {} without DeepSpeed
 
 
@@ -43,19 +46,32 @@ def meet(flags, given: set[str]) -> tuple[World, Machine]:
         raise UserError(
             f"--load_in_4bit：4 位元的權重不能由 ZeRO-3 切分；請在 {flags.deepspeed_config} 用 stage 2"
         )
-    precision, why_precision = choose_precision(asked, world.device, source)
+    if world.device.type == "cpu":
+        cpu.keep_memory()
+    precision, why_precision = choose_precision(asked, world.device, source, engine)
     micro = flags.micro_batch_size or ds_config.micro_batch_in(ds, flags.train_batch_size, world.size)
-    tokens = GPU_TOKENS if world.device.type == "cuda" else CPU_TOKENS
-    if flags.task in ("cpt", "sft"):
-        tokens //= CAUSAL_SHARE
-    elif flags.task == "exam" and flags.objective in ("cloze", "choice"):
+    tokens = CPU_TOKENS
+    if world.device.type == "cuda":
+        tokens = GPU_TOKENS // CAUSAL_SHARE if flags.task in ("cpt", "sft") else GPU_TOKENS
+    if flags.task == "exam" and flags.objective in ("cloze", "choice"):
         tokens //= OPTIONS  # each of which is a row
+    by_rows = engine == "deepspeed" or bool(micro)
     micro = choose_micro_batch(flags.train_batch_size, micro, max(1, tokens // flags.max_length), world)
     say(why_engine)
-    say(f"{why_precision}；裝置：{world.device}；行程：{world.size}")
+    say(f"{why_precision}裝置：{world.device}；行程：{world.size}")
     if engine == "torch" and "deepspeed_config" in given:
         say("  --deepspeed_config 沒有用到：這次不由 DeepSpeed 訓練（要用請加 --engine deepspeed）")
-    return world, Machine(engine, precision, micro, flags.train_batch_size // (micro * world.size), ds)
+    tokens = micro * flags.max_length if by_rows else tokens
+    passes = flags.train_batch_size // (micro * world.size)
+    return world, Machine(engine, precision, micro, passes, tokens, by_rows, ds)
+
+
+def settle(machine: Machine, world: World, hidden_size: int) -> None:
+    """Precision `auto` on a CPU, now that the width of the model is known."""
+    if machine.precision == "auto":
+        machine.precision, why = world.main_first(lambda: cpu.choose_precision(hidden_size))
+        machine.precision = world.agree(machine.precision)
+        say(why)
 
 
 def examined_as(flags, machine: Machine, parameters: int, world: World) -> dict:
@@ -106,8 +122,11 @@ def choose_engine(wanted: str, on_gpu: bool) -> tuple[str, str]:
     )
 
 
-def choose_precision(wanted: str, device: torch.device, source: str = "--precision") -> tuple[str, str]:
-    """`fp32`, `bf16` or `fp16`, and the sentence that says why.
+def choose_precision(
+    wanted: str, device: torch.device, source: str = "--precision", engine: str = "torch"
+) -> tuple[str, str]:
+    """`fp32`, `bf16` or `fp16`, and the words that say why; `auto` where it depends on the model, see
+    `settle`.
 
     Raises:
         UserError: fp16 on the CPU.
@@ -115,12 +134,12 @@ def choose_precision(wanted: str, device: torch.device, source: str = "--precisi
     if wanted == "fp16" and device.type != "cuda":
         raise UserError(f"{source} fp16：CPU 不支援 fp16 訓練，請用 bf16 或 fp32")
     if wanted != "auto":
-        return wanted, f"精度：{wanted}（{source}）"
+        return wanted, f"精度：{wanted}（{source}）；"
     if device.type != "cuda":
-        return "fp32", "精度：fp32（CPU）"
+        return ("auto", "") if engine == "torch" else ("fp32", "精度：fp32（CPU）；")
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "精度：bf16（這張 GPU 會算 bf16）"
-    return "fp16", "精度：fp16（這張 GPU 不會算 bf16，損失會放大再縮回）"
+        return "bf16", "精度：bf16（這張 GPU 會算 bf16）；"
+    return "fp16", "精度：fp16（這張 GPU 不會算 bf16，損失會放大再縮回）；"
 
 
 def choose_micro_batch(train_batch: int, wanted: int, most: int, world: World) -> int:

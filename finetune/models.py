@@ -189,14 +189,16 @@ def check_layers(config, kind: str, flags) -> None:
 
 def kind_of(config) -> str:
     """What a model was saved as: one of CLASSES, or "" for none of them."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
     names = config.architectures or []
+    if names == ["BertForMaskedLM"]:  # known without the import below, which takes longer than a prompt
+        return "masked"
     for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
         if any(name.endswith(ending) for name in names):
             return kind
     if any(name.endswith(CAUSAL_CLASSES) for name in names):
         return "causal"
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""

@@ -36,6 +36,9 @@ from .prompts import ExamPrompts, Prompt, hide
 from .tokenizing import prompt_length
 
 WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
+CLOSE = 0.02  # nats between the best two: bf16 moves scores by half of that, see benchmarks/NOTES.md
+# of so many questions one, or a few, are asked again; who leaves more of them so close is guessing
+CLOSE_ONE_IN, CLOSE_FEW = 50, 4
 PRIOR_SHARE = 0.05  # of the questions, for the prior (arXiv:2309.03882, section 4.2)
 
 Order = tuple[int, ...]  # order[place] is the index of the option shown at that place
@@ -49,6 +52,7 @@ class Scores(list):
         by_order: of `letter`, for each question the orders asked, each with its own scores by option; the
             order as written comes first. Empty for the other methods.
         prior: of `+prior`, by number of options: the log-probability the model gives each place unasked.
+        rotated: of `+prior`, the questions that the prior comes from: they were asked in every rotation.
         shortened: questions whose stem was cut in its middle so that the rest fits.
         replies: of `generate`, by index: what the model wrote.
         unreadable: those whose reply names no option: they are not answered.
@@ -59,6 +63,7 @@ class Scores(list):
         self.refused: dict[int, str] = {}
         self.by_order: list[list[tuple[Order, list[float]]]] = []
         self.prior: dict[int, list[float]] = {}
+        self.rotated: set[int] = set()
         self.shortened: set[int] = set()
         self.replies: dict[int, str] = {}
         self.unreadable: set[int] = set()
@@ -78,7 +83,8 @@ def score_options(
     world=None,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Scores the options of every question.
+    """Scores the options of every question. A `light` forward pass (logits.BlankLogits) is asked first, and
+    the exact one again where the best two options are CLOSE.
 
     Args:
         model: a masked language model of transformers, or a forward pass (input_ids, attention_mask, rows,
@@ -105,10 +111,29 @@ def score_options(
         prompts = ExamPrompts(tokenizer, prompt_length(model.config, tokenizer, 512))
     if device is None:
         device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
-    examiner = Examiner(prompts, Prober(forward, prompts.tokenizer.pad_token_id, device, world))
-    if method.correction == "prior":
-        return _without_prior(examiner, questions, orders, prior, progress)
-    return _score(examiner, questions, method, orders, progress)
+
+    def ask(forward: Forward, questions: Sequence[Question], prior, progress) -> Scores:
+        examiner = Examiner(prompts, Prober(forward, prompts.tokenizer.pad_token_id, device, world))
+        if method.correction == "prior":
+            return _without_prior(examiner, questions, orders, prior, progress)
+        return _score(examiner, questions, method, orders, progress)
+
+    scores = ask(forward, questions, prior, progress)
+    exact = getattr(forward, "exact", None)
+    if exact is not None and (close := _close(scores)):
+        again = ask(exact, [questions[i] for i in close], scores.prior or None, None)
+        for number, index in enumerate(close):
+            scores[index], scores.by_order[index] = again[number], again.by_order[number]
+    return scores
+
+
+def _close(scores: Scores) -> list[int]:
+    """Questions whose best two options are nearly equal, the closest ones."""
+    settled = scores.refused.keys() | scores.rotated
+    tops = ((index, sorted(row)[-2:]) for index, row in enumerate(scores) if index not in settled)
+    margins = sorted((first - second, index) for index, (second, first) in tops)
+    most = max(CLOSE_FEW, len(scores) // CLOSE_ONE_IN)
+    return [index for margin, index in margins[:most] if margin < CLOSE]
 
 
 def best(scores: Sequence[float]) -> int:
@@ -191,7 +216,7 @@ def _without_prior(examiner: Examiner, questions, orders: str, prior, progress) 
     if prior is None:
         prior, sample = estimate_prior(examiner, questions)
     scores = _score(examiner, questions, Method("letter"), orders, progress)
-    scores.prior = prior
+    scores.prior, scores.rotated = prior, set(sample)
     for index, question in enumerate(questions):
         if index in scores.refused:
             continue

@@ -49,7 +49,7 @@ class TrainLog:
         values = {"loss": report.loss, "learning_rate": rate, "tokens_per_second": round(speed, 1)}
         if report.grad_norm is not None:
             values["grad_norm"] = report.grad_norm
-        self._write({"step": step, **values})
+        self._write({"step": step, **values, "tokens": report.tokens})
         self._tracker.log({f"train/{name}": value for name, value in values.items()}, step)
         if self._bar:
             self._bar.update(1)
