@@ -1,0 +1,23 @@
+"""trainer_default with what its documentation recommends for speed: bf16, rows of like length together, the
+fused optimizer. torch.compile is left out where it does not pay: see NOTES.md.
+
+python benchmarks/peers/trainer_tuned.py MODEL TEXTS ROWS_A_STEP [more TrainingArguments as JSON]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import trainer_default
+
+TUNED = {
+    "bf16": True,
+    "use_cpu": True,
+    "train_sampling_strategy": "group_by_length",
+    "optim": "adamw_torch_fused",
+}
+
+if __name__ == "__main__":
+    model, texts, batch, *more = sys.argv[1:]
+    trainer_default.main(model, texts, batch, json.dumps({**TUNED, **json.loads(more[0] if more else "{}")}))
