@@ -2,8 +2,8 @@
 
 python benchmarks/speed.py [teaching] [examining] [prompts] [starting] [decoding] [--runs 5]
 
-Without names, all of them: three quarters of an hour on two cores. Prints a table, and writes benchmarks/results.json.
-README.md here says how to read it.
+Without names, all of them: three quarters of an hour on two cores. Prints a table, and writes
+benchmarks/results.json. README.md here says how to read it.
 """
 
 from __future__ import annotations

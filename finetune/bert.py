@@ -155,11 +155,13 @@ class PlainBert(nn.Module):
 
 def load(name: str, config) -> PlainBert | None:
     """The model of a local folder; None where it is not as plain as that."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = Path(name).expanduser() / "model.safetensors"
     plain = (
-        config.architectures == ["BertForMaskedLM"]
+        config.model_type == "bert"
+        and config.architectures == ["BertForMaskedLM"]
         and config.hidden_act == "gelu"
         and config.tie_word_embeddings
         and not config.is_decoder
@@ -172,7 +174,7 @@ def load(name: str, config) -> PlainBert | None:
         found = load_file(file)
         tensors = {_renamed(key): found[key] for key in found if not key.startswith(UNUSED)}
         model = PlainBert(tensors, config)
-    except Exception:  # of whatever kind: who can say what is wrong with the file comes next
+    except (KeyError, ValueError, OSError, SafetensorError):  # `models.load_model` is next, and says which
         return None
     return None if tensors else model.eval()
 

@@ -190,7 +190,8 @@ def check_layers(config, kind: str, flags) -> None:
 def kind_of(config) -> str:
     """What a model was saved as: one of CLASSES, or "" for none of them."""
     names = config.architectures or []
-    if names == ["BertForMaskedLM"]:  # known without the import below, which takes longer than a prompt
+    # known without the import below, which takes longer than a prompt
+    if names == ["BertForMaskedLM"] and config.model_type == "bert":
         return "masked"
     for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
         if any(name.endswith(ending) for name in names):
