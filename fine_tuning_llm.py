@@ -101,12 +101,13 @@ def teach(
     tracker: Tracker,
 ) -> Progress:
     """Model, engine, loop, saving. The engine and its memory are gone when this returns."""
-    from finetune.exams import Question, write_questions
+    from finetune.exams import write_questions
+    from finetune.rows import questions_of
     from finetune.world import StopRequest
 
     engine = build_engine(flags, world, machine, lesson)
     keeper, progress = open_checkpoints(flags, world, engine, lesson, checkpoint)
-    asked = [row for row in pools.test or pools.held_back if isinstance(row, Question)]
+    asked = questions_of(pools.test or pools.held_back)
     if world.is_main and (asked or flags.task == "exam"):
         # the first thing written: all that can be wrong with the flags has been looked at
         write_questions(beside(flags, "test_qa_data.json"), asked)
@@ -401,7 +402,7 @@ def exe_chat(
 
 def _answered(path: str, max_length: int, asked: Asked) -> str:
     """The text of the option a model chooses, or what it says."""
-    from finetune.exams import LETTERS
+    from finetune.questions import LETTERS
     from inference import generate_text, qa_inference
 
     model, tokenizer, device = _loaded(path)

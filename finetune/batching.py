@@ -64,6 +64,49 @@ class Contest:
         return self.rows[0]
 
 
+class Entries(Sequence):
+    """What is to be made of an epoch's rows, as (kind, row): made when asked for; there may be millions.
+
+    Args:
+        parts: a kind with the rows that are made so.
+    """
+
+    def __init__(self, *parts: tuple[str, Sequence[int]]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self._parts)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        for kind, rows in self._parts:
+            if index < len(rows):
+                return kind, rows[index]
+            index -= len(rows)
+
+
+@dataclass(frozen=True)
+class Plan(Sequence):
+    """The global batches of an epoch.
+
+    Args:
+        batches: of each, which of the entries.
+    """
+
+    entries: Sequence
+    batches: list[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Plan(self.entries, self.batches[index])
+        return [self.entries[at] for at in self.batches[index]]
+
+
 @dataclass
 class Batch:
     """B padded rows of length T with M targets, up to K candidates each."""

@@ -8,13 +8,14 @@ import random
 from array import array
 from collections.abc import Sequence
 
-from .batching import Example
+from .batching import Entries, Example
 from .chats import AskingPrompts, Chat
-from .exams import Question
 from .instructions import Instruction
 from .orders import shuffled
 from .packing import pack
 from .prompts import Prompt, TooLong
+from .questions import Question
+from .rows import pick
 from .texts import Text
 
 
@@ -100,19 +101,21 @@ class Responses:
     ):
         self.prompts, self.seed, self.on_prompt = prompts, seed, on_prompt
         self.chat: Chat = prompts.chat
-        self.rows: list[Instruction | Question] = []
-        self.lengths: list[int] = []
+        self.lengths = array("I")
         self.too_long: list[str] = []
         self.refused: list[str] = []
         self.shortened = 0
         self._written: list[tuple[array, list[range]] | None] = []  # of questions: anew for each order
-        for row in rows:
+        kept = array("I")
+        for index, row in enumerate(rows):
             try:
                 self._add(row)
+                kept.append(index)
             except TooLong:
                 self.too_long.append(row.id)
             except ValueError as error:
                 self.refused.append(f"{row.id}：{error}")
+        self.rows = pick(rows, kept)
 
     def _add(self, row: Instruction | Question) -> None:
         written = None
@@ -129,13 +132,12 @@ class Responses:
             length = min(len(ids), limit)
             spoken[-1] = range(spoken[-1].start, min(spoken[-1].stop, length))
             written = array("l", ids[:length]), spoken
-        self.rows.append(row)
         self.lengths.append(length)
         self._written.append(written)
 
-    def epoch(self, epoch: int) -> list[tuple[str, int]]:
+    def epoch(self, epoch: int) -> Entries:
         """Every row once."""
-        return [("reply", row) for row in range(len(self.rows))]
+        return Entries(("reply", range(len(self.rows))))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
         """One row. A constant `epoch` gives the same order of options each time, as validation needs."""

@@ -14,9 +14,9 @@ from functools import cached_property
 from os.path import commonprefix
 
 from .errors import UserError
-from .exams import LETTERS, Question
 from .orders import Unaskable
 from .prompts import ELLIPSIS, Prompt, Template, TooLong
+from .questions import LETTERS, Question
 
 STYLES = ("chat", "plain")
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}  # of the plain form

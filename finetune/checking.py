@@ -9,10 +9,10 @@ from torch import Tensor
 from . import classes
 from .classifying import Classification
 from .examining import asked_by, sit
-from .exams import Question
 from .labelling import names_of, probabilities
 from .logits import is_multi
 from .perplexity import perplexity
+from .questions import Question
 from .restoring import Restoration
 
 

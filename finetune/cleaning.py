@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from .contamination import NEAR, Taught, sketch
 from .errors import UserError
-from .exams import normalised
+from .questions import normalised
 
 CLEANING = ("urls", "numbering", "punctuation", "titles", "length", "duplicates", "near_duplicates")
 EXAMPLES = 3  # kept of each step

@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from heapq import nsmallest
 
-from .exams import Question, normalised
+from .questions import Question, normalised
 
 GRAM = 5  # characters
 SKETCH = 64  # hashes kept of a question; half of all real questions have no more
@@ -67,10 +67,10 @@ class Taught:
     """
 
     def __init__(self, sketches: dict[str, Sequence[int]]):
-        self.sketches: dict[str, Sequence[int]] = {}
+        self.sketches: dict[str, Sequence[int]] = dict(sketches)
         self._holders: dict[int, list[str]] = defaultdict(list)
         for fingerprint, hashes in sketches.items():
-            self.add(fingerprint, hashes)
+            self._hold(fingerprint, hashes)
 
     @classmethod
     def of(cls, questions: Iterable[Question]) -> Taught:
@@ -89,6 +89,9 @@ class Taught:
 
     def add(self, fingerprint: str, hashes: Sequence[int]) -> None:
         self.sketches[fingerprint] = hashes
+        self._hold(fingerprint, hashes)
+
+    def _hold(self, fingerprint: str, hashes: Sequence[int]) -> None:
         for value in hashes:
             self._holders[value].append(fingerprint)
 

@@ -11,11 +11,13 @@ The options are never shown side by side, so their order does not matter; a ques
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
-from .batching import Contest
-from .exams import Question
-from .prompts import ExamPrompts, TooLong, hide
+from .batching import Contest, Entries
+from .prompts import ExamPrompts, TooLong, hide, prepared
+from .questions import Question
+from .rows import pick
 
 
 class Contests:
@@ -31,11 +33,11 @@ class Contests:
 
     def __init__(self, name: str, prompts: ExamPrompts, rows: Sequence):
         self.name, self.prompts = name, prompts
-        self.rows: list[Question] = []
-        self.lengths: list[int] = []  # of the longest row of a question
+        self.lengths = array("I")  # of the longest row of a question
         self.too_long: list[str] = []
         self.shortened = 0
-        for row in rows:
+        kept = array("I")
+        for index, row in enumerate(prepared(prompts, rows)):
             if not isinstance(row, Question):
                 continue
             try:
@@ -44,12 +46,13 @@ class Contests:
                 self.too_long.append(row.id)
                 continue
             self.shortened += any(prompt.cut for prompt in written)
-            self.rows.append(row)
+            kept.append(index)
             self.lengths.append(max(len(prompt.ids) for prompt in written))
+        self.rows = pick(rows, kept)
 
-    def epoch(self, epoch: int) -> list[tuple[str, int]]:
+    def epoch(self, epoch: int) -> Entries:
         """Every question once."""
-        return [(self.name, row) for row in range(len(self.rows))]
+        return Entries((self.name, range(len(self.rows))))
 
     def example(self, kind: str, index: int, epoch: int) -> Contest:
         """One question. There is nothing to draw."""

@@ -8,14 +8,15 @@ import math
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
 from .contamination import NEAR, Taught
-from .exams import LETTERS, Exam, Question, normalised
+from .exams import Exam
 from .orders import Unaskable, speaks_of_others
 from .prompts import ExamPrompts, unknown_parts
+from .questions import LETTERS, Question, normalised
 from .subjects import subject_title
 
 USUAL_OPTIONS = 4
@@ -55,7 +56,7 @@ def diagnose(exam: Exam) -> dict:
     }
 
 
-def _balance(rows: list[Question]) -> dict:
+def _balance(rows: Sequence[Question]) -> dict:
     """rows, subjects, and the share of each letter in the key."""
     key = Counter(LETTERS[question.answer] for question in rows)
     return {
@@ -65,7 +66,7 @@ def _balance(rows: list[Question]) -> dict:
     }
 
 
-def _subjects(splits: dict[str, list[Question]]) -> dict[str, dict[str, int]]:
+def _subjects(splits: dict[str, Sequence[Question]]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for split, rows in splits.items():
         for subject, count in Counter(question.subject for question in rows).items():

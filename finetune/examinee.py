@@ -12,12 +12,12 @@ import torch
 from . import cpu
 from .cli import say
 from .errors import UserError
-from .exams import Question
 from .filling import Blanks, Filling, fill_first_blanks, fill_words, rank_candidates, read_blanks
 from .logits import ROW_CLASSES, forward_of, is_causal, light_of
 from .methods import CHOICE, GENERATE, parse
 from .probes import Prober
 from .prompts import ExamPrompts, unknown_parts
+from .questions import Question
 from .run_card import RunCard, digest
 from .scoring import Examiner, Scores, estimate_prior, score_options
 from .tokenizing import prompt_length

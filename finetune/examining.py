@@ -11,9 +11,9 @@ from functools import partial
 from . import metrics
 from .cli import say
 from .contamination import Taught
-from .exams import LETTERS, Question
 from .methods import GENERATE, parse
 from .orders import speaks_of_others
+from .questions import LETTERS, Question
 from .scoring import Scores, best, score_options
 
 MISTAKES = 20  # most confident ones, for a report
@@ -24,7 +24,7 @@ CALIBRATION_ROWS = 500  # validation questions that a temperature is fitted on, 
 class Sitting:
     """What one model answered. `scores[i]`: log-probabilities of `questions[i]`'s options, in nats."""
 
-    questions: list[Question]
+    questions: Sequence[Question]
     scores: Scores
     method: str
     orders: str

@@ -6,63 +6,32 @@ written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import groupby
 from pathlib import Path
 
 from . import hub, reading
 from .cli import nearest, say
 from .errors import UserError
+from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, Statement, as_dict, draw
+from .rows import Rows, Shelf, joined, on_shelf, pick
 from .subjects import CATEGORIES, category_of, chinese_name
 from .tables import SUFFIXES, Unreadable, read_table
 
-LETTERS = "ABCDEFGHIJ"
 ONE_TOO_MANY = "K"  # looked at, so that an eleventh option is refused and not lost
-MIN_OPTIONS, MAX_OPTIONS = 2, len(LETTERS)
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Question:
-    """One multiple-choice question. `answer` is an index into `options`, None when it is not known."""
-
-    stem: str
-    options: tuple[str, ...]
-    answer: int | None
-    subject: str = ""
-    id: str = ""
-    passage: str = ""  # hash of the text it is about, which other questions may be about too
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the normalised question: 16 hex digits, the same whatever the width of letters, the
-        spaces and punctuation, or the order of the options."""
-        text = "\x1f".join([normalised(self.stem), *sorted(map(normalised, self.options))])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A fact told in a sentence: text[start:end] is what a question about it would ask for."""
-
-    text: str
-    start: int
-    end: int
-    subject: str = ""
-    id: str = ""
 
 
 @dataclass
 class Exam:
     """Questions by official split, and where they came from. `told`: sentences a model may read."""
 
-    questions: dict[str, list[Question]]
+    questions: dict[str, Sequence[Question]]
     origin: str
     skipped: list[str] = field(default_factory=list)
     told: list[Statement] = field(default_factory=list)
@@ -75,18 +44,11 @@ class Exam:
 class Pools:
     """What one fits on, chooses by, keeps back, and the official test rows that are only ever scored."""
 
-    fit: list[Question]
-    validation: list[Question]
-    held_back: list[Question]
-    test: list[Question]
+    fit: Sequence[Question]
+    validation: Sequence[Question]
+    held_back: Sequence[Question]
+    test: Sequence[Question]
     duplicates: int = 0  # rows left out of the pool because the same question stands elsewhere
-
-
-def normalised(text: str) -> str:
-    """NFKC, lower case, letters and digits only: what makes two questions the same one."""
-    return "".join(
-        c for c in unicodedata.normalize("NFKC", text).lower() if unicodedata.category(c)[0] in "LN"
-    )
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -119,12 +81,12 @@ def read_exam(
             f"{flag} {source}：裡面沒有題目檔（要 {{科目}}_{{dev,val,test}}.csv，或 {'、'.join(SUFFIXES)}）"
         )
     wanted = _choose_files(files, subjects)
-    questions: dict[str, list[Question]] = {}
+    shelf, questions = Shelf(), {}
     problems: list[str] = []
     for file in wanted:
         subject, split = _subject_and_split(file)
         for question in read_rows(file, subject, split, problems):
-            questions.setdefault(split, []).append(question)
+            questions.setdefault(split, Rows(shelf=shelf)).append(question)
     if problems and on_bad_rows == "fail":
         raise UserError([*problems, f"共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"])
     questions = choose_rows(questions, subjects)
@@ -266,12 +228,10 @@ def _choose_files(files: list[Path], subjects: str) -> list[Path]:
     return [file for file in files if wanted is None or _subject_and_split(file)[0] in wanted]
 
 
-def choose_rows(questions: dict[str, list[Question]], subjects: str) -> dict[str, list[Question]]:
-    available = {question.subject for rows in questions.values() for question in rows if question.subject}
-    wanted = _wanted_subjects(subjects, available)
-    if wanted is None:
-        return questions
-    return {split: [q for q in rows if q.subject in wanted] for split, rows in questions.items()}
+def choose_rows(questions: dict[str, Sequence[Question]], subjects: str) -> dict[str, Sequence[Question]]:
+    found = {split: on_shelf(rows) for split, rows in questions.items()}
+    wanted = _wanted_subjects(subjects, set().union(*(rows.subjects for rows in found.values())))
+    return found if wanted is None else {split: rows.of_subjects(wanted) for split, rows in found.items()}
 
 
 # ---- splitting ---------------------------------------------------------------------------------------------
@@ -285,33 +245,24 @@ def split_pool(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: i
     without official splits is all pool. The same question twice counts once, and never stands on both sides
     of a split; nor does a passage that several questions are about.
     """
-    test = [] if pool == "all" else exam.questions.get("test", [])
-    kept_for_test = {question.fingerprint for question in test}
-    rows, seen, duplicates = [], set(kept_for_test), 0
-    for split, questions in exam.questions.items():
-        if split == "test" and pool != "all":
-            continue
-        for question in questions:
-            if question.fingerprint in seen:
-                duplicates += 1
-                continue
-            seen.add(question.fingerprint)
-            rows.append(question)
+    found = {split: on_shelf(rows) for split, rows in exam.questions.items()}
+    test = Rows() if pool == "all" else found.pop("test", Rows())
+    all_rows = joined(list(found.values()))
+    rows = all_rows.once(other_than=test)
     if not rows:
         raise UserError(
             "可用來訓練的題目是 0 題：資料裡只有 test，或全部與 test 重複（--pool all 會連 test 一起切）"
         )
-    rows.sort(key=lambda q: (q.subject, draw(seed, q.passage or q.fingerprint)))
-    return Pools(
-        *shared_out(rows, ratio, lambda question: question.passage), test=test, duplicates=duplicates
-    )
+    rows = rows.dealt(seed)
+    parts = shared_out(range(len(rows)), ratio, rows.passages.tolist().__getitem__)
+    return Pools(*map(rows.pick, parts), test=test, duplicates=len(all_rows) - len(rows))
 
 
 def shared_out(
     rows: Sequence, ratio: tuple[float, float, float], key=lambda row: ""
 ) -> tuple[list, list, list]:
     """Rows, in the order given, into three parts of these shares. Neighbours with the same `key` stay
-    together; those with "" are on their own."""
+    together; those with "" or 0 are on their own."""
     parts: tuple[list, list, list] = ([], [], [])
     count = 0
     for name, group in groupby(rows, key):
@@ -322,23 +273,18 @@ def shared_out(
     return parts
 
 
-def draw(seed: int, key: str) -> bytes:
-    """A pseudo-random key that depends on nothing but the seed and the question."""
-    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
-
-
-def sample(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+def sample(questions: Sequence[Question], limit: int, seed: int) -> Sequence[Question]:
     """At most `limit` questions, the same ones for the same seed; all of them for 0."""
     if not limit or len(questions) <= limit:
-        return list(questions)
-    chosen = sorted(range(len(questions)), key=lambda i: draw(seed, questions[i].id))[:limit]
-    return [questions[i] for i in sorted(chosen)]
+        return questions
+    chosen = nsmallest(limit, range(len(questions)), key=lambda i: draw(seed, questions[i].id))
+    return pick(questions, sorted(chosen))
 
 
 def describe(exam: Exam, pools: Pools) -> None:
     """Prints what was read and how it was split."""
     counts = "、".join(f"{split or '不分'} {len(rows)}" for split, rows in exam.questions.items() if rows)
-    subjects = {q.subject for rows in exam.questions.values() for q in rows} - {""}
+    subjects = set().union(*(on_shelf(rows).subjects for rows in exam.questions.values()))
     named = f"{len(subjects)} 科" if subjects else "未註明科目"
     say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{named}")
     if exam.skipped:
@@ -353,26 +299,12 @@ def describe(exam: Exam, pools: Pools) -> None:
     )
 
 
-def as_dict(question: Question) -> dict:
-    """The form of `test_qa_data.json`: question, options by letter, answer letter and answer text."""
-    answer = question.answer
-    return {
-        "id": question.id,
-        "subject": question.subject,
-        "question": question.stem,
-        "options": dict(zip(LETTERS, question.options, strict=False)),
-        "answer": None if answer is None else LETTERS[answer],
-        "answer_text": None if answer is None else question.options[answer],
-    }
-
-
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """test_qa_data.json: the rows a model will be examined on, for other tools."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [as_dict(question) for question in questions]
-    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def majority_answer(questions: Iterable[Question]) -> int:
-    """The index that is right most often: what one would answer without reading."""
-    return Counter(question.answer for question in questions).most_common(1)[0][0]
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for number, question in enumerate(questions):
+            lines = json.dumps(as_dict(question), ensure_ascii=False, indent=1).split("\n")
+            file.write((",\n " if number else "\n ") + "\n ".join(lines))
+        file.write("\n]\n")

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from .checking import grade
 from .examining import Sitting, asked_by, sit
-from .exams import Pools, Question, sample
+from .exams import Pools, sample
 from .growth import Growth
 from .logits import forward_of, light_of
+from .questions import Question
+from .rows import questions_of
 from .tasks import Desk
 
 WHO = {"tuned": "微調後", "untuned": "微調前"}
@@ -50,8 +52,9 @@ class Finals:
         sets = {"held_back": pools.held_back, "test": pools.test} if lesson.prompts else {}
         if lesson.by_token and sets and not any(sets.values()):
             sets = {"validation": pools.validation}
-        asked = {name: [row for row in rows if isinstance(row, Question)] for name, rows in sets.items()}
-        chosen = {name: sample(rows, flags.exam_limit, flags.seed) for name, rows in asked.items()}
+        chosen = {
+            name: sample(questions_of(rows), flags.exam_limit, flags.seed) for name, rows in sets.items()
+        }
         growth = Growth() if lesson.by_token else None
         return cls(lesson, chosen, growth=growth, sittings={name: [] for name in chosen})
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from .causal import Continuation
 from .decoding import Decoding, generate
-from .exams import Question
 from .logits import forward_of
 from .perplexity import perplexity
 from .previews import shown
 from .prompts import read_back
+from .questions import Question
 from .restoring import Restoration
 
 SAMPLES = 3

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .exams import SPLITS, as_dict, read_exam, sample, split_pool
+from .exams import SPLITS, read_exam, sample, split_pool
 from .prompts import ExamPrompts
+from .questions import as_dict
 
 
 def generate_qa_benchmark(

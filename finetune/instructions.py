@@ -183,7 +183,8 @@ def split_course(
 ) -> tuple[list[Instruction], list[Instruction], list[Instruction]]:
     """Rows to fit on, to choose by and to keep back. The same row twice counts once, so that none stands on
     both sides."""
-    from .exams import draw, shared_out
+    from .exams import shared_out
+    from .questions import draw
 
     once = list({row.fingerprint: row for row in rows}.values())
     once.sort(key=lambda row: draw(seed, row.fingerprint))

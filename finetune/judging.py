@@ -12,8 +12,9 @@ from functools import lru_cache
 from . import hub
 from .cli import say
 from .errors import UserError
-from .exams import LETTERS, Question, parse_question
+from .exams import parse_question
 from .instructions import parse_instruction
+from .questions import LETTERS, Question
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
 FULL_SCORE = 10

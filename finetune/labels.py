@@ -17,7 +17,8 @@ from . import hub
 from .cli import nearest, say
 from .columns import Columns, NoLabel, abridged, class_names, find_columns, first_rows, parse_row, where
 from .errors import UserError
-from .exams import Pools, draw, normalised
+from .exams import Pools
+from .questions import draw, normalised
 from .tables import SUFFIXES, read_table
 
 SPLITS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,17 +13,18 @@ from torch import Tensor
 
 from . import causal, demo, layers, lineage, models, tokenizing
 from .adapters import Lora
-from .batching import Batch, Contest, Example, collate, cut, cut_by_tokens, plan_epoch
+from .batching import Batch, Contest, Example, Plan, collate, cut, cut_by_tokens, plan_epoch
 from .cli import say
 from .decoding import eos_ids
 from .errors import UserError
-from .exams import Pools, Question
+from .exams import Pools
 from .layers import Layers, Learning
 from .logits import leaks
 from .machine import Machine, settle
 from .objectives import hits, tally, token_losses
 from .prompts import readable
-from .run_card import RunCard, sketches, versions
+from .questions import Question
+from .run_card import SKETCHED, RunCard, remembered, versions
 from .tasks import TASKS, Desk
 from .world import World
 
@@ -59,7 +61,8 @@ class Lesson:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    fitted: dict[str, str]  # sketches by fingerprint of what this run fitted on, or one that taught the base
+    # what this run, or one that taught the base, fitted on: by fingerprint its sketch, "" where there is none
+    fitted: dict[str, str]
     pool: str  # "all" when this run or one before it fitted on official test rows
     base_card: RunCard | None  # of the base, if it was taught here
     adapter: object = None  # peft's view of the model, once it has an adapter
@@ -127,11 +130,11 @@ class Lesson:
             taught = {self.prompts.chat.end} if self.prompts else {self.tokenizer.eos_token_id}
             self.ends = eos_ids(model, self.tokenizer) | taught
 
-    def plan(self, epoch: int, batch_size: int, seed: int) -> list[list[Entry]]:
+    def plan(self, epoch: int, batch_size: int, seed: int) -> Plan:
         """The global batches of an epoch, as examples to be made: a pure function of the epoch."""
         entries = self.teach.epoch(epoch)
-        lengths = list(map(self.length_of, entries))
-        return [[entries[i] for i in batch] for batch in plan_epoch(lengths, batch_size, seed, epoch)]
+        lengths = array("I", map(self.length_of, entries))
+        return Plan(entries, plan_epoch(lengths, batch_size, seed, epoch))
 
     def micro_batches(self, batch: list[Entry], epoch: int, world: World, machine: Machine) -> list[Batch]:
         """This rank's share of a global batch, a forward pass each."""
@@ -220,7 +223,7 @@ class Lesson:
             parameters={"all": self.parameters, "trained": self.trained},
             flags=vars(flags),
             fingerprints=sorted(self.fitted),
-            sketches=self.fitted,
+            sketches={name: text for name, text in self.fitted.items() if text},
             lineage=[*self.ancestors, stage],
             versions=versions(),
             **more,
@@ -258,7 +261,7 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
     max_length = tokenizing.prompt_length(config, tokenizer, flags.max_length)
     prompts = task.prompts(flags, tokenizer, max_length)
     parts = {
-        "訓練": [*pools.fit, *getattr(source, "told", ())],
+        "訓練": [*pools.fit, *source.told] if getattr(source, "told", ()) else pools.fit,
         "驗證": pools.validation,
         "保留": pools.held_back if task.by_token else [],
     }
@@ -285,12 +288,15 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
         once = f"{world.size} 個行程，一次最多 {machine.tokens:,} 個 token"
     say(f"每輪 {steps} 步，最多 {total} 步；每步 {flags.train_batch_size} 例 = {once}")
     former = RunCard.read(name)  # taught here before: what the base was fitted on, this model was too
-    fitted = sketches(row for row in teach.rows if isinstance(row, Question))
+    fitted = remembered(teach.rows)
+    if len(fitted) > SKETCHED:
+        say(f"  題目超過 {SKETCHED:,} 題：run_card.json 只記每題的指紋，日後認得出同一題，認不出相近的題")
     pool = flags.pool
     if former is not None:
         if former.fingerprints:
             say(f"  底模先前教過 {len(former.fingerprints)} 題（見它的 run_card.json），一併記入")
-        fitted = {**dict.fromkeys(former.fingerprints, ""), **former.sketches, **fitted}
+        before = {**dict.fromkeys(former.fingerprints, ""), **former.sketches}
+        fitted = {**before, **{name: text or before.get(name, "") for name, text in fitted.items()}}
         pool = "all" if former.pool == "all" else pool
     warmup = min(
         math.ceil(flags.warmup_ratio * total), total - 1

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy
 
-from .exams import LETTERS, Question, majority_answer, normalised
+from .questions import LETTERS, Question, majority_answer, normalised
 from .scoring import best
 from .subjects import CATEGORIES, category_of
 

@@ -14,6 +14,7 @@ Questions whose options compete by their own text: contests.py.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,16 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batching import Batch, ContestBatch, Example
-from .exams import Question, Statement
+from .batching import Batch, ContestBatch, Entries, Example
 from .masking import hide_randomly, maskable
 from .orders import shuffled
-from .prompts import ExamPrompts, Prompt, TooLong, hide
+from .prompts import ExamPrompts, Prompt, TooLong, hide, prepared
+from .questions import Question, Statement
 from .restoring import Hiding, ordinary
+from .rows import pick
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
 ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
 ANSWER = Hiding("answer")
+WORDS_KEPT = 1 << 15  # rows whose words are remembered from epoch to epoch
 
 
 class Objective:
@@ -58,31 +61,32 @@ class Objective:
             # beside whole answers single characters, as pseudo-log-likelihoods ask for them
             hiding = replace(hiding, masking="token" if self.hides_answer else "word")
         self.hiding = hiding
-        self._words: dict[int, list[list[int]]] = {}  # of each row, found when they are first hidden
+        self._words: dict[int, list[list[int]]] = {}  # of a row, found when they are first hidden
         self.too_long: list[str] = []
         self.shortened = 0
-        self.rows: list[Question | Statement] = []
-        self.lengths: list[int] = []
+        self.lengths = array("I")
         self._special, self._vocab = set(prompts.tokenizer.all_special_ids), ordinary(prompts.tokenizer)
-        for row in rows:
+        kept = array("I")
+        for index, row in enumerate(prepared(prompts, rows, answers=name == "mlm")):
             try:
                 prompt = self._prompt(row, answer=name != "mlm" and isinstance(row, Question))
             except TooLong:
                 self.too_long.append(row.id)
                 continue
             self.shortened += prompt.cut > 0
-            self.rows.append(row)
+            kept.append(index)
             self.lengths.append(len(prompt.ids))
+        self.rows = pick(rows, kept)
 
-    def epoch(self, epoch: int) -> list[tuple[str, int]]:
+    def epoch(self, epoch: int) -> Entries:
         """The examples of an epoch as (kind, row): every row, and in `answer+mlm` some again as `mlm`."""
         kind = "mlm" if self.name == "mlm" else "answer"
-        examples = [(kind, row) for row in range(len(self.rows))]
-        if self.name == "answer+mlm":
-            extra = round(len(self.rows) * MLM_SHARE / (1 - MLM_SHARE))
-            rng = random.Random(f"mix:{self.seed}:{epoch}")
-            examples += [("mlm", row) for row in rng.sample(range(len(self.rows)), extra)]
-        return examples
+        every = range(len(self.rows))
+        if self.name != "answer+mlm":
+            return Entries((kind, every))
+        extra = round(len(self.rows) * MLM_SHARE / (1 - MLM_SHARE))
+        rng = random.Random(f"mix:{self.seed}:{epoch}")
+        return Entries((kind, every), ("mlm", rng.sample(every, extra)))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
         """One example. A constant `epoch` gives the same masks and orders each time, as validation needs."""
@@ -110,6 +114,8 @@ class Objective:
             seen, chosen = hide(prompt.ids, prompt.blank, self.prompts.mask), prompt.blank
         else:
             if index not in self._words:
+                if len(self._words) >= WORDS_KEPT:
+                    self._words.clear()
                 self._words[index] = self._words_of(row, prompt)
             seen, chosen = hide_randomly(
                 prompt.ids, self._words[index], self.prompts.mask, self._vocab, rng,

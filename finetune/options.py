@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .errors import UserError
-from .exams import LETTERS, MAX_OPTIONS, MIN_OPTIONS
+from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS
 
 EXAMPLE = "A:地球 B:木星 C:火星"
 _LABEL = r"(?:[A-Z]|[a-z]|[0-9]{1,2})"

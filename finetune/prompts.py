@@ -11,17 +11,19 @@ Text of a question is data: a `[MASK]` or `[SEP]` inside it is split into ordina
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import islice
 
 from .errors import UserError
-from .exams import LETTERS, MAX_OPTIONS, Question, Statement
 from .orders import Unaskable
+from .questions import LETTERS, MAX_OPTIONS, Question, Statement
 from .subjects import chinese_name
 from .words import token_words
 
 ELLIPSIS = "…"
+TOGETHER = 512  # rows that are tokenized at once
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ class ExamPrompts:
         tokenizer: with cls/sep (or bos/eos) and mask tokens.
         max_length: of a prompt, in tokens, special ones included.
         remembered: texts whose token ids are kept, so that an epoch need not tokenize again.
+
+    Attributes:
+        ids: of a text its token ids.
     """
 
     tokenizer: object
@@ -93,11 +98,21 @@ class ExamPrompts:
         tok = self.tokenizer
         self.start, self.end = ends(tok)
         self.mask = tok.mask_token_id
-        self.ids = lru_cache(maxsize=self.remembered)(self._ids)
+        self._known = _Known(tok, self.remembered)
+        self.ids = self._known.__getitem__
         self._ellipsis = self.ids(ELLIPSIS)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    def prepare(self, rows: Iterable[Question | Statement], answers: bool = False) -> None:
+        """Makes the token ids of questions' texts together: twice as fast as one by one.
+
+        Args:
+            answers: the other options are not needed.
+        """
+        texts = []
+        for row in rows:
+            if isinstance(row, Question):
+                texts += [row.stem, *([row.options[row.answer]] if answers else row.options)]
+        self._known.learn(texts)
 
     @cached_property
     def _letters(self) -> list[tuple[int, ...]]:
@@ -212,6 +227,36 @@ class ExamPrompts:
         ids = [*before, *stem, *between]
         blank = range(len(ids), len(ids) + len(values["blank"]))
         return Prompt((*ids, *values["blank"], *after), tuple(blank), cut, (len(before), *kept))
+
+
+class _Known(dict):
+    """Token ids by text; found when they are first asked for, all forgotten when there are `most`."""
+
+    def __init__(self, tokenizer, most: int):
+        self.tokenizer, self.most = tokenizer, most
+
+    def learn(self, texts: Iterable[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self]
+        if len(self) + len(new) > self.most:
+            self.clear()
+        if new:
+            found = self.tokenizer(
+                new, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False,
+                return_token_type_ids=False,
+            )  # fmt: skip
+            self.update(zip(new, map(tuple, found["input_ids"]), strict=True))
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        self.learn([text])
+        return self[text]
+
+
+def prepared(prompts: ExamPrompts, rows: Iterable, answers: bool = False) -> Iterator:
+    """The same rows, once the token ids of their texts are known."""
+    rows = iter(rows)
+    while together := list(islice(rows, TOGETHER)):
+        prompts.prepare(together, answers)
+        yield from together
 
 
 def hide(ids: Sequence[int], positions: Sequence[int], mask_id: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from .exams import LETTERS
+from .questions import LETTERS
 
 # The reply, or its first line, opens with the letter: `B`, `(B)`, `B. 木星`, `答案：B`, `答案是 B。`; but
 # `A planet` and `I think` open with a word.

@@ -10,20 +10,21 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from .contamination import Taught, pack, unpack
+from .contamination import Taught, grams, pack, unpack
 from .errors import UserError
-from .exams import Question
 from .methods import METHODS
 from .models import read_json
 from .prompts import Template
+from .rows import Rows, questions_of
 
 FILE = "run_card.json"
 FORMAT = 1
+SKETCHED = 100_000  # questions, of which sketches are kept: 0.3 kB each
 AIMS = {"exam": "考題微調", "mlm": "續訓", "cpt": "續訓", "sft": "問答微調", "classify": "分類"}  # of tasks
 UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options
 
@@ -46,7 +47,7 @@ class RunCard:
     pool: str = "fit"
     flags: dict = field(default_factory=dict)
     fingerprints: list[str] = field(default_factory=list)
-    sketches: dict[str, str] = field(default_factory=dict)  # of the same questions, see contamination.py
+    sketches: dict[str, str] = field(default_factory=dict)  # of them, but of very many; see contamination.py
     lineage: list[dict] = field(default_factory=list)  # base → this model, see lineage.py
     history: list[dict] = field(default_factory=list)  # of training, an entry an epoch
     results: dict = field(default_factory=dict)
@@ -56,7 +57,9 @@ class RunCard:
 
     def write(self, folder: Path) -> None:
         card = {"format": FORMAT, **vars(self), "template": self.template.as_dict()}
-        (folder / FILE).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        with (folder / FILE).open("w", encoding="utf-8") as file:
+            json.dump(card, file, ensure_ascii=False, indent=1)
+            file.write("\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> RunCard | None:
@@ -93,14 +96,19 @@ class RunCard:
         return Taught({**dict.fromkeys(self.fingerprints, ()), **known})
 
 
-def sketches(questions: Iterable[Question]) -> dict[str, str]:
-    """Of each question, as a card keeps them."""
-    return {name: pack(hashes) for name, hashes in Taught.of(questions).sketches.items()}
+def remembered(rows: Sequence) -> dict[str, str]:
+    """What a card keeps of the questions among some rows: fingerprint -> sketch, "" of more than SKETCHED."""
+    if isinstance(rows, Rows) and len(rows) > SKETCHED:
+        return {f"{number:016x}": "" for number in rows.fingerprints.tolist()}
+    return {question.fingerprint: pack(grams(question)) for question in questions_of(rows)}
 
 
 def digest(texts: Iterable[str]) -> str:
     """One hash for many texts, in their order: 16 hex digits."""
-    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for number, text in enumerate(texts):
+        found.update(("\x1f" if number else "").encode() + text.encode())
+    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

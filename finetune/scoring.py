@@ -28,17 +28,18 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from .exams import Question, draw
 from .methods import CHOICE, ORDERS, Method, parse
 from .orders import Unaskable, arranged, fixed_places
 from .probes import Forward, Probe, Prober, as_forward
 from .prompts import ExamPrompts, Prompt, hide
+from .questions import Question, draw
 from .tokenizing import prompt_length
 
 WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
 CLOSE = 0.02  # nats between the best two: bf16 moves scores by half of that, see benchmarks/NOTES.md
-# of so many questions one, or a few, are asked again; who leaves more of them so close is guessing
-CLOSE_ONE_IN, CLOSE_FEW = 50, 4
+# A model that leaves more than this share of the questions so close is guessing, and no precision makes it
+# know better: of its questions one in so many, or a few, are asked again.
+GUESSING, GUESSED_ONE_IN, GUESSED_FEW = 0.34, 50, 4
 PRIOR_SHARE = 0.05  # of the questions, for the prior (arXiv:2309.03882, section 4.2)
 
 Order = tuple[int, ...]  # order[place] is the index of the option shown at that place
@@ -128,12 +129,18 @@ def score_options(
 
 
 def _close(scores: Scores) -> list[int]:
-    """Questions whose best two options are nearly equal, the closest ones."""
+    """Questions whose best two options are nearly equal, the closest first. What rounding does to a mean over
+    n orders is smaller by √n."""
     settled = scores.refused.keys() | scores.rotated
-    tops = ((index, sorted(row)[-2:]) for index, row in enumerate(scores) if index not in settled)
-    margins = sorted((first - second, index) for index, (second, first) in tops)
-    most = max(CLOSE_FEW, len(scores) // CLOSE_ONE_IN)
-    return [index for margin, index in margins[:most] if margin < CLOSE]
+    close = []
+    for index in sorted(set(range(len(scores))) - settled):
+        second, first = sorted(scores[index])[-2:]
+        orders = len(scores.by_order[index]) if scores.by_order else 1
+        if (margin := first - second) < CLOSE / math.sqrt(max(1, orders)):
+            close.append((margin, index))
+    few = max(GUESSED_FEW, len(scores) // GUESSED_ONE_IN)
+    most = few if len(close) > GUESSING * len(scores) else len(close)
+    return [index for _, index in sorted(close)[:most]]
 
 
 def best(scores: Sequence[float]) -> int:

@@ -12,8 +12,9 @@ from .cli import say
 from .errors import UserError
 from .examinee import Examinee
 from .examining import Sitting, sit
-from .exams import SPLITS, Exam, Question, sample
+from .exams import SPLITS, Exam, sample
 from .methods import GENERATE, parse
+from .questions import Question
 from .world import World
 
 UNTUNED = "base"  # of --compare_with: the model before it was taught
@@ -79,7 +80,7 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     say(f"報告：{folder / 'index.html'}")
 
 
-def choose(exam: Exam, split: str) -> tuple[str, list[Question]]:
+def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
     """The questions of a split, and its official name. A file without splits is one.
 
     Raises:

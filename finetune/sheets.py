@@ -16,11 +16,12 @@ from .columns import LOOKED, find_texts
 from .decoding import Decoding
 from .errors import UserError
 from .examinee import Examinee, asks_for_words
-from .exams import LETTERS, Question, parse_question
+from .exams import parse_question
 from .inference_flags import tell_of_idle_writing
 from .instructions import parse_instruction
 from .labeller import Labeller
 from .methods import GENERATE, parse
+from .questions import LETTERS, Question
 from .scoring import best
 from .tables import Unreadable, read_table
 

@@ -9,9 +9,9 @@ from .chats import STYLES, AskingPrompts, Chat, Message
 from .decoding import STOPS, Decoding, eos_ids, generate, stream
 from .errors import UserError
 from .examinee import Examinee
-from .exams import Question
 from .methods import CAUSAL, GENERATE, parse
 from .orders import Unaskable
+from .questions import Question
 from .replies import chosen_letter
 from .run_card import RunCard
 from .scoring import Scores

@@ -18,7 +18,7 @@ from .cleaning import Cleaning, Draft, Text, clean
 from .cli import say
 from .contamination import NEAR
 from .errors import UserError
-from .exams import draw, normalised
+from .questions import draw, normalised
 from .tables import SUFFIXES, Unreadable, read_table
 
 READABLE = (*SUFFIXES, ".txt")

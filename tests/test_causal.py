@@ -12,11 +12,11 @@ from finetune.batching import collate
 from finetune.causal import Continuation, Responses
 from finetune.chats import AskingPrompts, Chat
 from finetune.cleaning import Text
-from finetune.exams import Question
 from finetune.instructions import Instruction
 from finetune.logits import BlankLogits, isolating, restarting
 from finetune.objectives import summed_loss, token_losses
 from finetune.packing import pack
+from finetune.questions import Question
 
 
 def loaded(folder):

@@ -10,8 +10,8 @@ from finetune import tokenizing
 from finetune.causal import Responses
 from finetune.chats import AskingPrompts, Chat
 from finetune.errors import UserError
-from finetune.exams import LETTERS, Question
 from finetune.prompts import TooLong
+from finetune.questions import LETTERS, Question
 
 SPACED = (  # as Llama 2's and Mistral's: spaces around what the assistant says, no opening of its turn
     "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} <|im_end|>"

@@ -12,8 +12,8 @@ from conftest import random_text
 import inference
 from finetune import demo
 from finetune.contamination import GRAM, NEAR, Taught, grams, overlap, pack, unpack
-from finetune.exams import Question, normalised
-from finetune.run_card import RunCard, sketches
+from finetune.questions import Question, normalised
+from finetune.run_card import RunCard, remembered
 
 
 def question(length=60, seed=0, **changes) -> Question:
@@ -59,7 +59,7 @@ def test_questions_of_one_template_are_not_near_to_one_another():
 
 def test_a_run_card_keeps_what_is_needed_to_find_them_and_not_the_questions(tmp_path):
     rows = [question(seed=seed) for seed in range(5)]
-    RunCard(fingerprints=sorted(q.fingerprint for q in rows), sketches=sketches(rows)).write(tmp_path)
+    RunCard(fingerprints=sorted(q.fingerprint for q in rows), sketches=remembered(rows)).write(tmp_path)
     card = RunCard.read(tmp_path)
     assert card.taught.find(rows[3]) == ("same", 1.0)
     assert card.taught.find(question(stem=rows[3].stem[:55]))[0] == "near"

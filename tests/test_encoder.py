@@ -15,16 +15,21 @@ import torch
 from conftest import ROOT, make_model_dir, random_text
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+)
 
 import fine_tuning_llm
 import inference
 from finetune import bert, cpu, dropout, scoring
 from finetune.batching import cut_by_tokens
-from finetune.exams import Question
-from finetune.logits import BlankLogits, light_of
+from finetune.logits import BlankLogits, RowLogits, light_of
 from finetune.models import load_config
 from finetune.prompts import ExamPrompts
+from finetune.questions import Question
 from finetune.tokenizing import load_tokenizer
 
 SHAPE = {
@@ -48,6 +53,13 @@ def ragged(lengths, width, pad_id=0):
     return ids.masked_fill(mask == 0, pad_id), mask
 
 
+def compare_gradients(ours, theirs):
+    """Some are zero but for rounding: a key's bias moves all scores alike."""
+    limit = 1e-5 * max(float(weight.grad.abs().max()) for weight in theirs.parameters())
+    for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=limit, msg=name)
+
+
 # several in a row, none in one, one asked twice, out of order
 ROWS, COLS = torch.tensor([3, 0, 0, 1, 3, 3, 0]), torch.tensor([4, 3, 5, 0, 0, 4, 1])
 
@@ -66,10 +78,28 @@ def test_logits_and_gradients_are_those_of_transformers_own_pass(family, lengths
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     (expected * weights).sum().backward()
     (found * weights).sum().backward()
-    # some are zero but for rounding: a key's bias moves all scores alike
-    limit = 1e-5 * max(float(weight.grad.abs().max()) for weight in theirs.parameters())
-    for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=limit, msg=name)
+    compare_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("head", [AutoModelForSequenceClassification, AutoModelForMultipleChoice])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_that_read_whole_rows_say_what_they_say_after_transformers_own_pass(family, head):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SHAPE, "type_vocab_size": 2, "num_labels": 5})
+    theirs = head.from_config(config).eval()
+    ours = copy.deepcopy(theirs)
+    ids, mask = ragged((16, 3, 9, 5), 16, config.pad_token_id)
+    for segments in (None, (torch.arange(16) > 2).long().expand(4, 16)):
+        given = {"input_ids": ids, "attention_mask": mask}
+        given |= {} if segments is None else {"token_type_ids": segments}
+        if head is AutoModelForMultipleChoice:
+            given = {name: value[:, None] for name, value in given.items()}
+        expected = theirs(**given).logits[[2, 0, 0]]
+        found = RowLogits(ours).eval()(ids, mask, torch.tensor([2, 0, 0]), torch.zeros(3).long(), segments)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        expected.square().sum().backward()
+        found.square().sum().backward()
+    compare_gradients(ours, theirs)
 
 
 def test_what_stands_in_padding_changes_nothing():
@@ -208,7 +238,7 @@ def questions(count):
 @pytest.mark.parametrize("method", ["letter", "letter+prior", "pll", "joint"])
 def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(folder, method, monkeypatch):
     monkeypatch.setattr(scoring, "CLOSE", math.inf)
-    monkeypatch.setattr(scoring, "CLOSE_ONE_IN", 1)
+    monkeypatch.setattr(scoring, "GUESSING", 1.0)
     tokenizer = load_tokenizer(str(folder), "--model_path")
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     light, prompts, rows = light_of(model), ExamPrompts(tokenizer, 128), questions(30)
@@ -223,12 +253,25 @@ def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(folder, method
     assert max(abs(a - b) for i in at for a, b in zip(rough[i], exact[i], strict=True)) > 1e-4
 
 
-def test_of_many_questions_only_the_closest_few_are_asked_again(folder):
-    tied = [[0.0, -1e-9 * i, -9.0] for i in range(1, 301)] + [[0.0, -1.0, -9.0]]
-    scores = scoring.Scores(tied)
+def scores_apart(margins, orders=1):
+    """Of questions of three options, asked in so many orders."""
+    scores = scoring.Scores([0.0, -margin, -9.0] for margin in margins)
+    scores.by_order = [[((0, 1, 2), row)] * orders for row in scores]
+    return scores
+
+
+def test_every_close_call_is_asked_again_and_the_closest_first():
+    assert scoring._close(scores_apart([1.0, 0.019, 0.0, 0.021, 1.0, 1.0])) == [2, 1]
+
+
+def test_a_mean_over_four_orders_is_close_at_half_the_distance():
+    assert scoring._close(scores_apart([1.0, 0.011, 0.009, 1.0], orders=4)) == [2]
+
+
+def test_of_a_model_that_guesses_only_the_closest_few_questions_are_asked_again():
+    scores = scores_apart([*(1e-9 * i for i in range(1, 301)), 1.0])
     scores.refused[0] = "?"
     assert scoring._close(scores) == [1, 2, 3, 4, 5, 6]
-    assert scoring._close(scoring.Scores([[0.0, -1.0], [0.0, 0.0], [0.0, -0.019]])) == [1, 2]
 
 
 # ---- precision ---------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from conftest import ROOT, command, environment, free_port, losses, random_text,
 from finetune.batching import collate, cut
 from finetune.engine import Engine, Recipe, learning_rate_at
 from finetune.errors import RunError, UserError
-from finetune.exams import Question
 from finetune.objectives import Objective
 from finetune.prompts import ExamPrompts
+from finetune.questions import Question
 from finetune.world import World
 
 ONE = World(0, 1, torch.device("cpu"))

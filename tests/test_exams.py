@@ -8,7 +8,8 @@ import pytest
 from conftest import ODD_OPTIONS, make_exam_dir, write_csv
 
 from finetune.errors import UserError
-from finetune.exams import Exam, Question, as_dict, parse_question, read_exam, split_pool
+from finetune.exams import Exam, parse_question, read_exam, split_pool
+from finetune.questions import Question, as_dict
 from finetune.subjects import CATEGORIES, SUBJECTS, category_of
 
 RATIO = (0.70, 0.25, 0.05)

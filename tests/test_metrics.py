@@ -14,7 +14,7 @@ import sklearn.metrics
 import statsmodels.stats.proportion
 
 from finetune import metrics
-from finetune.exams import Question
+from finetune.questions import Question
 from finetune.subjects import category_of
 
 SUBJECTS = ("physics", "junior_math_exam", "taxation", "trade", "music", "education", "economics")

@@ -9,9 +9,9 @@ from conftest import random_text
 from torch.nn import functional as F
 
 from finetune.batching import Example, collate, cut, plan_epoch
-from finetune.exams import Question, Statement
 from finetune.objectives import Objective, summed_loss, token_losses
 from finetune.prompts import ExamPrompts, hide
+from finetune.questions import Question, Statement
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import inference
 from finetune import examining, page, report
 from finetune.contamination import Taught
 from finetune.examining import Sitting
-from finetune.exams import Question
 from finetune.page import percent
+from finetune.questions import Question
 from finetune.scoring import Scores
 from finetune.subjects import SUBJECTS
 

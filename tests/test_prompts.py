@@ -7,9 +7,9 @@ import pytest
 from conftest import HAN, random_text
 
 from finetune.errors import UserError
-from finetune.exams import Question, Statement
 from finetune.orders import cyclic_orders, fixed_places, rearranged, speaks_of_others
 from finetune.prompts import ExamPrompts, Template, TooLong
+from finetune.questions import Question, Statement
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from conftest import losses
 
 import inference
 from finetune import metrics
-from finetune.exams import Question, read_exam
+from finetune.exams import read_exam
 from finetune.plots import LABELS, chinese_font, plot_curve
+from finetune.questions import Question
 from finetune.run_card import RunCard
 from finetune.subjects import category_of
 

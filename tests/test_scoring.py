@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import random_text
 
-from finetune.exams import Question
 from finetune.logits import BlankLogits
 from finetune.methods import METHODS, ORDERS, TEXT, parse
 from finetune.prompts import ExamPrompts
+from finetune.questions import Question
 from finetune.scoring import best, ranking, score_options
 from finetune.words import simplified, word_spans
 

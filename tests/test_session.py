@@ -11,8 +11,9 @@ from conftest import SUBJECTS, command, free_port, make_exam_dir, random_text, r
 
 import inference
 from finetune.examinee import Filler
-from finetune.exams import LETTERS, Question, read_exam
+from finetune.exams import read_exam
 from finetune.methods import TEXT
+from finetune.questions import LETTERS, Question
 from finetune.run_card import RunCard
 from finetune.scoring import best
 

@@ -16,9 +16,9 @@ import inference
 from finetune import adapters, models
 from finetune.decoding import Decoding
 from finetune.errors import UserError
-from finetune.exams import LETTERS, Question
 from finetune.instructions import parse_instruction
 from finetune.journal import Journal
+from finetune.questions import LETTERS, Question
 from finetune.replies import chosen_letter
 from finetune.run_card import RunCard
 from finetune.speaker import Speaker

@@ -13,7 +13,7 @@ from conftest import random_text
 from finetune import contamination, hub, texts
 from finetune.cleaning import CLEANING, EXCERPT, numbered, parts_of, tidy, without_urls
 from finetune.errors import UserError
-from finetune.exams import normalised
+from finetune.questions import normalised
 from finetune.texts import Cleaning, Corpus, Text, as_dict, as_text, describe, read_corpus, split_texts
 
 NOTHING = Cleaning(())

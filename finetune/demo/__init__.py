@@ -12,8 +12,9 @@ import random
 from pathlib import Path
 
 from ..cleaning import Text
-from ..exams import Exam, Question, Statement
+from ..exams import Exam
 from ..prompts import ELLIPSIS, Template
+from ..questions import Question, Statement
 from ..texts import Corpus
 from .facts import RELATIONS
 

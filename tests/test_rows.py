@@ -1,0 +1,229 @@
+"""Questions that lie on the disk are split, taught and remembered as those in memory are."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import tracemalloc
+from itertools import groupby
+
+import pytest
+from conftest import random_text
+
+from finetune import lesson, objectives, rows, run_card
+from finetune.batching import Entries, Plan, plan_epoch
+from finetune.contamination import Taught
+from finetune.errors import UserError
+from finetune.exams import Exam, sample, split_pool, write_questions
+from finetune.objectives import Objective
+from finetune.prompts import ExamPrompts
+from finetune.questions import Question, Statement, as_dict, draw
+from finetune.rows import Rows, Shelf, joined, pick
+from finetune.run_card import RunCard, remembered
+
+RATIO = (0.7, 0.2, 0.1)
+
+
+def questions(count: int, seed: int = 0, passages: int = 0) -> list[Question]:
+    """Some of them twice, in other clothes; of several subjects, one of them nameless."""
+    rng = random.Random(seed)
+    made: list[Question] = []
+    for number in range(count):
+        if made and rng.random() < 0.1:
+            twin = rng.choice(made)
+            stem, options = f" {twin.stem}！", twin.options[::-1]
+        else:
+            stem = random_text(rng, 1, 30)
+            options = tuple(random_text(rng, 1, 9) for _ in range(rng.randint(2, 10)))
+        passage = f"{rng.randrange(passages)}" if passages and rng.random() < 0.5 else ""
+        subject, answer = rng.choice(["", "物理", "art", "b"]), rng.choice([None, 0, 1])
+        made.append(Question(stem, options, answer, subject, f"q{number}", passage))
+    return made
+
+
+@pytest.fixture(params=["in memory", "on the disk"])
+def place(request, monkeypatch):
+    if request.param == "on the disk":
+        monkeypatch.setattr(rows, "IN_MEMORY", 64)
+
+
+def test_what_is_put_on_the_shelf_is_read_back_as_it_was_in_any_order(place):
+    told = questions(60, passages=5)
+    kept = Rows(told[:30])
+    assert list(kept) == told[:30]
+    for question in told[30:]:  # reading and writing take turns
+        kept.append(question)
+        assert kept[-1] == question and kept[7] == told[7]
+    assert kept == told and len(kept) == 60 and kept[5:50:3] == told[5:50:3]
+    assert kept.pick([4, 0, 59]) == [told[4], told[0], told[59]]
+    assert [f"{number:016x}" for number in kept.fingerprints] == [q.fingerprint for q in told]
+    assert kept.subjects == {"物理", "art", "b"}
+    assert kept.of_subjects({"art", ""}) == [q for q in told if q.subject in ("art", "")]
+    assert kept != told[1:] and kept != [*told[:-1], told[0]] and kept != ["x"] * 60
+
+
+def slow_split(exam: dict[str, list[Question]], pool: str, seed: int) -> tuple[list, list, list, int]:
+    """The rule, row by row in lists."""
+    test = [] if pool == "all" else exam["test"]
+    seen, pooled, twice = {q.fingerprint for q in test}, [], 0
+    for split, told in exam.items():
+        for question in told if split != "test" or pool == "all" else []:
+            twice += question.fingerprint in seen
+            if question.fingerprint not in seen:
+                seen.add(question.fingerprint)
+                pooled.append(question)
+    pooled.sort(key=lambda q: (q.subject, draw(seed, q.passage or q.fingerprint)))
+    parts, count = ([], [], []), 0
+    for passage, group in groupby(pooled, lambda q: q.passage):
+        for together in [list(group)] if passage else ([q] for q in group):
+            count += len(together)
+            owed = [share * count - len(part) for share, part in zip(RATIO, parts, strict=True)]
+            parts[owed.index(max(owed))].extend(together)
+    return (*parts, twice)
+
+
+@pytest.mark.parametrize("pool", ["fit", "all"])
+@pytest.mark.parametrize("passages", [0, 20])
+@pytest.mark.parametrize("shelved", [False, True])
+def test_rows_are_split_as_a_plain_loop_over_lists_splits_them(place, pool, passages, shelved):
+    exam = {
+        name: questions(count, count, passages)
+        for name, count in (("train", 90), ("test", 40), ("validation", 31))
+    }
+    exam["train"] += exam["test"][:5] + exam["validation"][:7]
+    shelf = Shelf()
+    told = {name: Rows(made, shelf) for name, made in exam.items()} if shelved else exam
+    pools = split_pool(Exam(told, ""), RATIO, pool, 3)
+    fit, validation, held_back, twice = slow_split(exam, pool, 3)
+    assert twice > 10 and pools.duplicates == twice
+    assert (pools.fit, pools.validation, pools.held_back) == (fit, validation, held_back)
+    assert pools.test == ([] if pool == "all" else exam["test"])
+
+
+def test_rows_of_several_shelves_are_joined_too():
+    told = questions(20)
+    shelf = Shelf()
+    assert joined([Rows(told[:5], shelf), Rows(told[5:12], shelf), Rows(shelf=shelf)]) == told[:12]
+    assert joined([Rows(told[:5]), Rows(told[5:])]) == told
+    assert joined([]) == []
+
+
+def test_the_same_few_are_drawn_from_a_list_and_from_a_shelf():
+    told = questions(50)
+    assert sample(Rows(told), 7, 1) == sample(told, 7, 1) != sample(told, 7, 2)
+    assert len(sample(told, 7, 1)) == 7 and sample(Rows(told), 0, 1) == sample(told, 50, 1) == told
+    assert pick(told, [2, 9]) == [told[2], told[9]]
+
+
+def test_a_full_disk_is_said_with_the_place_and_the_way_out(monkeypatch):
+    shelf, told = Shelf(), questions(2)
+    shelf.append(told[0])
+
+    class Full:
+        def seek(self, at):  # it may be found out as late as that: what is written waits in a buffer
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shelf, "_file", Full())
+    for use in (lambda: shelf.append(told[1]), lambda: shelf[0]):
+        with pytest.raises(UserError, match="No space left on device.*TMPDIR"):
+            use()
+    assert len(shelf) == 1
+
+
+def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatch):
+    monkeypatch.setattr(rows, "IN_MEMORY", 1 << 10)
+    kept, told = Rows(), questions(4000)
+    tracemalloc.start()
+    for question in told:
+        kept.append(question)
+    memory = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept == told and memory < 60 * len(told)
+
+
+# ---- what is made of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["answer", "answer+mlm", "mlm"])
+def test_examples_of_rows_on_a_shelf_are_those_of_a_list(place, loaded, name):
+    told = [q for q in questions(40) if q.answer is not None] + [Question("長" * 300, ("甲" * 150, "乙"), 0)]
+    made = [Objective(name, ExamPrompts(loaded[1], 128), kept, 1) for kept in (told, Rows(told))]
+    assert made[0].too_long == made[1].too_long and len(made[0].too_long) == 1
+    assert made[0].lengths == made[1].lengths
+    entries = made[0].epoch(2)
+    assert list(entries) == list(made[1].epoch(2))
+    for entry in entries:
+        assert made[0].example(*entry, 2) == made[1].example(*entry, 2)
+
+
+def test_texts_tokenized_together_have_the_ids_of_those_tokenized_alone(loaded):
+    told = [*questions(30), Question("[MASK] [SEP]", ("NA", "None"), 1), Statement("天是藍的", 2, 3)]
+    together, alone = ExamPrompts(loaded[1], 64), ExamPrompts(loaded[1], 64, remembered=1)
+    together.prepare(told)
+    for question in told[:-1]:
+        for text in (question.stem, *question.options):
+            plain = loaded[1](text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            assert together.ids(text) == alone.ids(text) == tuple(plain)
+
+
+def test_token_ids_and_words_are_remembered_of_so_many_rows_and_no_more(loaded, monkeypatch):
+    monkeypatch.setattr(objectives, "WORDS_KEPT", 5)
+    prompts = ExamPrompts(loaded[1], 64, remembered=50)
+    objective = Objective("mlm", prompts, [q for q in questions(200) if q.answer is not None], 1)
+    for entry in objective.epoch(0):
+        objective.example(*entry, 0)
+    assert len(objective._words) <= 5
+    assert len(prompts._known) <= 50 + 512 * 2  # what is tokenized together may be more
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_questions_are_handed_on_as_one_piece_of_json_would_hold_them(tmp_path, count):
+    told = [Question("甲\u2028乙\x85丙\n丁", ("一\u2029", "二"), 1, "s", f"{n}") for n in range(count)]
+    write_questions(tmp_path / "q.json", Rows(told))
+    text = (tmp_path / "q.json").read_text(encoding="utf-8")
+    assert text == json.dumps([as_dict(question) for question in told], ensure_ascii=False, indent=1) + "\n"
+
+
+def test_entries_and_plans_are_the_lists_that_they_stand_for():
+    entries = Entries(("answer", range(20)), ("mlm", [3, 5]))
+    plain = [("answer", at) for at in range(20)] + [("mlm", 3), ("mlm", 5)]
+    assert list(entries) == plain and entries[-1] == plain[-1] and entries[3:22:4] == plain[3:22:4]
+    with pytest.raises(IndexError):
+        entries[22]
+    batches = plan_epoch([5] * 22, 4, 0, 1)
+    plan = Plan(entries, batches)
+    assert list(plan) == [[plain[at] for at in batch] for batch in batches]
+    assert len(plan[2:]) == len(batches) - 2 and plan[2:][0] == plan[2]
+
+
+def test_of_very_many_questions_a_card_knows_the_same_ones_but_not_near_ones(tmp_path, monkeypatch):
+    told = questions(30, seed=4)
+    near = Question(told[3].stem + "何", told[3].options, 0)
+    whole = remembered(Rows(told))
+    assert whole == remembered(told) and all(whole.values())
+    monkeypatch.setattr(run_card, "SKETCHED", 10)
+    few = remembered(Rows(told))
+    assert few == dict.fromkeys(whole, "")
+    RunCard(fingerprints=sorted(few)).write(tmp_path)
+    taught = RunCard.read(tmp_path).taught
+    assert all(taught.find(question) == ("same", 1.0) for question in told)
+    assert taught.find(near)[0] == "" and Taught.of(told).find(near)[0] == "near"
+
+
+def test_a_run_of_very_many_says_so_and_keeps_the_sketches_of_the_stage_before_it(
+    train, tmp_path, monkeypatch, capsys
+):
+    few = "--max_steps", 1, "--exam_limit", 2
+    assert train(*few, "--pool", "fit", "--output_dir", "a/model", "--save_dir", "a/c") == 0
+    first = RunCard.read("a/model")
+    assert len(first.sketches) == len(first.fingerprints) > 10
+    assert "只記每題的指紋" not in capsys.readouterr().err
+    for module in (run_card, lesson):
+        monkeypatch.setattr(module, "SKETCHED", 3)
+    again = "--model_name_or_path", "a/model", "--output_dir", "b/model", "--save_dir", "b/c"
+    assert train(*few, *again, "--pool", "all") == 0
+    second = RunCard.read("b/model")
+    assert set(second.fingerprints) > set(first.fingerprints)
+    assert second.sketches == first.sketches
+    assert "題目超過 3 題：run_card.json 只記每題的指紋" in capsys.readouterr().err
