@@ -100,16 +100,19 @@ class Encoder:
         self._copies: list[_Copy] = []
         self._copied = 0  # what they were made of
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
+    ) -> Tensor:
         """Hidden states (M, H) of the last layer at M positions; arguments as of
-        `logits.BlankLogits.forward`."""
+        `logits.BlankLogits.forward`, and segments as of `logits.RowLogits.forward`."""
         size, length = input_ids.shape
         real = attention_mask.bool()
         here = Places(_kept(real.flatten()), (size, length))
         bias = None
         if not real.all():
             bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)  # (B, T)
-        hidden = here.flat(self.body.embeddings(input_ids=input_ids))  # (N, H)
+        kinds = {} if segments is None else {"token_type_ids": segments}
+        hidden = here.flat(self.body.embeddings(input_ids=input_ids, **kinds))  # (N, H)
         *layers, last = self._layers()
         for layer in layers:
             lower = layer.lower(hidden)

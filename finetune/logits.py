@@ -107,6 +107,8 @@ class RowLogits(nn.Module):
         self._multi = is_multi(model.config)
         self._choice = type(model).__name__.endswith("ForMultipleChoice")
         self._segments = getattr(model.config, "type_vocab_size", 0) > 1
+        body = getattr(model, model.base_model_prefix, None)
+        self._encoder = encoder.Encoder(body) if encoder.readable(body) else None
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
@@ -119,16 +121,29 @@ class RowLogits(nn.Module):
             rows, cols: (M,).
             segments: (B, T), 0 for the first sentence of a pair and 1 for the second; None without pairs.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if segments is not None and self._segments:
-            inputs["token_type_ids"] = segments
-        if self._choice:  # (questions, options, T): here every option is a question of its own
-            inputs = {name: value[:, None] for name, value in inputs.items()}
+        segments = segments if self._segments else None
         # Scores that decide an answer keep their digits, as those of BlankLogits do.
         exact = not self.training and next(self.parameters()).dtype == torch.float32
         with torch.autocast(input_ids.device.type, enabled=False) if exact else contextlib.nullcontext():
-            logits = self.model(**inputs).logits
+            own = self._encoder is not None
+            logits = (self._own_pass if own else self._their_pass)(input_ids, attention_mask, segments)
         return logits[rows, cols] if self._multi else logits[rows]
+
+    def _own_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
+        """Of families that encoder.py reads: the head looks at the first token alone."""
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        first = self._encoder(input_ids, attention_mask, rows, torch.zeros_like(rows), segments)[:, None]
+        if (pooler := self._encoder.body.pooler) is None:
+            return self.model.classifier(first)  # which takes the first token itself
+        return self.model.classifier(self.model.dropout(pooler(first)))
+
+    def _their_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if segments is not None:
+            inputs["token_type_ids"] = segments
+        if self._choice:  # (questions, options, T): here every option is a question of its own
+            inputs = {name: value[:, None] for name, value in inputs.items()}
+        return self.model(**inputs).logits
 
 
 def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
