@@ -42,10 +42,9 @@ check: .venv/.browser ## lint and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
-bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 questions, decoding, loss on responses, adapting, speed beside others
+bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 questions, loss on responses, adapting, speed beside others
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/file_of_questions.py
-	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/response_only.py
 	$(BIN)/python benchmarks/adapting.py
 	$(BIN)/python benchmarks/speed.py

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetune import demo  # noqa: E402
-from finetune.exams import LETTERS  # noqa: E402
+from finetune.questions import LETTERS  # noqa: E402
 
 SPLITS = {"train": "dev", "validation": "val", "test": "test"}
 WAYS = {  # of a base with three layers; an epoch has 10 steps

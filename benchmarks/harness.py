@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -33,10 +33,13 @@ class Found:
     low: float
     median: float
     high: float
-    target: str  # such as ">= 4.0"
+    target: str  # such as ">= 4.0"; "0.85..1.15": every run lies between
 
     @property
     def met(self) -> bool:
+        if ".." in self.target:
+            least, most = map(float, self.target.split(".."))
+            return least <= self.low and self.high <= most
         relation, limit = self.target.split()
         return self.median >= float(limit) if relation == ">=" else self.median <= float(limit)
 
@@ -91,16 +94,24 @@ def process(*arguments: object) -> Ended:
         return Ended(out.read(), seconds, used.ru_maxrss * 1024)
 
 
-def peak_flops(dtype) -> float:
-    """Floating-point operations a second of this machine in products of the sizes that a BERT has: the best
-    median of several shapes."""
+# Products of a BERT of base size: rows, inputs, outputs.
+SHAPES = ((2048, 768, 768), (2048, 768, 3072), (2048, 3072, 768))
+
+
+def peak_flops(dtype, device: str = "cpu", shapes: Sequence[tuple[int, int, int]] = SHAPES) -> float:
+    """Floating-point operations a second in matrix products: the best median of several shapes."""
     import torch
 
+    def product(left, right) -> None:
+        torch.nn.functional.linear(left, right)
+        if device != "cpu":
+            torch.cuda.synchronize()  # it is only begun
+
     best = 0.0
-    for rows, inputs, outputs in ((2048, 768, 768), (2048, 768, 3072), (2048, 3072, 768)):
-        left, right = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
-        product = partial(torch.nn.functional.linear, left, right)
-        seconds = [timed(product) for _ in range(15)]
+    for rows, inputs, outputs in shapes:
+        left = torch.randn(rows, inputs, device=device).to(dtype)
+        right = torch.randn(outputs, inputs, device=device).to(dtype)
+        seconds = [timed(partial(product, left, right)) for _ in range(15)]
         best = max(best, 2 * rows * inputs * outputs / statistics.median(seconds))
     return best
 
@@ -118,7 +129,7 @@ def machine() -> dict:
         "cpu": model or platform.processor(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in names},
         "peak_gflops": {

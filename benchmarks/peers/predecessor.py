@@ -12,7 +12,7 @@ def answer(model, tokenizer, question: str, options: dict[str, str]) -> str:
     best, best_score = "", float("-inf")
     for letter, option in options.items():
         text = f"{question}{tokenizer.mask_token}{option}"
-        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=512)
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=512).to(model.device)
         logits = model(**inputs).logits
         blank = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
         scores = logits[0, blank].log_softmax(-1)

@@ -1,7 +1,9 @@
 """trainer_default with what its documentation recommends for speed: bf16, rows of like length together, the
 fused optimizer. torch.compile is left out where it does not pay: see NOTES.md.
 
-python benchmarks/peers/trainer_tuned.py MODEL TEXTS ROWS_A_STEP [more TrainingArguments as JSON]
+python benchmarks/peers/trainer_tuned.py MODEL TEXTS ROWS_A_STEP [MORE [SKIP]]
+
+MORE: TrainingArguments as JSON. SKIP: steps at the beginning that are not timed.
 """
 
 from __future__ import annotations
@@ -19,5 +21,6 @@ TUNED = {
 }
 
 if __name__ == "__main__":
-    model, texts, batch, *more = sys.argv[1:]
-    trainer_default.main(model, texts, batch, json.dumps({**TUNED, **json.loads(more[0] if more else "{}")}))
+    model, texts, batch, *rest = sys.argv[1:]
+    more, *skip = rest or ["{}"]
+    trainer_default.main(model, texts, batch, json.dumps({**TUNED, **json.loads(more)}), *skip)
