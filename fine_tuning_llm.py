@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from finetune import cli, hub
 from finetune.cli import say
-from finetune.errors import Stopped
+from finetune.errors import NotANumber, RunError, Stopped
 from finetune.flags import read_flags
 from finetune.handouts import generate_qa_benchmark, get_dataset
 from finetune.judging import JUDGE, Asked, EvalLLm, compare
@@ -45,8 +45,9 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
     from finetune.exams import Pools
     from finetune.lesson import Lesson
     from finetune.machine import Machine
+    from finetune.stopping import StopRequest
     from finetune.trackers import Tracker
-    from finetune.world import StopRequest, World
+    from finetune.world import World
 
 # ---- 1. flags (the list itself: finetune/flags.py) ---------------------------------------------------------
 
@@ -60,11 +61,21 @@ def main(argv=None) -> int:
 # ---- 2. the recipe -----------------------------------------------------------------------------------------
 
 
-def train(flags, given: set[str]) -> None:
+def train(flags, given: set[str]) -> int | None:
     """The whole story, from flags to report."""
-    from finetune.checks import check
+    if flags.verify_checkpoint:
+        from finetune.proofs import verify_checkpoint
 
-    source, checkpoint = check(flags, given)
+        return verify_checkpoint(flags.verify_checkpoint)
+    from finetune.checks import check
+    from finetune.stopping import StopRequest
+
+    with StopRequest() as stop:
+        return carry_out(flags, *check(flags, given), given, stop)
+
+
+def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: StopRequest) -> None:
+    """What the flags ask for, now that nothing is wrong with them."""
     if flags.inspect and source is not None:
         return show_texts(source)
     if not flags.demo and (source is None or not Path(flags.model_name_or_path).expanduser().is_dir()):
@@ -73,20 +84,28 @@ def train(flags, given: set[str]) -> None:
         from finetune.tasks import TASKS
 
         return show_texts(TASKS["cpt"].read(flags))
+    from finetune.checkpoints import sound
     from finetune.lesson import prepare, read_data
     from finetune.machine import meet
     from finetune.trackers import Tracker
 
     world, machine = meet(flags, given)
+    if checkpoint := world.agree(checkpoint):
+        exact = bool(flags.ckpt_id) and checkpoint.name == flags.ckpt_id
+        checkpoint = world.by_main(lambda: sound(checkpoint, exact))
     source, pools = read_data(flags, world, source)
     lesson = prepare(flags, world, machine, source, pools)
     if flags.preview_masks:
         show_masks(flags, lesson)
     elif flags.dry_run:
         show_plan(flags, machine, lesson)
+    elif flags.verify_resume:
+        from finetune.proofs import verify_resume
+
+        verify_resume(flags, world, machine, lesson, partial(build_engine, flags, world, machine, lesson))
     else:
         with Tracker(flags.report_to, beside(flags), vars(flags)) as tracker:
-            progress = teach(flags, world, machine, lesson, pools, checkpoint, tracker)
+            progress = teach(flags, world, machine, lesson, pools, checkpoint, stop, tracker)
             examine(flags, world, machine, lesson, pools, progress, tracker)
     world.leave()
 
@@ -98,27 +117,41 @@ def teach(
     lesson: Lesson,
     pools: Pools,
     checkpoint: Path | None,
+    stop: StopRequest,
     tracker: Tracker,
 ) -> Progress:
     """Model, engine, loop, saving. The engine and its memory are gone when this returns."""
-    from finetune.exams import write_questions
-    from finetune.rows import questions_of
-    from finetune.world import StopRequest
+    from torch import OutOfMemoryError
 
-    engine = build_engine(flags, world, machine, lesson)
-    keeper, progress = open_checkpoints(flags, world, engine, lesson, checkpoint)
-    asked = questions_of(pools.test or pools.held_back)
-    if world.is_main and (asked or flags.task == "exam"):
-        # the first thing written: all that can be wrong with the flags has been looked at
-        write_questions(beside(flags, "test_qa_data.json"), asked)
-    with StopRequest() as stop:
-        loop(flags, world, machine, engine, lesson, keeper, progress, stop, tracker)
+    from finetune.exams import write_questions
+    from finetune.machine import make_do_with_less
+    from finetune.rows import questions_of
+
+    asked, progress, again = questions_of(pools.test or pools.held_back), None, False
+    while progress is None or not progress.finished:
+        engine = build_engine(flags, world, machine, lesson)
+        keeper = keeper_of(flags, world, machine, engine, lesson)
+        progress = keeper.begin(checkpoint, engine.load, flags.allow_world_size_change, again)
+        progress.go_on(flags.early_stopping_patience)
+        if world.is_main and (asked or flags.task == "exam"):
+            # the first thing written: all that can be wrong with the flags has been looked at
+            write_questions(beside(flags, "test_qa_data.json"), asked)
+        try:
+            with stop.patient():
+                loop(flags, world, machine, engine, lesson, keeper, progress, stop, tracker)
+        except OutOfMemoryError as error:
+            make_do_with_less(machine, flags, world, error)
+            checkpoint, again = keeper.newest() or checkpoint, True
+        except NotANumber as error:
+            raise RunError(f"{error}；{keeper.way_back()}") from error
         engine.close()
         del engine
         lesson.adapter = None  # which holds the model too
         world.free_memory()
+    with stop.patient():
         publish(flags, world, lesson)
     if world.any(stop.signum):  # it came too late for the loop to see
+        world.part()
         raise Stopped(stop.signum or signal.SIGTERM, f"訓練已完成，模型在 {flags.output_dir}；沒有測驗")
     return progress
 
@@ -137,14 +170,14 @@ def show_masks(flags, lesson: Lesson) -> None:
 
     if cli.is_main_process():
         for line in masks(lesson.teach, lesson.tokenizer, flags.preview_masks):
-            print(line)
+            cli.show(line)
 
 
 def show_plan(flags, machine: Machine, lesson: Lesson) -> None:
     """--dry_run: what would be done, as JSON on stdout."""
     steps = {"steps_per_epoch": lesson.steps_per_epoch, "total_steps": lesson.total_steps}
     if cli.is_main_process():
-        print(json.dumps({**vars(flags), **asdict(machine), **steps}, ensure_ascii=False, indent=1))
+        cli.show(cli.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
 
 
 # ---- 3. model and engine -----------------------------------------------------------------------------------
@@ -157,7 +190,7 @@ def load_base(flags, lesson: Lesson, **more):
     name, flag = flags.model_name_or_path, "--model_name_or_path"
     config = models.load_config(name, flag, lesson.kind)
     lesson.task.shape(config, lesson.source)
-    how = flags.from_scratch, flags.seed, lesson.kind
+    how = flags.from_scratch, flags.seed, lesson.kind, flags.allow_pickle
     return models.load_model(name, config, lesson.tokenizer, flag, *how, **more)
 
 
@@ -183,7 +216,7 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     recipe = Recipe(
         flags.learning_rate, flags.weight_decay, flags.max_grad_norm, flags.seed,
         machine.precision, machine.micro_batch, machine.accumulation, lesson.packed,
-        trained if lesson.lora else frozenset(),
+        trained if lesson.lora else frozenset(), flags.on_nan == "skip",
     )  # fmt: skip
     if machine.engine == "torch":
         return Engine(model, world, recipe, learning)
@@ -198,36 +231,12 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     return DeepSpeedEngine(model, world, recipe, resolved, learning)
 
 
-def open_checkpoints(flags, world: World, engine: Engine, lesson: Lesson, checkpoint: Path | None):
-    """The keeper of checkpoints, and the progress to go on from."""
-    from finetune.checkpoints import Checkpoints, Progress
-    from finetune.run_card import digest
+def keeper_of(flags, world: World, machine: Machine, engine: Engine, lesson: Lesson) -> Checkpoints:
+    """The keeper of this run's checkpoints."""
+    from finetune.checkpoints import Checkpoints
 
-    same = ("train_batch_size", "learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio", "seed")
-    identity = {
-        "engine": engine.kind,
-        "precision": engine.recipe.precision,
-        "model": digest([lesson.config.to_json_string(), str(len(lesson.tokenizer))]),
-        "objective": lesson.teach.name,
-        "questions": digest(f"{row}" for row in lesson.teach.rows),
-        "max_length": lesson.max_length,
-        "total_steps": lesson.total_steps,
-        "lora": str(lesson.lora or ""),
-        "layers": lesson.learning.describe(),
-        **lesson.task.identity(flags, lesson.config),
-        "base": world.agree(lesson.ancestors[-1]["sha256"] if world.is_main else ""),
-        "load_in_4bit": flags.load_in_4bit,
-        **{name: getattr(flags, name) for name in same},
-    }
-    keeper = Checkpoints(flags.save_dir, identity, flags.save_total_limit, world)
-    progress = keeper.load(checkpoint, engine.load) if checkpoint else Progress()
-    elsewhere = checkpoint is None or checkpoint.parent.resolve() != keeper.folder.resolve()
-    if world.is_main:
-        keeper.make_room(after=-1 if elsewhere else progress.step, best=elsewhere)
-        if checkpoint:
-            keeper.bring_best(checkpoint.parent / "best", progress)
-            say(f"從 {checkpoint} 接續：已完成 {progress.step}/{lesson.total_steps} 步")
-    return keeper, world.agree(progress)
+    identity = lesson.identity(engine.kind, engine.recipe.precision, world)
+    return Checkpoints(flags.save_dir, identity, flags.save_total_limit, world, machine.one_pass)
 
 
 # ---- 4. loop -----------------------------------------------------------------------------------------------
@@ -274,20 +283,22 @@ def loop(
                 if report.stop:
                     where = keeper.save(progress, engine.save)
                     said = f"已停在第 {progress.step} 步，檢查點存於 {where}；加 --resume 接續"
+                    world.part()
                     raise Stopped(stop.signum or signal.SIGTERM, said + best_so_far(flags))
                 if flags.save_interval and progress.step % flags.save_interval == 0:
                     keeper.save(progress, engine.save)
             found = validate(lesson, engine.eval().forward, world, machine.tokens)
             if progress.after_epoch(found, flags.early_stopping_patience, total):
-                save_best(flags, world, engine, lesson, progress.step)
+                save_best(world, engine, lesson, keeper, progress.step)
             progress.seconds = time.perf_counter() - began
             log.epoch(progress.history[-1])
         if progress.stopped_early:
             log.say(f"驗證成績 {flags.early_stopping_patience} 輪沒有進步，提早結束")
-        if not progress.best_step:  # the best was lost, and nothing was measured since
+        if not world.agree(progress.best_step and keeper.best.is_dir()):  # lost, and not measured since
+            log.say(f"⚠ 最好的模型不在 {keeper.best}；改以第 {progress.step} 步的模型為準")
             progress.best_step = progress.step
-            save_best(flags, world, engine, lesson, progress.step)
-        if keeper.newest_step() != progress.step:
+            save_best(world, engine, lesson, keeper, progress.step)
+        if world.agree(keeper.newest_step()) != progress.step:
             keeper.save(progress, engine.save)
     finally:
         log.close()
@@ -306,25 +317,24 @@ def best_so_far(flags) -> str:
     return f"。目前最好的模型在 {best}，可直接用 inference.py --model_path {best}" if best.is_dir() else ""
 
 
-def save_best(flags, world: World, engine: Engine, lesson: Lesson, step: int) -> None:
+def save_best(world: World, engine: Engine, lesson: Lesson, keeper: Checkpoints, step: int) -> None:
     """Writes the model as it is now, or its adapter, to `best/` under --save_dir in the place of the former
     best."""
-    from finetune import keeping
+    from finetune.keeping import write_model
 
     weights = engine.full_weights()  # collective
-    if world.is_main:
-        keeping.save_best(Path(flags.save_dir), lesson, weights, step)
-    world.barrier()
+    world.by_main(lambda: keeper.save_best(lambda folder: write_model(folder, lesson, weights, step)))
 
 
 def publish(flags, world: World, lesson: Lesson) -> None:
     """Puts the best model at --output_dir in the place of an earlier one; an adapter is merged first."""
     from finetune import keeping
 
-    if world.is_main:
+    def put():
         merge_into = None if flags.no_merge or not lesson.lora else load_base(flags, lesson)
         keeping.publish(Path(flags.save_dir) / "best", Path(flags.output_dir), lesson, merge_into)
-    world.barrier()
+
+    world.by_main(put)
 
 
 def examine(
@@ -345,7 +355,8 @@ def examine(
     finals = Finals.of(lesson, pools)
     more = examined_as(flags, machine, lesson.parameters, world)
     # as anyone would load it: what is examined is what was saved
-    finals.hold(adapters.load(flags.output_dir, "--output_dir", **more)[0], "tuned", world, machine)
+    how = {"allow_pickle": flags.allow_pickle, **more}  # of the base beside which an adapter was saved
+    finals.hold(adapters.load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
     if finals.compares:
         finals.hold(load_base(flags, lesson, **more), "untuned", world, machine)
     if world.is_main:
@@ -356,7 +367,7 @@ def examine(
         figures = {**card.results, **card.growth.get("sets", {}), **labels}
         tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
         for line in verdict:
-            print(line)
+            cli.show(line)
 
 
 # ---- 6. names that others import ---------------------------------------------------------------------------

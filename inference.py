@@ -14,7 +14,6 @@ Order: 1 loading, 2 the questions one can ask, 3 main. Flags: finetune/inference
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,12 +41,13 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
 # ---- 1. loading --------------------------------------------------------------------------------------------
 
 
-def load_model(model_path, device=None):
+def load_model(model_path, device=None, allow_pickle=False):
     """Loads a model for use: masked, causal, classifier or multiple-choice, whole or as a LoRA adapter.
 
     Args:
         model_path: a folder in Hugging Face format, or a name on the hub.
         device: a torch device or its name; None takes the GPU if there is one.
+        allow_pickle: weights may lie in a pickle; what else is in it is not run.
 
     Returns:
         (model, tokenizer, device). `model.run_card` holds how it was taught, None if it was not taught here.
@@ -55,10 +55,11 @@ def load_model(model_path, device=None):
     Raises:
         finetune.errors.UserError: no such folder, no weights, a model of none of these kinds.
     """
-    return _load(str(model_path), device, "--model_path")
+    return _load(str(model_path), device, "--model_path", allow_pickle=allow_pickle)
 
 
-def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False):
+def _load(path: str, device, flag: str, **how):
+    """`how`: as `adapters.load` takes it."""
     from finetune import hub
 
     hub.prepare_for(path)
@@ -71,23 +72,17 @@ def _load(path: str, device, flag: str, from_scratch: bool = False, seed: int = 
         raise UserError(
             f"{flag} {path}：還沒有模型。先訓練一個：python fine_tuning_llm.py --demo，或指定資料夾"
         )
-    models.check_source(path, flag, from_scratch)
-    base = adapters.base_of(path)
-    if hub.looks_local(base) and not Path(base).expanduser().is_dir():
-        raise UserError(
-            f"{flag} {path}：這裡只有 LoRA 的權重，它的底模 {base} 不見了；請放回原處，"
-            f"或把 {models.ADAPTER} 的 base_model_name_or_path 改成它現在的位置"
-        )
+    models.check_source(path, flag, how.get("from_scratch", False), how.get("allow_pickle", False))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if base := adapters.base_of(path):
         hub.prepare_for(base)
-    model, tokenizer = adapters.load(path, flag, from_scratch, seed, quickly=quickly)
+    model, tokenizer = adapters.load(path, flag, **how)
     model = model.to(device).eval()
     model.run_card = RunCard.read(path)
     return model, tokenizer, device
 
 
-def load_rival(name: str, mine: Examinee, precision: str) -> Examinee:
+def load_rival(name: str, mine: Examinee, flags) -> Examinee:
     """The model of --compare_with; `base` is the one that `mine` was taught from.
 
     A base that was random weights is made again from the configuration and the seed of the run card.
@@ -105,10 +100,11 @@ def load_rival(name: str, mine: Examinee, precision: str) -> Examinee:
         path = mine.name if scratch else mine.card.base_model
         if scratch:
             cli.say("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
-    model, tokenizer, device = _load(path, mine.device, "--compare_with", scratch, seed)
+    how = {"from_scratch": scratch, "seed": seed, "allow_pickle": flags.allow_pickle}
+    model, tokenizer, device = _load(path, mine.device, "--compare_with", **how)
     if name == UNTUNED:
         model.run_card = mine.card  # asked in the same words, for the same method
-    return _examinee(model, tokenizer, device, precision, path)
+    return _examinee(model, tokenizer, device, flags.precision, path)
 
 
 def _examinee(model, tokenizer, device, precision: str = "", name: str = "") -> Examinee:
@@ -315,7 +311,8 @@ def answer(flags) -> int | None:
     where = world.device if world else "cpu" if flags.cpu else None
     cpu.keep_memory()
     once = flags.prompt is not None or flags.question is not None
-    model, tokenizer, device = _load(flags.model_path, where, "--model_path", quickly=once)
+    how = {"quickly": once, "allow_pickle": flags.allow_pickle}
+    model, tokenizer, device = _load(flags.model_path, where, "--model_path", **how)
     examinee = _examinee(model, tokenizer, device, flags.precision, flags.model_path)
     if examinee.light and not once:
         cli.say(cpu.choose_precision(model.config.hidden_size)[1])
@@ -324,7 +321,7 @@ def answer(flags) -> int | None:
         examinee.method(flags.scoring)
     flags.decoding = decoding_of(flags)
     if exam is not None:
-        session.hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags.precision), world)
+        session.hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
         world.leave()
     elif flags.input is not None:
         from finetune.answering import answer_file
@@ -393,13 +390,13 @@ def show_reply(flags, speaker) -> None:
     ids = speaker.ask(flags.prompt)
     if flags.json:
         reply = speaker.reply([ids], flags.decoding)[0]
-        print(json.dumps({"prompt": flags.prompt, "response": reply}, ensure_ascii=False))
+        cli.show(cli.as_json({"prompt": flags.prompt, "response": reply}))
         return
     asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
-    print(f"{asked}: {flags.prompt}\n\n{told}: ", end="", flush=True)
+    cli.show(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
     for piece in speaker.speak(ids, flags.decoding):
-        print(piece, end="", flush=True)
-    print()
+        cli.show(piece, end="")
+    cli.show()
 
 
 def show_answer(flags, model, tokenizer, device) -> None:
@@ -418,9 +415,9 @@ def show_answer(flags, model, tokenizer, device) -> None:
             "answer": best if flags.answer_format == "letter" else list(options).index(best),
             "scores": {label: score for label, _, score in ranked},
         }
-        print(json.dumps(record, ensure_ascii=False))
+        cli.show(cli.as_json(record))
     else:
-        print(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
+        cli.show(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
         print_ranking(ranked)
 
 

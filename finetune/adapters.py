@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import bert
+from . import bert, hub, strangers
 from .cli import nearest, say
 from .errors import RunError, UserError
 from .models import (
@@ -25,6 +25,7 @@ from .models import (
     ADAPTER_WEIGHTS,
     DTYPES,
     VOCABULARIES,
+    check_source,
     kind_of,
     load_config,
     load_model,
@@ -194,8 +195,26 @@ def base_of(folder: str | Path) -> str:
     if not path.is_file():
         return ""
     base = read_json(path).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{path}：沒有記載底模（base_model_name_or_path）")
+    if not base or not strangers.is_name(base):
+        shown = f"{base!r:.60}"
+        raise UserError(f"{path}：沒有記載底模（base_model_name_or_path 是 {shown}，應為名稱或資料夾）")
+    return base
+
+
+def check_base(folder: str, flag: str, allow_pickle: bool = False) -> str:
+    """The same, once it has been looked at: a stranger's adapter may name any folder here.
+
+    Raises:
+        UserError: it is not there, or no whole model.
+    """
+    base = base_of(folder)
+    if base and hub.looks_local(base) and not Path(base).expanduser().is_dir():
+        raise UserError(
+            f"{flag} {folder}：這裡只有 LoRA 的權重，它的底模 {base} 不見了；請放回原處，"
+            f"或把 {ADAPTER} 的 base_model_name_or_path 改成它現在的位置"
+        )
+    if base:
+        check_source(base, f"{flag} {folder} 的底模", allow_pickle=allow_pickle, whole=True)
     return base
 
 
@@ -214,7 +233,7 @@ def with_adapter(model: nn.Module, folder: str | Path, flag: str):
             view = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=True)
             _all_used(view, Path(folder))
             return view
-    except (UserWarning, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # peft's, safetensors', or of a file that makes no sense
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{flag} {folder}：LoRA 的權重與底模不合：{reason}") from error
 
@@ -261,18 +280,20 @@ def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
 
 
 def load(
-    name: str, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False, **more
-) -> tuple[nn.Module, object]:
+    name: str, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False,
+    allow_pickle: bool = False, **more,
+) -> tuple[nn.Module, object]:  # fmt: skip
     """A model from a folder or the hub, whole or as an adapter beside its base; and its tokenizer.
 
     Args:
         quickly: it is asked a few things by this project alone, see bert.py.
+        allow_pickle: of a whole model, or of an adapter's base; an adapter's own weights are no pickle.
         more: as `models.load_model` takes it.
 
     Raises:
         UserError: not to be had, or an adapter that does not belong to its base.
     """
-    base = base_of(name)
+    base = check_base(name, flag, allow_pickle)
     config = load_config(base or name, flag)
     kind = kind_of(config)
     if base and (Path(name).expanduser() / "config.json").is_file():  # a head that the base does not have
@@ -285,7 +306,7 @@ def load(
     tokenizer = load_tokenizer(name if own or not base else base, flag, kind)
     if quickly and not base and (model := bert.load(name, config)) and len(tokenizer) <= config.vocab_size:
         return model, tokenizer
-    model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, kind, **more)
+    model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, kind, allow_pickle, **more)
     if base:
         model = with_adapter(model, name, flag).get_base_model()
     return model, tokenizer

@@ -9,7 +9,6 @@ that the scores are the same to the last digit too.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 
 from . import reading
-from .cli import say
-from .errors import Stopped, UserError
+from .cli import as_json, say, show
+from .errors import Stopped, UserError, listed
 from .examinee import Examinee
 from .journal import Journal
 from .sheets import SUBMISSION, TELLS, LabelSheet, PromptSheet, QuestionSheet, ReplySheet, Sheet
@@ -74,7 +73,7 @@ def _answer_rows(source: Path, sheet: Sheet, journal, done: int, total: int, siz
             bar.update(len(block))
 
 
-def _finish(journal: Journal, output: Path, sheet: Sheet, as_json: bool) -> int:
+def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
     """Turns the journal into the output; tells what could not be answered. Returns how many."""
     errors, shown, count = 0, [], 0
 
@@ -93,8 +92,8 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, as_json: bool) -> int:
     write_table(half, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
     half.replace(output)
     journal.remove()
-    if as_json:
-        print(json.dumps({"output": str(output), "rows": count, "errors": errors}, ensure_ascii=False))
+    if in_json:
+        show(as_json({"output": str(output), "rows": count, "errors": errors}))
     say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
     for line in shown:
         say(line)
@@ -115,8 +114,8 @@ def _first_row(source: Path) -> dict:
         if isinstance(row, dict) and (_asks(row) or row.keys() & TELLS):
             return row
         if len(problems) < SHOWN:
-            columns = "、".join(map(str, row)) if isinstance(row, dict) else ""
-            found = f"沒有 question、prompt 或 instruction 欄，有的是 {columns or '（無）'}"
+            columns = listed(row if isinstance(row, dict) else ())
+            found = f"沒有 question、prompt 或 instruction 欄，有的是 {columns}"
             problems.append(f"{source}:{line}：{row if isinstance(row, Unreadable) else found}")
     raise UserError(problems or [f"--input {source}：空的檔案"])
 

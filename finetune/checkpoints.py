@@ -1,102 +1,37 @@
 """Checkpoints: `step{N}/` below --save_dir, written beside and renamed: a reader sees a whole one or none.
 
-A checkpoint holds the engine's state and `progress.json`, written last: a folder without it is no checkpoint.
+A checkpoint holds the engine's state, `progress.json`, and last of all the manifest (manifests.py), without
+which a folder is no checkpoint. `best/`, the best model so far, is kept in the same way. While a checkpoint
+counts on a best model that a better one has replaced, that one stays as `.best.step{N}`: whichever checkpoint
+a killed run goes on from, it has its own best model and ends as the run that was left alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-from .cli import nearest, say
-from .errors import UserError
+from . import manifests
+from .cli import first_line, nearest, of_another, say
+from .disk import discard, new_folder, replace_folder, write_whole
+from .errors import RunError, UserError
 from .models import read_json
+from .progress import Progress
 from .run_card import RunCard
 from .world import World
 
-FORMAT = 1
+FORMAT = 2
 LABELS = {  # of what a checkpoint is bound to, where its key is no flag
     "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料", "base": "底模的權重",
     "written": "--template、--train_on_prompt", "lora": "--lora_rank 等",
-    "masks": "--masking、--mask_rate 等",
+    "masks": "--masking、--mask_rate 等", "engine": "引擎", "precision": "--precision",
     "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
 }  # fmt: skip
-NAME = re.compile(r"step(\d+)")
-
-
-@dataclass
-class Progress:
-    """All that the loop changes, saved and restored as one thing."""
-
-    step: int = 0  # optimizer steps finished
-    epoch: int = 0  # epochs finished
-    batch: int = 0  # global batches of the running epoch finished
-    # On the validation rows, 0..1, what the best model is chosen by: accuracy or, of a classifier, macro F1.
-    # -1 = never measured.
-    best_accuracy: float = -1.0
-    best_loss: float = float("inf")  # validation loss at the best accuracy, nats
-    best_step: int = 0
-    epochs_without_gain: int = 0
-    seconds: float = 0.0  # spent training, over all runs
-    before: dict = field(default_factory=dict)  # validation of the model as it was (of texts and replies)
-    # Of the running epoch: summed loss, and the mass it is divided by.
-    epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    # One entry an epoch: step, train_loss, validation_loss, …
-    history: list[dict] = field(default_factory=list)
-    finished: bool = False
-    stopped_early: bool = False
-
-    def after_step(self, report, seconds: float) -> None:
-        """Counts one optimizer step (`engine.StepReport`)."""
-        self.step += 1
-        self.batch += 1
-        self.seconds = seconds
-        self.epoch_loss = [
-            self.epoch_loss[0] + report.loss * report.mass,
-            self.epoch_loss[1] + report.mass,
-        ]
-
-    @property
-    def course(self) -> list[dict]:
-        """The history, and before it what was measured before the first step."""
-        return [*([{"step": 0, **self.before}] if self.before else []), *self.history]
-
-    def forget_best(self) -> None:
-        """The best model is lost: the next one measured is the best again."""
-        self.best_accuracy, self.best_loss, self.best_step = -1.0, float("inf"), 0
-
-    def after_epoch(self, validation: dict, patience: int, total_steps: int) -> bool:
-        """Closes an epoch with what validation found ({} when there are no validation rows).
-
-        Returns:
-            True when the model is the best so far: higher accuracy or, at the same accuracy, a lower loss.
-            Without validation rows the newest is the best.
-        """
-        self.epoch, self.batch = self.epoch + 1, 0
-        loss, mass = self.epoch_loss
-        self.epoch_loss = [0.0, 0.0]
-        accuracy = validation.get("validation_macro_f1", validation.get("validation_accuracy", -1.0))
-        validation_loss = validation.get("validation_loss", 0.0)
-        gained = accuracy > self.best_accuracy
-        lower = accuracy == self.best_accuracy and validation_loss < self.best_loss
-        better = gained or lower or not validation
-        if "validation_accuracy" not in validation:  # texts have a loss alone
-            gained = lower
-        if better:
-            self.best_accuracy, self.best_loss, self.best_step = accuracy, validation_loss, self.step
-        self.epochs_without_gain = 0 if gained or not validation else self.epochs_without_gain + 1
-        self.stopped_early = (
-            bool(patience) and self.epochs_without_gain >= patience and self.step < total_steps
-        )
-        self.finished = self.stopped_early or self.step >= total_steps
-        entry = {"epoch": self.epoch, "step": self.step, "train_loss": loss / max(1, mass), **validation}
-        self.history.append(entry | {"best": better})
-        return better
+NAME = re.compile(r"step(\d{1,12})")
 
 
 class Checkpoints:
@@ -106,10 +41,18 @@ class Checkpoints:
         folder: --save_dir.
         identity: what a checkpoint must have been written by to be resumed from (engine, model, data …).
         keep: how many to keep; 0 keeps all.
+        passes: what one forward pass holds. Another one changes what dropout draws, and is said.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, object], keep: int, world: World):
+    def __init__(
+        self, folder: str | Path, identity: dict[str, object], keep: int, world: World, passes: str = ""
+    ):
         self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
+        self.passes = passes
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
 
     def names(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""
@@ -119,70 +62,200 @@ class Checkpoints:
         """Optimizer steps of the newest complete checkpoint; -1 without one."""
         return max(map(_step_of, self.names()), default=-1)
 
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint; rank 0 says which."""
+        return self.world.agree(self.folder / self.names()[-1] if self.names() else None)
+
+    # ---- writing -------------------------------------------------------------------------------------------
+
     def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
-        """Writes one checkpoint; `write(folder)` puts the engine's state there. All ranks call it."""
-        final = self.folder / f"step{progress.step}"
-        half = self.folder / f".step{progress.step}.half"
-        if self.world.is_main:
-            shutil.rmtree(half, ignore_errors=True)
-            half.mkdir(parents=True)
-        self.world.barrier()
-        write(half)
-        self.world.barrier()
-        if self.world.is_main:
-            card = {"format": FORMAT, "identity": self.identity, "progress": asdict(progress)}
-            with (half / "progress.json").open("w", encoding="utf-8") as stream:
-                json.dump(card, stream, ensure_ascii=False, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if final.exists():
-                shutil.rmtree(final)
-            half.rename(final)
-            self._prune()
-        self.world.barrier()
+        """Writes one checkpoint; `write(folder)` puts the engine's state there. All ranks call it.
+
+        Where it cannot be written, the oldest ones, which it would have replaced, make room for a second try.
+
+        Raises:
+            RunError: it cannot be written; the former checkpoints are as they were.
+        """
+        try:
+            try:
+                return self._save(progress, write)
+            except Exception as error:
+                if of_another(error) or not self.world.by_main(self._give_room):
+                    raise
+                return self._save(progress, write)
+        except Exception as error:
+            if of_another(error):  # no disk is full, and nobody is left to agree with
+                raise
+            if self.world.is_main:
+                shutil.rmtree(self._half(progress), ignore_errors=True)
+            raise RunError(
+                f"檢查點 step{progress.step} 寫不進 --save_dir {self.folder}（{reason(error)}）；"
+                f"{self.way_back()}"
+            ) from error
+
+    def _half(self, progress: Progress) -> Path:
+        return self.folder / f".step{progress.step}.half"
+
+    def _save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
+        final, half = self.folder / f"step{progress.step}", self._half(progress)
+
+        def finish():
+            card = {
+                "format": FORMAT, "identity": self.identity, "ranks": self.world.size,
+                "passes": self.passes, "progress": asdict(progress),
+            }  # fmt: skip
+            write_whole(half / "progress.json", json.dumps(card, ensure_ascii=False, indent=1))
+            manifests.seal(half)
+            replace_folder(half, final)
+            if self.keep:
+                self._discard(self.names()[: -self.keep])
+            self.tidy()
+
+        self.world.by_main(lambda: new_folder(half) and None)
+        self.world.all_or_none(lambda: write(half))
+        self.world.by_main(finish)
         return final
 
-    def _prune(self) -> None:
-        for name in self.names()[: -self.keep] if self.keep else []:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for half in self.folder.glob(".step*.half"):
-            shutil.rmtree(half, ignore_errors=True)
+    def _give_room(self) -> bool:
+        """Deletes those checkpoints that the one to be written would have replaced. True when there were any;
+        one that is whole is left in any case."""
+        names = self.names()
+        old = names[: 1 - self.keep] if self.keep > 1 else []
+        if not old or not any(not manifests.problems(self.folder / name) for name in names[len(old) :]):
+            return False
+        self._discard(old)
+        self.tidy()
+        return True
 
-    def load(self, folder: Path, read: Callable[[Path], None]) -> Progress:
+    def _discard(self, names: list[str]) -> None:
+        for name in names:
+            discard(self.folder / name)
+
+    def tidy(self) -> None:
+        """Deletes what killed runs left half done, and best models that no checkpoint counts on any more."""
+        wanted = {f".best.step{_best_of(self.folder / name)}" for name in self.names()}
+        for path in self.folder.glob(".*"):
+            if path.name.startswith((".step", ".best")) and path.name not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def save_best(self, write: Callable[[Path], None]) -> None:
+        """Writes a model to `best/` in the place of the former one; `write(folder)` puts it there. For the
+        main process alone.
+
+        Raises:
+            RunError: it cannot be written; the former one is as it was.
+        """
+        half = self.folder / ".best.half"
+        try:
+            write(new_folder(half))
+            manifests.seal(half)
+            former = _step_of_model(self.best)
+            wanted = former in [_best_of(self.folder / name) for name in self.names()]
+            replace_folder(half, self.best, self.folder / f".best.step{former}" if wanted else None)
+        except RunError:
+            shutil.rmtree(half, ignore_errors=True)
+            raise
+        except Exception as error:  # of the disk, in the words of whichever library wrote
+            shutil.rmtree(half, ignore_errors=True)
+            raise RunError(
+                f"最好的模型寫不進 --save_dir {self.folder}（{reason(error)}）；{self.way_back()}"
+            ) from error
+
+    def way_back(self) -> str:
+        """What a person can go on from: the newest checkpoint that is whole."""
+        for name in reversed(self.names()):
+            if not manifests.problems(self.folder / name):
+                return f"最後一個完好的檢查點是 {self.folder / name}，加 --resume 接續"
+        return "還沒有完好的檢查點"
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def begin(
+        self, checkpoint: Path | None, read: Callable[[Path], None], other_ranks: bool, again: bool = False
+    ) -> Progress:
+        """The progress to go on from. All ranks call it.
+
+        Args:
+            checkpoint: to load; None begins anew.
+            read, other_ranks: as `load` takes them.
+            again: once more in the same run, whose own files are not in the way.
+        """
+        progress = self.load(checkpoint, read, other_ranks) if checkpoint else Progress()
+        elsewhere = checkpoint is None or checkpoint.parent.resolve() != self.folder.resolve()
+
+        def settle() -> Progress:
+            if not again:
+                self.make_room(after=-1 if elsewhere else progress.step, best=elsewhere)
+            if checkpoint:
+                self.bring_best(checkpoint.parent, progress)
+                self.tidy()
+                say(f"從 {checkpoint} 接續：已完成 {progress.step}/{self.identity['total_steps']} 步")
+            return progress
+
+        return self.world.by_main(settle)
+
+    def load(self, folder: Path, read: Callable[[Path], None], other_ranks: bool = False) -> Progress:
         """The progress of a checkpoint; `read(folder)` restores the engine's state. All ranks call it.
+
+        Args:
+            other_ranks: it may have been written by another number of ranks.
 
         Raises:
             UserError: another engine, model or data wrote it.
         """
         card = read_json(folder / "progress.json")
-        theirs = card.get("identity", {})
+        theirs = card.get("identity")
+        if card.get("format") != FORMAT or not isinstance(theirs, dict):
+            raise UserError(f"{folder}：不是這個版本寫的檢查點")
         differ = [
             f"{LABELS.get(key, key)}：檢查點 {theirs.get(key) or '（沒有）'!r}，這次 {mine or '（沒有）'!r}"
             for key, mine in self.identity.items()
             if (theirs.get(key) or "") != (mine or "")
         ]
+        then, now = card.get("ranks"), self.world.size
+        if then != now and not other_ranks:
+            differ.append(
+                f"行程數：檢查點 {then!r}，這次 {now}；加 --allow_world_size_change 可換行程數接續"
+                "（dropout 抽的不同，不再逐位元相同）"
+            )
         if differ:
             raise UserError([f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ])
+        progress = Progress.of(card.get("progress"), str(folder))
         read(folder)
-        return Progress(**card["progress"])
+        if card.get("passes") != self.passes:
+            say(
+                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}：dropout 抽的不同，不再逐位元相同"
+            )
+        if then != now:
+            say(f"  檢查點由 {then} 個行程寫出，這次是 {now} 個：已重新分配")
+        return progress
 
     def bring_best(self, source: Path, progress: Progress) -> None:
-        """The best model so far belongs to a run, not to a checkpoint: takes it along, or has it chosen anew.
+        """Finds the best model that a checkpoint counts on and makes it `best/`, or has it chosen anew.
 
         Args:
-            source: the `best/` beside the checkpoint that is gone on from.
+            source: the folder of the checkpoint that is gone on from.
         """
-        card, target = RunCard.read(source), self.folder / "best"
-        if progress.best_step and (card is None or card.step != progress.best_step):
-            say(f"  {source} 不是第 {progress.best_step} 步的模型；最好的模型從這裡起重新挑選")
+        wanted = progress.best_step
+        if not wanted:
+            return
+        there = [source / "best", *sorted(source.glob(".best*"))]
+        fitting = (path for path in there if _step_of_model(path) == wanted)
+        found = next((path for path in fitting if not manifests.problems(path)), None)
+        if found is None:
+            say(f"  {source / 'best'} 不是第 {wanted} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
             progress.forget_best()
-        elif card is not None and source.resolve() != target.resolve():
-            shutil.copytree(source, target)
+        elif found.resolve() != self.best.resolve():
+            half = self.folder / ".best.half"
+            if found != half:
+                shutil.copytree(found, new_folder(half), dirs_exist_ok=True)
+            replace_folder(half, self.best)
 
     def make_room(self, after: int = -1, best: bool = True) -> None:
         """Moves what another run left aside: checkpoints past step `after`, and `best/`. None is deleted."""
         beyond = [name for name in self.names() if _step_of(name) > after]
-        leftover = [*(self.folder / name for name in beyond), *([self.folder / "best"] if best else [])]
+        leftover = [self.folder / name for name in beyond]
+        leftover += [self.best, *self.folder.glob(".best.step*")] if best else []
         leftover = [path for path in leftover if path.exists()]
         if not leftover:
             return
@@ -193,12 +266,31 @@ class Checkpoints:
         shelf.mkdir()
         for path in leftover:
             path.rename(shelf / path.name)
-        say(f"{self.folder} 裡有另一次訓練留下的檢查點，已移到 {shelf}（要接續最新的請用 --resume）")
+        self._lend_best(beyond, shelf)
+        what = "另一次訓練留下的檢查點" if after < 0 else f"第 {after} 步之後的檢查點"
+        way_back = "（要接續最新的請用 --resume）" if after < 0 else ""
+        say(f"{self.folder} 裡有{what}，已移到 {shelf}{way_back}")
+
+    def _lend_best(self, names: list[str], shelf: Path) -> None:
+        """Copies the best models that checkpoints on a shelf count on, so that they can be gone on from."""
+        there = {_step_of_model(path): path for path in (*self.folder.glob(".best.step*"), self.best)}
+        for step in {_best_of(shelf / name) for name in names} & there.keys():
+            if step > 0 and not (shelf / f".best.step{step}").exists():
+                shutil.copytree(there[step], shelf / f".best.step{step}")
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written, in a few words."""
+    if isinstance(error, shutil.Error):  # of many files, each with its reason
+        return str(error.args[0][0][2]) if error.args and error.args[0] else str(error)
+    if isinstance(error, OSError):
+        return "：".join(filter(None, (error.strerror or str(error), error.filename)))
+    return f"{type(error).__name__}：{first_line(error)[:200]}"
 
 
 def complete(folder: str | Path) -> list[str]:
     """Names of the complete checkpoints of a folder, oldest first."""
-    there = [path.parent.name for path in Path(folder).glob("step*/progress.json")]
+    there = [path.parent.name for path in Path(folder).glob(f"step*/{manifests.FILE}")]
     return sorted(filter(NAME.fullmatch, there), key=_step_of)
 
 
@@ -206,8 +298,26 @@ def _step_of(name: str) -> int:
     return int(NAME.fullmatch(name)[1])
 
 
+def _best_of(folder: Path) -> int:
+    """Of which step the best model of a checkpoint is; 0 when it has none yet."""
+    try:
+        return int(read_json(folder / "progress.json")["progress"]["best_step"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _step_of_model(folder: Path) -> int:
+    """Optimizer steps of a saved model; -1 where there is none that can be read."""
+    try:
+        card = RunCard.read(folder)
+    except UserError:
+        return -1
+    return card.step if card is not None else -1
+
+
 def find(load_dir: str | Path, ckpt_id: str) -> Path:
-    """The folder of one checkpoint: `ckpt_id`, or the newest when it is empty.
+    """The folder of one checkpoint: `ckpt_id`, or the newest when it is empty. Whether it is whole, `sound`
+    says.
 
     Raises:
         UserError: not there; the message names those that are.
@@ -227,3 +337,24 @@ def find(load_dir: str | Path, ckpt_id: str) -> Path:
         + (f"有的是：{'、'.join(there)}" if there else "這個資料夾裡一個完整的檢查點也沒有")
         + (f"；是不是 {guess[0]}？" if guess else "")
     )
+
+
+def sound(found: Path, exact: bool) -> Path:
+    """A checkpoint whose every byte is as it was written: the one `find` found or, unless `exact`, the newest
+    such one before it. Says which were passed over, and why.
+
+    Raises:
+        UserError: there is none.
+    """
+    passed = []
+    names = [found.name] if exact else complete(found.parent)[::-1]
+    for name in names:
+        wrong = manifests.problems(found.parent / name)
+        if not wrong:
+            for line in passed:
+                say(f"  略過{line}")
+            return found.parent / name
+        passed.append(f"檢查點 {found.parent / name}：{'；'.join(wrong[:3])}{'…' * (len(wrong) > 3)}")
+    others = [name for name in complete(found.parent) if name not in names]
+    way_out = f"可改用 --ckpt_id {others[-1]}" if others else "沒有別的檢查點；要重新開始請不要加 --resume"
+    raise UserError([*(f"損壞的{line}" for line in passed), way_out])

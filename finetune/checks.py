@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from . import ds_config, hub, models, tokenizing
@@ -9,6 +10,7 @@ from .adapters import check_4bit
 from .chats import Chat
 from .checkpoints import complete, find
 from .cli import say
+from .disk import rescue, writable
 from .errors import Problems, UserError
 from .methods import OF_OBJECTIVE
 from .run_card import FILE as RUN_CARD
@@ -42,6 +44,8 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
         UserError: with every problem found; nothing was downloaded or written.
     """
     problems, source, checkpoint = Problems(), None, None
+    for folder in (flags.output_dir, Path(flags.save_dir) / "best"):
+        rescue(folder)
     with problems:
         check_given(flags, given)
     with problems:
@@ -49,7 +53,8 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
             named = "、".join("--" + name for name in sorted(clash))
             raise UserError(f"--demo 用自己的模型與考卷，不能與 {named} 同時使用")
     with problems:
-        models.check_source(flags.model_name_or_path, "--model_name_or_path", flags.from_scratch)
+        how = flags.from_scratch, flags.allow_pickle
+        models.check_source(flags.model_name_or_path, "--model_name_or_path", *how)
     with problems:
         if flags.dataset and not flags.demo and hub.is_local(flags.dataset):
             source = TASKS[flags.task].read(flags)
@@ -65,7 +70,7 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
             raise UserError(
                 f"--ckpt_id {flags.ckpt_id} 要與 --load_dir 一起給，例如 --load_dir {flags.save_dir}"
             )
-        if flags.load_dir:
+        if flags.load_dir and not (flags.resume and complete(flags.save_dir)):  # a run that was begun goes on
             checkpoint = find(flags.load_dir, flags.ckpt_id)
         elif flags.resume:
             if complete(flags.save_dir):
@@ -143,6 +148,11 @@ def check_kind(flags) -> None:
         Chat(tokenizing.load_tokenizer(name, flag, kind), flags.template)
 
 
+def _resolved(name: str) -> Path:
+    """Where a name leads; a link that leads to itself stays what it is."""
+    return Path(os.path.realpath(os.path.expanduser(name)))
+
+
 def check_folders(flags) -> None:
     """Refuses folders that this run would overwrite together with something else.
 
@@ -150,14 +160,23 @@ def check_folders(flags) -> None:
         UserError: with each problem.
     """
     problems = []
-    output, save = Path(flags.output_dir).resolve(), Path(flags.save_dir).resolve()
-    base = Path(flags.model_name_or_path).expanduser().resolve()
+    output, save, base, data, load = map(
+        _resolved,
+        (flags.output_dir, flags.save_dir, flags.model_name_or_path, flags.dataset, flags.load_dir),
+    )
     for flag, path in (("--output_dir", output), ("--save_dir", save)):
         if path.is_file():
             problems.append(f"{flag} {path} 是一個檔案，應為資料夾")
+        elif not writable(path):
+            problems.append(f"{flag} {path} 不能寫入（唯讀，或沒有權限）；請換一個資料夾")
+    if os.path.ismount(output) or (output.is_dir() and not writable(output.parent)):
+        problems.append(
+            f"--output_dir {flags.output_dir} 不能整個換成新的模型（它是掛載點，或上一層不能寫入）；"
+            f"請改用 {Path(flags.output_dir) / 'model'}"
+        )
     kept = [("目前的資料夾", Path.cwd()), ("--save_dir", save)]
-    kept += [("--dataset", Path(flags.dataset).expanduser().resolve())]
-    kept += [("--load_dir", Path(flags.load_dir).resolve())] if flags.load_dir else []
+    kept += [("--dataset", data)]
+    kept += [("--load_dir", load)] if flags.load_dir else []
     for what, path in kept:
         if output == path or output in path.parents:
             problems.append(f"--output_dir {flags.output_dir} 會整個換掉，但{what}在裡面；請換一個資料夾")

@@ -303,4 +303,5 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
 def escaped(text: str) -> str:
     """One line of Markdown that shows the text and is nothing else: no tag, no cell, no link."""
     line = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"[\\`*_\[\]|~$]", lambda found: f"&#{ord(found[0])};", line)
+    marks = r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])"  # a _ inside a word is none
+    return re.sub(marks, lambda found: f"&#{ord(found[0])};", line)

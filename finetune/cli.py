@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import difflib
+import json
 import os
 import re
 import sys
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import RunError, Stopped, UserError
+from .errors import RunError, Stopped, UserError, shown
 
+HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
 MODEL_FOLDER = "./my_bert_finetuned_model_hf_format"  # where one script puts the model, the other finds it
 
 
@@ -25,10 +28,43 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
+# What a terminal obeys instead of showing it: control characters (C0, DEL, C1) but tab and line feed, the
+# separators of lines and paragraphs, the marks that turn the direction of writing (CVE-2021-42574); and half
+# characters, which cannot be written at all.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: object, lines: bool = True) -> str:
+    """A text that came from outside, for the terminal: what it would obey is shown as \\x1b or \\u202e.
+
+    Args:
+        lines: tabs and line feeds stay. False shows them too: the text is to stand in one line.
+    """
+    shown = _OBEYED.sub(lambda found: _escape(found[0]), str(text))
+    return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def as_json(value: object, **more) -> str:
+    """JSON for the terminal: Chinese as it is, what a terminal would obey as \\u009b. Takes what `json.dumps`
+    takes."""
+    written = json.dumps(value, ensure_ascii=False, **more)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
+
+
 def say(text: str = "") -> None:
     """One line of progress or log: stderr, so that stdout holds results alone; from the main process only."""
     if is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
+
+
+def show(text: object = "", end: str = "\n") -> None:
+    """A result, or what the REPL says: stdout."""
+    print(plain(text), end=end, flush=True)
 
 
 class _Bad:
@@ -48,16 +84,17 @@ def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], objec
     return convert
 
 
-def whole(low: int = 0, high: int | None = None) -> Callable[[str], object]:
+def whole(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
     """argparse type: a whole number in [low, high]."""
 
     def read(text: str) -> int:
         number = int(text)
-        if number < low or (high is not None and number > high):
+        if not low <= number <= high:
             raise ValueError
         return number
 
-    return _reader(read, f"{low} 以上的整數" if high is None else f"{low} 到 {high} 的整數")
+    limit = f"（最多 {HIGHEST}）" if high == HIGHEST else ""
+    return _reader(read, f"{low} 以上的整數{limit}" if limit else f"{low} 到 {high} 的整數")
 
 
 def number(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
@@ -72,6 +109,22 @@ def number(low: float = 0.0, high: float | None = None, above: bool = False) -> 
 
     bound = f"大於 {low:g}" if above else f"{low:g} 以上"
     return _reader(read, f"{bound}的數" if high is None else f"{bound}、最多 {high:g} 的數")
+
+
+def place(text: str) -> object:
+    """argparse type: the name of a file, a folder or something on the hub; `~` is the home folder.
+
+    A shell leaves `--flag=~/x` as it is.
+    """
+
+    def read(raw: str) -> str:
+        path = os.path.expanduser(raw)
+        long = len(path) > LONGEST_PATH or max(map(len, os.fsencode(path).split(b"/"))) > LONGEST_NAME
+        if long or path.startswith("~") or "\0" in path:
+            raise ValueError
+        return path
+
+    return _reader(read, f"檔案、資料夾或 hub 上的名稱（一段最多 {LONGEST_NAME} 個位元組；~ 是家目錄）")(text)
 
 
 def one_of(*choices: str) -> Callable[[str], object]:
@@ -174,12 +227,9 @@ class Parser(argparse.ArgumentParser):
             )
         for dest, value in vars(flags).items():
             if isinstance(value, _Bad):
-                problems.append(f"--{dest} 是 {value.value!r}，應為 {value.wanted}")
+                problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
         if problems:
             raise UserError(problems)
-        for dest, value in vars(flags).items():
-            if isinstance(value, str) and value.startswith("~"):  # --flag=~/x reaches us as it is
-                setattr(flags, dest, os.path.expanduser(value))
         for action in self._actions:
             if any(word.split("=")[0] in action.option_strings for word in argv):
                 self.given.add(action.dest)
@@ -194,19 +244,13 @@ class Parser(argparse.ArgumentParser):
 
     def _take_config(self, argv: list[str]) -> list[str]:
         """Values of the YAML file named by --config become defaults, so that flags win."""
-        peek = Parser()
-        peek.add_argument("--config", default="")
-        path = Path(peek.parse_known_args(argv)[0].config)
-        import yaml
+        from . import config_file
 
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-        except OSError as error:
-            raise UserError(f"--config {path} 讀不到：{error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--config {path} 不是正確的 YAML：{error}") from error
-        if not isinstance(loaded, dict):
-            raise UserError(f"--config {path} 應該是「旗標: 值」的清單，得到 {type(loaded).__name__}")
+        peek = Parser()
+        peek.add_argument("--config", type=place, default="")
+        path = peek.parse_known_args(argv)[0].config
+        if isinstance(path, _Bad):
+            return []  # told with the other flags
         actions = {
             option.lstrip("-"): action
             for action in self._actions
@@ -214,20 +258,21 @@ class Parser(argparse.ArgumentParser):
             if option.startswith("--") and action.dest not in ("help", "config")
         }
         problems = []
-        for key, value in loaded.items():
-            action = actions.get(str(key).lstrip("-").replace("-", "_"))
+        for key, line, value in config_file.read(Path(path)):
+            action = actions.get(key.removeprefix("--").replace("-", "_"))
             if action is None:
-                guess = nearest(str(key), actions)
-                problems.append(
-                    f"--config {path}：不認得 {key!r}" + (f"，是不是 {guess[0]}？" if guess else "")
-                )
+                guess = nearest(key, actions)
+                hint = f"，是不是 {guess[0]}？" if guess else ""
+                problems.append(f"--config {path}：第 {line} 行不認得 {shown(key)}{hint}")
                 continue
             if action.nargs == 0:  # a switch: on or off
-                if not isinstance(value, bool):
-                    problems.append(f"--config {path}：{key} 應為 true 或 false，得到 {value!r}")
+                switch = config_file.SWITCHES.get(value.lower())
+                if switch is None:
+                    wrong = f"{key} 應為 true 或 false，得到 {shown(value)}"
+                    problems.append(f"--config {path}：第 {line} 行的 {wrong}")
+                value = switch
             else:
-                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-                value = action.type(text) if action.type else text
+                value = action.type(value) if action.type else value
             self.set_defaults(**{action.dest: value})
             self.given.add(action.dest)
         return problems
@@ -243,7 +288,7 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
         return body() or 0
     except (UserError, RunError, Stopped) as error:
         if debug:
-            traceback.print_exc()
+            _trace()
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         _complain("■" if isinstance(error, Stopped) else "✗", lines)
         return error.exit_code
@@ -255,9 +300,9 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
         return 1
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            _trace()
         rank = "" if is_main_process() else f"行程 {os.environ['RANK']} "
-        text = f"✗ {rank}{_in_chinese(error)}\n  加上 --debug 可看完整的錯誤經過"
+        text = f"✗ {rank}{_one_message(_in_chinese(error))}\n  加上 --debug 可看完整的錯誤經過"
         print(text, file=sys.stderr, flush=True)
         return 1
 
@@ -279,19 +324,50 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+# What gloo and NCCL say of a rank that is gone.
+_OF_ANOTHER = re.compile(
+    "Connection closed by peer|Connection reset by peer|remote process exited|Broken pipe"
+)
+
+
+def first_line(error: BaseException) -> str:
+    """Of what it says."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def of_another(error: BaseException) -> bool:
+    """Whether it is the end of another process that this one tells of."""
+    return not isinstance(error, OSError) and bool(_OF_ANOTHER.search(str(error)))
+
+
 def _in_chinese(error: Exception) -> str:
     """What happened, for the failures a person can do something about; the library's words for the others."""
     if type(error).__name__ == "OutOfMemoryError":
-        return f"GPU 記憶體不足；把 --micro_batch_size 減半（每一步的題數不變）。{str(error).splitlines()[0]}"
+        return f"GPU 記憶體不足；把 --micro_batch_size 減半（每一步的題數不變）。{first_line(error)}"
     if isinstance(error, OSError) and error.filename:
         return f"檔案操作失敗：{error.filename}（{error.strerror}）"
+    if of_another(error):
+        return f"別的行程先結束了，這個行程也停下（{first_line(error)[:200]}）"
     return f"執行失敗（{type(error).__name__}）：{error}"
+
+
+def _one_message(text: str) -> str:
+    """For the terminal; its further lines are indented, so that none passes for a message of its own."""
+    return re.sub(r"\n(?=\S)", "\n    ", plain(text))
+
+
+def _trace() -> None:
+    """The traceback of what is being handled; a library's words may hold anything too."""
+    print(plain(traceback.format_exc()), file=sys.stderr, end="", flush=True)
 
 
 def _complain(mark: str, lines: list[str]) -> None:
     """One message; several problems as a list. Each node says it once: the ranks of a run find the same."""
-    if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
-        many = [f"{mark} 有 {len(lines)} 個問題：", *(f"  - {line}" for line in lines)]
-        print("\n".join(many if len(lines) > 1 else [f"{mark} {lines[0]}"]), file=sys.stderr, flush=True)
-    else:
+    if os.environ.get("LOCAL_RANK", "0") not in ("", "0"):
         time.sleep(2)  # a launcher ends all ranks once one has ended: the one that speaks comes first
+        if mark == "■":
+            return
+        lines = [f"行程 {os.environ.get('RANK', '?')}：{line}" for line in lines]  # no other has found it
+    lines = [_one_message(line) for line in lines]
+    many = [f"{mark} 有 {len(lines)} 個問題：", *(f"  - {line}" for line in lines)]
+    print("\n".join(many if len(lines) > 1 else [f"{mark} {lines[0]}"]), file=sys.stderr, flush=True)

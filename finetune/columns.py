@@ -7,7 +7,6 @@ become the names it keeps in the file's metadata.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 
 from .cli import nearest
-from .errors import UserError
+from .errors import UserError, listed, shown
+from .strictness import decode
 from .tables import Unreadable, read_table
 
 TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容")
@@ -57,9 +57,8 @@ def first_rows(placed: list[tuple[str, Path]], named: str) -> list[dict]:
 
 def find_columns(rows: list[dict], text_column: str, label_column: str, multi: bool, named: str) -> Columns:
     there = list(dict.fromkeys(name for row in rows for name in row))
-    listed = f"有的是 {'、'.join(there)}"
     labels = column_names(label_column)
-    problems = _not_there("--label_column", label_column, there)
+    problems = _not_there(named, "--label_column", label_column, there)
     if both := {*column_names(text_column)} & {*labels}:
         problems.append(f"--text_column 與 --label_column 都是 {both.pop()}，要是不同的欄")
     if not labels:
@@ -69,7 +68,7 @@ def find_columns(rows: list[dict], text_column: str, label_column: str, multi: b
         if len(likely) > 1:
             problems.append(f"{named}：{'、'.join(likely)} 都像標籤欄，用 --label_column 選")
         elif not likely:
-            problems.append(f"{named}：看不出哪一欄是標籤，{listed}；用 --label_column 指出來")
+            problems.append(f"{named}：看不出哪一欄是標籤，有的是 {listed(there)}；用 --label_column 指出來")
     texts: tuple[str, ...] = ()
     try:
         texts = find_texts(there, text_column, named, labels)
@@ -90,7 +89,7 @@ def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] 
     Raises:
         UserError: columns that are not there, or that cannot be told.
     """
-    problems = _not_there("--text_column", wanted, there)
+    problems = _not_there(named, "--text_column", wanted, there)
     texts = column_names(wanted)
     if len(texts) > 2:
         problems.append(f"--text_column {wanted}：最多兩欄（一對句子），得到 {len(texts)} 欄")
@@ -104,8 +103,7 @@ def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] 
     if choices:
         seen = "、".join(",".join(choice) for choice in choices)
         raise UserError(f"{named}：{seen} 都像文字欄，用 --text_column 選（兩欄一對的以逗號分開）")
-    listed = "、".join(there) or "（無）"
-    raise UserError(f"{named}：看不出哪一欄是文字，有的是 {listed}；用 --text_column 指出來")
+    raise UserError(f"{named}：看不出哪一欄是文字，有的是 {listed(there)}；用 --text_column 指出來")
 
 
 def column_names(column: str) -> tuple[str, ...]:
@@ -113,13 +111,13 @@ def column_names(column: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in re.split(r"[,，、]", column) if name.strip())
 
 
-def _not_there(flag: str, column: str, there: list[str]) -> list[str]:
+def _not_there(named: str, flag: str, column: str, there: list[str]) -> list[str]:
     problems = []
     for name in column_names(column):
         if name not in there:
             guess = nearest(name, there)
             hint = f"；是不是 {guess[0]}？" if guess else ""
-            problems.append(f"{flag} {name}：沒有這一欄，有的是 {'、'.join(there)}{hint}")
+            problems.append(f"{named} {flag} {name}：沒有這一欄，有的是 {listed(there)}{hint}")
     return problems
 
 
@@ -159,7 +157,7 @@ def class_names(file: Path, column: str) -> tuple[str, ...]:
 
     try:
         metadata = pyarrow.parquet.read_schema(file).metadata or {}
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+        feature = decode(metadata[b"huggingface"].decode())["info"]["features"][column]
         feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
         return tuple(map(str, feature.get("names") or ()))
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -214,7 +212,7 @@ def _switched_on(row: dict, columns: tuple[str, ...]) -> tuple[str, ...]:
         raise NoLabel(f"{'、'.join(columns)} 都是空的，沒有標籤")
     for name in columns:
         if str(row.get(name)).strip().lower() not in SWITCHES:
-            raise ValueError(f"{name} 是 {row.get(name)!r}，應為 0、1、true 或 false")
+            raise ValueError(f"{name} 是 {shown(row.get(name))}，應為 0、1、true 或 false")
     return tuple(name for name in columns if SWITCHES[str(row[name]).strip().lower()])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from .cli import show
 from .decoding import Decoding
 from .errors import UserError
 from .speaker import Speaker
@@ -56,7 +57,7 @@ class Conversation(Terminal):
     def take(self, entry: str) -> None:
         if entry.lower() == "reset":
             self.messages = []
-            print("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
+            show("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
         else:
             super().take(entry)
 
@@ -82,18 +83,18 @@ class Conversation(Terminal):
         while len(asked) > 1 and len(ids) + ROOM > self.speaker.longest:
             asked = asked[2:]
             ids = self.speaker.ask(asked)
-            print("  （對話太長，忘掉最早的一個來回）")
+            show("  （對話太長，忘掉最早的一個來回）")
         pieces: list[str] = []
         try:
             for piece in self.speaker.speak(ids, self.decoding):
-                print(piece if pieces else f"\n🤖 {piece}", end="", flush=True)
+                show(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
-                print("\n🤖 （它什麼也沒說）", end="")
+                show("\n🤖 （它什麼也沒說）", end="")
         except KeyboardInterrupt:
-            print("…（停在這裡）", end="")
+            show("…（停在這裡）", end="")
         finally:
-            print("\n")
+            show("\n")
         if self.remembers:
             self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
@@ -101,7 +102,7 @@ class Conversation(Terminal):
         if value not in ("on", "off"):
             raise UserError(f"sample {value}：應為 on 或 off")
         self.decoding = replace(self.decoding, do_sample=value == "on", num_beams=1)
-        print(f"  抽樣 {value}")
+        show(f"  抽樣 {value}")
 
     def _temperature(self, value: str) -> None:
         try:
@@ -111,8 +112,8 @@ class Conversation(Terminal):
         if not 0 <= number <= 5:
             raise UserError(f"temperature {value[:20]}：應為 0 到 5 的數，例如 temperature 0.7")
         self.decoding = replace(self.decoding, temperature=number)
-        print(f"  溫度 {number:g}" + ("" if self.decoding.do_sample else "（sample on 之後才有作用）"))
+        show(f"  溫度 {number:g}" + ("" if self.decoding.do_sample else "（sample on 之後才有作用）"))
 
     def _tokens(self, value: str) -> None:
         self.decoding = replace(self.decoding, max_new_tokens=whole("tokens", value, 1, 100_000))
-        print(f"  最多 {self.decoding.max_new_tokens} 個 token")
+        show(f"  最多 {self.decoding.max_new_tokens} 個 token")

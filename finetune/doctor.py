@@ -3,7 +3,6 @@ model cannot read, what would be cut, which rows are suspect."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import unicodedata
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
+from .cli import as_json, show
 from .contamination import NEAR, Taught
 from .exams import Exam
 from .orders import Unaskable, speaks_of_others
@@ -34,7 +34,7 @@ def examine_data(flags, exam: Exam, load: Callable[[], ExamPrompts]) -> int:
     found = diagnose(exam)
     if "model_path" in flags.given:
         found["model"] = {"path": flags.model_path, **legible(exam, load())}
-    print(json.dumps(found, ensure_ascii=False) if flags.json else as_text(found))
+    show(as_json(found) if flags.json else as_text(found))
     return 2 if found["unusable"] else 0
 
 

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cli import nearest
-from .errors import RunError, UserError
+from . import ds_keys
+from .errors import RunError, UserError, shown
+from .strictness import NoJson, decode
 
 SHIPPED = "ds_config.json"
+LARGEST = 1 << 20  # bytes
 SMALLEST_BUCKET = 1 << 22  # elements; 16 MB in fp32
-
-# Keys DeepSpeed ignores without a word when they are misspelt, so they are checked here.
-# Source: deepspeed.ai/docs/config-json and deepspeed/runtime/config.py (0.19).
-KNOWN_KEYS = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "optimizer", "scheduler", "fp16", "bf16", "amp", "zero_optimization", "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients",
-    "communication_data_type", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state",
-    "flops_profiler", "activation_checkpointing", "checkpoint", "data_types", "comms_logger", "tensorboard",
-    "csv_monitor", "wandb", "comet", "aio", "seq_parallel_communication_data_type", "graph_harvesting",
-    "torch_autocast", "compile", "elasticity", "autotuning", "dataloader_drop_last", "log_level",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,28 +30,34 @@ class Settings:
 
 
 def read(path: str | Path) -> dict:
-    """The file as it is. Raises UserError when it cannot be read, is no object or holds an unknown key."""
+    """The file as it is.
+
+    Raises:
+        UserError: it cannot be read, is no object, or what it says can be wrong whatever the flags say.
+    """
     if str(path) == SHIPPED and not Path(path).exists():  # another folder: the one beside the scripts
         path = Path(__file__).parents[1] / SHIPPED
+    named = f"--deepspeed_config {path}"
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise UserError(f"{named} 讀不懂：不是一般的檔案")
+        with Path(path).open("rb") as stream:
+            raw = stream.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise UserError(f"{named} 讀不懂：超過 {LARGEST:,} 個位元組，不像設定檔")
+        config = decode(raw.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"--deepspeed_config {path}：沒有這個檔案") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--deepspeed_config {path} 讀不懂：{error}") from error
+        raise UserError(f"{named}：沒有這個檔案") from None
+    except OSError as error:
+        raise UserError(f"{named} 讀不懂：{error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named} 讀不懂：不是 UTF-8（第 {error.start + 1} 個位元組）") from error
+    except NoJson as error:
+        raise UserError(f"{named} 讀不懂：{error}") from error
     if not isinstance(config, dict):
-        raise UserError(f"--deepspeed_config {path} 應該是一個 JSON 物件")
-    problems = []
-    for key in config.keys() - KNOWN_KEYS:
-        guess = nearest(key, KNOWN_KEYS)
-        problems.append(
-            f"--deepspeed_config {path}：不認得 {key!r}" + (f"，是不是 {guess[0]}？" if guess else "")
-        )
-    for key in ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler"):
-        if not isinstance(config.get(key, {}), dict):
-            problems.append(f"--deepspeed_config {path}：{key} 應該是一個物件")
-    if problems:
-        raise UserError(sorted(problems))
+        raise UserError(f"{named} 應該是一個 JSON 物件")
+    if found := ds_keys.problems(config, named):
+        raise UserError(sorted(found))
     return config
 
 
@@ -109,7 +104,7 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
     def agree(key: str, seen: object, value: object, flag: str) -> None:
         if seen != "auto" and seen != value:
             problems.append(
-                f'{where} 的 {key} 是 {seen!r}，{flag} 是 {value!r}；請改成一致，或在檔案裡寫 "auto"'
+                f'{where} 的 {key} 是 {shown(seen)}，{flag} 是 {value!r}；請改成一致，或在檔案裡寫 "auto"'
             )
 
     resolved = dict(config)
@@ -149,9 +144,7 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
     resolved.setdefault("zero_allow_untested_optimizer", True)
     resolved.setdefault("zero_force_ds_cpu_optimizer", False)  # offloading would compile DeepSpeedCPUAdam
     resolved.setdefault("steps_per_print", 1_000_000_000)  # this project prints its own progress
-    problems += [
-        f'{where} 的 {key} 寫 "auto"，但沒有旗標決定它；請填一個值或刪掉' for key in _autos(resolved)
-    ]
+    problems += ds_keys.undecided(resolved, where)
     if problems:
         raise UserError(problems)
     return resolved
@@ -181,21 +174,14 @@ def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str
             continue
         if block.get("type") not in kinds:
             problems.append(
-                f"{where} 的 {name}.type 是 {block.get('type')!r}，這裡用 {kinds[0]}；請改掉或刪掉整個 {name}"
+                f"{where} 的 {name}.type 是 {shown(block.get('type'))}，這裡用 {kinds[0]}；"
+                f"請改掉或刪掉整個 {name}"
             )
         for key, seen in (block.get("params") or {}).items():
             if key in values:
                 agree(f"{name}.params.{key}", seen, values[key], "旗標")
             elif key not in ("torch_adam", "adam_w_mode"):
                 problems.append(f"{where} 的 {name}.params.{key} 不會被用到；請刪掉")
-
-
-def _autos(value: object, path: str = "") -> list[str]:
-    if value == "auto":
-        return [path]
-    if isinstance(value, dict):
-        return [found for key, item in value.items() for found in _autos(item, f"{path}.{key}".lstrip("."))]
-    return []
 
 
 def compare_built(engine, resolved: dict) -> None:

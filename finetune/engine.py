@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from . import ds_config
 from .batching import Batch
 from .dropout import lighten
-from .errors import RunError, UserError
+from .errors import NotANumber, UserError
 from .layers import Layers, Learning, by_part, groups, learning_of_all, set_open
 from .logits import forward_of
 from .models import DTYPES
 from .objectives import summed_loss, tally, token_losses
 from .world import World
+from .zero_files import ZeroFiles
 
 
 def import_deepspeed(on_gpu: bool):
@@ -80,6 +81,7 @@ class Recipe:
     packed: bool = False  # rows hold several documents each
     # Names of an adapter's parameters: they alone are kept, since the rest is the base, which others have.
     adapter: frozenset[str] = frozenset()
+    skip_bad: bool = False  # a step whose loss or gradient is no finite number is left out, not an error
 
 
 @dataclass
@@ -91,6 +93,7 @@ class StepReport:
     tokens: int
     grad_norm: float | None  # before clipping
     stop: bool  # some rank was asked to stop
+    skipped: tuple[str, ...] = ()  # the rows of a step that was left out, see Recipe.skip_bad
 
 
 class Engine:
@@ -153,7 +156,7 @@ class Engine:
             stop: this rank was asked to stop; all ranks learn it together.
 
         Raises:
-            RunError: the loss is not a finite number.
+            NotANumber: the loss or the gradient is not a finite number, and such steps are not to be skipped.
         """
         self._open(step)
         self.wrapped.train()
@@ -169,17 +172,37 @@ class Engine:
             batch = batch.to(self.world.device)
             with self._accumulating(last):
                 losses = token_losses(self.forward(*batch.inputs), batch)
+                sums += tally(losses, batch)
                 # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
-                self._backward(summed_loss(losses, batch) * (self.world.size / total))
-            sums += tally(losses, batch)
-        mass, loss, tokens = self.world.sum(sums).tolist()
-        if not math.isfinite(loss):
-            rows = self.world.gather([name for batch in micro_batches for name in batch.names])
-            raise RunError(
-                f"第 {step + 1} 步的損失是 {loss}，停止訓練。這一批的題目：{'、'.join(rows[:8])}…；"
-                "可試較小的 --learning_rate"
+                scaled = summed_loss(losses, batch) * (self.world.size / total)
+                if last:  # before anything is changed by it
+                    mass, loss, tokens = self.world.sum(sums).tolist()
+                    if not math.isfinite(loss):
+                        rows = self._bad(step, f"損失是 {loss}", micro_batches)
+                        self._discard(scaled)
+                        return StepReport(math.nan, 0, int(tokens), None, stops > 0, rows)
+                self._backward(scaled)
+        norm = self._update()
+        if norm is not None and not math.isfinite(norm) and self.recipe.precision != "fp16":
+            rows = self._bad(step, f"梯度的長度是 {norm}", micro_batches)
+            return StepReport(math.nan, 0, int(tokens), None, stops > 0, rows)
+        return StepReport(loss / mass, int(mass), int(tokens), norm, stops > 0)
+
+    def _bad(self, step: int, what: str, micro_batches: Sequence[Batch]) -> tuple[str, ...]:
+        """The rows of a step that is no good. Raises NotANumber unless such steps are skipped."""
+        rows = self.world.gather([name for batch in micro_batches for name in batch.names])
+        rows = tuple(dict.fromkeys(rows))
+        if not self.recipe.skip_bad:
+            shown = "、".join(rows[:8]) + "…" * (len(rows) > 8)
+            raise NotANumber(
+                f"第 {step + 1} 步的{what}，停止訓練。這一批的題目：{shown}；"
+                "可試較小的 --learning_rate，或加 --on_nan skip 略過這樣的步"
             )
-        return StepReport(loss / mass, int(mass), int(tokens), self._update(), stops > 0)
+        return rows
+
+    def _discard(self, loss: Tensor) -> None:
+        """Forgets what this step has gathered so far."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _draw(self, step: int, micro: int) -> int:
         key = f"{self.recipe.seed}:{step}:{self.world.rank}:{micro}"
@@ -195,8 +218,9 @@ class Engine:
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.blanks.parameters(), limit)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled() or norm.isfinite():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
@@ -275,13 +299,27 @@ class DeepSpeedEngine(Engine):
         super().__init__(model, world, recipe, learning)
 
     def _build(self, parameter_groups: list[dict]) -> None:
+        from pydantic import ValidationError
+
         deepspeed = import_deepspeed(self.world.device.type == "cuda")
         optimizer = torch.optim.AdamW(parameter_groups, lr=self.recipe.learning_rate)
-        with contextlib.redirect_stdout(sys.stderr):
-            self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
-                model=self.blanks, optimizer=optimizer, config=self.config
-            )
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+                    model=self.blanks, optimizer=optimizer, config=self.config
+                )
+        except ValidationError as error:  # a key below another one that DeepSpeed does not know
+            told = [f"{'.'.join(map(str, one['loc']))}：{one['msg']}" for one in error.errors()]
+            raise UserError([f"--deepspeed_config：DeepSpeed 不接受 {line}" for line in told]) from error
         ds_config.compare_built(self.wrapped, self.config)
+        self.files = ZeroFiles(self.wrapped, self.world.rank, self.world.size)
+        self.wrapped.checkpoint_engine = self.files
+        self.norm: Tensor | None = None  # of the clipped gradients, where DeepSpeed does not look
+        if not hasattr(self.optimizer, "overflow"):
+            self._check_steps()
+        if hasattr(self.optimizer, "check_grad_overflow"):  # in bf16 too no step is made of what is no number
+            self.optimizer.check_grad_overflow = True
+        self.wrapped._copy_recovery_script = lambda folder: None  # no programs among data
 
     def _open(self, step: int) -> None:
         """What waits keeps its place among DeepSpeed's partitions, with gradients of 0 and a rate of 0, so
@@ -311,7 +349,7 @@ class DeepSpeedEngine(Engine):
 
     @property
     def kind(self) -> str:
-        return f"deepspeed ZeRO-{self.stage}，{self.world.size} 個行程"
+        return f"deepspeed ZeRO-{self.stage}"
 
     def _autocast(self):
         return contextlib.nullcontext()  # DeepSpeed holds the weights in the precision itself
@@ -324,9 +362,27 @@ class DeepSpeedEngine(Engine):
         self.wrapped.backward(loss, scale_wrt_gas=False)
         self.wrapped.step()  # an update at every `gradient_accumulation_steps`-th call only
 
+    def _discard(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss * math.nan, scale_wrt_gas=False)
+        self.wrapped.step()  # which forgets what was gathered when its norm is no number
+
     def _update(self) -> float | None:
         norm = self.wrapped.get_global_grad_norm()
+        if self.norm is not None and not self.norm.isfinite():
+            norm = self.norm
         return None if norm is None else float(norm)
+
+    def _check_steps(self) -> None:
+        """ZeRO makes no step of gradients that are no numbers. Without it, in fp32, DeepSpeed would."""
+        step = self.optimizer.step
+
+        def checked(*args, **named):
+            gradients = [value.grad for value in self.blanks.parameters() if value.grad is not None]
+            self.norm = nn.utils.get_total_norm(gradients)  # of their sum over the ranks: the same on each
+            if self.norm.isfinite():
+                step(*args, **named)
+
+        self.optimizer.step = checked
 
     def full_weights(self) -> dict[str, Tensor]:
         # Collective under ZeRO: every rank walks through every tensor, rank 0 keeps it. Of a parameter
@@ -353,12 +409,14 @@ class DeepSpeedEngine(Engine):
         return weights
 
     def save(self, folder: Path) -> None:
+        frozen = bool(self.recipe.adapter)  # weights that were never changed
+        self.files.failed = None
         with contextlib.redirect_stdout(sys.stderr), self._all_open():
-            frozen = bool(self.recipe.adapter)  # weights that were never changed
-            self.wrapped.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=frozen)
-        if self.world.is_main:  # the model folder is written apart; no code in data
-            (folder / "zero_to_fp32.py").unlink(missing_ok=True)
-        self.world.barrier()
+            self.wrapped.save_checkpoint(
+                str(folder), tag="zero", save_latest=False, exclude_frozen_parameters=frozen
+            )
+        if self.files.failed:
+            raise self.files.failed
 
     def load(self, folder: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr), self._all_open():

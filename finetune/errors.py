@@ -8,6 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+LONGEST_SHOWN = 80  # characters of a value in a message
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: `repr`, cut where it is long. A text is cut first: it may have millions
+    of characters."""
+    try:
+        text = repr(value[:LONGEST_SHOWN] if isinstance(value, (str, bytes)) else value)
+    except (ValueError, RecursionError):  # of a number with thousands of digits, or what holds itself
+        return f"（{type(value).__name__}，太長）"
+    cut = len(value) > LONGEST_SHOWN if isinstance(value, (str, bytes)) else len(text) > LONGEST_SHOWN
+    return text[:LONGEST_SHOWN] + "…" if cut else text
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names that a message lists: the first ones, each cut where it is long."""
+    names = [name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "…" for name in map(str, names)]
+    more = f"…等 {len(names)} 個" if len(names) > most else ""
+    return "、".join(names[:most]) + more or "（無）"
+
 
 class UserError(Exception):
     """Something the person can mend: a flag, a file, a model that does not fit the task. Exit code 2.
@@ -29,12 +49,20 @@ class RunError(Exception):
     exit_code = 1
 
 
-class Stopped(Exception):
-    """A signal ended the run, after a resumable checkpoint was written. Exit code 128 + its number."""
+class NotANumber(RunError):
+    """The loss or the gradient is no finite number; nothing was changed by it."""
+
+
+class Stopped(BaseException):
+    """A signal ended the run; once training had begun, after a resumable checkpoint was written. Exit code
+    128 + its number. Like KeyboardInterrupt it passes by whoever expects errors."""
 
     def __init__(self, signum: int, message: str):
         self.exit_code = 128 + signum
         super().__init__(message)
+
+    def __reduce__(self):
+        return Stopped, (self.exit_code - 128, str(self))
 
 
 class Problems:

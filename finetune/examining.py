@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from . import metrics
-from .cli import say
+from .cli import plain, say
 from .contamination import Taught
 from .methods import GENERATE, parse
 from .orders import speaks_of_others
@@ -60,7 +60,7 @@ def sit(
 
     speaks = bool(title) and (world is None or world.is_main)
     bar = tqdm(
-        desc=title, unit="題", total=len(questions), dynamic_ncols=True, leave=False,
+        desc=plain(title, lines=False), unit="題", total=len(questions), dynamic_ncols=True, leave=False,
         disable=not (speaks and sys.stderr.isatty()),
     )  # fmt: skip
     if speaks and not sys.stderr.isatty():

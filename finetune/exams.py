@@ -17,7 +17,8 @@ from pathlib import Path
 
 from . import hub, reading
 from .cli import nearest, say
-from .errors import UserError
+from .disk import whole_file
+from .errors import UserError, shown
 from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, Statement, as_dict, draw
 from .rows import Rows, Shelf, joined, on_shelf, pick
 from .subjects import CATEGORIES, category_of, chinese_name
@@ -99,7 +100,8 @@ def read_exam(
 def _files_in(folder: Path) -> list[Path]:
     """The question files of a folder or of data/ below it, which may hold other files too."""
     places = [place for place in (folder, folder / "data") if place.is_dir()]
-    found = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES]
+    there = [file for place in places for file in sorted(place.iterdir()) if file.is_file()]
+    found = [file for file in there if file.suffix.lower() in SUFFIXES]
     named = [file for file in found if _subject_and_split(file)[1]]
     if named and (others := [file.name for file in found if file not in named]):
         say(f"略過 {'、'.join(others[:5])}：檔名結尾不是 _dev、_val 或 _test，而資料夾裡有這樣的檔案")
@@ -170,7 +172,7 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
 def _text(value: object) -> str:
     if isinstance(value, (list, dict)):
         raise ValueError(f"應該是文字，得到 {type(value).__name__}")
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)  # NaN is not itself
 
 
 def _answer_index(value: object, count: int, needed: bool) -> int | None:
@@ -184,7 +186,7 @@ def _answer_index(value: object, count: int, needed: bool) -> int | None:
         letter = unicodedata.normalize("NFKC", str(value)).strip().upper()
         index = LETTERS.find(letter) if len(letter) == 1 else -1
     if not 0 <= index < count:
-        raise ValueError(f"答案 {value!r} 沒有對應的選項（選項是 {LETTERS[0]} 到 {LETTERS[count - 1]}）")
+        raise ValueError(f"答案 {shown(value)} 沒有對應的選項（選項是 {LETTERS[0]} 到 {LETTERS[count - 1]}）")
     return index
 
 
@@ -302,7 +304,7 @@ def describe(exam: Exam, pools: Pools) -> None:
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """test_qa_data.json: the rows a model will be examined on, for other tools."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         file.write("[")
         for number, question in enumerate(questions):
             lines = json.dumps(as_dict(question), ensure_ascii=False, indent=1).split("\n")

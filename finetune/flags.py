@@ -44,7 +44,7 @@ TASK_DEFAULTS = {  # of flags that were not given
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="fine_tuning_llm.py", usage="python fine_tuning_llm.py [旗標]",
                         description="教語言模型考題、文字與對話，並誠實測驗")
-    whole, number, one_of = cli.whole, cli.number, cli.one_of
+    whole, number, one_of, place = cli.whole, cli.number, cli.one_of, cli.place
 
     add = parser.add_argument_group("做什麼").add_argument
     add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
@@ -52,13 +52,15 @@ def build_parser() -> cli.Parser:
              "cpt：以文字續訓因果模型；sft：以問答教因果模型")
     add("--objective", type=one_of(*OF_OBJECTIVE), default="answer+mlm",
         help="answer+mlm（預設）｜answer｜mlm｜cloze（比各選項本身的機率）｜choice（另裝選擇題輸出層）")
-    add("--model_name_or_path", "--model", default="bert-base-chinese",
+    add("--model_name_or_path", "--model", type=place, default="bert-base-chinese",
         help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
+    add("--allow_pickle", action="store_true",
+        help="底模沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
     add("--from_scratch", action="store_true", help="只用 config.json 建立亂數權重的模型")
     add("--demo", action="store_true", help="內建示範：小模型、小考卷，不下載任何東西")
 
     add = parser.add_argument_group("資料").add_argument
-    add("--dataset", default="ikala/tmmluplus",
+    add("--dataset", type=place, default="ikala/tmmluplus",
         help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet，cpt、mlm 也收 txt；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
@@ -112,8 +114,12 @@ def build_parser() -> cli.Parser:
         help="每一步的列數，所有行程合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=whole(0), default=0,
         help="每個行程一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
+    add("--auto_micro_batch", action="store_true",
+        help="GPU 記憶體不足時自己把一次的列數減半，從最近的檢查點接續；每一步的列數不變")
     add("--learning_rate", type=number(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5）")
+    add("--on_nan", type=one_of("fail", "skip"), default="fail",
+        help="損失不是數字時：fail 停止並說是哪些列（預設）；skip 略過那一步")
     add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
     add("--weight_decay", type=number(0), default=0.01, help="權重衰減（預設 0.01）")
     add("--max_grad_norm", type=number(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
@@ -123,7 +129,8 @@ def build_parser() -> cli.Parser:
     add("--cpu", action="store_true", help="不用 GPU")
     add("--engine", type=one_of("auto", "deepspeed", "torch"), default="auto",
         help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed")
-    add("--deepspeed_config", default=ds_config.SHIPPED, help="DeepSpeed 設定檔（預設 %(default)s）")
+    add("--deepspeed_config", type=place, default=ds_config.SHIPPED,
+        help="DeepSpeed 設定檔（預設 %(default)s）")
     add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto：算 bf16 較快的 CPU 與 GPU 用 bf16，較舊的 GPU 用 fp16，其餘 fp32")
     add("--gradient_checkpointing", action="store_true", help="以時間換記憶體")
@@ -146,15 +153,21 @@ def build_parser() -> cli.Parser:
     add("--no_merge", action="store_true", help="只存 LoRA 的權重，不合併進底模")
 
     add = parser.add_argument_group("保存").add_argument
-    add("--save_dir", default="./checkpoints", help="檢查點的資料夾（預設 %(default)s）")
+    add("--save_dir", type=place, default="./checkpoints", help="檢查點的資料夾（預設 %(default)s）")
     add("--save_interval", type=whole(0), default=100,
         help="每幾步存一個檢查點；0 = 只在結束時存（預設 100）")
     add("--save_total_limit", type=whole(0), default=2, help="留下幾個檢查點；0 = 全部（預設 2）")
-    add("--load_dir", default="",
-        help="從這個資料夾的檢查點接續；只用自己寫出的（DeepSpeed 的檔案是 pickle）")
-    add("--ckpt_id", default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
+    add("--load_dir", type=place, default="",
+        help="從這個資料夾的檢查點接續")
+    add("--ckpt_id", type=place, default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
     add("--resume", action="store_true", help="接續 --save_dir 中最新的檢查點；沒有就從頭開始")
-    add("--output_dir", default=cli.MODEL_FOLDER,
+    add("--allow_world_size_change", action="store_true",
+        help="接續別的行程數寫的檢查點；dropout 抽的不同，不再逐位元相同")
+    add("--verify_checkpoint", type=place, default="",
+        help="只檢查一個檢查點、--save_dir 或模型資料夾是否完好，不訓練")
+    add("--verify_resume", type=whole(0), default=0,
+        help="只檢查接續：一次跑 N 步，再中斷一次跑 N 步，比較是否逐位元相同；什麼都不留下")
+    add("--output_dir", type=place, default=cli.MODEL_FOLDER,
         help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
 
     add = parser.add_argument_group("觀察").add_argument
@@ -162,7 +175,7 @@ def build_parser() -> cli.Parser:
     add("--exam_orders", type=one_of(*ORDERS), default="1",
         help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
     add("--report_to", type=one_of("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
-    add("--config", default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
+    add("--config", type=place, default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
     add("--dry_run", action="store_true", help="讀資料、算步數、印出設定，不訓練")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser

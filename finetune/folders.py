@@ -3,7 +3,6 @@ ones."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -79,15 +78,3 @@ def compare_saved(folder: Path, model: nn.Module) -> None:
     lost = [names[0] for names in by_identity.values() if not found.intersection(names)]
     if lost or not files:
         raise RunError(f"{folder} 存得不完整：少了 {'、'.join(lost[:3]) or 'model.safetensors'}")
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Puts a finished folder in the place of an older one, which is whole until the new one stands."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

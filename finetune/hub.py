@@ -110,6 +110,28 @@ def find_files(
     return folder, inside(folder), f"{source} {revision} ({commit[:12]})"
 
 
+def fetch(model: str, file: str) -> Path | None:
+    """A file of a model on the hub, from the cache or fetched; None where the model has none, or the hub is
+    away. Imports transformers."""
+    from transformers.utils import cached_file
+
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    found = cached_file(model, file, **{f"_raise_exceptions_for_{what}": False for what in quiet})
+    return Path(found) if found else None
+
+
+def cached(model: str, file: str) -> Path | None:
+    """The same of what has been fetched already."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, file)
+    except HFValidationError:  # no name that the hub could have
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     """The error for a model or data set that could not be had, with the three ways on."""
     reason = " ".join(str(why).split())[:200] or type(why).__name__

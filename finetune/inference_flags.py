@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from . import cli
@@ -19,10 +20,13 @@ MOST_WORDS = 1000  # that are listed
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="inference.py", usage="python inference.py [旗標]",
                         description="填空、對話、答選擇題、分類、處理整個檔案、考試、檢查題庫；都不給就在終端機對話")
-    whole, number, one_of = cli.whole, cli.number, cli.one_of
+    whole, number, one_of, place = cli.whole, cli.number, cli.one_of, cli.place
 
     add = parser.add_argument_group("模型").add_argument
-    add("--model_path", default=cli.MODEL_FOLDER, help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
+    add("--model_path", type=place, default=cli.MODEL_FOLDER,
+        help="模型資料夾或 hub 上的名稱（預設 %(default)s）")
+    add("--allow_pickle", action="store_true",
+        help="沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
     add("--cpu", action="store_true", help="不用 GPU")
     add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，難分高下的題再用 fp32")
@@ -63,28 +67,30 @@ def build_parser() -> cli.Parser:
              "因為輪換後先驗自己就抵消了")
 
     add = parser.add_argument_group("整個檔案").add_argument
-    add("--input", help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
+    add("--input", type=place, help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
                         "csv、tsv、json、jsonl、parquet")
     add("--text_column", default="",
         help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
-    add("--output", help="答案檔，一列一筆；中斷後同一個指令會接著做")
+    add("--output", type=place, help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
 
     add = parser.add_argument_group("考試").add_argument
-    add("--exam", help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）")
+    add("--exam", type=place, help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）")
     add("--split", type=one_of(*sorted(SPLITS), "all"), default="test", help="考哪一部分（預設 test）")
-    add("--report", help="報告寫到這個資料夾（預設 ./report_{題庫}）")
+    add("--report", type=place, help="報告寫到這個資料夾（預設 ./report_{題庫}）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
-    add("--compare_with", help="同一份題目再考另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
+    add("--compare_with", type=place,
+        help="同一份題目再考另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
     add("--exam_limit", type=whole(0), default=0, help="最多考幾題（固定抽樣）；0 = 全部")
     add("--skip_option_only", action="store_true", help="不測「只看選項」的基準，省一半時間")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
 
     add = parser.add_argument_group("檢查題庫").add_argument
-    add("--inspect", help="題庫：列數、科目、答案分布、重複、可疑的列；給 --model_path 再看 [UNK] 與長度")
+    add("--inspect", type=place,
+        help="題庫：列數、科目、答案分布、重複、可疑的列；給 --model_path 再看 [UNK] 與長度")
     add("--max_length", type=whole(16), default=512, help="檢查長度時，一題最長幾個 token（預設 512）")
 
     add = parser.add_argument_group("輸出").add_argument
@@ -190,7 +196,7 @@ def _file(flags) -> None:
             problems.append(f"--input {path}：沒有這個檔案")
         elif name == "output" and path.is_dir():
             problems.append(f"--output {path} 是一個資料夾")
-    if flags.output and Path(flags.output).resolve() == Path(flags.input).resolve():
+    if flags.output and os.path.realpath(flags.output) == os.path.realpath(flags.input):
         problems.append(f"--output 與 --input 是同一個檔案：{flags.input}")
     if problems:
         raise UserError(problems)

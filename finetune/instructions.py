@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import hub
 from .chats import Message
-from .errors import UserError
+from .errors import UserError, listed, shown
 from .exams import Exam, read_exam
 from .tables import SUFFIXES, Unreadable, read_table
 
@@ -70,9 +70,7 @@ def read_course(
     if not first.keys() & TELLS and _asks(first):
         return read_exam(source, revision or "main", subjects, on_bad_rows, flag)
     if first.keys() & {"text", "paragraphs", "content"} and not first.keys() & TELLS:
-        raise UserError(
-            f"{flag} {source}：看起來是文章（欄位 {'、'.join(map(str, first))}）；請用 --task cpt"
-        )
+        raise UserError(f"{flag} {source}：看起來是文章（欄位 {listed(first)}）；請用 --task cpt")
     problems: list[str] = []
     rows = [row for file in files for row in _rows(file, problems)]
     if problems and on_bad_rows == "fail":
@@ -133,7 +131,7 @@ def parse_instruction(row: object, row_id: str = "", need_answer: bool = True) -
 
 def _alpaca(row: dict) -> list[tuple[str, str]]:
     if "instruction" not in row:
-        raise ValueError(f"欄位是 {'、'.join(map(str, row)) or '（無）'}；要有 {WAYS}")
+        raise ValueError(f"欄位是 {listed(row)}；要有 {WAYS}")
     asked = _text(row, "instruction").strip()
     if more := _text(row, "input").strip():
         asked = f"{asked}\n\n{more}" if asked else more
@@ -160,7 +158,7 @@ def _chat(row: dict) -> list[tuple[str, str]]:
         content = message.get("content", message.get("value"))
         if role is None:
             known = "、".join(dict.fromkeys(ROLES.values()))
-            raise ValueError(f"不認得角色 {message.get('role', message.get('from'))!r}，要是 {known}")
+            raise ValueError(f"不認得角色 {shown(message.get('role', message.get('from')))}，要是 {known}")
         if not isinstance(content, str):
             raise ValueError(f"{role} 的 content 應該是文字")
         turns.append((role, content))
@@ -171,7 +169,7 @@ def _chat(row: dict) -> list[tuple[str, str]]:
 
 def _text(row: dict, name: str) -> str:
     value = row.get(name)
-    if value is None:
+    if value is None or value != value:  # NaN is not itself
         return ""
     if isinstance(value, (list, dict)):
         raise ValueError(f"{name} 應該是文字，得到 {type(value).__name__}")

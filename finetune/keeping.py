@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
-from . import adapters, classes, examining, model_card, perplexity, report
+from . import adapters, classes, examining, manifests, model_card, perplexity, report
+from .checkpoints import reason
 from .cli import say
-from .folders import replace_folder, save_model, save_tokenizer
+from .disk import new_folder, replace_folder
+from .errors import RunError, UserError
+from .folders import save_model, save_tokenizer
 from .growth import Growth
 from .lineage import as_line, weights_hash
 from .models import NEW_HEAD
@@ -17,25 +21,21 @@ from .run_card import RunCard
 PARITY_PROMPTS = 4  # held-out rows on which adapter and merged model are compared
 
 
-def save_best(save_dir: Path, lesson, weights: dict, step: int) -> None:
-    """Writes a model, or its adapter alone, to `best/` in the place of a former one.
+def write_model(folder: Path, lesson, weights: dict, step: int) -> None:
+    """Writes a model, or its adapter alone.
 
     Args:
         weights: full ones, or those of the adapter, by their names in the model.
         step: optimizer steps it was taught.
     """
-    half = save_dir / ".best.half"
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
     if lesson.adapter is None:
-        save_model(half, lesson.config, lesson.tokenizer, weights, lesson.ends)
+        save_model(folder, lesson.config, lesson.tokenizer, weights, lesson.ends)
     else:
-        adapters.save_adapter(half, lesson.adapter, weights)
+        adapters.save_adapter(folder, lesson.adapter, weights)
         if lesson.kind in NEW_HEAD:  # which head, with which labels: the base does not know
-            lesson.config.save_pretrained(half)
-        save_tokenizer(half, lesson.tokenizer)
-    lesson.card(step, weights_hash(half)).write(half)
-    replace_folder(half, save_dir / "best")
+            lesson.config.save_pretrained(folder)
+        save_tokenizer(folder, lesson.tokenizer)
+    lesson.card(step, weights_hash(folder)).write(folder)
 
 
 def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
@@ -45,21 +45,46 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
         merge_into: the base in full precision; the adapter of `best` is merged into it. None copies `best`.
 
     Raises:
-        RunError: the merged model does not say what the adapter said; nothing is published.
+        RunError: the best model is not as it was written; the merged model does not say what the adapter
+            said; there is no room. Nothing is published.
     """
+    if wrong := manifests.problems(best):
+        what = "；".join(wrong[:3])
+        raise RunError(f"最好的模型 {best} 損壞了：{what}；檢查點還在，加 --resume 接續會重新挑選")
+    target = Path(os.path.realpath(target))  # a link to a folder stays one
     half = target.with_name(f".{target.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
+    try:
+        _publish(best, new_folder(half), target, lesson, merge_into)
+    except RunError:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+    except Exception as error:  # of the disk, in the words of whichever library wrote
+        shutil.rmtree(half, ignore_errors=True)
+        raise RunError(
+            f"模型寫不進 --output_dir {target}（{reason(error)}）；最好的模型在 {best}，清出空間後加 --resume"
+        ) from error
+
+
+def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
     if merge_into is None:
-        shutil.copytree(best, half)
+        shutil.copytree(best, half, ignore=shutil.ignore_patterns(manifests.FILE), dirs_exist_ok=True)
     else:
-        half.mkdir(parents=True)
         view = adapters.with_adapter(merge_into, best, "--save_dir")
         model = adapters.merged(view, lesson.held_out(PARITY_PROMPTS))
         save_model(half, model.config, lesson.tokenizer, model.state_dict(), lesson.ends)
-    if former := RunCard.read(target):
+        taught = RunCard.read(best)
+        lesson.card(taught.step if taught else 0, weights_hash(half)).write(half)
+    if former := _former(target):
         say(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
     replace_folder(half, target)
     say(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if lesson.lora and merge_into is None else ""))
+
+
+def _former(target: Path) -> RunCard | None:
+    try:
+        return RunCard.read(target)
+    except UserError:  # of no use any more
+        return None
 
 
 def write_results(

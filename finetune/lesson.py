@@ -24,7 +24,7 @@ from .machine import Machine, settle
 from .objectives import hits, tally, token_losses
 from .prompts import readable
 from .questions import Question
-from .run_card import SKETCHED, RunCard, remembered, versions
+from .run_card import SKETCHED, RunCard, digest, remembered, versions
 from .tasks import TASKS, Desk
 from .world import World
 
@@ -114,6 +114,26 @@ class Lesson:
         """The stages that led to the base; the base's weights are hashed once."""
         name, scratch = str(self.flags.model_name_or_path), self.flags.from_scratch
         return lineage.ancestors("demo" if self.flags.demo else name, self.base_card, scratch)
+
+    def identity(self, engine: str, precision: str, world: World) -> dict[str, object]:
+        """What a checkpoint of this lesson is bound to: who goes on from it must say the same. Collective."""
+        flags = self.flags
+        same = ("train_batch_size", "learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio", "seed")
+        return {
+            "engine": engine,
+            "precision": precision,
+            "model": digest([self.config.to_json_string(), str(len(self.tokenizer))]),
+            "objective": self.teach.name,
+            "questions": digest(f"{row}" for row in self.teach.rows),
+            "max_length": self.max_length,
+            "total_steps": self.total_steps,
+            "lora": str(self.lora or ""),
+            "layers": self.learning.describe(),
+            **self.task.identity(flags, self.config),
+            "base": world.agree(self.ancestors[-1]["sha256"] if world.is_main else ""),
+            "load_in_4bit": flags.load_in_4bit,
+            **{name: getattr(flags, name) for name in same},
+        }
 
     def meets(self, model) -> None:
         """Takes from the loaded model what only it knows: its true size, and what ends a reply.

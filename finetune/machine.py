@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from . import cpu, ds_config
-from .cli import say
+from .cli import first_line, say
 from .engine import import_deepspeed
-from .errors import UserError
+from .errors import RunError, UserError
 from .models import DTYPES
 from .world import World, launched_by, on_gpu
 
@@ -30,6 +30,11 @@ class Machine:
     tokens: int  # a forward pass, with padding
     by_rows: bool  # passes hold equally many rows, as --micro_batch_size and DeepSpeed have it; else `tokens`
     ds_config: dict  # as read; {} without DeepSpeed
+
+    @property
+    def one_pass(self) -> str:
+        """What a forward pass holds, in words."""
+        return f"一次 {self.micro_batch} 列" if self.by_rows else f"一次最多 {self.tokens:,} 個 token"
 
 
 def meet(flags, given: set[str]) -> tuple[World, Machine]:
@@ -64,6 +69,32 @@ def meet(flags, given: set[str]) -> tuple[World, Machine]:
     tokens = micro * flags.max_length if by_rows else tokens
     passes = flags.train_batch_size // (micro * world.size)
     return world, Machine(engine, precision, micro, passes, tokens, by_rows, ds)
+
+
+def make_do_with_less(machine: Machine, flags, world: World, error: Exception) -> None:
+    """Halves what one forward pass holds, since the memory of the GPU did not suffice; a step stays as large.
+
+    Raises:
+        RunError: that was not asked for, or cannot be done; the message says what can.
+    """
+    now, share = machine.micro_batch, flags.train_batch_size // world.size
+    rows = now if machine.by_rows else min(share, max(1, machine.tokens // flags.max_length))
+    held = f"一次 {rows} 列" if machine.by_rows else f"一次 {machine.tokens:,} 個 token"
+    said = f"GPU 記憶體不足：{held}放不下（{first_line(error)[:160]}）"
+    if rows == 1:
+        raise RunError(
+            f"{said}；已經一次一列，可縮短 --max_length、加 --gradient_checkpointing 或 --lora_rank 16"
+        )
+    less = max(size for size in range(1, rows // 2 + 1) if share % size == 0)
+    passes = f"每步 {share // less} 次 × {world.size} 個行程，仍是 {flags.train_batch_size} 列"
+    instead = f"--micro_batch_size {less}（{passes}）"
+    if not flags.auto_micro_batch or world.size > 1:
+        # of several processes one alone has failed, and the others wait for it
+        auto = "" if world.size > 1 else "，或加 --auto_micro_batch 讓程式自己減半重試"
+        raise RunError(f"{said}；改用 {instead}{auto}")
+    machine.micro_batch, machine.accumulation, machine.by_rows = less, share // less, True
+    machine.tokens = less * flags.max_length
+    say(f"⚠ {said}；自動改為 {instead}，從最近的檢查點接續")
 
 
 def settle(machine: Machine, world: World, hidden_size: int) -> None:

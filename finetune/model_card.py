@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import classes, perplexity
 from .chapters import NOT_COMPARABLE, TITLES
+from .disk import write_whole
 from .lineage import as_line
 from .methods import CHOICE
 from .report import write_json
@@ -42,7 +43,7 @@ CLASSIFY = (
 def write(folder: Path, card: RunCard, progress) -> None:
     """The run card with its results, README.md and all_results.json."""
     card.write(folder)
-    (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+    write_whole(folder / "README.md", model_card(card))
     write_json(folder / "all_results.json", all_results(card.results, progress, card))
 
 
@@ -66,6 +67,11 @@ def repeated(card: RunCard) -> str:
     return " ".join(words)
 
 
+def code(text: str) -> str:
+    """A code span of Markdown, which ends where the text does."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
+
+
 def classifier_card(card: RunCard) -> str:
     """Of a model that says which class a text is of."""
     lines = [
@@ -77,12 +83,12 @@ def classifier_card(card: RunCard) -> str:
         "tags: [traditional-chinese]",
         "---",
         "",
-        f"# {Path(card.base_model).name} 分類模型",
+        f"# {classes.escaped(Path(card.base_model).name)} 分類模型",
         "",
-        f"- 底模：`{card.base_model}`",
-        f"- 資料：{card.dataset}",
-        f"- 來歷：{as_line(card.lineage)}",
-        f"- 訓練 {card.step} 步：`{repeated(card)}`",
+        f"- 底模：{code(card.base_model)}",
+        f"- 資料：{classes.escaped(card.dataset)}",
+        f"- 來歷：{classes.escaped(as_line(card.lineage))}",
+        f"- 訓練 {card.step} 步：{code(repeated(card))}",
     ]
     if names := list(next(iter(card.labels.values()), {}).get("per_class", ())):
         lines.append(f"- {len(names)} 類：{'、'.join(map(classes.escaped, names))}")
@@ -103,12 +109,12 @@ def reader_card(card: RunCard) -> str:
         "tags: [traditional-chinese]",
         "---",
         "",
-        f"# {Path(card.base_model).name} {AIMS[card.task]}模型",
+        f"# {classes.escaped(Path(card.base_model).name)} {AIMS[card.task]}模型",
         "",
-        f"- 底模：`{card.base_model}`",
-        f"- 資料：{card.dataset}",
-        f"- 來歷：{as_line(card.lineage)}",
-        f"- {f'訊息寫法：`{card.chat}`；' if card.chat else ''}訓練 {card.step} 步：`{repeated(card)}`",
+        f"- 底模：{code(card.base_model)}",
+        f"- 資料：{classes.escaped(card.dataset)}",
+        f"- 來歷：{classes.escaped(as_line(card.lineage))}",
+        f"- {f'訊息寫法：`{card.chat}`；' if card.chat else ''}訓練 {card.step} 步：{code(repeated(card))}",
         "",
     ]
     if card.growth.get("sets"):
@@ -130,12 +136,12 @@ def masked_card(card: RunCard) -> str:
         "tags: [tmmluplus, multiple-choice, traditional-chinese]",
         "---",
         "",
-        f"# {Path(card.base_model).name} 考題微調模型",
+        f"# {classes.escaped(Path(card.base_model).name)} 考題微調模型",
         "",
-        f"- 底模：`{card.base_model}`",
-        f"- 資料：{card.dataset}",
+        f"- 底模：{code(card.base_model)}",
+        f"- 資料：{classes.escaped(card.dataset)}",
         f"- 目標：`{card.objective}`；作答方式：`{card.scoring}`",
-        f"- 訓練 {card.step} 步：`{repeated(card)}`",
+        f"- 訓練 {card.step} 步：{code(repeated(card))}",
         f"- 訓練題數：{len(card.fingerprints)}（指紋存於 `{FILE}`）",
         "",
         "## 成績",

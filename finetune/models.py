@@ -1,12 +1,14 @@
 """Pretrained models, as language models or with a new head: loaded with what is wrong said aloud.
 
 The hub's names and local folders both work. Nothing runs code that comes with a model
-(`trust_remote_code=False`), and weights are read from safetensors only.
+(`trust_remote_code=False`), and weights are read from safetensors only, or on request from a pickle by an
+unpickler that makes tensors and calls nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import hub
+from . import hub, strangers
 from .cli import say
+from .disk import rescue
 from .errors import UserError
 from .labelling import names_of
 from .logits import CAUSAL_CLASSES, HEADS, MULTI_LABEL, PACKABLE, is_multi
@@ -24,6 +27,8 @@ CLASSES = {  # of transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
 }  # fmt: skip
+# What transformers raises over weights and configurations that make no sense.
+SPOILT = (OSError, ValueError, ArithmeticError, RuntimeError)
 NEW_HEAD = ("classifier", "choice")  # kinds whose head is put on here, whatever the base was trained for
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TITLES = {
@@ -38,7 +43,13 @@ INSTEAD = {
 }
 ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", strangers.INDEX)
+PICKLES = ("pytorch_model.bin", strangers.PICKLED_INDEX)
+NO_PICKLE = (
+    "pickle 可能夾帶程式，預設不載入；信得過它的來源就加 --allow_pickle，夾帶的程式仍不會執行；"
+    "或請先轉成 safetensors"
+)
+IN_PICKLE = "權重檔是 pickle，裡面不只有張量（夾帶的程式沒有執行）或已損壞，不載入；請向作者要 safetensors 版"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -46,24 +57,35 @@ def quiet_libraries() -> None:
     """transformers reports by log lines and bars of its own; what matters is checked here and said once."""
     from transformers.utils import logging
 
+    # Else a model of the hub without safetensors is sent to a service to be made anew, and that is loaded.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
 
 
-def check_source(name: str, flag: str, from_scratch: bool = False) -> None:
+def check_source(
+    name: str, flag: str, from_scratch: bool = False, allow_pickle: bool = False, whole: bool = False
+) -> None:
     """Looks at a model's name before anything is loaded.
+
+    Args:
+        allow_pickle: weights may lie in a pickle.
+        whole: an adapter will not do.
 
     Raises:
         UserError: a folder that is not there, has no config.json or no weights, or holds an adapter where
-            a whole model is needed.
+            a whole model is needed; one with files that lead out of it, or that needs code of its own.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not rescue(folder):
         if folder.exists() or hub.looks_local(name):
             raise UserError(f"{flag} {name}：沒有這個資料夾")
         return
+    strangers.check_folder(name, flag)
     if (folder / ADAPTER).is_file():
+        if whole:
+            raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重，不是完整的模型")
         if flag == "--model_name_or_path":
             raise UserError(
                 f"{flag} {name}：這裡只有 LoRA 的權重，不能接著教；請先不加 --no_merge 訓練，得到合併好的模型"
@@ -77,15 +99,24 @@ def check_source(name: str, flag: str, from_scratch: bool = False) -> None:
         raise UserError(f"{flag} {name}：資料夾裡沒有 config.json，不是 Hugging Face 格式的模型{guess}")
     if not any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
         raise UserError(f"{flag} {name}：沒有 tokenizer（要有 {'、'.join(VOCABULARIES[:2])} 之類的檔案）")
-    if not from_scratch and not any((folder / weights).is_file() for weights in WEIGHTS):
-        pickled = [file.name for file in folder.glob("*.bin")]
-        hint = (
-            f"只有 {pickled[0]}（pickle 可能夾帶程式，不載入；請先轉成 safetensors）"
-            if pickled
-            else "沒有 model.safetensors"
-        )
+    _check_code(folder, f"{flag} {name}")
+    known = (*WEIGHTS, *PICKLES) if allow_pickle else WEIGHTS
+    if not from_scratch and not any((folder / weights).is_file() for weights in known):
+        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
+        hint = f"只有 {pickled[0]}（{NO_PICKLE}）" if pickled else "沒有 model.safetensors"
         extra = "；要從頭訓練請加 --from_scratch" if flag == "--model_name_or_path" else ""
         raise UserError(f"{flag} {name}：沒有權重。{hint}{extra}")
+
+
+def _check_code(folder: Path, what: str) -> None:
+    """Says that a model's own code is not run. Raises UserError where transformers has none for it."""
+    if strangers.has_code(folder):
+        from transformers import CONFIG_MAPPING
+
+        model_type = strangers.read(folder / "config.json").get("model_type")
+        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+            raise UserError(strangers.not_run(what, model_type))
+        say(strangers.ignored(what))
 
 
 def load_config(name: str, flag: str, kind: str = ""):
@@ -106,12 +137,16 @@ def load_config(name: str, flag: str, kind: str = ""):
     except Exception as error:  # the hub's, its HTTP client's, or a file that makes no sense
         if Path(name).expanduser().is_dir():
             raise UserError(f"{flag} {name}：config.json 讀不懂：{str(error).splitlines()[0]}") from error
+        said = strangers.read(hub.cached(name, "config.json") or Path())
+        if said.get("auto_map"):
+            raise UserError(strangers.not_run(f"{flag} {name}", said.get("model_type"))) from error
         raise hub.cannot_fetch("模型", name, flag, error) from error
     if reason := _unfit(config, kind, name):
         raise UserError(f"{flag} {name} {reason}")
-    attention = getattr(config, "_attn_implementation", None) or ""
-    if "/" in str(attention):
-        raise UserError(f"{flag} {name}：config.json 要求執行外來的注意力核心 {attention!r}，不載入")
+    if not Path(name).expanduser().is_dir():  # folders are looked at by check_source
+        said = strangers.read(hub.cached(name, "config.json") or Path())
+        if problems := strangers.check_config(said, f"{flag} {name}"):
+            raise UserError(problems)
     return config
 
 
@@ -213,8 +248,9 @@ def _is_decoder(config) -> bool:
 
 
 def load_model(
-    name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0, kind: str = "", **more
-) -> nn.Module:
+    name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0, kind: str = "",
+    allow_pickle: bool = False, **more,
+) -> nn.Module:  # fmt: skip
     """A model in fp32, on the CPU. `model.new_weights`: names of the parameters of a head that was put on
     here, and is random.
 
@@ -222,12 +258,15 @@ def load_model(
         from_scratch: random weights from the configuration alone.
         seed: fixes what is random.
         kind: one of CLASSES; "" is what the model was saved as.
+        allow_pickle: where there are no safetensors, weights are read from a pickle.
         more: for `from_pretrained`: another dtype, quantization.
 
     Raises:
         UserError: weights that are missing or do not fit: a language model's head that was never trained
             must not pass silently.
     """
+    from pickle import UnpicklingError
+
     import transformers
     from safetensors import SafetensorError
 
@@ -240,17 +279,24 @@ def load_model(
         model = head.from_config(config, attn_implementation=_attention(config))
         new = _head_of(model) if kind in NEW_HEAD else new
     else:
+        if not Path(name).expanduser().is_dir():
+            _check_fetched(name, flag)
         try:
             model, loading = head.from_pretrained(
                 name,
                 config=config,
-                use_safetensors=True,
+                use_safetensors=None if allow_pickle else True,
+                weights_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 attn_implementation=_attention(config),
                 **{"dtype": torch.float32, **more},
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (*SPOILT, SafetensorError, UnpicklingError) as error:
+            if isinstance(error, UnpicklingError) or "Weights only load failed" in str(error):
+                raise UserError(f"{flag} {name}：{IN_PICKLE}") from error
+            if not allow_pickle and f"named {WEIGHTS[0]}" in str(error):
+                raise UserError(f"{flag} {name}：hub 上沒有 {WEIGHTS[0]}（{NO_PICKLE}）") from error
             if Path(name).expanduser().is_dir():
                 raise UserError(f"{flag} {name}：權重讀不進來：{str(error).splitlines()[0]}") from error
             raise hub.cannot_fetch("模型", name, flag, error) from error
@@ -279,6 +325,20 @@ def load_model(
     model.new_weights = frozenset(new)
     model.config.architectures = [type(model).__name__]
     return model
+
+
+def _check_fetched(name: str, flag: str) -> None:
+    """Looks at a model of the hub as `check_source` does at a folder, before its weights are fetched.
+
+    Raises:
+        UserError: an adapter, for which transformers would load another model; shards that lie elsewhere.
+    """
+    if hub.fetch(name, ADAPTER):
+        raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重；請先下載成資料夾，或換成它的底模")
+    for file in (strangers.INDEX, strangers.PICKLED_INDEX):
+        index = hub.fetch(name, file)
+        if index and (problems := strangers.check_index(index, f"{flag} {name}")):
+            raise UserError(problems)
 
 
 def _head_of(model: nn.Module) -> set[str]:

@@ -24,6 +24,7 @@ from .words import token_words
 
 ELLIPSIS = "…"
 TOGETHER = 512  # rows that are tokenized at once
+PLACE = re.compile(r"\{[^{}]*\}")  # of a template, and all that looks like one
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Template:
 
     @classmethod
     def from_dict(cls, saved: dict) -> Template:
-        """Raises UserError when a part lacks its places."""
-        template = cls(**{name: str(saved[name]) for name in cls.__dataclass_fields__ if name in saved})
+        """Raises UserError when a part lacks its places, or has others: `{stem.__class__}`, say."""
+        template = cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
         needed = {
             "listed": ("{stem}", "{options}", "{blank}"),
             "option": ("{letter}", "{text}"),
@@ -53,10 +54,14 @@ class Template:
             "choice": ("{letter}", "{text}"),
         }
         for name, places in needed.items():
-            if any(getattr(template, name).count(place) != 1 for place in places):
+            part = getattr(template, name)
+            if not isinstance(part, str) or sorted(PLACE.findall(part)) != sorted(places):
                 raise UserError(
-                    f"run_card.json 的樣板 {name} 應各有一個 {' '.join(places)}，得到 "
-                    f"{getattr(template, name)!r}"
+                    f"run_card.json 的樣板 {name} 應各有一個 {' '.join(places)}，沒有別的；得到 {part!r:.100}"
+                )
+            if {"{stem}", "{blank}"} <= set(places) and part.index("{stem}") > part.index("{blank}"):
+                raise UserError(
+                    f"run_card.json 的樣板 {name}：{{stem}} 應在 {{blank}} 前面；得到 {part!r:.100}"
                 )
         return template
 

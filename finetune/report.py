@@ -3,7 +3,6 @@ index.html for people, and the verdict on the screen."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from .chapters import (
     standings,
     title_of,
 )
+from .classes import escaped
+from .disk import whole_file, write_whole
 from .examining import Sitting
 from .lineage import as_line
 from .page import percent, small
@@ -112,7 +113,7 @@ def write(folder: Path, report: Report) -> None:
     predictions = folder / "predictions.jsonl"
     predictions.unlink(missing_ok=True)  # of an earlier run, which may have had questions
     if report.asked():
-        with predictions.open("w", encoding="utf-8") as stream:
+        with whole_file(predictions) as stream:
             for name, (sitting, other) in report.sittings.items():
                 for record in examining.records(sitting, other, report.other_key):
                     stream.write(json.dumps({"set": name, **record}, ensure_ascii=False) + "\n")
@@ -122,9 +123,9 @@ def write(folder: Path, report: Report) -> None:
         if plots.plot_intervals(folder / file, chapter.subjects, chapter.found["model"]["chance"]):
             pictures[chapter.name] = file
     heat = _heat_maps(folder, report.labels)
-    (folder / "report.md").write_text(markdown(report, {**pictures, **heat}), encoding="utf-8")
+    write_whole(folder / "report.md", markdown(report, {**pictures, **heat}))
     shown = {name: (folder / file).read_bytes() for name, file in heat.items()}
-    (folder / "index.html").write_text(page.render(report, shown), encoding="utf-8")
+    write_whole(folder / "index.html", page.render(report, shown))
 
 
 def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:
@@ -141,7 +142,7 @@ def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:
 
 
 def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def verdict(report: Report) -> list[str]:
@@ -193,20 +194,20 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
         + "訓練曲線等等，見 [index.html](index.html)。",
         "",
     ]
-    lines += [f"- {label}：{value}" for label, value in report.facts.items()]
+    lines += [f"- {label}：{escaped(value)}" for label, value in report.facts.items()]
     for chapter in report.chapters():
-        lines += ["", f"## {chapter.title}", "", f"**{chapter.sentence}**", ""]
-        lines += [f"- {remark}" for remark in chapter.remarks]
+        lines += ["", f"## {escaped(chapter.title)}", "", f"**{escaped(chapter.sentence)}**", ""]
+        lines += [f"- {escaped(remark)}" for remark in chapter.remarks]
         lines += _table("", chapter.standings)
-        lines += ["", *(f"- {label}：{value}" for label, value in chapter.comparison)]
+        lines += ["", *(f"- {escaped(label)}：{value}" for label, value in chapter.comparison)]
         lines += [f"- 選項順序：{chapter.order_bias}", f"- 校準：{chapter.calibration}"]
         if chapter.name in pictures:
             lines += ["", f"![各科正確率]({pictures[chapter.name]})"]
         lines += _table("類別", chapter.categories) + _table("科目", chapter.subjects)
     for name, found in report.labels.items():
         lines += ["", f"## {classes.title_of(name)}", ""]
-        lines += [f"**{classes.escaped(classes.sentence(found, small))}**", ""]
-        lines += [f"- {classes.escaped(remark)}" for remark in [*report.notes, *classes.remarks(name, found)]]
+        lines += [f"**{escaped(classes.sentence(found, small))}**", ""]
+        lines += [f"- {escaped(remark)}" for remark in [*report.notes, *classes.remarks(name, found)]]
         lines += ["", *classes.overview_table(found, percent), "", *classes.table(found, percent)]
         lines += ["", *classes.confusion_table(found)]
         if name in pictures:
@@ -234,7 +235,6 @@ def _table(what: str, rows: Sequence[Standing]) -> list[str]:
         return []
     lines = ["", f"| {what} | 題數 | 正確率 | 95 % 區間 |", "|---|--:|--:|--:|"]
     for row in rows:
-        label = html.escape(row.label).replace("|", "&#124;")
         interval = "–".join(map(percent, row.interval))
-        lines.append(f"| {label} | {row.n or ''} | {percent(row.accuracy)} | {interval} |")
+        lines.append(f"| {escaped(row.label)} | {row.n or ''} | {percent(row.accuracy)} | {interval} |")
     return lines

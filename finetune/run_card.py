@@ -10,22 +10,28 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from .chats import STYLES
 from .contamination import Taught, grams, pack, unpack
+from .disk import whole_file
 from .errors import UserError
 from .methods import METHODS
 from .models import read_json
 from .prompts import Template
 from .rows import Rows, questions_of
+from .strangers import is_name
 
 FILE = "run_card.json"
 FORMAT = 1
 SKETCHED = 100_000  # questions, of which sketches are kept: 0.3 kB each
 AIMS = {"exam": "考題微調", "mlm": "續訓", "cpt": "續訓", "sft": "問答微調", "classify": "分類"}  # of tasks
+NEEDED = ("scoring", "template", "max_length")  # a card without them says nothing
+LARGEST = 1 << 53  # a whole number that a float still holds
 UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options
 
 
@@ -57,7 +63,7 @@ class RunCard:
 
     def write(self, folder: Path) -> None:
         card = {"format": FORMAT, **vars(self), "template": self.template.as_dict()}
-        with (folder / FILE).open("w", encoding="utf-8") as file:
+        with whole_file(folder / FILE) as file:
             json.dump(card, file, ensure_ascii=False, indent=1)
             file.write("\n")
 
@@ -72,17 +78,17 @@ class RunCard:
         if not path.is_file():
             return None
         saved = read_json(path)
-        if saved.get("format") != FORMAT:
-            raise UserError(f"{path}：格式 {saved.get('format')!r} 不是這個版本讀得懂的 {FORMAT}")
-        template = saved.get("template")
-        if (
-            saved.get("scoring") not in (*METHODS, *UNSCORED)
-            or not isinstance(template, dict)
-            or not isinstance(saved.get("max_length"), int)
-        ):
-            raise UserError(f"{path}：scoring、template 或 max_length 不對")
+        if saved.get("format") != FORMAT or saved["format"] is True:  # which is 1, too
+            raise UserError(f"{path}：格式 {saved.get('format')!r:.60} 不是這個版本讀得懂的 {FORMAT}")
         known = {name: value for name, value in saved.items() if name in cls.__dataclass_fields__}
-        card = cls(**{**known, "template": Template.from_dict(template)})
+        wrong = [
+            f"{path}：{name} 不對，得到 {known.get(name)!r:.60}；刪去這個檔案，就以預設的方式使用這個模型"
+            for name, makes_sense in PARTS.items()
+            if (name in known or name in NEEDED) and not makes_sense(known.get(name))
+        ]
+        if wrong:
+            raise UserError(wrong)
+        card = cls(**{**known, "template": Template.from_dict(known["template"])})
         try:
             card.taught  # noqa: B018  read once here, so that a spoilt card is refused before an exam
         except (ValueError, TypeError, AttributeError) as error:
@@ -94,6 +100,64 @@ class RunCard:
         """What the model was fitted on, to look questions up in."""
         known = {name: unpack(text) for name, text in self.sketches.items()}
         return Taught({**dict.fromkeys(self.fingerprints, ()), **known})
+
+
+# ---- what each part of a card must be, that a stranger may have written ------------------------------------
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _whole(value: object, low: int = 0) -> bool:
+    return type(value) is int and low <= value <= LARGEST
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST)
+
+
+def _among(*words: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in words
+
+
+def _flags(value: object) -> bool:
+    return isinstance(value, dict) and _whole(value.get("seed", 0))
+
+
+def _stage(value: object) -> bool:
+    if not isinstance(value, dict) or not _text(value.get("stage")) or not _text(value.get("sha256", "")):
+        return False
+    if value["stage"] == "base":
+        return _text(value.get("model"))
+    return _text(value.get("dataset")) and _whole(value.get("steps"))
+
+
+def _epoch(value: object) -> bool:
+    return isinstance(value, dict) and _whole(value.get("step")) and all(map(_number, value.values()))
+
+
+def _list_of(one: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(one, value))
+
+
+def _object_of(one: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(one, value.values()))
+
+
+PARTS: dict[str, Callable[[object], bool]] = {
+    "task": _among(*AIMS), "chat": _among("", "none", *STYLES), "objective": _text,
+    "scoring": _among(*METHODS, *UNSCORED), "step": _whole, "parameters": _object_of(_whole),
+    "template": _object, "max_length": partial(_whole, low=1),
+    "base_model": lambda value: value == "" or is_name(value), "dataset": _text,
+    "pool": _among("fit", "all"), "flags": _flags, "fingerprints": _list_of(_text),
+    "sketches": _object_of(_text), "lineage": _list_of(_stage), "history": _list_of(_epoch),
+    "results": _object, "growth": _object, "labels": _object, "versions": _object,
+}  # fmt: skip
 
 
 def remembered(rows: Sequence) -> dict[str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import chapters, examining, report
-from .cli import say
+from .cli import as_json, say, show
 from .errors import UserError
 from .examinee import Examinee
 from .examining import Sitting, sit
@@ -73,10 +72,10 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
         say(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
     report.write(folder, written)
     if flags.json:
-        print(json.dumps({"report": str(folder), "facts": facts, split: found}, ensure_ascii=False))
+        show(as_json({"report": str(folder), "facts": facts, split: found}))
     else:
         for line in report.verdict(written):
-            print(line)
+            show(line)
     say(f"報告：{folder / 'index.html'}")
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from .classes import THRESHOLD
+from .cli import as_json, plain, show
 from .errors import UserError
 from .labeller import Labeller, Ranked
 from .terminal import Terminal
@@ -35,7 +34,8 @@ class Sorting(Terminal):
         super().__init__(labeller, None, top_k)
         self.labeller = labeller
         names = labeller.names
-        labels = "、".join(names[:LISTED]) + (f" 等 {len(names)} 個標籤" if len(names) > LISTED else "")
+        labels = plain("、".join(names[:LISTED]), lines=False)
+        labels += f" 等 {len(names)} 個標籤" if len(names) > LISTED else ""
         what, task = ("多標籤分類", "有哪些標籤") if labeller.multi else ("文字分類", "最像哪一類")
         self.greeting = GREETING.format(what=what, labels=labels, task=task)
         self.commands = {"top": self._top}
@@ -56,9 +56,9 @@ class Sorting(Terminal):
         self.labeller.told_of_cut = False  # who types hears it of every entry
         ranked = self.labeller.classify([tuple(texts) if len(texts) > 1 else texts[0]])[0]
         self.labeller.warn(*texts)
-        print("\n🔮 ", end="")
+        show("\n🔮 ", end="")
         print_labels(self.labeller, ranked, self.top_k)
-        print()
+        show()
 
     def _ask(self) -> None:
         raise UserError("這是分類模型，不會答選擇題；請直接輸入要分類的文字")
@@ -71,17 +71,18 @@ def show_labels(flags, labeller: Labeller) -> None:
     labeller.warn(*asked.values())
     if flags.json:
         top_k = flags.top_k if "top_k" in flags.given else None
-        print(json.dumps(asked | labeller.told(ranked, top_k), ensure_ascii=False))
+        show(as_json(asked | labeller.told(ranked, top_k)))
         return
-    print(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
+    show(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
     print_labels(labeller, ranked, flags.top_k)
 
 
 def print_labels(labeller: Labeller, ranked: Ranked, top_k: int) -> None:
     """The best `top_k` labels; of a multi-label model also which of all it gives the text."""
-    print(f"分類（Top {len(ranked[:top_k])}）:")
+    show(f"分類（Top {len(ranked[:top_k])}）:")
     for place, (label, share) in enumerate(ranked[:top_k], 1):
         mark = " ✓" if labeller.multi and share >= THRESHOLD else ""
-        print(f"  {place}. {label} (機率: {share:.4f}){mark}")
+        show(f"  {place}. {plain(label, lines=False)} (機率: {share:.4f}){mark}")
     if labeller.multi:
-        print(f"  ✓ 機率 {THRESHOLD} 以上的標籤：{'、'.join(labeller.chosen(ranked)) or '一個也沒有'}")
+        chosen = plain("、".join(labeller.chosen(ranked)), lines=False)
+        show(f"  ✓ 機率 {THRESHOLD} 以上的標籤：{chosen or '一個也沒有'}")

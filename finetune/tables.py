@@ -3,6 +3,8 @@ answers written in the same formats. Text stays text.
 
 csv is read by Python's own reader in strict mode: pandas turns the option `NA` into nothing and shifts the
 columns of a row with one field too many, both without a word. tsv is csv with tabs: quotes count there too.
+A text in csv or tsv that a spreadsheet would run as a formula is written with a ' before it; the other
+formats hold every text as it is.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-LONGEST_FIELD = 1 << 24  # characters of a csv field
-DEEPEST = 64  # nested arrays and objects of a json file
+from .errors import listed
+from .strictness import LONGEST, Lines, Metered, NoJson, TooLong, decode, items, twice_named
+
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BLOCK = 1024  # rows of parquet at a time
+# What begins a formula: to Excel = + - @, in East Asian locales their full-width forms too, and a tab or CR
+# before them (OWASP, CSV injection). `-5` and `+1.5e3` are numbers.
+FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r]")
+NUMBER = re.compile(r"[+\-＋－]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?")
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 
 
@@ -42,10 +48,13 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = ()) -> Rows:
     if reader is None:
         yield 0, Unreadable(f"不認得 {file.suffix or '沒有副檔名'} 檔，要 {'、'.join(SUFFIXES)}")
         return
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device never ends
+        yield 0, Unreadable("不是一般的檔案")
+        return
     try:
         yield from reader(file, required)
     except OSError as error:
-        yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
+        yield 0, Unreadable(f"讀不到（{error.strerror or _one_line(error)}）")
 
 
 def _encoding_problem(file: Path) -> Unreadable:
@@ -58,37 +67,43 @@ def _encoding_problem(file: Path) -> Unreadable:
 
 
 def _csv_rows(file: Path, required: Sequence[Sequence[str]]) -> Rows:
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(LONGEST)
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         kind, delimiter = file.suffix[1:].upper(), DELIMITERS[file.suffix.lower()]
-        rows = csv.reader(stream, strict=True, delimiter=delimiter)
+        lines = Lines(stream)
+        rows = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
             header = [name.strip() for name in next(rows, [])]
             if problem := _header_problem(file, header, required):
                 yield (1 if header else 0), problem
                 return
             while True:
-                start = rows.line_num + 1
+                start = lines.number + 1
                 try:
                     row = next(rows)
                 except StopIteration:
                     return
+                except TooLong as error:
+                    yield lines.number, Unreadable(error)
+                    continue
                 except csv.Error as error:  # the reader starts afresh on the next line
-                    lines = _lines_of(start, rows.line_num)
-                    yield start, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？{lines}）")
+                    span = _lines_of(start, lines.number)
+                    yield start, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？{span}）")
                     continue
                 if not row:
                     pass  # a blank line
                 elif any(map(NOT_UTF8.search, row)):
                     yield start, _encoding_problem(file)
                 elif len(row) != len(header):
-                    mark, lines = "逗號" if delimiter == "," else "定位字元", _lines_of(start, rows.line_num)
+                    mark, span = "逗號" if delimiter == "," else "定位字元", _lines_of(start, lines.number)
                     counts = f"有 {len(row)} 欄，標題列是 {len(header)} 欄"
-                    yield start, Unreadable(f"{counts}（內容含{mark}要加引號{lines}）")
+                    yield start, Unreadable(f"{counts}（內容含{mark}要加引號{span}）")
                 else:
                     yield start, dict(zip(header, row, strict=True))
+        except TooLong as error:
+            yield lines.number, Unreadable(error)
         except csv.Error as error:
-            yield rows.line_num, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？）")
+            yield lines.number, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？）")
 
 
 def _lines_of(start: int, end: int) -> str:
@@ -102,27 +117,36 @@ def _header_problem(file: Path, header: list[str], required: Sequence[Sequence[s
     if any(map(NOT_UTF8.search, header)):
         return _encoding_problem(file)
     if missing := [names[0] for names in required if not set(names) & set(header)]:
-        return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {'、'.join(header)}")
-    if repeated := [name for name, count in Counter(header).items() if count > 1]:
-        return Unreadable(f"欄位 {'、'.join(repeated)} 出現兩次")
+        return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {listed(header)}")
+    if len(header) > len({*header}):
+        return Unreadable(twice_named(header))
     return None
 
 
 def _jsonl_rows(file: Path, _) -> Rows:
     empty = True
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
-        for line, text in enumerate(stream, 1):
+        lines = Lines(stream)
+        while True:
+            try:
+                text = next(lines)
+            except StopIteration:
+                break
+            except TooLong as error:
+                empty = False
+                yield lines.number, Unreadable(error)
+                continue
             if not text.strip():
                 continue
             empty = False
             if NOT_UTF8.search(text):
-                yield line, _encoding_problem(file)
+                yield lines.number, _encoding_problem(file)
                 continue
             try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                row = Unreadable(f"不是 JSON（{error}）")
-            yield line, row
+                row = decode(text)
+            except NoJson as error:
+                row = Unreadable(error)
+            yield lines.number, row
     if empty:
         yield 0, Unreadable("空的檔案")
 
@@ -135,47 +159,17 @@ def _json_rows(file: Path, _) -> Rows:
             stream.seek(0)
         number = 0
         try:
-            for number, row in enumerate(_json_items(stream), 1):  # noqa: B007
-                yield number, row
+            for number, row in enumerate(items(Metered(stream)), 1):  # noqa: B007
+                yield number, Unreadable(row) if isinstance(row, NoJson) else row
         except (ijson.JSONError, ValueError) as error:
             where = f"第 {number + 1} 筆起" if number else ""
             invalid = "UTF8" in str(error) or isinstance(error, UnicodeDecodeError)
-            problem = Unreadable(f"{where}不是 JSON（{_one_line(error)}）")
-            yield number and number + 1, _encoding_problem(file) if invalid else problem
+            said = f"不是 JSON（{_one_line(error)}）" if isinstance(error, ijson.JSONError) else str(error)
+            problem = _encoding_problem(file) if invalid else Unreadable(where + said)
+            yield number and number + 1, problem
             return
     if not number:
         yield 0, Unreadable("空的檔案，或不是一串資料 [ {…}, {…} ]")
-
-
-def _json_items(stream) -> Iterator[object]:
-    """The items of a JSON array, or of the array `data` of a JSON object, one at a time.
-
-    ijson's own `items` writes the whole path of every value: 100,000 brackets would take 25 GB.
-
-    Raises:
-        ijson.JSONError, ValueError: what is there is no JSON, or nested deeper than DEEPEST.
-    """
-    import ijson
-
-    depth, wanted, key, builder = 0, None, None, None  # wanted: the depth inside the array, None outside
-    for event, value in ijson.basic_parse(stream, use_float=True):
-        opens, closes = event.startswith("start_"), event.startswith("end_")
-        depth -= closes
-        if wanted is not None and depth < wanted:
-            wanted = None
-        elif wanted is not None:
-            builder = builder or ijson.ObjectBuilder()
-            builder.event(event, value)
-            if depth == wanted and not opens:
-                yield builder.value
-                builder = None
-        elif event == "map_key" and depth == 1:
-            key = value
-        elif event == "start_array" and (depth == 0 or (depth == 1 and key == "data")):
-            wanted = depth + 1
-        depth += opens
-        if depth > DEEPEST:
-            raise ValueError(f"巢狀超過 {DEEPEST} 層")
 
 
 def _one_line(error: Exception) -> str:
@@ -189,15 +183,30 @@ def _parquet_rows(file: Path, _) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as source:
+            if len(names := source.schema_arrow.names) > len({*names}):
+                yield 0, Unreadable(twice_named(names))
+                return
             for batch in source.iter_batches(batch_size=BLOCK):
-                for row in batch.to_pylist():
+                for row in _parquet_block(batch):
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        yield 0, Unreadable(f"不是 parquet（{_one_line(error)}）")
+    except pyarrow.ArrowException as error:
+        yield number and number + 1, Unreadable(f"不是 parquet（{_one_line(error)}）")
         return
     if not number:
         yield 0, Unreadable("空的檔案")
+
+
+def _parquet_block(batch) -> Iterator[dict | Unreadable]:
+    """Its rows, if need be one by one: Python has no date after 9999, and text may be no UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except (OverflowError, ValueError) as error:
+        if len(batch) == 1:
+            yield Unreadable(f"有讀不出的值（{_one_line(error)}）")
+            return
+        for number in range(len(batch)):
+            yield from _parquet_block(batch.slice(number, 1))
 
 
 _READERS = {
@@ -217,7 +226,8 @@ def write_table(
 
     Args:
         columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
-            csv and tsv, what is no text or number stands as JSON.
+            csv and tsv, what is no text or number stands as JSON, and a text that begins like a formula has a
+            ' before it, which a spreadsheet takes for the sign of a text.
         for_excel: csv and tsv begin with a BOM, without which Excel does not take them for UTF-8; programs
             that are to read them may trip over one.
     """
@@ -232,11 +242,13 @@ def _write_csv(
     file: Path, records: Iterable[dict], columns: dict[str, str], encoding: str, delimiter: str
 ) -> None:
     def cell(value):
+        if isinstance(value, str):
+            return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
     with file.open("w", encoding=encoding, newline="") as stream:
         rows = csv.writer(stream, delimiter=delimiter)
-        rows.writerow(columns)
+        rows.writerow(map(cell, columns))
         rows.writerows([cell(record.get(name)) for name in columns] for record in records)
 
 

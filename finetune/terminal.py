@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .cli import nearest
+from .cli import as_json, nearest, plain, show
 from .errors import UserError
 from .examinee import Examinee
 from .inference_flags import LONGEST_WORD, MOST_WORDS
@@ -64,7 +63,7 @@ class Terminal:
     def run(self) -> None:
         """Until quit, exit, q or Ctrl-D. Whatever is entered, the next entry is asked for."""
         save = _line_editing()
-        print(self.greeting)
+        show(self.greeting)
         try:
             while True:
                 try:
@@ -73,14 +72,14 @@ class Terminal:
                         break
                     self.take(entry)
                 except UserError as error:
-                    print(f"⚠️ {error}\n")
+                    show(f"⚠️ {error}\n")
                 except UnicodeError:
-                    print("⚠️ 看不懂這些字元；請把終端機的編碼改成 UTF-8\n")
+                    show("⚠️ 看不懂這些字元；請把終端機的編碼改成 UTF-8\n")
         except (EOFError, KeyboardInterrupt):
-            print()
+            show()
         finally:
             save()
-        print("👋 再見！")
+        show("👋 再見！")
 
     def take(self, entry: str) -> None:
         """One entry: a command, or a sentence to fill.
@@ -95,10 +94,10 @@ class Terminal:
         if entry.lower() == "qa":
             self._ask()
         elif entry.lower() in ("help", "?", "h"):
-            print(self.help())
+            show(self.help())
         elif command and " " not in value.strip():  # `top 3`; but `top of the world` is a sentence
             command(value.strip())
-            print()
+            show()
         else:
             self.say(entry)
 
@@ -108,35 +107,35 @@ class Terminal:
     def say(self, entry: str) -> None:
         """What the model has to say to an entry that is no command."""
         found = self.examinee.propose(entry, self.top_k, self.word_length)
-        print(f"\n🔮 預測結果（Top {self.top_k}）:")
+        show(f"\n🔮 預測結果（Top {self.top_k}）:")
         print_words(found)
-        print()
+        show()
 
     def _top(self, value: str) -> None:
         self.top_k = whole("top", value, 1, MOST_WORDS)
-        print(f"  列出前 {self.top_k} 名")
+        show(f"  列出前 {self.top_k} 名")
 
     def _words(self, value: str) -> None:
         self.word_length = whole("words", value, 1, LONGEST_WORD)
-        print(f"  一個 [MASK] 最多 {self.word_length} 個字")
+        show(f"  一個 [MASK] 最多 {self.word_length} 個字")
 
     def _method(self, value: str) -> None:
         meant = self.examinee.method(_one_of("method", value, ("auto", *METHODS, *SHORT, GENERATE)))
         self.method = value
-        print(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
+        show(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
 
     def _orders(self, value: str) -> None:
         self.orders = _one_of("orders", value, ORDERS)
-        print(f"  選項順序 {self.orders}")
+        show(f"  選項順序 {self.orders}")
 
     def _ask(self) -> None:
         question = _typed("❓ 問題: ").strip()
         options = self._options()
         self.examinee.warn(question, *options.values())
         ranked = self.answer(question, options, self.method, self.orders)
-        print("\n🎯 預測結果（按可能性排序）:")
+        show("\n🎯 預測結果（按可能性排序）:")
         print_ranking(ranked)
-        print()
+        show()
 
     def _options(self) -> dict[str, str]:
         """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one."""
@@ -176,21 +175,21 @@ def show_words(flags, examinee: Examinee) -> None:
     """The answer to --prompt."""
     found = examinee.propose(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
     if flags.json:
-        print(json.dumps({"prompt": flags.prompt, "predictions": found}, ensure_ascii=False))
+        show(as_json({"prompt": flags.prompt, "predictions": found}))
     else:
-        print(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
+        show(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
         print_words(found)
 
 
 def print_words(found: list[dict]) -> None:
     for place, row in enumerate(found, 1):
         score = f" (分數: {row['score']:.4f})" if "score" in row else ""
-        print(f"  {place}. {row['word']}{score}")
+        show(f"  {place}. {plain(row['word'], lines=False)}{score}")
 
 
 def print_ranking(ranked) -> None:
     for place, (label, text, score) in enumerate(ranked, 1):
-        print(f"  {place}. {label}: {text} (分數: {score:.4f})")
+        show(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
 
 
 def whole(name: str, value: str, low: int, high: int) -> int:

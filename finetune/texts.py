@@ -3,7 +3,6 @@ so that a person can judge it."""
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -13,12 +12,13 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import median
 
-from . import hub
+from . import cli, hub
 from .cleaning import Cleaning, Draft, Text, clean
 from .cli import say
 from .contamination import NEAR
-from .errors import UserError
+from .errors import UserError, listed
 from .questions import draw, normalised
+from .strictness import Lines, TooLong
 from .tables import SUFFIXES, Unreadable, read_table
 
 READABLE = (*SUFFIXES, ".txt")
@@ -104,7 +104,9 @@ def holds_texts(source: str) -> bool:
     if file.suffix.lower() == ".txt":
         return True
     row = next((row for _, row in read_table(file) if not isinstance(row, Unreadable)), {})
-    return isinstance(row, str) or bool({*row} & {*COLUMNS} and not {*row} & {"question", "問題"})
+    if not isinstance(row, dict):
+        return isinstance(row, str)
+    return bool(row.keys() & {*COLUMNS} and not row.keys() & {"question", "問題"})
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -141,23 +143,29 @@ def _drafts(file: Path, folder: Path, flag: str, problems: list[str]) -> Iterato
 
 def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
     """(first line, document) of each document."""
+    start, document, empty = 1, [], True
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with file.open(encoding="utf-8-sig") as stream:
+            lines = Lines(stream)
+            for line in lines:
+                if line.strip():
+                    start, empty = start if document else lines.number, False
+                    document.append(line.removesuffix("\n"))
+                elif document:
+                    yield start, "\n".join(document)
+                    document = []
     except UnicodeDecodeError:
         yield 0, Unreadable(f"不是 UTF-8，可能是 Big5。iconv -f BIG5 -t UTF-8 {file.name} > 新檔.txt")
+        return
+    except TooLong as error:
+        yield lines.number, Unreadable(error)
         return
     except OSError as error:
         yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
         return
-    start, lines = 1, []
-    for number, line in enumerate([*re.split(r"\r\n|\r|\n", text), ""], 1):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line)
-        elif lines:
-            yield start, "\n".join(lines)
-            lines = []
-    if not text.strip():
+    if document:
+        yield start, "\n".join(document)
+    if empty:
         yield 0, Unreadable("空的檔案")
 
 
@@ -181,16 +189,16 @@ def _parsed(row: object, row_id: str) -> Draft:
     if column is None:
         for wanted, looks_like, task in OTHER_TASKS:
             if all(names & row.keys() for names in wanted):
-                raise _OtherTask(f"看起來是{looks_like}（{'、'.join(row)}），不是文章；這種資料用 {task}")
+                raise _OtherTask(f"看起來是{looks_like}（{listed(row)}），不是文章；這種資料用 {task}")
         empty = [name for name in COLUMNS if name in row]
-        there = f"沒有 {'、'.join(COLUMNS)} 任何一欄，有的是 {'、'.join(map(str, row)) or '空的物件'}"
+        there = f"沒有 {'、'.join(COLUMNS)} 任何一欄，有的是 {listed(row) if row else '空的物件'}"
         raise ValueError(f"{empty[0]} 是空的" if empty else there)
     title, value = row.get("title"), row[column]
     if isinstance(title, (list, dict)):
         raise ValueError(f"title 應該是文字，得到 {type(title).__name__}")
     paragraphs = value if column == "paragraphs" and isinstance(value, list) else [value]
-    if wrong := next((one for one in paragraphs if not isinstance(one, str)), None):
-        raise ValueError(f"{column} 應該是文字，得到 {type(wrong).__name__}")
+    if wrong := [type(one).__name__ for one in paragraphs if not isinstance(one, str)]:
+        raise ValueError(f"{column} 應該是文字，得到 {wrong[0]}")
     if not any(one.strip() for one in paragraphs):
         raise ValueError(f"{column} 是空的")
     lines = [line for one in paragraphs if one.strip() for line in re.split(r"\r\n|\r|\n", one.strip())]
@@ -339,7 +347,7 @@ def _visible(text: str) -> str:
 
 def show(corpus: Corpus, as_json: bool = False) -> None:
     """--inspect: the texts before and after, on stdout."""
-    print(json.dumps(as_dict(corpus), ensure_ascii=False) if as_json else as_text(corpus))
+    cli.show(cli.as_json(as_dict(corpus)) if as_json else as_text(corpus))
 
 
 def examine(source: str, as_json: bool) -> int:

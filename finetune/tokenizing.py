@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import hub
+from . import hub, strangers
+from .cli import say
 from .errors import UserError
 from .models import NEW_HEAD, quiet_libraries
 
@@ -40,10 +41,14 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
             kind = "causal" if tokenizer.mask_token_id is None else "masked"
         if kind == "masked" and lacks_capitals(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub's, its HTTP client's, or files that make no sense: each its own
         if Path(name).expanduser().is_dir():
-            raise UserError(f"{flag} {name}：讀不到 tokenizer（要有 tokenizer.json 或 vocab.txt）") from error
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{flag} {name}：讀不到 tokenizer（要有完好的 tokenizer.json 或 vocab.txt）：{said}"
+            ) from error
         raise hub.cannot_fetch("tokenizer", name, flag, error) from error
+    _tell_of_code(name, flag)
     if kind == "causal":
         if tokenizer.eos_token_id is None:
             raise UserError(f"{flag} {name}：tokenizer 沒有結束符號（eos_token），模型學不會停")
@@ -57,6 +62,13 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
             f"{flag} {name}：tokenizer 的 [MASK]、[PAD]、[UNK] 應是三個不同的 token，得到編號 {special}"
         )
     return tokenizer
+
+
+def _tell_of_code(name: str, flag: str) -> None:
+    """Says of a model on the hub that its own code is not run; of a folder `models.check_source` says it."""
+    config = None if Path(name).expanduser().is_dir() else hub.cached(name, "config.json")
+    if config and strangers.has_code(config.parent):
+        say(strangers.ignored(f"{flag} {name}"))
 
 
 def separate_padding(tokenizer) -> None:

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 from .cli import say
+from .disk import write_whole
 from .errors import Stopped, UserError
 
 PROJECT = "tmmluplus"  # runs are compared within a project
@@ -113,7 +114,11 @@ class _MLflow(_Service):
     """MLFLOW_TRACKING_URI, else `mlflow.db` with artifacts in `mlruns/`: MLflow 3 refuses to keep runs in
     plain files. The run card is an artifact."""
 
-    defaults = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING",
+        # or a server that is gone holds every step up for minutes before it is given up
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    }  # fmt: skip
 
     def make(self):
         import mlflow
@@ -199,7 +204,7 @@ class Tracker:
         Raises:
             UserError: the service cannot be reached, or does not know the run any more.
         """
-        if self.name == "none":
+        if self.name == "none" or self._service is not None:  # it may have begun before memory ran out
             return
         make = TRACKERS[self.name]
         for name, value in make.defaults.items():
@@ -212,7 +217,7 @@ class Tracker:
         except Exception as error:
             way_out = f"（它接續 {self.folder / FILE} 的 {known}；刪掉這個檔案就另開一個）" if known else ""
             raise UserError(f"--report_to {self.name} 無法開始：{error}{way_out}") from error
-        (self.folder / FILE).write_text(json.dumps({"tracker": self.name, "id": self._service.id}) + "\n")
+        write_whole(self.folder / FILE, json.dumps({"tracker": self.name, "id": self._service.id}) + "\n")
         say(f"  --report_to {self.name}：{self._service.where}")
 
     def log(self, values: dict, step: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
 
-from .cli import say
+from .cli import plain, say
+from .disk import write_whole
 from .perplexity import small
 from .trackers import Tracker, flatten
 
@@ -23,17 +26,17 @@ class TrainLog:
     """
 
     def __init__(self, path: Path, progress, total: int, tracker: Tracker, enabled: bool):
-        self.enabled, self.total = enabled, total
+        self.enabled, self.total, self.path = enabled, total, path
         self._bar, self._stream, self._tracker = None, None, tracker
         self._started = time.perf_counter()
         if not enabled:
             return
         kept = []
         if progress.step and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # it may be cut anywhere
             kept = [line for line in lines if _is_done(line, progress)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(line + "\n" for line in kept))
         tracker.start(progress.step)
         self._stream = path.open("a", encoding="utf-8", buffering=1)
         if sys.stderr.isatty():
@@ -45,9 +48,16 @@ class TrainLog:
         """One optimizer step (`engine.StepReport`), its learning rate and how long it took."""
         if not self.enabled:
             return
+        if report.skipped:
+            shown = "、".join(report.skipped[:8]) + "…" * (len(report.skipped) > 8)
+            self.say(f"⚠ 第 {step} 步的損失不是數字，略過（--on_nan skip）；這一批：{shown}")
+            self._write({"step": step, "skipped": list(report.skipped)})
+            if self._bar:
+                self._bar.update(1)
+            return
         speed = report.tokens / max(seconds, 1e-9)
         values = {"loss": report.loss, "learning_rate": rate, "tokens_per_second": round(speed, 1)}
-        if report.grad_norm is not None:
+        if report.grad_norm is not None and math.isfinite(report.grad_norm):
             values["grad_norm"] = report.grad_norm
         self._write({"step": step, **values, "tokens": report.tokens})
         self._tracker.log({f"train/{name}": value for name, value in values.items()}, step)
@@ -73,13 +83,20 @@ class TrainLog:
 
     def say(self, text: str) -> None:
         if self._bar:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(plain(text), file=sys.stderr)
         else:
             say(text)
 
     def _write(self, entry: dict) -> None:
-        if self.enabled:
+        if not self._stream:
+            return
+        try:
             self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as error:  # a full disk: a line is not worth a run, the next checkpoint will say so
+            self.say(f"⚠ {self.path} 寫不進去（{error.strerror}），這次不再記錄")
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            self._stream = None
 
     def close(self) -> None:
         if self._bar:

@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .cli import say
-from .errors import RunError
+from .errors import RunError, Stopped
+from .lifeline import Lifeline
 
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "accelerate")
-ECHO_SECONDS = 2.0  # a second signal within this time is the launcher's echo of the first
 GRACE_SECONDS = 60  # for a last checkpoint, once the launcher is gone
 
 
@@ -49,6 +49,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    lifeline: Lifeline | None = None  # among several
 
     @property
     def is_main(self) -> bool:
@@ -86,10 +87,19 @@ class World:
             _follow_launcher()
         if size > 1 and device.type == "cpu":
             say(f"在 {size} 個 CPU 行程上{doing}（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
-        return cls(rank, size, device)
+        world = cls(rank, size, device)
+        if size > 1:
+            world.lifeline = Lifeline(rank, size, world.agree)
+        return world
+
+    def part(self) -> None:
+        """What becomes of this rank from here on is no concern of the others."""
+        if self.lifeline:
+            self.lifeline.part()
 
     def leave(self) -> None:
         """Ends the process group. Not to be called after a failure, when other ranks may not answer."""
+        self.part()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -148,17 +158,46 @@ class World:
         if self.is_main:
             try:
                 result = work()
-            except Exception as error:
+            except (Exception, Stopped) as error:
                 failure = error
-        try:
-            pickle.dumps(failure)
-        except Exception:  # some libraries' errors cannot travel; their words can
-            failure = RunError(f"{type(failure).__name__}：{failure}")
-        box = [failure]
-        dist.broadcast_object_list(box, src=0)
-        if box[0] is not None:
-            raise box[0]
+        failure = self.agree(_that_travels(failure))
+        if failure is not None:
+            raise failure
         return result if self.is_main else work()
+
+    def by_main(self, work: Callable[[], object]) -> object:
+        """What `work` returns on rank 0, which alone runs it, on every rank; so too an error of it."""
+        result, failure = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except (Exception, Stopped) as error:
+                failure = error
+        if self.size > 1:
+            result, failure = self.agree((result, _that_travels(failure)))
+        if failure is not None:
+            raise failure
+        return result
+
+    def all_or_none(self, work: Callable[[], None]) -> None:
+        """Runs `work` on every rank. Where it fails on some, all raise the error of the first of them."""
+        failure = None
+        try:
+            work()
+        except (Exception, Stopped) as error:
+            failure = error
+        failures = [failure] if self.size == 1 else self.gather([_that_travels(failure)])
+        if any(failures):
+            raise next(filter(None, failures))
+
+
+def _that_travels(error: BaseException | None) -> BaseException | None:
+    """Some libraries' errors cannot be sent to other processes or made anew there; their words can."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RunError(f"{type(error).__name__}：{error}")
+    return error
 
 
 def _free_port() -> int:
@@ -192,34 +231,3 @@ def _follow_launcher() -> None:
 
     if launchers:
         threading.Thread(target=watch, daemon=True, name="follow-launcher").start()
-
-
-class StopRequest:
-    """SIGINT and SIGTERM as a wish, granted between two steps; a second one ends the process at once.
-
-    A launcher passes a Ctrl-C on as a SIGTERM right after the terminal's own SIGINT: that is one wish, not
-    two.
-    """
-
-    def __init__(self):
-        self.signum = 0
-        self.asked_at = 0.0
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum, frame) -> None:
-        if self.signum and time.monotonic() - self.asked_at > ECHO_SECONDS:
-            os._exit(128 + signum)
-        if self.signum:
-            return
-        self.signum, self.asked_at = signum, time.monotonic()
-        say("\n收到停止訊號：做完這一步、存好檢查點就結束（再按一次立刻結束）")

@@ -125,7 +125,7 @@ def test_a_save_that_breaks_off_leaves_no_half_checkpoint(tmp_path):
         (folder / "part").write_text("x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError):
+    with pytest.raises(RunError, match="step2 寫不進.*No space left on device.*step1，加 --resume 接續"):
         keeper.save(Progress(step=2), breaks)
     assert keeper.names() == ["step1"] and find(tmp_path, "") == tmp_path / "step1"
     assert keeper.load(tmp_path / "step1", lambda folder: None) == Progress(step=1, best_accuracy=0.5)
@@ -184,12 +184,12 @@ def test_a_saved_model_that_does_not_read_back_is_an_error(tmp_path, loaded):
 
 def test_a_second_signal_ends_the_process_but_the_launchers_echo_does_not(monkeypatch):
     """`deepspeed` passes a Ctrl-C on as SIGTERM, right after the terminal's own SIGINT."""
-    from finetune import world
+    from finetune import stopping
 
     ended, now = [], [100.0]
-    monkeypatch.setattr(world.os, "_exit", ended.append)
-    monkeypatch.setattr(world.time, "monotonic", lambda: now[0])
-    with world.StopRequest() as stop:
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with stopping.StopRequest() as stop, stop.patient():
         signal.raise_signal(signal.SIGINT)
         now[0] += 0.5
         signal.raise_signal(signal.SIGTERM)
@@ -247,3 +247,199 @@ def test_a_model_taught_twice_remembers_both_lessons_and_says_what_it_had_seen(t
         json.loads((tmp_path / n / "model/run_card.json").read_text()) for n in ("first", "second")
     )
     assert set(first["fingerprints"]) < set(second["fingerprints"]) and second["pool"] == "all"
+
+
+# ---- what broke --------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, at: int = 100) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def test_the_newest_checkpoint_that_verifies_is_gone_on_from_and_those_passed_over_are_named(
+    train, tmp_path, monkeypatch, capsys
+):
+    """It ends as the straight run, and what was passed over is kept aside."""
+    words = [*STEPS, "--save_interval", 2, "--save_total_limit", 0]
+    assert train(*words) == 0
+    straight = weights(tmp_path)
+    damage(tmp_path / "checkpoints/step7/optimizer.pt")
+    (tmp_path / "checkpoints/step6/model.safetensors").unlink()
+    capsys.readouterr()
+    assert train(*words, "--resume") == 0
+    seen = capsys.readouterr().err
+    assert "略過檢查點 checkpoints/step7：optimizer.pt 的內容變了（SHA-256 不符）" in seen
+    assert "略過檢查點 checkpoints/step6：少了 model.safetensors" in seen
+    assert "從 checkpoints/step4 接續" in seen and "重新挑選" not in seen
+    ours = weights(tmp_path)
+    assert all(torch.equal(ours[key], straight[key]) for key in straight)
+    shelf = {path.name for path in (tmp_path / "checkpoints/earlier_1").iterdir()}
+    assert shelf == {"step6", "step7", ".best.step7"}  # with the best model they count on
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_another_one_named(train, tmp_path, capsys):
+    words = [*STEPS, "--save_interval", 4]
+    assert train(*words) == 0
+    damage(tmp_path / "checkpoints/step7/progress.json", 20)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert train(*words, "--load_dir", "checkpoints", "--ckpt_id", "step7") == 2
+    seen = capsys.readouterr().err
+    assert "progress.json 的內容變了" in seen and "可改用 --ckpt_id step4" in seen
+    damage(tmp_path / "checkpoints/step4/progress.json", 20)
+    assert train(*words, "--resume") == 2
+    seen = capsys.readouterr().err
+    assert "損壞的檢查點 checkpoints/step7" in seen and "損壞的檢查點 checkpoints/step4" in seen
+    assert "重新開始請不要加 --resume" in seen
+    assert before.keys() == {path: 0 for path in tmp_path.rglob("*")}.keys()
+
+
+def test_a_run_killed_between_the_best_model_and_the_next_checkpoint_ends_as_the_straight_one(
+    train, tmp_path, monkeypatch
+):
+    """The best model that the checkpoint counts on was replaced by a better one that the checkpoint does not
+    know. Killed right after each of them, and resumed, until it is done."""
+    words = [*STEPS, "--max_steps", 24, "--save_interval", 5, "--early_stopping_patience", 2]
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "straight")
+    assert train(*words) == 0
+    monkeypatch.chdir(tmp_path / "killed")
+    save_best, killed = Checkpoints.save_best, set()
+
+    def and_kill(self, write):
+        save_best(self, write)
+        step = json.loads((self.best / "run_card.json").read_text())["step"]
+        if step not in killed:
+            killed.add(step)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save_best", and_kill)
+    runs = 0
+    while (code := train(*words, "--resume")) != 0:
+        runs += 1
+        assert code == 130 and runs < 20
+    assert runs == len(killed) > 1
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "straight")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    results = [
+        json.loads((tmp_path / n / NAME / "all_results.json").read_text()) for n in ("straight", "killed")
+    ]
+    for result in results:
+        result.pop("train_runtime")
+    assert results[0] == results[1] and losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    hidden = [path.name for path in (tmp_path / "killed/checkpoints").iterdir() if path.name[0] == "."]
+    assert [name for name in hidden if not name.startswith(".best.step")] == []
+
+
+def test_verify_checkpoint_says_which_are_whole(train, tmp_path, capsys):
+    """A checkpoint, all of a --save_dir, a model folder; 0 when all are, 1 when one is not, 2 for none."""
+    assert train(*STEPS, "--save_interval", 4) == 0
+    capsys.readouterr()
+    assert train("--verify_checkpoint", "checkpoints", base=False) == 0
+    seen = capsys.readouterr().out.splitlines()
+    assert [line.split("：")[0] for line in seen] == [
+        "✓ checkpoints/step4", "✓ checkpoints/step7", "✓ checkpoints/best",
+    ]  # fmt: skip
+    assert "第 4 步" in seen[0]
+    assert train("--verify_checkpoint", NAME, base=False) == 0
+    assert train("--verify_checkpoint", "checkpoints/step4", base=False) == 0
+    damage(tmp_path / "checkpoints/step4/model.safetensors", 1000)
+    damage(tmp_path / NAME / "model.safetensors", 1000)
+    capsys.readouterr()
+    assert train("--verify_checkpoint", "checkpoints", base=False) == 1
+    assert "✗ checkpoints/step4：model.safetensors 的內容變了" in capsys.readouterr().out
+    assert train("--verify_checkpoint", NAME, base=False) == 1
+    assert "權重與 run_card.json 記載的不同" in capsys.readouterr().out
+    (tmp_path / "bare").mkdir()
+    assert train("--verify_checkpoint", "bare", base=False) == 2
+    assert train("--verify_checkpoint", "nowhere", base=False) == 2
+
+
+def test_verify_resume_compares_a_stopped_run_with_a_straight_one_and_leaves_nothing(
+    train, tmp_path, capsys, monkeypatch
+):
+    assert train(*STEPS, "--unfreeze_every", 2, "--verify_resume", 6) == 0
+    seen = capsys.readouterr()
+    assert "✓ 接續與一次跑完逐位元相同：6 步的損失" in seen.out and list(tmp_path.iterdir()) == []
+    from finetune.engine import Engine
+
+    load = Engine.load
+
+    def forgetful(self, folder):
+        load(self, folder)
+        self.optimizer.state.clear()
+
+    monkeypatch.setattr(Engine, "load", forgetful)
+    assert train(*STEPS, "--verify_resume", 6) == 1
+    seen = capsys.readouterr().err
+    assert "個張量不同，最多差" in seen and "第 5、6 步的損失不同" in seen and list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_best_model_is_not_published(train, tmp_path, monkeypatch, capsys):
+    from finetune import keeping
+
+    publish = keeping.publish
+
+    def after_damage(best, *rest):
+        damage(best / "model.safetensors", 1000)
+        publish(best, *rest)
+
+    monkeypatch.setattr(keeping, "publish", after_damage)
+    assert train(*STEPS) == 1
+    assert "best 損壞了：model.safetensors 的內容變了" in capsys.readouterr().err
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "progress", [None, [], {}, {"step": "9"}, {"step": 3, "__class__": 1}, {**vars(Progress()), "epoch": 1.5}]
+)
+def test_progress_that_makes_no_sense_is_refused(train, tmp_path, capsys, progress):
+    """By someone who knows how to write a manifest."""
+    from finetune import manifests
+
+    assert train(*STEPS) == 0
+    card = tmp_path / "checkpoints/step7/progress.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "progress": progress}))
+    manifests.seal(card.parent)
+    assert train(*STEPS, "--resume") == 2
+    seen = capsys.readouterr().err
+    assert "進度讀不懂" in seen and "Traceback" not in seen
+
+
+def test_more_patience_makes_a_run_that_stopped_early_go_on(train, tmp_path, capsys):
+    words = ["--num_epochs", 6, "--train_batch_size", 8, "--exam_limit", 2, "--learning_rate", "1e-6"]
+    assert train(*words, "--early_stopping_patience", 1) == 0
+    assert "提早結束" in capsys.readouterr().err
+    before = len(losses(tmp_path))
+    assert train(*words, "--early_stopping_patience", 0, "--resume") == 0
+    assert "提早結束" not in capsys.readouterr().err and len(losses(tmp_path)) > before
+
+
+def test_a_run_that_was_begun_goes_on_though_its_first_command_named_where_to_begin(train, tmp_path, capsys):
+    """The same line in a job that is queued again: first from another run, then from where this one is."""
+    assert train(*STEPS, "--save_interval", 2, "--save_total_limit", 0) == 0
+    line = [*STEPS, "--save_interval", 2, "--load_dir", "checkpoints", "--ckpt_id", "step2", "--resume"]
+    line += ["--save_dir", "mine", "--output_dir", "mine_model"]
+    for where in ("checkpoints/step2", "mine/step7"):
+        assert train(*line) == 0
+        assert f"從 {where} 接續" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").glob("earlier_*"))
+
+
+def test_a_merged_model_can_be_gone_on_with_when_the_run_was_killed_before_its_exam(
+    train, tmp_path, monkeypatch
+):
+    import fine_tuning_llm
+
+    words = [*STEPS, "--lora_rank", 4]
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tuning_llm, "examine", killed)
+        assert train(*words) == 130
+    assert (tmp_path / NAME / "run_card.json").is_file()
+    assert train(*words, "--resume") == 0

@@ -302,6 +302,17 @@ def test_deepspeed_runs_without_a_launcher_too(train, tmp_path, capfd):
     assert "引擎：DeepSpeed（--engine deepspeed）" in done.stderr and "Setting accelerator" not in done.stdout
 
 
+@pytest.mark.slow
+def test_a_key_that_only_deepspeed_can_tell_to_be_unknown_is_named_and_ends_with_2(tmp_path):
+    config = json.loads((ROOT / "ds_config.json").read_text())
+    config["bf16"] = {"enabeld": True}
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    words = ["--model", make(tmp_path), "--dataset", make_exam(tmp_path), "--engine", "deepspeed", "--cpu"]
+    words += ["--deepspeed_config", "ds.json", "--max_steps", 1]
+    done = run_process([*command("python"), ROOT / "fine_tuning_llm.py", *words], tmp_path)
+    assert done.returncode == 2 and done.stderr.count("✗") == 1 and "enabeld" in done.stderr, done.stderr
+
+
 def make(folder):
     from conftest import make_model_dir
 

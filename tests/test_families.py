@@ -156,8 +156,8 @@ def teach(monkeypatch, tmp_path, sources):
     monkeypatch.chdir(tmp_path)
     save = fine_tuning_llm.save_best
 
-    def spy(flags, world, engine, lesson, step):
-        save(flags, world, engine, lesson, step)
+    def spy(world, engine, lesson, keeper, step):
+        save(world, engine, lesson, keeper, step)
         teach.said = said(engine.blanks.model)
 
     def teach(base, task, *argv) -> int:

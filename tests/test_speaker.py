@@ -14,6 +14,7 @@ from conftest import make_causal_dir, make_exam_dir, random_text, write_csv
 
 import inference
 from finetune import adapters, models
+from finetune.cli import plain
 from finetune.decoding import Decoding
 from finetune.errors import UserError
 from finetune.instructions import parse_instruction
@@ -364,7 +365,7 @@ def test_rows_that_cannot_be_replied_to_have_their_reasons(run, tmp_path):
     bad = [
         ({"prompt": " "}, "prompt 是空的"),
         ({"prompt": "天" * 600}, "這個模型連同回答最多 512 個"),
-        ({"prompt": "\ud800"}, "不是 UTF-8"),
+        ({"prompt": "\ud800"}, "不是合法的 UTF-8"),
         ({"instruction": ""}, "instruction 是空的"),
         ({"messages": [{"role": "alien", "content": "天"}]}, "不認得角色 'alien'"),
         ({"instruction": "天", "history": 5}, "history 應該是一串"),
@@ -551,7 +552,7 @@ def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, talk):
     prompts = ["天地玄黃", "寒來 x y", "秋收冬藏"]
     for prompt in prompts:
         wanted = inference.generate_text(*loaded[:2], [prompt], "cpu", max_new_tokens=8)[0]
-        assert replies_in(talk(loaded, prompt)) == [wanted]
+        assert replies_in(talk(loaded, prompt)) == [plain(wanted)]
 
 
 @pytest.mark.parametrize("pieces", [["  ", "\n", " 天", " ", "地", " \n", " "], ["天"], [], [" "]])

@@ -2,16 +2,20 @@
 installed is skipped; `pip install -r requirements-wandb.txt` (-mlflow, -trackio) lets its tests run."""
 
 import contextlib
+import http.server
 import json
 import sqlite3
 import struct
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, losses, run_process
 
+from finetune import trackers
 from finetune.errors import Stopped, UserError
 from finetune.run_card import RunCard
 from finetune.trackers import FILE, Tracker, check_tracker, flatten
@@ -37,7 +41,7 @@ def run(name: str, folder: Path, first: int = 1, fail: Exception | None = None, 
         log = TrainLog(folder / "train_log.jsonl", progress, 3, tracker, enabled)
         try:
             for step in range(first, 4):
-                report = SimpleNamespace(loss=LOSSES[step], grad_norm=0.25, tokens=100)
+                report = SimpleNamespace(loss=LOSSES[step], grad_norm=0.25, tokens=100, skipped=())
                 log.step(step, report, 1e-3, seconds=0.5)
             validated = {name.replace("/", "_"): value for name, value in VALIDATED.items()}
             log.epoch({"epoch": 1, "step": 3, "train_loss": 2.5, **validated, "best": True})
@@ -292,3 +296,73 @@ def test_trackio_keeps_runs_figures_and_cards(tmp_path, monkeypatch):
     assert '"objective": "mlm"' in json.dumps(told["run_card"]).replace('\\"', '"')
     blobs = [path.read_text() for path in (tmp_path / "trackio/artifacts").rglob("*") if path.is_file()]
     assert any('"f1"' in blob for blob in blobs)
+
+
+class _Served(http.server.BaseHTTPRequestHandler):
+    """As much of an MLflow server as a run needs."""
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.answer()
+
+    def answer(self):
+        self.server.asked.append(self.path.split("?")[0].rsplit("mlflow/")[-1])
+        place = {
+            "experiment_id": "1",
+            "lifecycle_stage": "active",
+            "artifact_location": "mlflow-artifacts:/1",
+        }
+        info = {
+            "run_id": "r1",
+            "run_uuid": "r1",
+            "status": "RUNNING",
+            "artifact_uri": "mlflow-artifacts:/1/r1",
+        }
+        found = {"experiment": {"name": "tmmluplus", **place}, "run": {"info": {**info, **place}, "data": {}}}
+        body = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_goes_away_in_the_middle_of_a_run_does_not_hold_it_up(
+    train, tmp_path, monkeypatch, capsys
+):
+    """A real client over a real connection: training goes on without it, and does not wait for minutes."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Served)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
+    for name in trackers._MLflow.defaults:
+        monkeypatch.delenv(name, raising=False)
+    step, went = TrainLog.step, []
+
+    def and_gone(self, number, *rest, **named):
+        step(self, number, *rest, **named)
+        if number == 3:
+            server.shutdown()
+            server.server_close()
+            went.append(time.monotonic())
+
+    monkeypatch.setattr(TrainLog, "step", and_gone)
+    try:
+        words = ["--max_steps", 8, "--train_batch_size", 8, "--exam_limit", 2, "--report_to", "mlflow"]
+        assert train(*words) == 0
+    finally:
+        if not went:
+            server.shutdown()
+            server.server_close()
+    assert "runs/create" in server.asked and any("log" in path for path in server.asked)
+    assert time.monotonic() - went[0] < 60
+    assert capsys.readouterr().err.count("--report_to mlflow 失敗，這次執行不再記到那裡") == 1
+    assert (
+        len([line for line in (tmp_path / "train_log.jsonl").read_text().splitlines() if "loss" in line]) >= 8
+    )

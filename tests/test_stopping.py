@@ -1,0 +1,348 @@
+"""Signals, and ranks that die: a run ends in order, with a checkpoint, and no rank waits for a dead one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, command, environment, free_port, losses, run_process
+from safetensors.torch import load_file
+from test_checkpoints import STEPS, stop_at
+
+from finetune import manifests, stopping
+from finetune.errors import Stopped
+
+SOON = 60  # seconds in which the others have to end
+NAME = "my_bert_finetuned_model_hf_format"
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(train, tmp_path, monkeypatch, name, code):
+    """SIGUSR1 is what Slurm sends before the time of a job is up; to a shell it is a stop like SIGTERM."""
+    stop_at(monkeypatch, 2, getattr(signal, name))
+    assert train(*STEPS) == code
+    assert manifests.problems(tmp_path / "checkpoints/step3") == []
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once_and_in_order(
+    train, tmp_path, monkeypatch, capsys
+):
+    from finetune import lesson
+
+    prepare = lesson.prepare
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return prepare(*args)
+
+    monkeypatch.setattr(lesson, "prepare", interrupted)
+    assert train(*STEPS) == 143
+    seen = capsys.readouterr().err
+    assert "■ 已中斷" in seen and "Traceback" not in seen and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_library_that_expects_errors_does_not_take_a_signal_for_one(train, tmp_path, monkeypatch, capsys):
+    """Reading a configuration fails in many ways; a stop is none of them."""
+    import transformers
+
+    def interrupted(*args, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal came too late")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", interrupted)
+    assert train(*STEPS) == 130
+    assert "讀不懂" not in capsys.readouterr().err
+
+
+def test_a_stop_reaches_other_processes_as_a_stop():
+    import pickle
+
+    found = pickle.loads(pickle.dumps(Stopped(signal.SIGINT, "已中斷")))
+    assert type(found) is Stopped and found.exit_code == 130 and str(found) == "已中斷"
+
+
+def test_afterwards_signals_mean_what_they_meant_before():
+    before = [signal.getsignal(signum) for signum in stopping.SIGNALS]
+    with stopping.StopRequest() as stop, stop.patient():
+        assert all(signal.getsignal(signum) == stop._note for signum in stopping.SIGNALS)
+    assert [signal.getsignal(signum) for signum in stopping.SIGNALS] == before
+    with pytest.raises(Stopped), stopping.StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+
+
+# ---- processes ---------------------------------------------------------------------------------------------
+
+
+def wait_until(there, process, seconds: float = 120) -> None:
+    """Waits for a condition, while a process is alive."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Leaves nothing of a process group running."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.communicate()
+
+
+def launch(folder: Path, words: list) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(
+        list(map(str, words)), cwd=folder, env=environment(), start_new_session=True, **pipes
+    )
+
+
+def endless(model_dir, exam_dir, *more) -> list:
+    words = "--cpu --max_steps 100000 --early_stopping_patience 0 --train_batch_size 8 --exam_limit 2".split()
+    words += ["--model", model_dir, "--dataset", exam_dir, "--save_interval", 1000, *more]
+    return [ROOT / "fine_tuning_llm.py", *words]
+
+
+def has_begun(folder: Path) -> bool:
+    return (folder / "train_log.jsonl").is_file() and len(losses(folder)) > 2
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from finetune.engine import Engine
+step = Engine.step
+def slow(self, *args, **named):
+    print("in a step", flush=True)
+    time.sleep(300)
+    return step(self, *args, **named)
+Engine.step = slow
+import fine_tuning_llm
+sys.exit(fine_tuning_llm.main())
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path, model_dir, exam_dir):
+    """In the middle of a step that takes for ever. One that comes right after the first is its echo, as a
+    launcher sends it."""
+    (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT)))
+    words = endless(model_dir, exam_dir)[1:]
+    process = launch(tmp_path, [sys.executable, "slow.py", *words])
+    try:
+        for line in process.stdout:
+            if line == "in a step\n":
+                break
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(stopping.ECHO_SECONDS + 0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+        assert not list((tmp_path / "checkpoints").glob("step*"))
+    finally:
+        end(process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_signal_to_the_launcher_stops_all_ranks_with_one_checkpoint(
+    tmp_path, model_dir, exam_dir, launcher
+):
+    start = ["torchrun", "--nproc_per_node", 2, "--master_port", free_port()]
+    if launcher == "deepspeed":
+        start = ["deepspeed", "--num_gpus=2", f"--master_port={free_port()}"]
+    process = launch(tmp_path, [*command(*start), *endless(model_dir, exam_dir)])
+    try:
+        wait_until(lambda: has_begun(tmp_path), process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal
+        said, _ = process.communicate(timeout=SOON + 30)
+        assert process.returncode != 0
+        _, alive = psutil.wait_procs(family, timeout=SOON)
+        assert not alive
+        saved = list((tmp_path / "checkpoints").glob("step*"))
+        assert len(saved) == 1 and manifests.problems(saved[0]) == []
+        assert said.count("收到停止訊號") == said.count("加 --resume 接續") == 1, said[-2000:]
+    finally:
+        end(process)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others_under_a_launcher(tmp_path, model_dir, exam_dir):
+    start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
+    process = launch(tmp_path, [*start, *endless(model_dir, exam_dir)])
+    try:
+        wait_until(lambda: has_begun(tmp_path), process)
+        ranks = {
+            int(child.environ()["RANK"]): child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "RANK" in child.environ()
+        }
+        ranks[1].kill()
+        said, _ = process.communicate(timeout=SOON)
+        assert process.returncode != 0 and not ranks[0].is_running()
+        messages = [line for line in said.splitlines() if line.startswith("✗")]
+        assert not messages or "行程 1 突然結束了" in messages[0] or "別的行程先結束了" in messages[0]
+    finally:
+        end(process)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_of_them_with_its_exit_code(tmp_path, model_dir, exam_dir):
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    words = [sys.executable, *map(str, endless(model_dir, exam_dir, "--engine", "torch"))]
+    with (tmp_path / "said").open("wb") as said:
+        ranks = [
+            subprocess.Popen(
+                words, cwd=tmp_path, stdout=said, stderr=said,
+                env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)),
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+    try:
+        wait_until(lambda: has_begun(tmp_path), ranks[0])
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [process.wait(SOON) for process in ranks] == [143, 143]
+        assert len(list((tmp_path / "checkpoints").glob("step*/manifest.json"))) == 1
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+WAITING = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from finetune import cli
+from finetune.errors import RunError
+from finetune.world import World
+
+def body():
+    world = World.join(cpu=True)
+    world.barrier()
+    print("ready", flush=True)
+    if world.rank == {who}:
+        time.sleep(1)
+        if "{how}" == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "{how}" == "fails":
+            raise RunError("我的硬碟壞了")
+        world.leave()
+        return
+    time.sleep(300)  # in a call that does not end, as NCCL's do
+
+cli.leave(cli.run(body))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("who", "how"), [(0, "killed"), (2, "killed"), (2, "fails"), (1, "leaves")])
+def test_without_a_launcher_too_no_rank_waits_for_a_dead_one(tmp_path, who, how):
+    """Three ranks, started by hand. All but one are in a call that does not end. What the dead one had to say
+    comes first; one that has left is not dead."""
+    (tmp_path / "rank.py").write_text(WAITING.format(root=str(ROOT), who=who, how=how))
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
+    with (tmp_path / "said").open("wb") as said:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "rank.py"], cwd=tmp_path, stdout=said, stderr=said,
+                env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)),
+            )
+            for rank in range(3)
+        ]  # fmt: skip
+    try:
+        others = [process for rank, process in enumerate(ranks) if rank != who]
+        code = ranks[who].wait(90)
+        if how == "leaves":
+            assert code == 0
+            time.sleep(15)
+            assert [process.poll() for process in others] == [None, None]
+            return
+        ended = time.monotonic()
+        assert [process.wait(SOON) for process in others] == [1, 1] and time.monotonic() - ended < SOON
+        lines = (tmp_path / "said").read_text("utf-8").splitlines()
+        messages = [line for line in lines if line.startswith("✗")]
+        wanted = "我的硬碟壞了" if how == "fails" else f"行程 {who} 突然結束了"
+        assert messages and wanted in messages[0], lines
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_stranger_at_the_port_is_sent_away():
+    """Only who knows the secret, which goes through the process group alone, can be taken for a rank."""
+    import socket
+
+    from finetune.lifeline import Lifeline
+
+    told = []
+    line = Lifeline(0, 2, lambda value: told.append(value) or value)
+    port, secret = told[0]
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"x" * 20)
+        stranger.settimeout(10)
+        assert stranger.recv(1) == b""
+    assert not line._peers
+    with socket.create_connection(("127.0.0.1", port)) as rank:
+        rank.sendall(secret + (1).to_bytes(4, "big"))
+        deadline = time.monotonic() + 10
+        while not line._peers and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(line._peers) == [1]
+        line.part()
+        assert rank.recv(1) == b"B"
+
+
+# ---- many ranks go on --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", 0, 1, 2, 3])
+def test_a_run_of_two_ranks_goes_on_bit_for_bit_and_on_one_rank_when_asked(
+    tmp_path, model_dir, exam_dir, engine
+):
+    """Stopped in the middle of an epoch. Layers open one after another, dropout is on. On one rank the
+    losses differ by what dropout draws; with another engine or another number of ranks it is refused."""
+    import json
+    import shutil
+
+    config = json.loads((ROOT / "ds_config.json").read_text())
+    config["zero_optimization"] |= {
+        "stage": engine if engine != "torch" else 0,
+        "stage3_param_persistence_threshold": 0,
+    }
+    words = "--cpu --max_steps 8 --train_batch_size 8 --save_interval 3 --save_total_limit 0".split()
+    words += "--learning_rate 1e-3 --exam_limit 2 --unfreeze_every 2 --micro_batch_size 4".split()
+    words += ["--model", model_dir, "--dataset", exam_dir, "--deepspeed_config", "ds.json"]
+    words += ["--engine", "torch" if engine == "torch" else "deepspeed"]
+
+    def run(folder: Path, *more, ranks: int = 2):
+        folder.mkdir(exist_ok=True)
+        (folder / "ds.json").write_text(json.dumps(config))
+        start = command("torchrun", "--nproc_per_node", ranks, "--master_port", free_port())
+        return run_process([*start, ROOT / "fine_tuning_llm.py", *words, *more], folder)
+
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    done = run(straight)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copytree(straight / "checkpoints/step3", resumed / "checkpoints/step3")
+    shutil.copytree(resumed, tmp_path / "alone")
+    done = run(resumed, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(resumed) == losses(straight)[3:]
+    one, other = (load_file(folder / NAME / "model.safetensors") for folder in (straight, resumed))
+    assert all((one[key] == other[key]).all() for key in one)
+    done = run(tmp_path / "alone", "--resume", ranks=1)
+    assert done.returncode != 0 and "行程數：檢查點 2，這次 1；加 --allow_world_size_change" in done.stderr
+    done = run(tmp_path / "alone", "--resume", "--allow_world_size_change", ranks=1)
+    assert done.returncode == 0 and "檢查點由 2 個行程寫出，這次是 1 個" in done.stderr, done.stderr[-3000:]
+    assert losses(tmp_path / "alone") == pytest.approx(losses(straight)[3:], rel=0.1)
