@@ -154,12 +154,7 @@ class World:
         """
         if self.size == 1:
             return work()
-        result, failure = None, None
-        if self.is_main:
-            try:
-                result = work()
-            except (Exception, Stopped) as error:
-                failure = error
+        result, failure = _attempt(work) if self.is_main else (None, None)
         failure = self.agree(_that_travels(failure))
         if failure is not None:
             raise failure
@@ -167,12 +162,7 @@ class World:
 
     def by_main(self, work: Callable[[], object]) -> object:
         """What `work` returns on rank 0, which alone runs it, on every rank; so too an error of it."""
-        result, failure = None, None
-        if self.is_main:
-            try:
-                result = work()
-            except (Exception, Stopped) as error:
-                failure = error
+        result, failure = _attempt(work) if self.is_main else (None, None)
         if self.size > 1:
             result, failure = self.agree((result, _that_travels(failure)))
         if failure is not None:
@@ -181,14 +171,18 @@ class World:
 
     def all_or_none(self, work: Callable[[], None]) -> None:
         """Runs `work` on every rank. Where it fails on some, all raise the error of the first of them."""
-        failure = None
-        try:
-            work()
-        except (Exception, Stopped) as error:
-            failure = error
+        _, failure = _attempt(work)
         failures = [failure] if self.size == 1 else self.gather([_that_travels(failure)])
         if any(failures):
             raise next(filter(None, failures))
+
+
+def _attempt(work: Callable[[], object]) -> tuple[object, BaseException | None]:
+    """What it returns, or why it failed."""
+    try:
+        return work(), None
+    except (Exception, Stopped) as error:
+        return None, error
 
 
 def _that_travels(error: BaseException | None) -> BaseException | None:

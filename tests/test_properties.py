@@ -30,6 +30,7 @@ from finetune import (
     errors,
     flags,
     inference_flags,
+    manifests,
     options,
     strictness,
     texts,
@@ -437,7 +438,6 @@ def test_any_run_card_is_read_or_refused(room, card):
 )
 @drawn("manifest")
 def test_any_manifest_gives_a_list_of_what_is_wrong(room, raw):
-    manifests = pytest.importorskip("finetune.manifests")
     folder = room / "sealed"
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(raw)
