@@ -8,10 +8,11 @@ a killed run goes on from, it has its own best model and ends as the run that wa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -145,21 +146,13 @@ class Checkpoints:
         Raises:
             RunError: it cannot be written; the former one is as it was.
         """
-        half = self.folder / ".best.half"
-        try:
-            write(new_folder(half))
+        failed = f"最好的模型寫不進 --save_dir {self.folder}"
+        with writing(self.folder / ".best.half", failed, self.way_back) as half:
+            write(half)
             manifests.seal(half)
             former = _step_of_model(self.best)
             wanted = former in [_best_of(self.folder / name) for name in self.names()]
             replace_folder(half, self.best, self.folder / f".best.step{former}" if wanted else None)
-        except RunError:
-            shutil.rmtree(half, ignore_errors=True)
-            raise
-        except Exception as error:  # of the disk, in the words of whichever library wrote
-            shutil.rmtree(half, ignore_errors=True)
-            raise RunError(
-                f"最好的模型寫不進 --save_dir {self.folder}（{reason(error)}）；{self.way_back()}"
-            ) from error
 
     def way_back(self) -> str:
         """What a person can go on from: the newest checkpoint that is whole."""
@@ -277,6 +270,26 @@ class Checkpoints:
         for step in {_best_of(shelf / name) for name in names} & there.keys():
             if step > 0 and not (shelf / f".best.step{step}").exists():
                 shutil.copytree(there[step], shelf / f".best.step{step}")
+
+
+@contextlib.contextmanager
+def writing(half: Path, failed: str, way_out: Callable[[], str]) -> Iterator[Path]:
+    """A new folder to write a model to. Where that fails, nothing of it is left.
+
+    Args:
+        failed, way_out: the message, before and after the reason.
+
+    Raises:
+        RunError: with that message; one that was raised within passes as it is.
+    """
+    try:
+        yield new_folder(half)
+    except RunError:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+    except Exception as error:  # of the disk, in the words of whichever library wrote
+        shutil.rmtree(half, ignore_errors=True)
+        raise RunError(f"{failed}（{reason(error)}）；{way_out()}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from . import adapters, classes, examining, manifests, model_card, perplexity, report
-from .checkpoints import reason
+from .checkpoints import writing
 from .cli import say
-from .disk import new_folder, replace_folder
+from .disk import replace_folder
 from .errors import RunError, UserError
 from .folders import save_model, save_tokenizer
 from .growth import Growth
@@ -52,17 +52,9 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
         what = "；".join(wrong[:3])
         raise RunError(f"最好的模型 {best} 損壞了：{what}；檢查點還在，加 --resume 接續會重新挑選")
     target = Path(os.path.realpath(target))  # a link to a folder stays one
-    half = target.with_name(f".{target.name}.half")
-    try:
-        _publish(best, new_folder(half), target, lesson, merge_into)
-    except RunError:
-        shutil.rmtree(half, ignore_errors=True)
-        raise
-    except Exception as error:  # of the disk, in the words of whichever library wrote
-        shutil.rmtree(half, ignore_errors=True)
-        raise RunError(
-            f"模型寫不進 --output_dir {target}（{reason(error)}）；最好的模型在 {best}，清出空間後加 --resume"
-        ) from error
+    place, way_out = target.with_name(f".{target.name}.half"), f"最好的模型在 {best}，清出空間後加 --resume"
+    with writing(place, f"模型寫不進 --output_dir {target}", lambda: way_out) as half:
+        _publish(best, half, target, lesson, merge_into)
 
 
 def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
