@@ -11,8 +11,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## list of targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+# An older Python is refused before anything is installed; so is a .venv that one has made.
+OLD := import sys; seen = ".".join(map(str, sys.version_info[:3])); \
+	sys.version_info >= (3, 11) or sys.exit( \
+	"✗ 需要 Python 3.11 以上，這是 %s，請用 %s (Python 3.11 or newer is needed)" % (seen, sys.argv[1]))
+PYTHONS := 3.11 3.12 3.13  # the promise of README.md
+
 .venv/.scripts: requirements.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed"'
+	@$(PYTHON) -c '$(OLD)' 'make PYTHON=python3.12'
+	@! test -x $(BIN)/python || $(BIN)/python -c '$(OLD)' 'rm -r .venv'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
@@ -42,6 +49,14 @@ check: .venv/.browser ## lint and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
+# From the index's metadata: nothing is installed. The three have no wheel anywhere; they are built on any Python.
+pins: .venv/.dev ## that the pinned packages can be had on every Python that is promised
+	@for version in $(PYTHONS); do \
+		$(BIN)/uv pip compile --quiet --no-python-downloads --python-version $$version --output-file /dev/null \
+			--only-binary :all: $(foreach name,deepspeed jieba fontmeta,--no-binary $(name)) requirements.txt \
+			&& echo "Python $$version: ok" || exit 1; \
+	done
+
 bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 questions, loss on responses, adapting, speed beside others
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/file_of_questions.py
@@ -49,4 +64,4 @@ bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 ques
 	$(BIN)/python benchmarks/adapting.py
 	$(BIN)/python benchmarks/speed.py
 
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check pins bench

@@ -12,8 +12,9 @@
 Order: 1 flags, 2 the recipe, 3 model and engine, 4 loop, 5 saving and exam, 6 names that others import.
 """
 
-from __future__ import annotations
+import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
 
+# isort: split
 import json
 import signal
 import sys
@@ -48,6 +49,8 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
     from finetune.stopping import StopRequest
     from finetune.trackers import Tracker
     from finetune.world import World
+else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
+    Checkpoints = Progress = Engine = Pools = Lesson = Machine = StopRequest = Tracker = World = object
 
 # ---- 1. flags (the list itself: finetune/flags.py) ---------------------------------------------------------
 
@@ -90,7 +93,8 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     from finetune.trackers import Tracker
 
     world, machine = meet(flags, given)
-    if checkpoint := world.agree(checkpoint):
+    checkpoint = world.agree(checkpoint)
+    if checkpoint:
         exact = bool(flags.ckpt_id) and checkpoint.name == flags.ckpt_id
         checkpoint = world.by_main(lambda: sound(checkpoint, exact))
     source, pools = read_data(flags, world, source)

@@ -12,8 +12,9 @@
 Order: 1 loading, 2 the questions one can ask, 3 main. Flags: finetune/inference_flags.py.
 """
 
-from __future__ import annotations
+import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
 
+# isort: split
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ __all__ = [
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
     from finetune.examinee import Examinee
+else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
+    Examinee = object
 
 # ---- 1. loading --------------------------------------------------------------------------------------------
 
@@ -74,7 +77,8 @@ def _load(path: str, device, flag: str, **how):
         )
     models.check_source(path, flag, how.get("from_scratch", False), how.get("allow_pickle", False))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if base := adapters.base_of(path):
+    base = adapters.base_of(path)
+    if base:
         hub.prepare_for(base)
     model, tokenizer = adapters.load(path, flag, **how)
     model = model.to(device).eval()
