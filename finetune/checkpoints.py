@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import manifests
-from .cli import first_line, nearest, of_another, say
+from .cli import first_line, of_another, say
 from .disk import discard, new_folder, replace_folder, write_whole
-from .errors import RunError, UserError
+from .errors import RunError, UserError, nearest
 from .models import read_json
 from .progress import Progress
 from .run_card import RunCard

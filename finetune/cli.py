@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import RunError, Stopped, UserError, shown
+from .errors import RunError, Stopped, UserError, nearest, shown
 
 HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
@@ -174,11 +173,6 @@ def words(text: str) -> object:
         return list(dict.fromkeys(parts))
 
     return _reader(read, "以逗號分開的詞，例如 好,晴朗,下雨")(text)
-
-
-def nearest(word: str, known, count: int = 1) -> list[str]:
-    """The words of `known` that look most like `word`; empty when none does."""
-    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
 
 
 class Parser(argparse.ArgumentParser):

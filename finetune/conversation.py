@@ -10,7 +10,7 @@ from .cli import show
 from .decoding import Decoding
 from .errors import UserError
 from .speaker import Speaker
-from .terminal import Terminal, whole
+from .terminal import Terminal, spoken, whole
 
 GREETING = """
 ============================================================
@@ -33,7 +33,7 @@ HELP = """
   tokens N        最多寫幾個 token（現在 {tokens}）
   method M        選擇題的作答方式（現在 {method}）：letter、generate、prior
   orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all
-  quit            離開
+  quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或停住正在寫的回答）
 """
 
 
@@ -55,7 +55,7 @@ class Conversation(Terminal):
         }  # fmt: skip
 
     def take(self, entry: str) -> None:
-        if entry.lower() == "reset":
+        if spoken(entry) == "reset" or entry.lower() in ("/clear", "/new"):
             self.messages = []
             show("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
         else:
@@ -93,6 +93,8 @@ class Conversation(Terminal):
                 show("\n🤖 （它什麼也沒說）", end="")
         except KeyboardInterrupt:
             show("…（停在這裡）", end="")
+            if not pieces:
+                return  # nothing was said
         finally:
             show("\n")
         if self.remembers:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .cli import nearest
-from .errors import shown
+from .errors import nearest, shown
 
 SWITCH, SIZE, COUNT, SCALE, TEXT, BLOCK, STAGE = (
     "true 或 false", "0 以上的數", "1 以上的整數", "0 以上的數", "文字", "一個物件", "0、1、2 或 3",

@@ -6,9 +6,11 @@ the way out.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 LONGEST_SHOWN = 80  # characters of a value in a message
+ALIKE = 0.75  # of a word that is guessed; below it guesses are wrong more often than right
 
 
 def shown(value: object) -> str:
@@ -27,6 +29,11 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     names = [name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "…" for name in map(str, names)]
     more = f"…等 {len(names)} 個" if len(names) > most else ""
     return "、".join(names[:most]) + more or "（無）"
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The words of `known` that look most like `word`; empty when none looks like it."""
+    return difflib.get_close_matches(word[:LONGEST_SHOWN], list(known), n=count, cutoff=ALIKE)
 
 
 class UserError(Exception):

@@ -21,7 +21,7 @@ HELP = """
   一段文字      分類，機率高的在前{several}
   甲 ||| 乙     一對句子，例如問句與答句
   top N         列出前 N 名（現在 {top_k}，標籤共 {count} 個）
-  quit          離開
+  quit          離開（也可按 Ctrl-D；Ctrl-C 只取消這一行）
 """
 
 

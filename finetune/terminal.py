@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from .cli import as_json, nearest, plain, show
-from .errors import UserError
+from .cli import as_json, first_line, plain, show
+from .errors import UserError, nearest, shown
 from .examinee import Examinee
 from .inference_flags import LONGEST_WORD, MOST_WORDS
 from .methods import GENERATE, METHODS, ORDERS, SHORT
@@ -28,7 +31,7 @@ HELP = f"""
   words N       一個 [MASK] 最多變成 N 個字，1 到 {LONGEST_WORD}（現在 {{word_length}}）
   method M      選擇題的作答方式（現在 {{method}}）：auto、letter、joint、pll、pll_l2r、first、pmi、prior …
   orders O      letter 的選項順序（現在 {{orders}}）：1、cyclic、all
-  quit          離開
+  quit          離開（也可按 Ctrl-D；Ctrl-C 只取消這一行）
 """
 QUIZ = """
 ============================================================
@@ -41,6 +44,26 @@ QUIZ_HELP = """
   quit          離開
 """
 HISTORY = 1000  # entries kept between sessions
+# What a whole entry says, as `spoken` writes it.
+LEAVE = {"quit", "exit", "q", "bye", "離開", "离开", "結束", "结束", "退出", "wq", "logout"}
+ASKS_HELP = {"help", "?", "h", "幫助", "帮助", "說明", "说明"}
+HINT = "  輸入 help 看可以做什麼，q 離開\n"
+INTERRUPTED = "\n  （取消了；設定與模型都還在。要離開請輸入 q，或按 Ctrl-D）\n"
+# `top 3`, `top=3`, `top3`, `/top 3`; a value is one word without Chinese, so that `top 的意思` is a sentence.
+_COMMAND = re.compile(r"[/:\\]?([a-z]+)(?:\s*[=:]\s*|\s+|(?=\d)|$)([!-~]*)")
+_UNKNOWN = re.compile(r"/[a-z]\w*(\s+\S+)?", re.ASCII)
+
+
+class Leave(Exception):
+    """The person says so, in the middle of something."""
+
+
+def spoken(entry: str) -> str:
+    """An entry as commands are compared: half-width, small letters; `/exit`, `:q`, `exit()` and `quit.` are
+    the word alone."""
+    word = unicodedata.normalize("NFKC", entry).strip().lower()
+    found = re.fullmatch(r"[/:\\]?(\w+|\?)(?:\(\))?[!.;。]*", word)
+    return found[1] if found else word
 
 
 class Terminal:
@@ -61,25 +84,49 @@ class Terminal:
         }  # fmt: skip
 
     def run(self) -> None:
-        """Until quit, exit, q or Ctrl-D. Whatever is entered, the next entry is asked for."""
+        """Until quit, exit, q, 離開 or Ctrl-D. Whatever is entered, the next is asked for. At a terminal
+        Ctrl-C cancels what is typed, the question that is put or the answer that is worked out, and says how
+        to leave; where nobody types it ends the session."""
         save = _line_editing()
         show(self.greeting)
+        said = ""
         try:
             while True:
                 try:
-                    entry = input(self.asks).strip()
-                    if entry.lower() in ("quit", "exit", "q"):
-                        break
-                    self.take(entry)
-                except UserError as error:
-                    show(f"⚠️ {error}\n")
-                except UnicodeError:
-                    show("⚠️ 看不懂這些字元；請把終端機的編碼改成 UTF-8\n")
+                    show(said, end="")  # in here: a second Ctrl-C comes soon
+                    said = ""
+                    self._turn()
+                except KeyboardInterrupt:
+                    if not sys.stdin.isatty():
+                        raise
+                    said = INTERRUPTED
         except (EOFError, KeyboardInterrupt):
             show()
+        except Leave:
+            pass
         finally:
             save()
         show("👋 再見！")
+
+    def _turn(self) -> None:
+        """An entry and its answer.
+
+        Raises:
+            Leave, EOFError: it was the last one.
+        """
+        try:
+            entry = _typed(self.asks).strip()
+            if spoken(entry) in LEAVE:
+                raise Leave
+            self.take(entry)
+        except UserError as error:
+            show(f"⚠️ {error}\n")
+        except (EOFError, Leave):
+            raise
+        except BaseException as error:  # of a library, about words that nobody foresaw
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
+                raise
+            show(f"⚠️ 這一句讓程式出了錯（{type(error).__name__}：{first_line(error)[:200]}）；請換一句\n")
 
     def take(self, entry: str) -> None:
         """One entry: a command, or a sentence to fill.
@@ -87,17 +134,20 @@ class Terminal:
         Raises:
             UserError: what is wrong with it.
         """
-        name, _, value = entry.partition(" ")
-        command = self.commands.get(name.lower())
-        if not entry:
-            return
-        if entry.lower() == "qa":
+        word = spoken(entry)
+        found = _COMMAND.fullmatch(unicodedata.normalize("NFKC", entry).strip().lower())
+        command = self.commands.get(found[1]) if found and "[mask]" not in word else None
+        if not word:
+            show(HINT)
+        elif word == "qa":
             self._ask()
-        elif entry.lower() in ("help", "?", "h"):
+        elif word in ASKS_HELP:
             show(self.help())
-        elif command and " " not in value.strip():  # `top 3`; but `top of the world` is a sentence
-            command(value.strip())
+        elif command:
+            command(found[2])
             show()
+        elif _UNKNOWN.fullmatch(entry.lower()):
+            raise UserError(f"沒有 {shown(entry)} 這個指令；輸入 help 看有哪些")
         else:
             self.say(entry)
 
@@ -130,7 +180,20 @@ class Terminal:
 
     def _ask(self) -> None:
         question = _typed("❓ 問題: ").strip()
-        options = self._options()
+        if spoken(question) in LEAVE:
+            raise Leave
+        if not question:
+            show("  沒有題目，取消了\n")
+            return
+        while True:
+            try:
+                options = self._options()
+                break
+            except UserError as error:
+                show(f"⚠️ {error}\n  題目還在：請再輸入一次選項；不問了就直接按兩次 Enter\n")
+        if not options:
+            show("  沒有選項，取消了這一題\n")
+            return
         self.examinee.warn(question, *options.values())
         ranked = self.answer(question, options, self.method, self.orders)
         show("\n🎯 預測結果（按可能性排序）:")
@@ -138,14 +201,17 @@ class Terminal:
         show()
 
     def _options(self) -> dict[str, str]:
-        """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one."""
+        """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one. {} when
+        there is nothing but empty lines."""
         first = _typed("選項: ")
+        if spoken(first) in LEAVE:
+            raise Leave
         if first.strip() and len(labelled(first)) != 1:
             return parse_options(first)
         lines = [first] if first.strip() else []
         while (line := _typed("  下一個選項（空行結束）: ")).strip():
             lines.append(line)
-        return from_lines(lines)
+        return from_lines(lines) if lines else {}
 
 
 class Quiz(Terminal):
@@ -165,9 +231,19 @@ class Quiz(Terminal):
 
 
 def _typed(prompt: str) -> str:
-    """A line from the terminal. Raises UnicodeError for half characters, which no tokenizer can read."""
-    line = input(prompt)
-    line.encode()
+    """A line from the terminal.
+
+    Raises:
+        UserError: half characters, which no tokenizer can read.
+        EOFError: there will be no more lines.
+    """
+    try:
+        line = input(prompt)
+        line.encode()
+    except UnicodeError:
+        raise UserError("這一行不是 UTF-8，看不懂；請把終端機的編碼改成 UTF-8") from None
+    except Exception as error:  # the terminal has gone; asked again, it would be gone for ever
+        raise EOFError(str(error)) from error
     return line
 
 
@@ -183,8 +259,8 @@ def show_words(flags, examinee: Examinee) -> None:
 
 def print_words(found: list[dict]) -> None:
     for place, row in enumerate(found, 1):
-        score = f" (分數: {row['score']:.4f})" if "score" in row else ""
-        show(f"  {place}. {plain(row['word'], lines=False)}{score}")
+        what, value = ("分數", row["score"]) if "score" in row else ("機率", row["probability"])
+        show(f"  {place}. {plain(row['word'], lines=False)} ({what}: {value:.4f})")
 
 
 def print_ranking(ranked) -> None:
@@ -203,7 +279,7 @@ def _one_of(name: str, value: str, known) -> str:
     if value not in known:
         guess = nearest(value, known)
         hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(known)}"
-        raise UserError(f"{name} {value}：{hint}")
+        raise UserError(f"{name} {value[:20]}：{hint}")
     return value
 
 

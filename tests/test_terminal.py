@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import fcntl
 import os
 import pty
 import random
+import re
+import select
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -66,14 +70,13 @@ def test_options_may_hold_spaces_and_colons_or_stand_one_a_line(talk, entries):
         (["top x"], "應為 1 到 1000 的整數"),
         (["top 0"], "應為 1 到 1000 的整數"),
         (["top " + "9" * 5000], "應為 1 到 1000 的整數"),
-        (["qa", "天？", "", "A:地", "C:玄", ""], "選項要照順序標成 A、B"),
+        (["qa", "天？", "", "A:地", "C:玄", "", "", ""], "選項要照順序標成 A、B"),
         (["words 9"], "應為 1 到 4 的整數"),
         (["method letters"], "是不是 letter"),
         (["method"], "有的是 auto"),
         (["orders 7"], "有的是 1、cyclic、all"),
-        (["qa", "天？", "", "只有一個", ""], "有 1 個選項"),
-        (["qa", "天？", "", *"地玄黃宇宙洪荒日月盈昃", ""], "有 11 個選項"),
-        (["qa", "", "A:地 B:玄"], "question 是空的"),
+        (["qa", "天？", "", "只有一個", "", "", ""], "有 1 個選項"),
+        (["qa", "天？", "", *"地玄黃宇宙洪荒日月盈昃", "", "", ""], "有 11 個選項"),
         (["天" * 300], "最多 128 個"),
         (["\ud800"], "不是 UTF-8"),
     ],
@@ -105,6 +108,152 @@ def test_rubbish_never_ends_it(talk):
     alphabet = "天地ＡAb12:：[]()（）,，\t \x00\x1b\u202e😀[MASK]" + "qa top words method "
     entries = ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 40))) for _ in range(120)]
     talk(*(entry for entry in entries if entry.strip().lower() not in ("q", "qa", "quit", "exit")))
+
+
+LEAVING = (
+    "quit", "exit", "q", "Q", " exit ", "exit()", "quit()", "quit;", ":q", ":q!", "/exit", "/quit", "bye",
+    "離開", "結束", "離開。", "ｑ", "ＱＵＩＴ", "／ｅｘｉｔ", "\u3000離開\u3000",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("word", LEAVING)
+def test_words_of_leaving_leave_at_the_prompt_and_within_a_question(loaded, monkeypatch, capsys, word):
+    for before in ([], ["qa"], ["qa", "天？"]):
+        waiting = iter([*before, word])
+        monkeypatch.setattr(builtins, "input", lambda prompt="", waiting=waiting: next(waiting))
+        inference.interactive_mode(*loaded)
+        assert next(waiting, None) is None
+        out = capsys.readouterr().out
+        assert out.rstrip().endswith("👋 再見！") and "⚠️" not in out and "🔮" not in out
+
+
+@pytest.mark.parametrize(
+    "word", ["help", "?", "？", "h", "/help", "/?", "幫助", "說明", "ＨＥＬＰ", "help()"]
+)
+def test_words_that_ask_for_help_show_it(talk, word):
+    out = talk(word)
+    assert "words N" in out and "Ctrl-D" in out and "🔮" not in out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我要離開[MASK]",
+        "說明書",
+        "quit 是什麼意思",
+        "bye bye 天",
+        "什麼是 /help？",
+        "top 的意思",
+        "q 天",
+        "天？",
+    ],
+)
+def test_a_text_that_merely_holds_such_a_word_is_a_text(talk, text):
+    out = talk(text)
+    assert out.count("🔮 預測結果") == 1 and "⚠️" not in out and "words N" not in out
+
+
+def test_commands_may_be_typed_in_every_way(talk):
+    for way in ("top 3", "TOP 3", "/top 3", "top=3", "top３", "ｔｏｐ　３", "top: 3", " top  3 "):
+        assert "列出前 3 名" in talk(way), way
+    assert "沒有 '/foo' 這個指令" in talk("/foo")
+
+
+def test_one_blank_shows_the_probabilities_of_its_words(loaded, talk):
+    model, tokenizer, device = loaded
+    ids = tokenizer("天[MASK]", return_tensors="pt").to(device)
+    logits = model(**ids).logits[0, ids["input_ids"][0].tolist().index(tokenizer.mask_token_id)]
+    shares = logits.softmax(-1)
+    lines = re.findall(r"^  \d\. (\S+) \(機率: (0\.\d{4})\)$", talk("top 3", "天[MASK]"), re.M)
+    assert len(lines) == 3
+    for word, share in lines:
+        assert abs(shares[tokenizer.convert_tokens_to_ids(word)].item() - float(share)) < 1e-3
+
+
+def test_options_that_cannot_be_read_are_asked_for_again_with_the_question_kept(talk):
+    out = talk("method joint", "qa", "天？", "地 玄", "A:地 B:", "A:地 B:玄")
+    assert out.count("❓ 問題:") == 1 and out.count("題目還在") == 2
+    assert "A: 地 (分數: " in out and "B: 玄 (分數: " in out
+
+
+def test_a_question_or_options_left_empty_are_no_question(talk):
+    assert "取消了" in talk("qa", " ") and "取消了這一題" in talk("qa", "天？", "", "")
+
+
+def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, talk, monkeypatch):
+    from finetune.examinee import Filler
+
+    propose = Filler.propose
+
+    def broken(self, prompt, *more):
+        if prompt == "壞":
+            raise IndexError("index out of range in self")
+        return propose(self, prompt, *more)
+
+    monkeypatch.setattr(Filler, "propose", broken)
+    out = talk("top 2", "壞", "天[MASK]")
+    assert "IndexError：index out of range" in out and "🔮 預測結果（Top 2）" in out
+
+
+def test_every_entry_is_answered_by_a_line(talk):
+    quiet = talk()
+    rubbish = ("", "   ", "\u3000", "\x00", "\x1b[2J", "\ud800", "12345", "{}", "%s", "[MASK]", "/", ":")
+    unfinished = ("top", "top abc", "words 9", "method foo", "orders", "天" * 10_000)
+    for entry in (*rubbish, *unfinished):
+        assert len(talk(entry).splitlines()) > len(quiet.splitlines()) + 1, repr(entry)
+
+
+class Session:
+    """A script in a pseudo-terminal, which is what Ctrl-C and readline work with."""
+
+    def __init__(self, model_dir, home, *more):
+        self.ours, theirs = pty.openpty()
+        words = [sys.executable, ROOT / "inference.py", "--model_path", model_dir, "--cpu", *more]
+        self.process = subprocess.Popen(
+            list(map(str, words)), stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, close_fds=True,
+            env=environment(TERM="xterm", XDG_STATE_HOME=str(home)), start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = ""
+
+    def type(self, keys: str, until: str) -> str:
+        """Presses keys; returns what the script says up to `until`."""
+        os.write(self.ours, keys.encode())
+        said, limit = b"", time.monotonic() + 60
+        while until.encode() not in said and time.monotonic() < limit:
+            if select.select([self.ours], [], [], 0.5)[0]:
+                try:
+                    said += os.read(self.ours, 65536)
+                except OSError:  # it has closed
+                    break
+        text = said.decode(errors="replace")
+        assert until in text, (keys, text[-500:])
+        time.sleep(0.1)
+        return text
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=30)
+        finally:
+            os.close(self.ours)
+
+
+@pytest.mark.slow
+def test_ctrl_c_cancels_the_line_and_the_question_and_keeps_settings_and_model(tmp_path, model_dir):
+    talk = Session(model_dir, tmp_path)
+    asks, ctrl_c = "💬 請輸入問題: ", "\x03"
+    talk.type("", asks)
+    talk.type("top 2\n", asks)
+    assert "離開請輸入 q" in talk.type("天地" + ctrl_c, asks)
+    assert "離開請輸入 q" in talk.type(ctrl_c, asks)
+    talk.type("qa\n", "問題: ")
+    talk.type("天？\n", "選項: ")
+    talk.type(ctrl_c, asks)
+    said = talk.type("玄[MASK]\n", asks)
+    assert "（Top 2）" in said and "天地" not in said
+    talk.type("ｑ\n", "再見")
+    assert talk.end() == 0
 
 
 @pytest.mark.slow
