@@ -70,10 +70,11 @@ def train(flags, given: set[str]) -> int | None:
         from finetune.proofs import verify_checkpoint
 
         return verify_checkpoint(flags.verify_checkpoint)
-    from finetune.checks import check
+    from finetune import locks
+    from finetune.checks import check, written_by
     from finetune.stopping import StopRequest
 
-    with StopRequest() as stop:
+    with StopRequest() as stop, locks.held(written_by(flags)):
         return carry_out(flags, *check(flags, given), given, stop)
 
 

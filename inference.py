@@ -290,7 +290,31 @@ def main(argv=None) -> int:
 
 
 def answer(flags) -> int | None:
-    """The one thing asked for: a look at data, an exam, a file, a prompt, a question, the terminal."""
+    """The one thing asked for, with the places it writes to for itself alone; it ends in order when it is
+    told to from outside."""
+    from finetune import locks
+    from finetune.stopping import OUTSIDE, StopRequest
+
+    with StopRequest(OUTSIDE), locks.held(written_by(flags)):
+        return _answer(flags)
+
+
+def written_by(flags) -> list[tuple[str, Path]]:
+    """The places that are written to, each with what a message calls it and its lock file."""
+    from finetune import locks
+
+    if flags.input is not None:
+        return [(f"--output {flags.output}", locks.beside(flags.output))]
+    if flags.exam is not None:
+        from finetune.session import default_folder
+
+        folder = flags.report or default_folder(flags.exam)
+        return [(f"--report {folder}", locks.beside(folder))]
+    return []
+
+
+def _answer(flags) -> int | None:
+    """A look at data, an exam, a file, a prompt, a question, the terminal."""
     if flags.inspect is not None:
         from finetune import texts
         from finetune.doctor import examine_data

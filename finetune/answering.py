@@ -9,6 +9,7 @@ that the scores are the same to the last digit too.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 
 from . import reading
-from .cli import as_json, say, show
-from .errors import Stopped, UserError, listed
+from .cli import as_json, say, tell
+from .errors import RunError, Stopped, UserError, listed, reason
 from .examinee import Examinee
 from .journal import Journal
 from .sheets import SUBMISSION, TELLS, LabelSheet, PromptSheet, QuestionSheet, ReplySheet, Sheet
@@ -39,23 +40,58 @@ def answer_file(flags, examinee: Examinee, world) -> int:
     if output.exists() and not path.exists() and not flags.overwrite:
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
     sheet = _sheet_for(source, flags, examinee)
+    now = _state(source)  # before its rows are read and hashed
     total = sum(1 for _ in read_table(source))
     journal = Journal(path, sheet.identity(source)) if world.is_main else None
     size = flags.batch_size or ROUND
-    done = world.agree(journal.open(size) if journal else None)
-    if isinstance(done, str):
-        raise UserError(done)
+    way_on = f"答好的存於 {path}，同一個指令會接著做"
+
+    def begin() -> int:
+        with _told(f"--output {output}：{path} 打不開", "請換一個 --output"):
+            return journal.open(size)
+
+    def keep(records: list[dict]) -> None:
+        if _state(source) != now:
+            raise RunError(
+                f"--input {source} 在作答途中變了，答案不知道是哪一份的；答好的留在 {path}："
+                f"改回原來的內容就能接著做，要答新的內容請刪掉 {path.name}"
+            )
+        with _told(f"--output {output}：{path} 寫不進去", f"清出空間後，{way_on}"):
+            journal.add(records)
+
+    def finish() -> int:
+        with _told(f"--output {output} 寫不進去", f"清出空間後，{way_on}"):
+            return _finish(journal, output, sheet, flags.json)
+
+    done = world.by_main(begin)
     if done:
         say(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
     try:
-        _answer_rows(source, sheet, journal, done, total, size, world)
-    except KeyboardInterrupt:
-        raise Stopped(signal.SIGINT, f"已中斷；答好的存於 {path}，同一個指令會接著做") from None
-    errors = world.agree(_finish(journal, output, sheet, flags.json) if journal else None)
+        _answer_rows(source, sheet, keep, done, total, size, world)
+    except (KeyboardInterrupt, Stopped) as stop:
+        code = stop.exit_code - 128 if isinstance(stop, Stopped) else signal.SIGINT
+        raise Stopped(code, f"已中斷；{way_on}") from None
+    errors = world.by_main(finish)
     return 2 if errors and flags.strict else 0
 
 
-def _answer_rows(source: Path, sheet: Sheet, journal, done: int, total: int, size: int, world) -> None:
+def _state(source: Path) -> tuple:
+    """What of a file changes when it is written to, or replaced."""
+    found = source.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _told(failed: str, way_on: str) -> Iterator[None]:
+    """Says of what cannot be written which file it is, why, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{failed}（{reason(error)}）；{way_on}") from error
+
+
+def _answer_rows(source: Path, sheet: Sheet, keep, done: int, total: int, size: int, world) -> None:
+    """Args: `keep` takes the records of a round, on rank 0."""
     from tqdm import tqdm
 
     rows = enumerate(read_table(source), 1)
@@ -68,8 +104,7 @@ def _answer_rows(source: Path, sheet: Sheet, journal, done: int, total: int, siz
         while block := list(islice(rows, size * world.size)):
             mine = block[world.rank * size : (world.rank + 1) * size]
             records = world.gather(sheet.answer(mine))  # by rank, and so in order
-            if journal:
-                journal.add(records)
+            world.by_main(lambda records=records: keep(records))
             bar.update(len(block))
 
 
@@ -87,13 +122,12 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
                     shown.append(f"  第 {record['row']} 列：{record['error']}")
             yield record
 
-    half, suffix = output.with_name(f".{output.name}.half"), output.suffix.lower()
+    suffix = output.suffix.lower()
     columns = sheet.columns_in(suffix)
-    write_table(half, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
-    half.replace(output)
+    write_table(output, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
     journal.remove()
     if in_json:
-        show(as_json({"output": str(output), "rows": count, "errors": errors}))
+        tell(as_json({"output": str(output), "rows": count, "errors": errors}))
     say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
     for line in shown:
         say(line)

@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import manifests
-from .cli import first_line, of_another, say
+from .cli import of_another, say
 from .disk import discard, new_folder, replace_folder, write_whole
-from .errors import RunError, UserError, nearest
+from .errors import RunError, UserError, nearest, reason
 from .models import read_json
 from .progress import Progress
 from .run_card import RunCard
@@ -90,7 +90,7 @@ class Checkpoints:
             if self.world.is_main:
                 shutil.rmtree(self._half(progress), ignore_errors=True)
             raise RunError(
-                f"檢查點 step{progress.step} 寫不進 --save_dir {self.folder}（{reason(error)}）；"
+                f"檢查點 step{progress.step} 寫不進 --save_dir {self.folder}（{reason(error, where=True)}）；"
                 f"{self.way_back()}"
             ) from error
 
@@ -289,16 +289,7 @@ def writing(half: Path, failed: str, way_out: Callable[[], str]) -> Iterator[Pat
         raise
     except Exception as error:  # of the disk, in the words of whichever library wrote
         shutil.rmtree(half, ignore_errors=True)
-        raise RunError(f"{failed}（{reason(error)}）；{way_out()}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Why something could not be written, in a few words."""
-    if isinstance(error, shutil.Error):  # of many files, each with its reason
-        return str(error.args[0][0][2]) if error.args and error.args[0] else str(error)
-    if isinstance(error, OSError):
-        return "：".join(filter(None, (error.strerror or str(error), error.filename)))
-    return f"{type(error).__name__}：{first_line(error)[:200]}"
+        raise RunError(f"{failed}（{reason(error, where=True)}）；{way_out()}") from error
 
 
 def complete(folder: str | Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import ds_config, hub, models, tokenizing
+from . import ds_config, hub, locks, models, tokenizing
 from .adapters import check_4bit
 from .chats import Chat
 from .checkpoints import complete, find
@@ -44,8 +44,9 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
         UserError: with every problem found; nothing was downloaded or written.
     """
     problems, source, checkpoint = Problems(), None, None
-    for folder in (flags.output_dir, Path(flags.save_dir) / "best"):
-        rescue(folder)
+    if written_by(flags):  # who only looks must not rename what another run is replacing
+        for folder in (flags.output_dir, Path(flags.save_dir) / "best"):
+            rescue(folder)
     with problems:
         check_given(flags, given)
     with problems:
@@ -81,6 +82,22 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
         check_folders(flags)
     problems.report()
     return source, checkpoint
+
+
+def written_by(flags) -> list[tuple[str, Path]]:
+    """The places that this run alone may write to, each with what a message calls it and its lock file; none
+    of a run that only looks."""
+    save = f"--save_dir {flags.save_dir}", _resolved(flags.save_dir) / ".lock"
+    if flags.inspect or flags.dry_run or flags.preview_masks:
+        return []
+    if flags.verify_resume:
+        return [save]
+    output = _resolved(flags.output_dir)
+    around = f"--output_dir {flags.output_dir}（模型，和旁邊的 train_log.jsonl、report/）"
+    report = f"--output_dir {flags.output_dir} 旁的 report/"
+    return [
+        save, (around, output.with_name(".training.lock")), (report, locks.beside(output.parent / "report"))
+    ]  # fmt: skip
 
 
 def check_given(flags, given: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
+import errno
 import json
 import os
 import re
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import RunError, Stopped, UserError, nearest, shown
+from . import console
+from .errors import RunError, Stopped, UserError, nearest, reason, shown
 
 HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
@@ -49,9 +50,13 @@ def _escape(character: str) -> str:
 
 
 def as_json(value: object, **more) -> str:
-    """JSON for the terminal: Chinese as it is, what a terminal would obey as \\u009b. Takes what `json.dumps`
-    takes."""
+    """JSON for the terminal: Chinese as it is where stdout can write it, what a terminal would obey as
+    \\u009b. Takes what `json.dumps` takes."""
     written = json.dumps(value, ensure_ascii=False, **more)
+    try:
+        written.encode(getattr(sys.stdout, "encoding", None) or "utf-8", "surrogatepass")
+    except UnicodeError:
+        written = json.dumps(value, **more)
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
@@ -62,8 +67,31 @@ def say(text: str = "") -> None:
 
 
 def show(text: object = "", end: str = "\n") -> None:
-    """A result, or what the REPL says: stdout."""
-    print(plain(text), end=end, flush=True)
+    """A result, or what the REPL says: stdout.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        RunError: it cannot be written.
+    """
+    try:
+        if "stdout" in console.closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(plain(text), end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        console.silence(sys.stdout)
+        raise RunError(f"結果寫不到標準輸出（{reason(error)}）") from error
+
+
+def tell(text: object = "") -> None:
+    """A result that is in a file already: stdout, where nobody needs to read it."""
+    try:
+        show(text)
+    except BrokenPipeError:
+        console.silence(sys.stdout)
+    except RunError as error:
+        say(f"⚠ {error}；檔案都寫好了")
 
 
 class _Bad:
@@ -278,8 +306,15 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
     Returns:
         0 done, 1 the run failed, 2 bad flag or bad input, 130 Ctrl-C, 143 SIGTERM.
     """
+    console.steady()
     try:
         return body() or 0
+    except SystemExit as left:  # of argparse, once it has shown the help
+        unread = console.flush()
+        if unread and not isinstance(unread, BrokenPipeError):
+            _complain("✗", [f"寫不到標準輸出（{reason(unread)}）"])
+            return 1
+        return left.code if isinstance(left.code, int) else int(bool(left.code))
     except (UserError, RunError, Stopped) as error:
         if debug:
             _trace()
@@ -290,7 +325,7 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
         _complain("■", ["已中斷"])
         return 130
     except BrokenPipeError:  # the reader of our stdout went away (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.silence(sys.stdout)
         return 1
     except Exception as error:
         if debug:
@@ -311,10 +346,9 @@ def leave(code: int) -> NoReturn:
     """
     if "RANK" in os.environ:
         atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # its reader went away
-                stream.flush()
+        console.flush()
         os._exit(code)
+    console.flush()
     sys.exit(code)
 
 
@@ -339,7 +373,7 @@ def _in_chinese(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":
         return f"GPU 記憶體不足；把 --micro_batch_size 減半（每一步的題數不變）。{first_line(error)}"
     if isinstance(error, OSError) and error.filename:
-        return f"檔案操作失敗：{error.filename}（{error.strerror}）"
+        return f"檔案操作失敗：{error.filename}（{reason(error)}）"
     if of_another(error):
         return f"別的行程先結束了，這個行程也停下（{first_line(error)[:200]}）"
     return f"執行失敗（{type(error).__name__}）：{error}"

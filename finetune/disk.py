@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import IO
 
 AT_FDCWD = -100  # of Linux: names are taken from the current folder
 EXCHANGE = 2  # RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS
+LONGEST_NAME = 255  # bytes, on every file system
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not there on Windows, where only administrators make links
 
 
 @contextlib.contextmanager
@@ -27,24 +31,48 @@ def whole_file(path: str | Path, mode: str = "w", **how) -> Iterator[IO]:
         how: as `open` takes it; text is UTF-8.
 
     Raises:
-        OSError: no room, no permission; the former file is as it was.
+        OSError: no room, no permission; the error names the file, which is as it was.
     """
     path = Path(path)
-    half = path.with_name(f".{path.name}.half")
+    half = hidden(path, "half")
     if "b" not in mode:
         how = {"encoding": "utf-8", **how}
-    half.unlink(missing_ok=True)  # of a run that was killed; a link there is not followed
     try:
+        half.unlink(missing_ok=True)  # of a run that was killed; a link there is not followed
         with half.open(mode.replace("w", "x"), **how) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         half.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             half.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(half)):
+            error.filename, error.filename2 = str(path), None
         raise
     flush_folder(path.parent)
+
+
+def hidden(path: Path, what: str) -> Path:
+    """The hidden name beside a file or folder under which what is to take its place is written, or what it
+    takes the place of is kept; short enough where the name itself is as long as a name may be."""
+    name = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(what) - 2])
+    return path.with_name(f".{name}.{what}")
+
+
+def own_file(path: Path, mode: str, **how) -> IO:
+    """Opens a file to be written to by its own name. A link that somebody put there is not followed.
+
+    Raises:
+        OSError: it is a link, no ordinary file, or cannot be written.
+    """
+    if os.name == "nt" and path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    stream = open(path, mode, opener=lambda name, flags: os.open(name, flags | NO_FOLLOW, 0o666), **how)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "不是一般的檔案", str(path))
+    return stream
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -119,7 +147,7 @@ def replace_folder(new: Path, target: Path, keep_as: Path | None = None) -> None
 def rescue(target: str | Path) -> bool:
     """Gives a folder back its name, if a run was killed while it replaced it. True when it did."""
     target = Path(target)
-    if not target.name or target.exists() or not _aside(target).is_dir():
+    if not target.name or target.exists() or _aside(target).is_symlink() or not _aside(target).is_dir():
         return False
     try:
         _rename(_aside(target), target)
@@ -142,7 +170,7 @@ def discard(folder: Path) -> None:
         folder.unlink()
     if not folder.exists():
         return
-    gone = folder.with_name(f".{folder.name.lstrip('.')}.gone")
+    gone = hidden(folder.with_name(folder.name.lstrip(".")), "gone")
     shutil.rmtree(gone, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.rename(gone)
@@ -151,7 +179,7 @@ def discard(folder: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+    return hidden(target, "old")
 
 
 def _rename(one: Path, other: Path) -> None:

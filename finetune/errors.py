@@ -7,8 +7,16 @@ the way out.
 from __future__ import annotations
 
 import difflib
+import errno
+import shutil
 from collections.abc import Iterable
 
+REASONS = {  # of the machine, in Chinese
+    "ENOSPC": "磁碟滿了", "EDQUOT": "超過了配額", "EFBIG": "檔案超過了大小的上限", "EROFS": "檔案系統唯讀",
+    "EACCES": "沒有權限", "EPERM": "不准這樣做", "EIO": "磁碟或終端機讀寫失敗", "EBADF": "關著，或不能寫",
+    "ENOENT": "不在那裡", "EISDIR": "是一個資料夾", "ENOTDIR": "路徑中有一段不是資料夾",
+    "ELOOP": "是一個連結", "EMFILE": "開了太多檔案", "ENOTEMPTY": "資料夾裡還有東西", "EBUSY": "正在使用中",
+}  # fmt: skip
 LONGEST_SHOWN = 80  # characters of a value in a message
 ALIKE = 0.75  # of a word that is guessed; below it guesses are wrong more often than right
 
@@ -34,6 +42,22 @@ def listed(names: Iterable[object], most: int = 20) -> str:
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     """The words of `known` that look most like `word`; empty when none looks like it."""
     return difflib.get_close_matches(word[:LONGEST_SHOWN], list(known), n=count, cutoff=ALIKE)
+
+
+def reason(error: BaseException, where: bool = False) -> str:
+    """Why something could not be read or written, in a few words; the machine's own beside them.
+
+    Args:
+        where: which file it was too.
+    """
+    if isinstance(error, shutil.Error):  # of many files, each with its reason
+        return str(error.args[0][0][2]) if error.args and error.args[0] else str(error)
+    if isinstance(error, OSError):
+        said = error.strerror or str(error)
+        chinese = REASONS.get(errno.errorcode.get(error.errno or 0, ""))
+        said = f"{chinese}，{said}" if chinese else said
+        return f"{said}：{error.filename}" if where and error.filename else said
+    return f"{type(error).__name__}：{(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 class UserError(Exception):

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .disk import own_file
+from .errors import UserError
+
 
 @dataclass
 class Journal:
@@ -17,22 +20,25 @@ class Journal:
     path: Path
     identity: dict
 
-    def open(self, size: int) -> int | str:
+    def open(self, size: int) -> int:
         """Opens it, and cuts off what a killed run left of a round of `size` records. Returns how many
-        records it holds, or why it cannot be gone on with."""
+        records it holds.
+
+        Raises:
+            UserError: it cannot be gone on with.
+            OSError: it cannot be written.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = self.path.open("a+b")
-        if taken := _lock(self.stream):
-            return f"{self.path}：{taken}"
+        self.stream = own_file(self.path, "a+b")
         self.stream.seek(0)
         first, whole, count = self.stream.readline(), 0, 0
         mine = json.dumps(self.identity, ensure_ascii=False).encode() + b"\n"
         if not first.endswith(b"\n") and not mine.startswith(first):
-            return f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output"
+            raise UserError(f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output")
         if first.endswith(b"\n"):
             known = _object(first)
             if other := [name for name in self.identity if known.get(name) != self.identity[name]]:
-                return (
+                raise UserError(
                     f"{self.path} 是另一次作答留下的（{'、'.join(other)} 不同）；"
                     "要重新作答就刪掉它，或換一個 --output"
                 )
@@ -70,16 +76,3 @@ def _object(line: bytes) -> dict:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _lock(stream) -> str:
-    """Takes the file for this process. Returns why it cannot be had, "" when it is."""
-    try:
-        import fcntl
-    except ImportError:  # not there on Windows
-        return ""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return "另一個行程正在寫這個檔案；等它做完，或換一個 --output"
-    return ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from . import adapters, classes, examining, manifests, model_card, perplexity, report
 from .checkpoints import writing
 from .cli import say
-from .disk import replace_folder
+from .disk import hidden, replace_folder
 from .errors import RunError, UserError
 from .folders import save_model, save_tokenizer
 from .growth import Growth
@@ -52,7 +52,7 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
         what = "；".join(wrong[:3])
         raise RunError(f"最好的模型 {best} 損壞了：{what}；檢查點還在，加 --resume 接續會重新挑選")
     target = Path(os.path.realpath(target))  # a link to a folder stays one
-    place, way_out = target.with_name(f".{target.name}.half"), f"最好的模型在 {best}，清出空間後加 --resume"
+    place, way_out = hidden(target, "half"), f"最好的模型在 {best}，清出空間後加 --resume"
     with writing(place, f"模型寫不進 --output_dir {target}", lambda: way_out) as half:
         _publish(best, half, target, lesson, merge_into)
 

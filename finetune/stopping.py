@@ -13,21 +13,28 @@ from .cli import is_main_process
 from .errors import Stopped
 
 ECHO_SECONDS = 2.0  # a second signal within this time is the launcher's echo of the first
-# SIGUSR1 is what Slurm sends before the time of a job is up (--signal=USR1@120); Windows has none.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# SIGUSR1 is what Slurm sends before the time of a job is up (--signal=USR1@120), SIGHUP what a terminal sends
+# that is closed; Windows has neither.
+OUTSIDE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, *OUTSIDE)
 
 
 class StopRequest:
-    """SIGINT, SIGTERM and SIGUSR1. They end the run in order, as `Stopped`; but within `patient` they are a
-    wish, granted between two steps. A second one there ends the process at once.
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP. They end the run in order, as `Stopped`; but within `patient` they
+    are a wish, granted between two steps. A second one there ends the process at once. A SIGHUP that was
+    ignored when the process started, as under nohup, stays ignored.
 
     A launcher passes a Ctrl-C on as a SIGTERM right after the terminal's own SIGINT: that is one wish, not
     two.
 
-    `signum`: that of the wish, SIGTERM for SIGUSR1; 0 without one.
+    Args:
+        signals: those to be taken; OUTSIDE leaves Ctrl-C a KeyboardInterrupt.
+
+    `signum`: that of the wish, SIGTERM for all but SIGINT; 0 without one.
     """
 
-    def __init__(self):
+    def __init__(self, signals: tuple[int, ...] = SIGNALS):
+        self.signals = signals
         self.signum = 0
         self.asked_at = 0.0
         self._patient = False
@@ -35,8 +42,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            for signum in SIGNALS:
-                self._before[signum] = signal.signal(signum, self._note)
+            for signum in self.signals:
+                if signum != getattr(signal, "SIGHUP", 0) or signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *_) -> None:

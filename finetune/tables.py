@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from .disk import whole_file
 from .errors import listed
 from .strictness import LONGEST, Lines, Metered, NoJson, TooLong, decode, items, twice_named
 
@@ -222,7 +223,8 @@ SUFFIXES = tuple(_READERS)
 def write_table(
     file: Path, records: Iterable[dict], columns: dict[str, str], suffix: str, for_excel: bool = True
 ) -> None:
-    """Writes records, in constant memory, in the format that `suffix` names.
+    """Writes records, in constant memory, in the format that `suffix` names; the file is there once it is
+    whole.
 
     Args:
         columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
@@ -246,20 +248,20 @@ def _write_csv(
             return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
-    with file.open("w", encoding=encoding, newline="") as stream:
+    with whole_file(file, encoding=encoding, newline="") as stream:
         rows = csv.writer(stream, delimiter=delimiter)
         rows.writerow(map(cell, columns))
         rows.writerows([cell(record.get(name)) for name in columns] for record in records)
 
 
 def _write_jsonl(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
+    with whole_file(file) as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
+    with whole_file(file) as stream:
         stream.write("[")
         for number, record in enumerate(records):
             stream.write((",\n" if number else "\n") + json.dumps(record, ensure_ascii=False))
@@ -282,7 +284,7 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
     def plain(record: dict) -> dict:
         return {name: _arrow(value, columns[name]) for name, value in record.items()}
 
-    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    with whole_file(file, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, schema) as writer:
         block: list[dict] = []
         for record in records:
             block.append(plain(record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from conftest import (
 )
 
 import inference
+from finetune import locks
 from finetune.journal import Journal
 from finetune.tables import SUFFIXES, read_table
 
@@ -263,13 +265,50 @@ def test_a_stopped_run_goes_on_and_one_of_another_kind_is_refused(answer, tmp_pa
 
 
 def test_two_runs_do_not_write_one_file_at_once(answer, tmp_path):
-    import fcntl
+    """The second one names the first, and touches nothing."""
+    import socket
 
     source, output = write_rows(tmp_path / "q.csv", rows_of(3)), tmp_path / "a.jsonl"
-    with (tmp_path / "a.jsonl.part").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with locks.held([("x", locks.beside(output))]):
+        before = sorted(tmp_path.iterdir())
         code, err = answer(source, output)
-    assert code == 2 and "另一個行程正在寫" in err
+        assert code == 2 and "--output" in err and f"行程 {os.getpid()}，主機 {socket.gethostname()}" in err
+        assert sorted(tmp_path.iterdir()) == before
+    assert answer(source, output)[0] == 0 and [p.name for p in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("how", ["appended", "replaced"])
+def test_a_file_that_changes_while_it_is_answered_ends_the_run_and_no_answer_is_taken_for_anothers(
+    answer, tmp_path, monkeypatch, how
+):
+    """What is answered stays. With the former content the run goes on and ends as if nothing had happened;
+    with the new one it is refused."""
+    source, output = write_rows(tmp_path / "q.csv", rows_of(20)), tmp_path / "a.jsonl"
+    assert answer(source, tmp_path / "whole.jsonl", "--batch_size", 5)[0] == 0
+    former, add, rounds = source.read_bytes(), Journal.add, []
+
+    def changing(journal, records):
+        add(journal, records)
+        rounds.append(records)
+        if len(rounds) == 2:
+            changed = former.replace("天".encode(), "地".encode()) + former.splitlines()[-1] + b"\n"
+            if how == "replaced":  # as an editor saves it
+                (tmp_path / "new").write_bytes(changed)
+                (tmp_path / "new").replace(source)
+            else:
+                source.write_bytes(changed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", changing)
+        code, err = answer(source, output, "--batch_size", 5)
+    assert code == 1 and "q.csv 在作答途中變了" in err and not output.exists()
+    assert len((tmp_path / "a.jsonl.part").read_text().splitlines()) == 11
+    code, err = answer(source, output, "--batch_size", 5)
+    assert code == 2 and "input 不同" in err
+    source.write_bytes(former)
+    code, err = answer(source, output, "--batch_size", 5)
+    assert code == 0 and "已答 10/20 列" in err
+    assert output.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("method", "orders"), [("letter+prior", "1"), ("pmi", "1"), ("letter", "all")])

@@ -22,9 +22,19 @@ SOON = 60  # seconds in which the others have to end
 NAME = "my_bert_finetuned_model_hf_format"
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
+@pytest.fixture(autouse=True)
+def not_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143), ("SIGHUP", 143)]
+)
 def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(train, tmp_path, monkeypatch, name, code):
-    """SIGUSR1 is what Slurm sends before the time of a job is up; to a shell it is a stop like SIGTERM."""
+    """SIGUSR1 is what Slurm sends before the time of a job is up, SIGHUP what a closed terminal sends; to a
+    shell they are a stop like SIGTERM."""
     stop_at(monkeypatch, 2, getattr(signal, name))
     assert train(*STEPS) == code
     assert manifests.problems(tmp_path / "checkpoints/step3") == []
@@ -45,6 +55,13 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_in_order(
     assert train(*STEPS) == 143
     seen = capsys.readouterr().err
     assert "■ 已中斷" in seen and "Traceback" not in seen and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_closed_terminal_is_no_signal_to_a_run_under_nohup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopping.StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+    assert not stop.signum and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_library_that_expects_errors_does_not_take_a_signal_for_one(train, tmp_path, monkeypatch, capsys):
