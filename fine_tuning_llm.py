@@ -372,7 +372,7 @@ def examine(
         figures = {**card.results, **card.growth.get("sets", {}), **labels}
         tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
         for line in verdict:
-            cli.show(line)
+            cli.tell(line)
 
 
 # ---- 6. names that others import ---------------------------------------------------------------------------

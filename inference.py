@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from finetune import cli
 from finetune.cli import MODEL_FOLDER
 from finetune.errors import UserError
-from finetune.inference_flags import KINDS, check_kind, decoding_of, read_flags
+from finetune.inference_flags import KINDS, check_kind, decoding_of, read_flags, written_by
 from finetune.options import parse_options
 
 __all__ = [
@@ -299,20 +299,6 @@ def answer(flags) -> int | None:
         return _answer(flags)
 
 
-def written_by(flags) -> list[tuple[str, Path]]:
-    """The places that are written to, each with what a message calls it and its lock file."""
-    from finetune import locks
-
-    if flags.input is not None:
-        return [(f"--output {flags.output}", locks.beside(flags.output))]
-    if flags.exam is not None:
-        from finetune.session import default_folder
-
-        folder = flags.report or default_folder(flags.exam)
-        return [(f"--report {folder}", locks.beside(folder))]
-    return []
-
-
 def _answer(flags) -> int | None:
     """A look at data, an exam, a file, a prompt, a question, the terminal."""
     if flags.inspect is not None:
@@ -325,8 +311,9 @@ def _answer(flags) -> int | None:
         return examine_data(flags, exam, lambda: _reader(flags))
     exam = None
     if flags.exam is not None:
-        from finetune import session
+        from finetune import report, session
 
+        report.check_folder(flags.report or session.default_folder(flags.exam), "--report")
         exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
         session.choose(exam, flags.split)  # what is wrong with the data is said before a model is loaded
     world = None

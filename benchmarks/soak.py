@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,15 +117,15 @@ def command(home: Path, ranks: int) -> list[str]:
     return [str(word) for word in [*launch, *words]]
 
 
-def start(home: Path, folder: Path, ranks: int) -> subprocess.Popen:
+def start(home: Path, folder: Path, ranks: int, more_flags: Sequence[str] = ()) -> subprocess.Popen:
     """In a session of its own, so that launcher and ranks can be killed at once; a thread a process."""
     log = (folder.parent / f"{folder.name}.log").open("ab")
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     more = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": loopback}
     with log:
         return subprocess.Popen(
-            command(home, ranks), cwd=folder, env={**os.environ, **more}, stdout=log, stderr=log,
-            start_new_session=True,
+            [*command(home, ranks), *more_flags], cwd=folder, env={**os.environ, **more},
+            stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ that the scores are the same to the last digit too.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from . import reading
 from .cli import as_json, say, tell
-from .errors import RunError, Stopped, UserError, listed, reason
+from .disk import told
+from .errors import RunError, Stopped, UserError, listed
 from .examinee import Examinee
 from .journal import Journal
 from .sheets import SUBMISSION, TELLS, LabelSheet, PromptSheet, QuestionSheet, ReplySheet, Sheet
@@ -47,7 +47,7 @@ def answer_file(flags, examinee: Examinee, world) -> int:
     way_on = f"答好的存於 {path}，同一個指令會接著做"
 
     def begin() -> int:
-        with _told(f"--output {output}：{path} 打不開", "請換一個 --output"):
+        with told(f"--output {output}：{path} 打不開", "請換一個 --output"):
             return journal.open(size)
 
     def keep(records: list[dict]) -> None:
@@ -56,11 +56,11 @@ def answer_file(flags, examinee: Examinee, world) -> int:
                 f"--input {source} 在作答途中變了，答案不知道是哪一份的；答好的留在 {path}："
                 f"改回原來的內容就能接著做，要答新的內容請刪掉 {path.name}"
             )
-        with _told(f"--output {output}：{path} 寫不進去", f"清出空間後，{way_on}"):
+        with told(f"--output {output}：{path} 寫不進去", f"清出空間後，{way_on}"):
             journal.add(records)
 
     def finish() -> int:
-        with _told(f"--output {output} 寫不進去", f"清出空間後，{way_on}"):
+        with told(f"--output {output} 寫不進去", f"清出空間後，{way_on}"):
             return _finish(journal, output, sheet, flags.json)
 
     done = world.by_main(begin)
@@ -79,15 +79,6 @@ def _state(source: Path) -> tuple:
     """What of a file changes when it is written to, or replaced."""
     found = source.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _told(failed: str, way_on: str) -> Iterator[None]:
-    """Says of what cannot be written which file it is, why, and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{failed}（{reason(error)}）；{way_on}") from error
 
 
 def _answer_rows(source: Path, sheet: Sheet, keep, done: int, total: int, size: int, world) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from .cli import of_another, say
 from .disk import discard, new_folder, replace_folder, write_whole
 from .errors import RunError, UserError, nearest, reason
 from .models import read_json
+from .own_files import carry_over
 from .progress import Progress
 from .run_card import RunCard
 from .world import World
@@ -33,6 +35,7 @@ LABELS = {  # of what a checkpoint is bound to, where its key is no flag
     "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
 }  # fmt: skip
 NAME = re.compile(r"step(\d{1,12})")
+HALF_DONE = re.compile(r"\.(step\d{1,12}|best)(\.(half|old|gone|step\d{1,12}))+")
 
 
 class Checkpoints:
@@ -136,7 +139,7 @@ class Checkpoints:
         """Deletes what killed runs left half done, and best models that no checkpoint counts on any more."""
         wanted = {f".best.step{_best_of(self.folder / name)}" for name in self.names()}
         for path in self.folder.glob(".*"):
-            if path.name.startswith((".step", ".best")) and path.name not in wanted:
+            if HALF_DONE.fullmatch(path.name) and path.name not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
 
     def save_best(self, write: Callable[[Path], None]) -> None:
@@ -150,6 +153,7 @@ class Checkpoints:
         with writing(self.folder / ".best.half", failed, self.way_back) as half:
             write(half)
             manifests.seal(half)
+            carry_over(self.best, half)
             former = _step_of_model(self.best)
             wanted = former in [_best_of(self.folder / name) for name in self.names()]
             replace_folder(half, self.best, self.folder / f".best.step{former}" if wanted else None)
@@ -242,6 +246,7 @@ class Checkpoints:
             half = self.folder / ".best.half"
             if found != half:
                 shutil.copytree(found, new_folder(half), dirs_exist_ok=True)
+            carry_over(self.best, half)
             replace_folder(half, self.best)
 
     def make_room(self, after: int = -1, best: bool = True) -> None:
@@ -253,7 +258,7 @@ class Checkpoints:
         if not leftover:
             return
         number = 1
-        while (self.folder / f"earlier_{number}").exists():
+        while os.path.lexists(self.folder / f"earlier_{number}"):
             number += 1
         shelf = self.folder / f"earlier_{number}"
         shelf.mkdir()

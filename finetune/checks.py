@@ -13,6 +13,7 @@ from .cli import say
 from .disk import rescue, writable
 from .errors import Problems, UserError
 from .methods import OF_OBJECTIVE
+from .report import check_folder as check_report
 from .run_card import FILE as RUN_CARD
 from .tasks import TASKS
 from .trackers import check_tracker
@@ -80,6 +81,10 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
                 say(f"--resume：{flags.save_dir} 裡沒有檢查點，從頭開始")
     with problems:
         check_folders(flags)
+    with problems:
+        check_report(
+            _resolved(flags.output_dir).parent / "report", f"--output_dir {flags.output_dir}：旁邊的"
+        )
     problems.report()
     return source, checkpoint
 

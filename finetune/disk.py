@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from .errors import RunError, reason
+
 AT_FDCWD = -100  # of Linux: names are taken from the current folder
 EXCHANGE = 2  # RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS
 LONGEST_NAME = 255  # bytes, on every file system
@@ -91,6 +93,19 @@ def new_folder(folder: Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def told(failed: str, way_on: str) -> Iterator[None]:
+    """Says of what cannot be written which it is, why, and how to go on.
+
+    Raises:
+        RunError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{failed}（{reason(error, where=True)}）；{way_on}") from error
+
+
 def flush_folder(folder: Path) -> None:
     """Makes the names in a folder last through a power failure."""
     with contextlib.suppress(OSError):  # Windows opens no folders
@@ -115,6 +130,21 @@ def flush_tree(folder: Path) -> None:
             finally:
                 os.close(handle)
         flush_folder(Path(place))
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Gives the weights in a folder the mode that any new file has here: safetensors leaves them to their
+    owner alone, and then no colleague and no server can read the model."""
+    weights = list(folder.rglob("*.safetensors"))
+    if os.name == "nt" or not weights:
+        return
+    probe = folder / ".mode.half"
+    probe.unlink(missing_ok=True)
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in weights:
+        path.chmod(usual)
 
 
 def replace_folder(new: Path, target: Path, keep_as: Path | None = None) -> None:

@@ -223,6 +223,20 @@ def decoding_of(flags):
     return Decoding(**more, **{name: getattr(flags, name) for name in WRITING})
 
 
+def written_by(flags) -> list[tuple[str, Path]]:
+    """The places that are written to, each with what a message calls it and its lock file."""
+    from . import locks
+
+    if flags.input is not None:
+        return [(f"--output {flags.output}", locks.beside(flags.output))]
+    if flags.exam is not None:
+        from .session import default_folder
+
+        folder = flags.report or default_folder(flags.exam)
+        return [(f"--report {folder}", locks.beside(folder))]
+    return []
+
+
 def check_kind(flags, kind: str) -> None:
     """What was given for a model of another kind.
 

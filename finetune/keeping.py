@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 from . import adapters, classes, examining, manifests, model_card, perplexity, report
 from .checkpoints import writing
 from .cli import say
-from .disk import hidden, replace_folder
-from .errors import RunError, UserError
+from .disk import give_usual_modes, hidden, replace_folder, told
+from .errors import RunError, UserError, listed
 from .folders import save_model, save_tokenizer
 from .growth import Growth
 from .lineage import as_line, weights_hash
 from .models import NEW_HEAD
+from .own_files import carry_over, own_files
 from .plots import plot_curve
 from .run_card import RunCard
 
@@ -59,7 +61,8 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
 
 def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
     if merge_into is None:
-        shutil.copytree(best, half, ignore=shutil.ignore_patterns(manifests.FILE), dirs_exist_ok=True)
+        left = shutil.ignore_patterns(manifests.FILE, *map(glob.escape, own_files(best)))
+        shutil.copytree(best, half, ignore=left, dirs_exist_ok=True)
     else:
         view = adapters.with_adapter(merge_into, best, "--save_dir")
         model = adapters.merged(view, lesson.held_out(PARITY_PROMPTS))
@@ -68,6 +71,9 @@ def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
         lesson.card(taught.step if taught else 0, weights_hash(half)).write(half)
     if former := _former(target):
         say(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
+    give_usual_modes(half)
+    if kept := carry_over(target, half):
+        say(f"  {target} 裡你自己的檔案都留著：{listed(kept)}")
     replace_folder(half, target)
     say(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if lesson.lora and merge_into is None else ""))
 
@@ -103,13 +109,15 @@ def write_results(
     card.results = {name: examining.figures(*pair, taught) for name, pair in sittings.items()}
     card.growth = grown.as_dict() if grown else {}
     card.labels = {name: found for name, found in (labels or {}).items() if found}
-    model_card.write(output, card, progress)
-    plot_curve(beside / "validation_loss_curve.png", progress.course, progress.best_step)
+    way_on = f"模型已經在 {output}；清出空間後加 --resume，會再測驗並寫報告"
+    with told("測驗的結果寫不進去", way_on):
+        model_card.write(output, card, progress)
+        plot_curve(beside / "validation_loss_curve.png", progress.course, progress.best_step)
     written = report.of_training(card, sittings, progress)
     written.notes += [note] if note else []
     if lesson.new_head:
         written.other += "（輸出層還是亂數）"
-    report.write(beside / "report", written)
+    report.write(beside / "report", written, way_on)
     first = perplexity.verdict(card.growth) if grown else []
     first += classes.verdict(card.labels) if labels is not None else []
     return card, [*first, *report.verdict(written)]

@@ -12,7 +12,8 @@ import json
 import os
 from pathlib import Path
 
-from .disk import flush_folder, flush_tree, whole_file
+from .disk import flush_folder, flush_tree, give_usual_modes, whole_file
+from .own_files import is_own
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -27,6 +28,7 @@ def seal(folder: Path) -> None:
     Raises:
         OSError: the disk did not take it.
     """
+    give_usual_modes(folder)
     flush_tree(folder)
     files = {name: {"size": path.stat().st_size, "sha256": _hash(path)} for name, path in _files(folder)}
     with whole_file(folder / FILE) as stream:
@@ -90,12 +92,17 @@ def _text(files: dict[str, dict]) -> str:
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     """(name with /, path) of every file below a folder but the manifest; a link is a file that is too many.
+    What a person put beside a model is no part of it.
 
     Raises:
         OSError: a link, or something else that is no file.
     """
     found = []
+    model = (folder / "run_card.json").is_file()
     for place, folders, names in os.walk(folder, onerror=_raise):
+        if model and Path(place) == folder:
+            folders[:] = [name for name in folders if not is_own(name)]
+            names = [name for name in names if not is_own(name)]
         for name in [*names, *folders]:
             path = Path(place) / name
             if name.startswith(".") or name in NOT_OURS or (name == FILE and Path(place) == folder):

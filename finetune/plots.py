@@ -6,6 +6,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from .disk import whole_file
+
 CHINESE_FONTS = (
     "Noto Sans CJK TC", "Noto Sans TC", "Source Han Sans TC", "PingFang TC", "Microsoft JhengHei", "Heiti TC",
     "WenQuanYi Micro Hei", "Noto Sans CJK JP", "Noto Sans CJK SC", "Microsoft YaHei", "SimHei",
@@ -18,6 +20,11 @@ LABELS = {
 }  # fmt: skip
 MOST_CELLS = 30  # classes of a confusion whose cells still hold text
 SHORT = 20  # characters of a name in running text
+
+
+def _save(figure, path: Path, dpi: int) -> None:
+    with whole_file(path, "wb") as stream:
+        figure.savefig(stream, format="png", dpi=dpi)
 
 
 def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
@@ -55,7 +62,7 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
         left.set_ylim(bottom=0)  # once all curves are there: it fixes the top too
         left.grid(alpha=0.3)
         figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, dpi=150)
+        _save(figure, path, 150)
         pyplot.close(figure)
 
 
@@ -98,7 +105,7 @@ def plot_intervals(path: Path, rows: Sequence, chance: float) -> bool:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-        figure.savefig(path, dpi=120)
+        _save(figure, path, 120)
         pyplot.close(figure)
     return True
 
@@ -153,7 +160,7 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequen
         bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         bar.set_label("佔這一類的比率", fontsize=max(size, 9))
         bar.outline.set_visible(False)
-        figure.savefig(path, dpi=120)
+        _save(figure, path, 120)
         pyplot.close(figure)
     return True
 

@@ -4,6 +4,9 @@ index.html for people, and the verdict on the screen."""
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +29,29 @@ from .chapters import (
     title_of,
 )
 from .classes import escaped
-from .disk import whole_file, write_whole
+from .disk import (
+    flush_folder,
+    flush_tree,
+    hidden,
+    new_folder,
+    replace_folder,
+    told,
+    whole_file,
+    writable,
+    write_whole,
+)
+from .errors import UserError
 from .examining import Sitting
 from .lineage import as_line
 from .page import percent, small
 from .run_card import AIMS, RunCard
 from .subjects import SUBJECTS
+
+FILES = ("results.json", "predictions.jsonl", "report.md", "index.html")
+OURS = re.compile(
+    r"results\.json|predictions\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
+    r"|(subjects|confusion)(_(train|validation|test|held_back|all))?\.png"
+)
 
 
 @dataclass
@@ -100,20 +120,91 @@ def of_training(card: RunCard, sittings: dict[str, Sequence[Sitting]], progress)
     )  # fmt: skip
 
 
-def write(folder: Path, report: Report) -> None:
+def check_folder(folder: str | Path, flag: str) -> None:
+    """Refuses a folder in which this report would take the place of something else.
+
+    Raises:
+        UserError: a file of the same name that is of no report written here; no folder; not to be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag} {folder} 是一個檔案，應為資料夾")
+    if not writable(folder):
+        raise UserError(f"{flag} {folder} 不能寫入（唯讀，或沒有權限）；請換一個資料夾")
+    there = [name for name in FILES if os.path.lexists(folder / name)]
+    if there and not _is_report(folder):
+        named = "、".join(there)
+        raise UserError(
+            f"{flag} {folder} 裡已有 {named}，而且不是這支程式寫的報告，會被換掉；請換一個資料夾或先移開"
+        )
+
+
+def _is_report(folder: Path) -> bool:
+    try:
+        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "facts" in found
+
+
+def write(folder: Path, report: Report, way_on: str = "請清出空間，或換一個資料夾") -> None:
     """Writes everything into `folder`: results.json, predictions.jsonl, report.md with its pictures,
-    index.html."""
-    folder.mkdir(parents=True, exist_ok=True)
+    index.html. A reader sees the former report or this one.
+
+    Args:
+        way_on: what can be done when it cannot be written.
+
+    Raises:
+        RunError: it cannot be written; the former report is as it was.
+    """
+    folder = Path(os.path.realpath(folder))
+    kept = "；先前的報告沒有動" if _is_report(folder) else ""
+    with told(f"報告寫不進 {folder}", way_on + kept):
+        half = hidden(folder, "half") if _is_replaced(folder) else folder / ".report.half"
+        try:
+            _write(new_folder(half), report)
+            if _is_replaced(folder):
+                replace_folder(half, folder)
+            else:
+                _move_in(half, folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+
+
+def _is_replaced(folder: Path) -> bool:
+    """Whether a report takes the place of the whole folder: nothing but a report is in it, nobody works in
+    it, and it can be exchanged."""
+    if not folder.is_dir():
+        return True
+    return (
+        all(map(OURS.fullmatch, os.listdir(folder)))
+        and folder not in (Path.cwd(), *Path.cwd().parents)
+        and not os.path.ismount(folder)
+        and writable(folder.parent)
+    )
+
+
+def _move_in(half: Path, folder: Path) -> None:
+    """Puts the files of a report among others, and takes away those of the former one that it has not."""
+    flush_tree(half)
+    names = os.listdir(half)
+    for name in names:
+        (half / name).replace(folder / name)
+    for name in os.listdir(folder):
+        if name not in names and OURS.fullmatch(name) and not name.startswith("."):
+            (folder / name).unlink()
+    flush_folder(folder)
+
+
+def _write(folder: Path, report: Report) -> None:
     summary = {"facts": report.facts, "notes": report.notes, **report.results}
     if report.growth:
         summary["growth"] = report.growth
     if report.labels:
         summary["labels"] = report.labels
     write_json(folder / "results.json", summary)
-    predictions = folder / "predictions.jsonl"
-    predictions.unlink(missing_ok=True)  # of an earlier run, which may have had questions
     if report.asked():
-        with whole_file(predictions) as stream:
+        with whole_file(folder / "predictions.jsonl") as stream:
             for name, (sitting, other) in report.sittings.items():
                 for record in examining.records(sitting, other, report.other_key):
                     stream.write(json.dumps({"set": name, **record}, ensure_ascii=False) + "\n")
@@ -130,8 +221,6 @@ def write(folder: Path, report: Report) -> None:
 
 def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:
     """Draws who was taken for whom in each set of single labels. Returns the files, by the set's name."""
-    for former in folder.glob("confusion*.png"):
-        former.unlink()
     files = {}
     for name, found in labels.items():
         file = f"confusion_{name}.png" if len(labels) > 1 else "confusion.png"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import chapters, examining, report
-from .cli import as_json, say, show
+from .cli import as_json, say, tell
 from .errors import UserError
 from .examinee import Examinee
 from .examining import Sitting, sit
@@ -70,12 +70,14 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     folder = Path(flags.report or default_folder(flags.exam))
     if (folder / "results.json").exists():
         say(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
-    report.write(folder, written)
+    verdict = report.verdict(written)
     if flags.json:
-        show(as_json({"report": str(folder), "facts": facts, split: found}))
-    else:
-        for line in report.verdict(written):
-            show(line)
+        verdict = [as_json({"report": str(folder), "facts": facts, split: found})]
+    try:
+        report.write(folder, written, "成績如上；清出空間，或用 --report 指定別的資料夾，再考一次")
+    finally:
+        for line in verdict:  # hours of work, whether or not there is room for the rest
+            tell(line)
     say(f"報告：{folder / 'index.html'}")
 
 

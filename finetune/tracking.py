@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from .cli import plain, say
-from .disk import write_whole
+from .disk import own_file, write_whole
 from .perplexity import small
 from .trackers import Tracker, flatten
 
@@ -38,7 +38,7 @@ class TrainLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(line + "\n" for line in kept))
         tracker.start(progress.step)
-        self._stream = path.open("a", encoding="utf-8", buffering=1)
+        self._stream = own_file(path, "a", encoding="utf-8", buffering=1)
         if sys.stderr.isatty():
             from tqdm import tqdm
 
