@@ -145,13 +145,16 @@ def place(text: str) -> object:
     """
 
     def read(raw: str) -> str:
+        if not raw.strip():  # a variable of a shell that is not set
+            raise ValueError
         path = os.path.expanduser(raw)
         long = len(path) > LONGEST_PATH or max(map(len, os.fsencode(path).split(b"/"))) > LONGEST_NAME
         if long or path.startswith("~") or "\0" in path:
             raise ValueError
         return path
 
-    return _reader(read, f"檔案、資料夾或 hub 上的名稱（一段最多 {LONGEST_NAME} 個位元組；~ 是家目錄）")(text)
+    wanted = f"檔案、資料夾或 hub 上的名稱（不能是空的；一段最多 {LONGEST_NAME} 個位元組；~ 是家目錄）"
+    return _reader(read, wanted)(text)
 
 
 def one_of(*choices: str) -> Callable[[str], object]:
@@ -247,14 +250,16 @@ class Parser(argparse.ArgumentParser):
             problems.append(
                 f"不認得 {word}{hint}" if word.startswith("-") else f"多出來的字 {word!r}：值若含空格請加引號"
             )
-        for dest, value in vars(flags).items():
-            if isinstance(value, _Bad):
-                problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
-        if problems:
-            raise UserError(problems)
         for action in self._actions:
             if any(word.split("=")[0] in action.option_strings for word in argv):
                 self.given.add(action.dest)
+        for dest, value in vars(flags).items():
+            if isinstance(value, _Bad) and dest not in self.given and value.value == self.get_default(dest):
+                setattr(flags, dest, value.value)  # the default "" of a path is none
+            elif isinstance(value, _Bad):
+                problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
+        if problems:
+            raise UserError(problems)
         return flags
 
     @staticmethod
@@ -310,10 +315,7 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
     try:
         return body() or 0
     except SystemExit as left:  # of argparse, once it has shown the help
-        unread = console.flush()
-        if unread and not isinstance(unread, BrokenPipeError):
-            _complain("✗", [f"寫不到標準輸出（{reason(unread)}）"])
-            return 1
+        console.flush()
         return left.code if isinstance(left.code, int) else int(bool(left.code))
     except (UserError, RunError, Stopped) as error:
         if debug:

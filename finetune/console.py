@@ -87,16 +87,11 @@ def silence(stream) -> None:
         os.close(null)
 
 
-def flush() -> OSError | None:
-    """Empties stdout and stderr before the process ends; why stdout could not be written, if it could not.
-
-    The interpreter would end with exit code 120 and words of its own.
-    """
-    failed = None
+def flush() -> None:
+    """Empties stdout and stderr before the process ends: the interpreter would end with exit code 120 and
+    words of its own where one of them cannot be written."""
     for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             silence(stream)
-            failed = error if isinstance(error, OSError) else None
-    return failed

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from . import cli
+from .disk import LONGEST_NAME, writable
 from .errors import Problems, UserError
 from .exams import SPLITS
 from .methods import GENERATE, METHODS, ORDERS, SHORT
@@ -195,11 +196,24 @@ def _file(flags) -> None:
         elif name == "input" and not path.is_file():
             problems.append(f"--input {path}：沒有這個檔案")
         elif name == "output" and path.is_dir():
-            problems.append(f"--output {path} 是一個資料夾")
-    if flags.output and os.path.realpath(flags.output) == os.path.realpath(flags.input):
+            problems.append(f"--output {path} 是一個資料夾，應為檔案")
+        elif name == "output" and not writable(path.parent):
+            problems.append(f"--output {path}：{path.parent} 不能寫入（唯讀、沒有權限，或不是資料夾）")
+        elif name == "output" and len(os.fsencode(path.name)) > LONGEST_NAME - len(".part"):
+            problems.append(f"--output {path}：檔名太長，作答時還要在後面加 .part")
+    same = flags.output and os.path.realpath(flags.output) == os.path.realpath(flags.input)
+    if same or (flags.output and _samefile(flags.input, flags.output)):
         problems.append(f"--output 與 --input 是同一個檔案：{flags.input}")
     if problems:
         raise UserError(problems)
+
+
+def _samefile(one: str, other: str) -> bool:
+    """True for two names of one file too."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _writing(flags) -> None:
