@@ -291,8 +291,9 @@ def split_labelled(catalogue: Catalogue, ratio: tuple[float, float, float], seed
     """Rows to fit on, to choose by, to keep back, and the official test rows, which are only ever scored.
 
     An official validation split is the one to choose by, and nothing is kept back; without one the rows to
-    train on are dealt out by `ratio`, each class (each set of labels) in the same shares. The same text
-    never stands on both sides: that of the test split stays there, then that of the validation split.
+    train on are dealt out by `ratio`, each class (each set of labels) in the same shares. Where there is an
+    official test, what `ratio` would keep back is trained on. The same text never stands on both sides: that
+    of the test split stays there, then that of the validation split.
 
     Raises:
         UserError: no row to train on.
@@ -316,6 +317,9 @@ def split_labelled(catalogue: Catalogue, ratio: tuple[float, float, float], seed
     if contradictions:
         say(f"⚠️ 有 {contradictions} 列的文字與別列相同、標籤卻不同：留下先讀到的（test、validation 優先）")
     rows.sort(key=lambda row: (row.labels, draw(seed, row.fingerprint)))
+    if test and ratio[2] and not fresh["validation"]:  # rows kept back would only be lost to training
+        say(f"  有正式測驗，不再從訓練資料裡保留一份：--split_ratio 的保留 {ratio[2]:g} 併入訓練")
+        ratio = (ratio[0] + ratio[2], ratio[1], 0.0)
     parts = (rows, fresh["validation"], []) if fresh["validation"] else _dealt(rows, ratio)
     _warn_of_rare(catalogue.names, parts)
     return Pools(*parts, test=test, duplicates=duplicates)

@@ -330,7 +330,8 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
 def tell_of_lengths(what: str, objective) -> None:
     """How many rows were shortened to fit, and how many could not be."""
     asks = any(isinstance(row, Question) for row in objective.rows[:1])
-    cut, lost = ("題幹的中段", "連選項都放不下") if asks else ("回答的尾端", "提示本身就放不下")
+    told = "回答" if objective.name == "sft" else "文字"
+    cut, lost = ("題幹的中段", "連選項都放不下") if asks else (f"{told}的尾端", "提示本身就放不下")
     if objective.shortened:
         say(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
     if objective.too_long:

@@ -80,7 +80,8 @@ class Progress:
         self.best_accuracy, self.best_loss, self.best_step = -1.0, float("inf"), 0
 
     def after_epoch(self, validation: dict, patience: int, total_steps: int) -> bool:
-        """Closes an epoch with what validation found ({} when there are no validation rows).
+        """Closes an epoch with what validation found ({} when there are no validation rows). One rule says
+        which model is the best so far and whether to stop: `patience` epochs without a better one.
 
         Returns:
             True when the model is the best so far: higher accuracy or, at the same accuracy, a lower loss.
@@ -93,14 +94,11 @@ class Progress:
         self.epoch_loss = [0.0, 0.0]
         accuracy = validation.get("validation_macro_f1", validation.get("validation_accuracy", -1.0))
         validation_loss = validation.get("validation_loss", 0.0)
-        gained = accuracy > self.best_accuracy
         lower = accuracy == self.best_accuracy and validation_loss < self.best_loss
-        better = gained or lower or not validation
-        if "validation_accuracy" not in validation:  # texts have a loss alone
-            gained = lower
+        better = accuracy > self.best_accuracy or lower or not validation
         if better:
             self.best_accuracy, self.best_loss, self.best_step = accuracy, validation_loss, self.step
-        self.epochs_without_gain = 0 if gained or not validation else self.epochs_without_gain + 1
+        self.epochs_without_gain = 0 if better else self.epochs_without_gain + 1
         self.stopped_early = (
             bool(patience) and self.epochs_without_gain >= patience and self.step < total_steps
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -153,6 +154,22 @@ def test_the_best_is_the_highest_accuracy_then_the_lowest_loss():
     for _ in range(3):
         close(0.4, 5.0)
     assert progress.finished and progress.stopped_early and progress.best_step == 5
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "loss"])
+def test_what_is_called_the_best_so_far_is_what_early_stopping_waits_for(measure):
+    """An epoch of equal accuracy and lower loss is better by both, or by neither."""
+    rng, progress = random.Random(measure), Progress()
+    since = 0
+    for step in range(1, 200):
+        progress.step = step
+        good = rng.choice((0.25, 0.5, 0.75))
+        found = {"validation_loss": rng.choice((1.0, 1.5, 2.0)) - step / 1000}
+        if measure != "loss":
+            found |= {"validation_accuracy": 0.5, f"validation_{measure}": good}
+        since = 0 if progress.after_epoch(found, patience=5, total_steps=999) else since + 1
+        assert progress.epochs_without_gain == since and progress.stopped_early == (since >= 5)
+    assert progress.best_step and since
 
 
 def test_without_validation_rows_the_last_model_is_the_one_kept(train, tmp_path):
@@ -409,7 +426,7 @@ def test_progress_that_makes_no_sense_is_refused(train, tmp_path, capsys, progre
 
 
 def test_more_patience_makes_a_run_that_stopped_early_go_on(train, tmp_path, capsys):
-    words = ["--num_epochs", 6, "--train_batch_size", 8, "--exam_limit", 2, "--learning_rate", "1e-6"]
+    words = ["--num_epochs", 6, "--train_batch_size", 8, "--exam_limit", 2, "--learning_rate", 0.1]
     assert train(*words, "--early_stopping_patience", 1) == 0
     assert "提早結束" in capsys.readouterr().err
     before = len(losses(tmp_path))

@@ -543,6 +543,15 @@ def test_an_official_validation_split_is_the_one_to_choose_by(capsys):
         split_labelled(catalogue_of({"test": official, "train": official}, 2), RATIO, 0)
 
 
+def test_where_there_is_an_official_test_nothing_more_is_kept_back_from_training(capsys):
+    parts = {split: labelled(*[(0,), (1,)] * 50, seed=seed) for seed, split in enumerate(("train", "test"))}
+    pools = split_labelled(catalogue_of(parts, 2), (0.7, 0.2, 0.1), 0)
+    assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [80, 20, 0]
+    assert pools.test == parts["test"] and "保留 0.1 併入訓練" in capsys.readouterr().err
+    pools = split_labelled(catalogue_of({"train": parts["train"]}, 2), (0.7, 0.2, 0.1), 0)
+    assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [70, 20, 10]
+
+
 @pytest.mark.parametrize(
     "ratio", [RATIO, (0.8, 0.2, 0.0), (0.5, 0.25, 0.25), (1.0, 0.0, 0.0), (0.05, 0.9, 0.05)]
 )
