@@ -366,7 +366,7 @@ def examine(
         finals.hold(load_base(flags, lesson, **more), "untuned", world, machine)
     if world.is_main:
         card, verdict = keeping.write_results(
-            lesson, finals.sittings, finals.growth, progress, loaded_as(more), finals.labels
+            lesson, finals.answers, finals.growth, progress, loaded_as(more), finals.labels
         )
         labels = {name: classes.headlines(found) for name, found in card.labels.items()}
         figures = {**card.results, **card.growth.get("sets", {}), **labels}

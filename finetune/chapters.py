@@ -9,11 +9,11 @@ from pathlib import Path
 from . import metrics
 from .examining import Sitting
 from .methods import GENERATE, parse
-from .page import points, small
+from .page import counted, points, small
 from .subjects import CATEGORIES, subject_title
 
 TITLES = {
-    "held_back": "保留題", "test": "正式測驗", "validation": "驗證題", "train": "訓練題", "all": "全部題目",
+    "test": "正式測驗", "held_back": "保留題", "validation": "驗證題", "train": "訓練題", "all": "全部題目",
 }  # fmt: skip
 NOT_COMPARABLE = "不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）"
 UNTUNED = "微調前"  # the other model, when it is the one that training began from
@@ -75,6 +75,8 @@ def odd_questions(found: dict, figure: Callable[[float], str] = "{:.3f}".format)
         lines.append(f"{found['refused']} 題問不了（太長，或選項太多），算答錯")
     if found["unreadable"]:
         lines.append(f"{found['unreadable']} 題的回答看不出選了哪一個，算答錯（原文在 predictions.jsonl）")
+    if ties := round(found["ties"] * found["model"]["n"]):
+        lines.append(f"{ties} 題有並列最高分的選項，k 個並列、正解在其中就算 1/k 題")
     if found["shortened"]:
         lines.append(f"{found['shortened']} 題太長，縮短了題幹的中段來問")
     return lines
@@ -89,7 +91,7 @@ def sentence(report, found: dict) -> str:
     mine = found["model"]
     (low, high), chance = mine["interval_95"], mine["chance"]
     refused = f"；{found['refused']} 題問不了，算答錯" if found["refused"] else ""
-    text = f"{mine['n']} 題答對 {mine['right']} 題（{small(mine['accuracy'])}{refused}），"
+    text = f"{mine['n']} 題答對 {counted(mine['right'])} 題（{small(mine['accuracy'])}{refused}），"
     good = low > chance
     if good:
         text += f"{'遠' if low - chance > FAR else ''}高於亂猜的 {small(chance)}"
@@ -160,7 +162,7 @@ def calibration(found: dict) -> str:
     if not stated:
         return "沒有一題問得了，無從得知。"
     count = sum(b["n"] for b in stated["bins"])
-    right = round(sum(b["n"] * b["accuracy"] for b in stated["bins"]))
+    right = min(count, sum(b["n"] * b["accuracy"] for b in stated["bins"]))
     low, high = metrics.wilson(right, count)
     how = "這樣的差距可能只是抽樣的起伏"
     if not low <= stated["confidence"] <= high:
@@ -172,7 +174,7 @@ def calibration(found: dict) -> str:
             f"（T = {fitted['temperature']:.2f}）後，"
             f"信心與實際平均相差由 {small(stated['ece'])} 變為 {small(fitted['ece'])}。"
         )
-    return text + "沒有可用的驗證題，所以無法調整溫度。"
+    return text + (found["calibration"].get("not_fitted") or "沒有題目可用來調整溫度") + "。"
 
 
 # ---- in figures --------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict
     if isinstance(rows[0], Question):
         asked = asked_by(forward, lesson.prompts, world.device)
         sitting = sit(asked, rows, lesson.scoring, "1", world)
-        found |= {"validation_accuracy": sitting.right / len(rows), "validation_questions": len(rows)}
+        found |= {"validation_accuracy": sitting.accuracy, "validation_questions": len(rows)}
     return found
 
 

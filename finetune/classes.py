@@ -15,6 +15,7 @@ import numpy
 
 from .metrics import calibration, share
 from .plots import MOST_CELLS, short
+from .sets import in_order
 
 THRESHOLD = 0.5  # of a multi-label classifier: a class at least so probable is answered
 LISTED = 30  # confusions told one by one, where there are too many classes for a table
@@ -23,7 +24,7 @@ FLAT = (  # of the figures of a set: those worth a curve or a flat name
     "n", "accuracy", "interval_95", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "mcc",
     "hamming_loss", "log_loss", "ece", "majority", "macro_f1_majority",
 )  # fmt: skip
-TITLES = {"validation": "驗證", "held_back": "保留", "test": "測試"}
+TITLES = {"test": "測試", "held_back": "保留", "validation": "驗證"}
 NONE = "沒有留下驗證資料（--split_ratio），不知道分得多準。"
 CHOSEN_BY = "最好的一步就是照這些列挑的，成績會略為偏高"
 AVERAGES = (
@@ -129,7 +130,7 @@ def verdict(labels: dict) -> list[str]:
     if not labels:
         return [NONE]
     lines = []
-    for name, found in labels.items():
+    for name, found in in_order(labels).items():
         lines.append(f"{title_of(name)}：{sentence(found)}")
         low, high = found["interval_95"]
         row = f"  {title_of(name)} {found['n']} 列：{_accuracy(found)} {found['accuracy']:.3f}"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 from . import metrics
 from .cli import plain, say
@@ -14,10 +15,11 @@ from .contamination import Taught
 from .methods import GENERATE, parse
 from .orders import speaks_of_others
 from .questions import LETTERS, Question
-from .scoring import Scores, best, score_options
+from .scoring import Scores, score_options, tied
 
 MISTAKES = 20  # most confident ones, for a report
 CALIBRATION_ROWS = 500  # validation questions that a temperature is fitted on, at most
+NONE_ASKED = "可用來調整溫度的題目一題也問不了"
 
 
 @dataclass
@@ -30,16 +32,17 @@ class Sitting:
     orders: str
 
     @property
-    def predictions(self) -> list[int]:
-        """The chosen index of each question; -1, never right, where it could not be asked, or what was
-        answered names no option."""
+    def predictions(self) -> list[metrics.Prediction]:
+        """The chosen index of each question, all of them where several share the highest score; -1, never
+        right, where it could not be asked, or what was answered names no option."""
         lost = {*self.scores.refused, *self.scores.unreadable}
-        return [-1 if i in lost else best(row) for i, row in enumerate(self.scores)]
+        shared = (() if i in lost else tied(row) for i, row in enumerate(self.scores))
+        return [first[0] if len(first) == 1 else first or -1 for first in shared]
 
     @property
-    def right(self) -> int:
-        """How many were answered right."""
-        return sum(q.answer == p for q, p in zip(self.questions, self.predictions, strict=True))
+    def accuracy(self) -> float:
+        """The share of the questions that were answered right, ties by 1/k."""
+        return fmean(metrics.credits(self.questions, self.predictions))
 
 
 def sit(
@@ -88,7 +91,7 @@ def figures(
     other: Sitting | None = None,
     taught: Taught | None = None,
     option_only: Sitting | None = None,
-    held_out: Sitting | None = None,
+    held_out: Sitting | str = "",
 ) -> dict:
     """All figures of one set of questions. Empty without any.
 
@@ -96,7 +99,8 @@ def figures(
         other: a second model on the same questions (the untuned one, say).
         taught: what the model was fitted on; the score without those questions stands beside the whole.
         option_only: the same model on `stemless` questions.
-        held_out: the same model on questions neither taught nor examined, to fit a temperature on.
+        held_out: the same model on questions neither taught nor examined, to fit a temperature on; or why
+            there are none.
     """
     questions, predictions = sitting.questions, sitting.predictions
     if not questions:
@@ -112,7 +116,7 @@ def figures(
         "letters": metrics.letters(questions, predictions),
         "order_bias": metrics.order_bias(sitting.scores.by_order, [q.answer for q in questions]),
         "calibration": _calibration(sitting, held_out),
-        "ties": sum(row.count(max(row)) > 1 for row in _answered(sitting)[0]) / len(questions),
+        "ties": sum(isinstance(chosen, tuple) for chosen in predictions) / len(questions),
         "speaks_of_others": _some(questions, predictions, _speaks_of_others),
         "refused": len(sitting.scores.refused),
         "unreadable": len(sitting.scores.unreadable),
@@ -124,7 +128,8 @@ def figures(
         "contamination": _contamination(questions, predictions, taught),
     }
     if option_only is not None:
-        found["option_only"] = metrics.share(option_only.right, len(questions))
+        right = sum(metrics.credits(questions, option_only.predictions))
+        found["option_only"] = metrics.share(right, len(questions))
     if other is not None:
         found["other"] = metrics.accuracy(questions, other.predictions)
         found["other_macro_4"] = metrics.macro_4(metrics.by_subject(questions, other.predictions))
@@ -134,7 +139,8 @@ def figures(
 
 def _some(questions, predictions, wanted) -> dict:
     """accuracy, right, n and interval of the questions that `wanted` holds for; {} without any."""
-    hits = [q.answer == p for q, p in zip(questions, predictions, strict=True) if wanted(q)]
+    counted = zip(questions, metrics.credits(questions, predictions), strict=True)
+    hits = [right for question, right in counted if wanted(question)]
     return metrics.share(sum(hits), len(hits)) if hits else {}
 
 
@@ -142,21 +148,22 @@ def _speaks_of_others(question: Question) -> bool:
     return any(map(speaks_of_others, question.options))
 
 
-def _calibration(sitting: Sitting, held_out: Sitting | None) -> dict:
+def _calibration(sitting: Sitting, held_out: Sitting | str) -> dict:
     """As the scores are, and at the temperature that fits the held-out rows. The softmax of text scores is
     nothing the model ever stated; at the fitted temperature it is as good a confidence as they can give. A
     written answer states none."""
     if sitting.method == GENERATE:
-        return {"as_scored": {}, "fitted": {}, "fitted_on": 0}
+        return {"as_scored": {}, "fitted": {}, "fitted_on": 0, "not_fitted": ""}
     rows, answers = _answered(sitting)
     found = {"as_scored": metrics.calibration(rows, answers), "fitted": {}, "fitted_on": 0}
-    if held_out is not None and len(held_out.questions):
-        other_rows, other_answers = _answered(held_out)
-        if other_rows:
-            temperature = metrics.fit_temperature(other_rows, other_answers)
-            found["fitted"] = metrics.calibration(rows, answers, temperature)
-            found["fitted_on"] = len(other_rows)
-    return found
+    if isinstance(held_out, str):
+        return found | {"not_fitted": held_out}
+    other_rows, other_answers = _answered(held_out)
+    if not other_rows:
+        return found | {"not_fitted": NONE_ASKED}
+    temperature = metrics.fit_temperature(other_rows, other_answers)
+    fitted = metrics.calibration(rows, answers, temperature)
+    return found | {"fitted": fitted, "fitted_on": len(other_rows), "not_fitted": ""}
 
 
 def _answered(sitting: Sitting) -> tuple[list, list]:
@@ -192,44 +199,52 @@ def mistakes(sitting: Sitting, count: int = MISTAKES) -> list[dict]:
     if sitting.method == GENERATE:  # none was stated
         return found
     for question, chosen, row in zip(sitting.questions, sitting.predictions, sitting.scores, strict=True):
-        if chosen not in (-1, question.answer):
+        if chosen != -1 and not metrics.credit(question.answer, chosen):
             p = metrics.probabilities(row)
-            found.append((float(p[chosen]), question, chosen, float(p[question.answer])))
+            found.append((float(p.max()), question, chosen, float(p[question.answer])))
     found.sort(key=lambda row: -row[0])
     return [
         {
             "id": question.id, "subject": question.subject, "question": question.stem,
             "options": dict(zip(LETTERS, question.options, strict=False)), "gold": LETTERS[question.answer],
-            "prediction": LETTERS[chosen], "confidence": confidence, "probability_of_gold": p_gold,
+            "prediction": letter(chosen), "confidence": confidence, "probability_of_gold": p_gold,
         }
         for confidence, question, chosen, p_gold in found[:count]
     ]  # fmt: skip
 
 
 def records(sitting: Sitting, other: Sitting | None = None, other_name: str = "other") -> Iterator[dict]:
-    """One object a question, for predictions.jsonl. `answers_by_order`: the options in the order shown, and
-    the one chosen then; `flips`: they are not all the same one."""
+    """One object a question, for predictions.jsonl. `tied`: the k options that share the highest score, of
+    which `prediction` is the first; the question counts 1/k if the gold one is among them.
+    `answers_by_order`: the options in the order shown, and the one chosen then (A=C: these two alike);
+    `flips`: they are not all the same one."""
     theirs = other.predictions if other else None
+
+    def told(who: str, chosen: metrics.Prediction) -> dict:
+        tied = {f"{who}tied": [*map(letter, chosen)]} if isinstance(chosen, tuple) else {}
+        return {f"{who}prediction": letter(chosen), **tied}
+
     for index, (question, chosen) in enumerate(zip(sitting.questions, sitting.predictions, strict=True)):
         record = {
             "id": question.id,
             "subject": question.subject,
             "gold": letter(question.answer),
-            "prediction": letter(chosen),
+            **told("", chosen),
             "scores": [round(score, 6) for score in sitting.scores[index]],
         }
         if sitting.method == GENERATE:
             record |= {"scores": [], "reply": sitting.scores.replies.get(index, "")}
         if theirs:
-            record[f"{other_name}_prediction"] = letter(theirs[index])
+            record |= told(f"{other_name}_", theirs[index])
         if len(asked := sitting.scores.by_order[index]) > 1:
-            answers = {"".join(map(letter, order)): letter(best(row)) for order, row in asked}
+            answers = {"".join(map(letter, order)): "=".join(map(letter, tied(row))) for order, row in asked}
             record |= {"answers_by_order": answers, "flips": len(set(answers.values())) > 1}
         if index in sitting.scores.refused:
             record["refused"] = sitting.scores.refused[index]
         yield record
 
 
-def letter(index: int | None) -> str | None:
-    """The letter of an option; None where nothing was chosen."""
-    return None if index is None or index < 0 else LETTERS[index]
+def letter(index: metrics.Prediction | None) -> str | None:
+    """The letter of an option, the first of equals; None where nothing was chosen."""
+    first = index[0] if isinstance(index, tuple) else index
+    return None if first is None or first < 0 else LETTERS[first]

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .checking import grade
-from .examining import Sitting, asked_by, sit
+from .examining import CALIBRATION_ROWS, Sitting, asked_by, sit
 from .exams import Pools, sample
 from .growth import Growth
 from .logits import forward_of, light_of
 from .questions import Question
 from .rows import questions_of
+from .sets import ORDER
 from .tasks import Desk
 
 WHO = {"tuned": "微調後", "untuned": "微調前"}
@@ -26,13 +27,17 @@ class Finals:
         labelled: objectives of labelled rows, by set; `labels` are the figures of the tuned model alone: one
             with a new head knows nothing before.
         growth: of a language model on texts or replies.
+        apart: questions that are neither taught nor examined, which the tuned model answers for its
+            temperature (`held_out`); or why there are none.
     """
 
     lesson: object
     questions: dict[str, Sequence[Question]] = field(default_factory=dict)
     labelled: dict[str, object] = field(default_factory=dict)
     growth: Growth | None = None
+    apart: Sequence[Question] | str = ""
     sittings: dict[str, list[Sitting]] = field(default_factory=dict)
+    held_out: Sitting | str = ""
     labels: dict[str, dict] | None = None
 
     @classmethod
@@ -42,21 +47,33 @@ class Finals:
         flags = lesson.flags
         if lesson.kind == "classifier":
             desk = Desk(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
-            sets = {"validation": pools.validation, "held_back": pools.held_back, "test": pools.test}
+            sets = {name: getattr(pools, name) for name in ORDER}
             made = {
                 name: lesson.check if name == "validation" else lesson.task.objective(desk, rows, True)
                 for name, rows in sets.items()
                 if rows
             }
             return cls(lesson, labelled=made, labels={})
-        sets = {"held_back": pools.held_back, "test": pools.test} if lesson.prompts else {}
+        sets = {"test": pools.test, "held_back": pools.held_back} if lesson.prompts else {}
         if lesson.by_token and sets and not any(sets.values()):
             sets = {"validation": pools.validation}
         chosen = {
             name: sample(questions_of(rows), flags.exam_limit, flags.seed) for name, rows in sets.items()
         }
         growth = Growth() if lesson.by_token else None
-        return cls(lesson, chosen, growth=growth, sittings={name: [] for name in chosen})
+        apart = "考的就是驗證題，沒有別的題目可用來調整溫度"
+        if "validation" not in chosen:
+            apart = _unseen(lesson, questions_of(pools.validation))
+        return cls(lesson, chosen, growth=growth, apart=apart, sittings={name: [] for name in chosen})
+
+    def __post_init__(self):
+        if isinstance(self.apart, str):
+            self.held_out = self.apart
+
+    @property
+    def answers(self) -> dict[str, list[Sitting | str]]:
+        """By set: the sitting of each model in turn, and `held_out`."""
+        return {name: [*sat, self.held_out] for name, sat in self.sittings.items() if sat}
 
     @property
     def compares(self) -> bool:
@@ -77,5 +94,18 @@ class Finals:
             title = f"測驗（{WHO[who]}，{name}）" if rows else ""
             orders = lesson.flags.exam_orders
             self.sittings[name].append(sit(asked, rows, lesson.scoring, orders, world, title))
+        if who == "tuned" and any(self.questions.values()) and not isinstance(self.apart, str):
+            title = "驗證題（校準用）"
+            self.held_out = sit(asked, self.apart, lesson.scoring, lesson.flags.exam_orders, world, title)
         if self.growth:
             self.growth.add(who, model, lesson, world, machine.tokens)
+
+
+def _unseen(lesson, validation: Sequence[Question]) -> Sequence[Question] | str:
+    """Validation questions that neither this run nor an earlier one taught; or why there are none."""
+    if not len(validation):
+        return "這次沒有留下驗證題（--split_ratio），無法調整溫度"
+    rows = sample(validation, CALIBRATION_ROWS, lesson.flags.seed)
+    return [
+        row for row in rows if row.fingerprint not in lesson.fitted
+    ] or "驗證題底模都學過，不能用來調整溫度"

@@ -87,7 +87,7 @@ def _former(target: Path) -> RunCard | None:
 
 def write_results(
     lesson,
-    sittings: dict[str, list[examining.Sitting]],
+    sittings: dict[str, list[examining.Sitting | str]],
     grown: Growth | None,
     progress,
     note: str = "",
@@ -96,7 +96,8 @@ def write_results(
     """Model card, run card, curve and report. Returns the card and the verdict, for the screen.
 
     Args:
-        sittings: of each set of questions, the tuned model's and the untuned one's.
+        sittings: of each set of questions, the tuned model's, the untuned one's and, to fit a temperature on,
+            the tuned one's of other questions, or why there are none.
         grown: of a causal model.
         note: what must stand beside every figure.
         labels: of a classifier: figures of each set, {} of one without rows (classes.figures).
@@ -106,7 +107,10 @@ def write_results(
     card = lesson.card(progress.best_step, weights_hash(output))
     card.history, taught = progress.history, card.taught
     sittings = {name: pair for name, pair in sittings.items() if pair}
-    card.results = {name: examining.figures(*pair, taught) for name, pair in sittings.items()}
+    card.results = {
+        name: examining.figures(mine, other, taught, None, *apart)
+        for name, (mine, other, *apart) in sittings.items()
+    }
     card.growth = grown.as_dict() if grown else {}
     card.labels = {name: found for name, found in (labels or {}).items() if found}
     way_on = f"模型已經在 {output}；清出空間後加 --resume，會再測驗並寫報告"

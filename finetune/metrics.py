@@ -1,22 +1,25 @@
 """Figures of an exam, each with what is needed to judge it. scikit-learn and scipy do what they have.
 
-`predictions` are indices of options, -1 where a question could not be asked: never right. Scores are rows of
-log-probabilities, one per option. Accuracies and shares are 0 to 1.
+`predictions` are indices of options, -1 where a question could not be asked: never right. Where k options
+share the highest score, the prediction is the tuple of them: right by 1/k if the answer is one, whatever the
+order they stand in (see `credit`). Scores are rows of log-probabilities, one per option. Accuracies and
+shares are 0 to 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 import numpy
 
 from .questions import LETTERS, Question, majority_answer, normalised
-from .scoring import best
+from .scoring import tied
 from .subjects import CATEGORIES, category_of
 
+Prediction = int | tuple[int, ...]
 RESAMPLES = 10_000  # of a bootstrap: the ends of its interval then move by a fiftieth of its width
 BINS = 15  # equal-width bins of confidence (arXiv:1706.04599, section 2)
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -25,7 +28,19 @@ INTERVAL = (2.5, 97.5)  # percentiles
 # ---- accuracy ----------------------------------------------------------------------------------------------
 
 
-def accuracy(questions: Sequence[Question], predictions: Sequence[int]) -> dict:
+def credit(answer: int, prediction: Prediction) -> float:
+    """1 for the answer, 1/k for k options of which it is one, else 0."""
+    if isinstance(prediction, tuple):
+        return (answer in prediction) / max(1, len(prediction))
+    return float(answer == prediction)
+
+
+def credits(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[float]:
+    """Of each question."""
+    return [credit(question.answer, chosen) for question, chosen in zip(questions, predictions, strict=True)]
+
+
+def accuracy(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict:
     """Accuracy per question (micro) with its 95 % Wilson interval and what it must be held against.
 
     `chance` guesses blindly; `majority_letter` answers the letter most often right on these rows;
@@ -36,7 +51,7 @@ def accuracy(questions: Sequence[Question], predictions: Sequence[int]) -> dict:
         return {}
     common = majority_answer(questions)
     return {
-        **share(*_counted(questions, predictions)),
+        **share(sum(credits(questions, predictions)), len(questions)),
         "chance": fmean(1 / len(q.options) for q in questions),
         "majority_letter": fmean(q.answer == common for q in questions),
         "majority_letter_is": LETTERS[common],
@@ -46,14 +61,15 @@ def accuracy(questions: Sequence[Question], predictions: Sequence[int]) -> dict:
     }
 
 
-def share(right: int, n: int) -> dict:
-    """accuracy, right, n and interval_95."""
+def share(right: float, n: int) -> dict:
+    """accuracy, right, n and interval_95. `right` is no whole number where ties counted in part."""
+    right = _whole(right)
     return {"accuracy": right / n, "right": right, "n": n, "interval_95": list(wilson(right, n))}
 
 
-def _counted(questions: Sequence[Question], predictions: Sequence[int]) -> tuple[int, int]:
-    """How many are right, of how many."""
-    return sum(q.answer == p for q, p in zip(questions, predictions, strict=True)), len(questions)
+def _whole(right: float) -> float:
+    """A sum of shares such as 1/3: what rounding left beside a whole number is taken off."""
+    return round(right) if abs(right - round(right)) < 1e-9 else right
 
 
 def _rule(questions: Sequence[Question], worth) -> float:
@@ -71,19 +87,21 @@ def _overlap(question: Question, text: str) -> float:
     return len(mine & stem) / len(mine) if mine else 0.0
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share (E. B. Wilson 1927; scipy's `proportion_ci`)."""
-    from scipy.stats import binomtest
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share (E. B. Wilson 1927). scipy's takes whole numbers alone; `right`
+    may hold shares of ties."""
+    z = NormalDist().inv_cdf(0.975)
+    share, width = right / count, z * z / count
+    middle, spread = share + width / 2, z * math.sqrt(share * (1 - share) / count + width / (4 * count))
+    low, high = (middle - spread) / (1 + width), (middle + spread) / (1 + width)
+    return 0.0 if right == 0 else low, 1.0 if right == count else high
 
-    interval = binomtest(right, count).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
-
-def by_subject(questions: Sequence[Question], predictions: Sequence[int]) -> dict[str, dict]:
+def by_subject(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, dict]:
     """accuracy, right, n and interval_95 of each subject."""
-    rows: dict[str, list[bool]] = defaultdict(list)
-    for question, chosen in zip(questions, predictions, strict=True):
-        rows[question.subject].append(question.answer == chosen)
+    rows: dict[str, list[float]] = defaultdict(list)
+    for question, right in zip(questions, credits(questions, predictions), strict=True):
+        rows[question.subject].append(right)
     return {subject: share(sum(hits), len(hits)) for subject, hits in sorted(rows.items())}
 
 
@@ -144,36 +162,48 @@ def _macro_weights(subjects: dict[str, dict]) -> dict[str, float] | None:
 # ---- two models on the same questions ----------------------------------------------------------------------
 
 
-def paired(questions: Sequence[Question], first: Sequence[int], second: Sequence[int]) -> dict:
+def paired(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
     """McNemar's test, and the difference first − second with its paired-bootstrap interval: micro, and
     macro-4 where it exists."""
     return {**mcnemar(questions, first, second), **difference(questions, first, second)}
 
 
-def mcnemar(questions: Sequence[Question], first: Sequence[int], second: Sequence[int]) -> dict:
-    """Exact McNemar test of two models on the same questions, by those that only one of them gets right."""
+def mcnemar(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
+    """McNemar's test of two models on the same questions, see `paired_test`."""
+    return paired_test(credits(questions, first), credits(questions, second))
+
+
+def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
+    """Two models on the same rows, by those that count more for one of them than for the other. Exact
+    McNemar; where ties count in part, its generalisation: the sign of each difference is as likely the other
+    one (Fisher's randomisation test, two-sided, RESAMPLES draws)."""
     from scipy.stats import binomtest
 
-    only_first = only_second = 0
-    for question, a, b in zip(questions, first, second, strict=True):
-        only_first += a == question.answer != b
-        only_second += b == question.answer != a
-    p = float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
+    steps = [round(a - b, 9) for a, b in zip(first, second, strict=True)]
+    only_first, only_second = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
+    sizes = Counter(abs(step) for step in steps if step)
+    if not sizes:
+        p = 1.0
+    elif len(sizes) == 1:
+        p = float(binomtest(only_first, only_first + only_second).pvalue)
+    else:
+        rng = numpy.random.default_rng(0)
+        drawn = sum(size * (2 * rng.binomial(n, 0.5, RESAMPLES) - n) for size, n in sizes.items())
+        p = float((1 + (numpy.abs(drawn) >= abs(sum(steps)) - 1e-6).sum()) / (1 + RESAMPLES))
     return {"only_first_right": only_first, "only_second_right": only_second, "p_value": p}
 
 
-def difference(questions: Sequence[Question], first: Sequence[int], second: Sequence[int]) -> dict:
+def difference(
+    questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]
+) -> dict:
     """first − second in accuracy; 95 % by a paired bootstrap, which draws whole questions (for macro-4 within
     each subject)."""
-    steps: dict[str, list[int]] = defaultdict(list)
-    for question, a, b in zip(questions, first, second, strict=True):
-        steps[question.subject].append((a == question.answer) - (b == question.answer))
+    steps: dict[str, list[float]] = defaultdict(list)
+    counted = zip(questions, credits(questions, first), credits(questions, second), strict=True)
+    for question, a, b in counted:
+        steps[question.subject].append(a - b)
     rng = numpy.random.default_rng(0)
-    everything = [step for row in steps.values() for step in row]
-    found = {
-        "difference": fmean(everything),
-        "difference_interval_95": numpy.percentile(_resampled(rng, everything), INTERVAL).tolist(),
-    }
+    found = mean_difference([step for row in steps.values() for step in row], rng)
     if weights := _macro_weights(steps):
         drawn = sum(weight * _resampled(rng, steps[name]) for name, weight in weights.items())
         found["macro_4_difference"] = sum(weights[name] * fmean(steps[name]) for name in weights)
@@ -181,42 +211,63 @@ def difference(questions: Sequence[Question], first: Sequence[int], second: Sequ
     return found
 
 
-def _resampled(rng, steps: Sequence[int]) -> numpy.ndarray:
-    """Means of RESAMPLES draws with replacement from values −1, 0, 1: multinomial counts."""
-    shares = [steps.count(value) / len(steps) for value in (-1, 0, 1)]
-    counts = rng.multinomial(len(steps), shares, RESAMPLES)
-    return (counts[:, 2] - counts[:, 0]) / len(steps)
+def mean_difference(steps: Sequence[float], rng=None) -> dict:
+    """`difference`, the mean of one model's counts less another's on the same rows, with its 95 % interval by
+    a bootstrap of the rows."""
+    drawn = _resampled(rng or numpy.random.default_rng(0), steps)
+    return {
+        "difference": fmean(steps),
+        "difference_interval_95": numpy.percentile(drawn, INTERVAL).tolist(),
+    }
+
+
+def _resampled(rng, steps: Sequence[float]) -> numpy.ndarray:
+    """Means of RESAMPLES draws with replacement: multinomial counts of the few values there are."""
+    values, counts = numpy.unique(numpy.round(steps, 9), return_counts=True)
+    return rng.multinomial(len(steps), counts / len(steps), RESAMPLES) @ values / len(steps)
 
 
 # ---- letters and orders ------------------------------------------------------------------------------------
 
 
-def letters(questions: Sequence[Question], predictions: Sequence[int]) -> dict:
+def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict:
     """How the letters of the key are met: recall, precision, F1 and support of each, their confusion, how
     often each is chosen, macro F1, and RStd, the standard deviation of the recalls (arXiv:2309.03882,
-    section 2.2). A question that could not be asked counts as chosen nothing: a column of its own, `?`."""
+    section 2.2). A question that could not be asked counts as chosen nothing: a column of its own, `?`. Of
+    k options that share the highest score each is chosen by 1/k."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    gold = [question.answer for question in questions]
+    spread = [_spread(chosen) for chosen in predictions]
+    gold = [question.answer for question, each in zip(questions, spread, strict=True) for _ in each]
+    chosen = [place for each in spread for place in each]
+    weights = [1 / len(each) for each in spread for _ in each]
     places = list(range(max(len(question.options) for question in questions)))
     precision, recall, f1, support = precision_recall_fscore_support(
-        gold, predictions, labels=places, zero_division=0.0
+        gold, chosen, labels=places, zero_division=0.0, sample_weight=weights
     )
-    columns = [*places, -1] if -1 in predictions else places
-    confusion = confusion_matrix(gold, predictions, labels=columns)[: len(places)]
+    columns = [*places, -1] if -1 in chosen else places
+    confusion = confusion_matrix(gold, chosen, labels=columns, sample_weight=weights)[: len(places)]
     asked = [recall[i] for i in range(len(places)) if support[i]]
     return {
         "letters": [LETTERS[place] for place in places],
         "recall": recall.tolist(),
         "precision": precision.tolist(),
         "f1": f1.tolist(),
-        "support": support.tolist(),
-        "chosen": [sum(p == place for p in predictions) / len(predictions) for place in places],
+        "support": [round(count) for count in support],
+        "chosen": [
+            sum(w for p, w in zip(chosen, weights, strict=True) if p == place) / len(questions)
+            for place in places
+        ],
         "columns": [LETTERS[place] if place >= 0 else "?" for place in columns],
-        "confusion": confusion.tolist(),
+        "confusion": [[_whole(count) for count in row] for row in confusion.tolist()],
         "macro_f1": fmean(f1[i] for i in range(len(places)) if support[i]),
         "recall_std": float(numpy.std(asked)),
     }
+
+
+def _spread(chosen: Prediction) -> tuple[int, ...]:
+    """The options that share a prediction; -1 for none."""
+    return (chosen if isinstance(chosen, tuple) else (chosen,)) or (-1,)
 
 
 def order_bias(by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float]]]], answers) -> dict:
@@ -235,14 +286,15 @@ def order_bias(by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float
         return {}
     flips, hits, as_written = 0, [], []
     width = max(len(order) for asked, _ in rows for order, _ in asked)
-    chosen, right = [0] * width, [0] * width
+    chosen, right = [0.0] * width, [0] * width
     for asked, answer in rows:
-        picked = [best(row) for _, row in asked]
+        picked = [tied(row) for _, row in asked]
         flips += len(set(picked)) > 1
-        hits += [option == answer for option in picked]
-        as_written.append(picked[0] == answer)
-        for (order, _), option in zip(asked, picked, strict=True):
-            chosen[order.index(option)] += 1
+        hits += [credit(answer, options) for options in picked]
+        as_written.append(credit(answer, picked[0]))
+        for (order, _), options in zip(asked, picked, strict=True):
+            for option in options:
+                chosen[order.index(option)] += 1 / len(options)
             right[order.index(answer)] += 1
     return {
         "questions": len(rows),
@@ -299,9 +351,8 @@ def calibration(rows: Sequence[Sequence[float]], answers: Sequence[int], tempera
     confidence, hits, brier = [], [], []
     for row, answer in zip(rows, answers, strict=True):
         p = probabilities(row, temperature)
-        chosen = int(p.argmax())
-        confidence.append(float(p[chosen]))
-        hits.append(chosen == answer)
+        confidence.append(float(p.max()))
+        hits.append(credit(answer, tied(row)))
         brier.append(float(((p - (numpy.arange(len(p)) == answer)) ** 2).sum()))
     place = numpy.minimum((numpy.asarray(confidence) * BINS).astype(int), BINS - 1)
     bins = []

@@ -11,10 +11,9 @@ from .lineage import as_line
 from .methods import CHOICE
 from .report import write_json
 from .run_card import AIMS, FILE, RunCard
+from .sets import ORDER, in_order
 
-FIRST = {
-    name: TITLES[name] for name in ("held_back", "test", "validation")
-}  # the sets a training run examines on
+FIRST = {name: TITLES[name] for name in ORDER}  # the sets a training run examines on
 REPEATED = (  # flags that decide what a model becomes
     "learning_rate", "train_batch_size", "num_epochs", "max_steps", "max_length", "warmup_ratio",
     "weight_decay", "split_ratio", "freeze", "train_only", "unfreeze_every", "layer_lr_decay", "lora_rank",
@@ -94,7 +93,7 @@ def classifier_card(card: RunCard) -> str:
         lines.append(f"- {len(names)} 類：{'、'.join(map(classes.escaped, names))}")
     lines += ["", "## 成績", ""]
     lines += [f"- {classes.escaped(line)}" for line in classes.verdict(card.labels)]
-    for name, found in card.labels.items():
+    for name, found in in_order(card.labels).items():
         lines += ["", f"### {classes.title_of(name)}", "", *classes.table(found)]
     return "\n".join([*lines, "", "## 使用", "", *CLASSIFY, ""])
 

@@ -171,16 +171,24 @@ def option_scores(logits: Tensor, batch: ContestBatch) -> Tensor:
 
 @torch.no_grad()
 def hits(logits: Tensor, batch: Batch) -> Tensor:
-    """Whether each target is what the logits say: (M,) booleans, as `token_losses` has losses."""
+    """How far each target is what the logits say, 0 to 1: 1/k where it is one of k that share the highest.
+    (M,), as `token_losses` has losses."""
     if isinstance(batch, ContestBatch):
-        return option_scores(logits.float(), batch).argmax(1) == batch.targets
+        return _share_of_the_best(option_scores(logits.float(), batch), batch.targets)
     if logits.ndim == 1:
-        return (logits > 0) == batch.targets.bool()
+        return ((logits > 0) == batch.targets.bool()).float()
     choosing = batch.candidates[:, 0] >= 0
+    said = _share_of_the_best(logits, batch.targets)
     if not choosing.any():
-        return logits.argmax(1) == batch.targets
+        return said
     among = logits.gather(1, batch.candidates.clamp_min(0)).masked_fill(batch.candidates < 0, float("-inf"))
-    return torch.where(choosing, among.argmax(1), logits.argmax(1)) == batch.targets
+    return torch.where(choosing, _share_of_the_best(among, batch.targets.clamp_max(among.shape[1] - 1)), said)
+
+
+def _share_of_the_best(scores: Tensor, targets: Tensor) -> Tensor:
+    """scores (M, K), targets (M,) -> (M,)."""
+    best = scores == scores.max(1, keepdim=True).values
+    return best.gather(1, targets[:, None])[:, 0] / best.sum(1)
 
 
 def summed_loss(losses: Tensor, batch: Batch) -> Tensor:

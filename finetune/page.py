@@ -36,6 +36,7 @@ def render(report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str
     house.filters |= {
         "percent": lambda share: unbroken(percent(share)),
         "unbroken": unbroken,
+        "counted": counted,
         "subject": subject_title,
     }
     template = house.get_template("report.html.j2")
@@ -72,6 +73,11 @@ def small(share: float) -> str:
 def points(difference: float) -> str:
     """A difference of shares in percentage points: 0.0746 as +7.5."""
     return f"{100 * difference:+.1f}"
+
+
+def counted(right: float) -> str:
+    """How many are right: a whole number, or with one decimal where ties counted in part."""
+    return f"{right:.1f}".removesuffix(".0")
 
 
 def unbroken(text: str) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-TITLES = {"validation": "驗證", "held_back": "保留"}
+from .sets import in_order
+
+TITLES = {"held_back": "保留", "validation": "驗證"}
 PARTS = (("提示", "prompt"), ("原文", "wanted"), ("微調前", "untuned"), ("微調後", "tuned"))  # of a sample
 COLUMNS = ("沒教過的資料", "token", "困惑度（前）", "困惑度（後）", "變化")
 BITS, RESTORED = "每字位元（後）", "還原（前 → 後）"
@@ -56,7 +58,7 @@ def samples_title(growth: dict) -> str:
 def rows(growth: dict) -> list[list[str]]:
     """Of each set, what stands below `columns`."""
     found = []
-    for name, figures in growth["sets"].items():
+    for name, figures in in_order(growth["sets"]).items():
         before, after = figures["untuned"], figures["tuned"]
         last = f"{after['bits_per_character']:.3f}" if "bits_per_character" in after else "—"
         if "restored" in after:
@@ -74,7 +76,7 @@ def verdict(growth: dict) -> list[str]:
         f"{TITLES[name]}資料（{found['tuned']['tokens']:,} 個 token）：困惑度 {small(found['untuned'])} → "
         f"{small(found['tuned'])}（{change(found['untuned'], found['tuned'])}）"
         + (f"，遮住的字還原 {restored(found['untuned'], found['tuned'])}" if hides(growth) else "")
-        for name, found in growth["sets"].items()
+        for name, found in in_order(growth["sets"]).items()
     ]
 
 

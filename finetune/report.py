@@ -45,6 +45,7 @@ from .examining import Sitting
 from .lineage import as_line
 from .page import percent, small
 from .run_card import AIMS, RunCard
+from .sets import in_order
 from .subjects import SUBJECTS
 
 FILES = ("results.json", "predictions.jsonl", "report.md", "index.html")
@@ -86,9 +87,12 @@ class Report:
     def heading(self) -> str:
         return "測驗報告" if self.asked() else "分類報告" if self.labels else "訓練報告"
 
+    def __post_init__(self):
+        self.labels = in_order(self.labels)
+
     def asked(self) -> dict[str, dict]:
         """The sets that hold questions."""
-        return {name: found for name, found in self.results.items() if found}
+        return in_order({name: found for name, found in self.results.items() if found})
 
     def chapters(self) -> list[Chapter]:
         """What is told of each set that holds questions."""
@@ -110,7 +114,7 @@ def of_training(card: RunCard, sittings: dict[str, Sequence[Sitting]], progress)
         **({"作答方式": card.scoring} if any(card.results.values()) else {}),
         "訓練": f"{progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
     }  # fmt: skip
-    pairs = {name: (mine, other) for name, (mine, other) in sittings.items()}
+    pairs = {name: tuple(sat[:2]) for name, sat in sittings.items()}
     notes = [NOT_COMPARABLE] if card.pool == "all" else []
     if card.lineage:
         facts["來歷"] = as_line(card.lineage)

@@ -36,6 +36,7 @@ from .questions import Question, draw
 from .tokenizing import prompt_length
 
 WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
+TIE = 1e-9  # nats: what the same numbers, added up in another order, differ by
 CLOSE = 0.02  # nats between the best two: bf16 moves scores by half of that, see benchmarks/NOTES.md
 # A model that leaves more than this share of the questions so close is guessing, and no precision makes it
 # know better: of its questions one in so many, or a few, are asked again.
@@ -143,9 +144,16 @@ def _close(scores: Scores) -> list[int]:
     return [index for _, index in sorted(close)[:most]]
 
 
+def tied(scores: Sequence[float]) -> tuple[int, ...]:
+    """The indices of the options that share the highest score, to within TIE."""
+    top = max(scores)
+    equals = tuple(i for i, score in enumerate(scores) if score == top or top - score <= TIE)
+    return equals or (max(range(len(scores)), key=scores.__getitem__),)  # of scores that are no numbers
+
+
 def best(scores: Sequence[float]) -> int:
     """The index of the highest score; the first of equals."""
-    return max(range(len(scores)), key=scores.__getitem__)
+    return tied(scores)[0]
 
 
 def ranking(scores: Sequence[float]) -> list[int]:
@@ -316,12 +324,13 @@ def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> Asked:
 
 def _ask_head(prompts: ExamPrompts, question: Question) -> Asked:
     written = [prompts.plain(question, option) for option in range(len(question.options))]
-    probes = [Probe(prompt.ids, (0,), ((0,),), as_they_are=True) for prompt in written]
+    # Options that look alike share a row: in another place of a batch it would get another last digit.
+    shared = {prompt.ids: Probe(prompt.ids, (0,), ((0,),), as_they_are=True) for prompt in written}
 
     def read() -> list[float]:
-        return _log_softmax([probe.results[0][0] for probe in probes])
+        return _log_softmax([shared[prompt.ids].results[0][0] for prompt in written])
 
-    return Asked(probes, read, cut=any(prompt.cut for prompt in written))
+    return Asked(list(shared.values()), read, cut=any(prompt.cut for prompt in written))
 
 
 def _by_option(probe: Probe, order: Order) -> list[float]:

@@ -40,11 +40,11 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
         return sit(who.score, questions, method, asked_in, world, what)
 
     mine = seat(examinee, rows, "測驗")
-    alone = held_out = other = None
+    alone = other = None
     if not flags.skip_option_only:
         alone = seat(examinee, examining.stemless(rows), "只看選項")
-    if apart := unseen(exam, split, rows, examinee):
-        held_out = seat(examinee, apart, "驗證題（校準用）")
+    apart = unseen(exam, split, rows, examinee)
+    held_out = apart if isinstance(apart, str) else seat(examinee, apart, "驗證題（校準用）")
     other_title = chapters.UNTUNED if flags.compare_with == UNTUNED else flags.compare_with or ""
     if rival:
         other = seat(rival, rows, f"測驗（{other_title}）")  # by the same method, or they are not compared
@@ -100,10 +100,15 @@ def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
     return name, exam.questions[name]
 
 
-def unseen(exam: Exam, split: str, examined: Sequence[Question], examinee: Examinee) -> list[Question]:
-    """Validation questions that the model was not fitted on and that are not among those examined."""
-    if split in ("all", "validation"):
-        return []
+def unseen(
+    exam: Exam, split: str, examined: Sequence[Question], examinee: Examinee
+) -> Sequence[Question] | str:
+    """Validation questions that the model was not fitted on and that are not among those examined; or why
+    there are none."""
+    if split == "all":
+        return "考的是全部題目，沒有別的題目可用來調整溫度"
+    if split == "validation":  # what is left would be training rows, which a model not taught here may know
+        return "考的就是驗證題，沒有別的題目可用來調整溫度"
     known = {question.fingerprint for question in examined}
     if examinee.card:
         known |= set(examinee.card.fingerprints)
@@ -114,6 +119,8 @@ def unseen(exam: Exam, split: str, examined: Sequence[Question], examinee: Exami
         for question in exam.questions.get(name, ())
         if question.fingerprint not in known
     ]
+    if not rows:
+        return "題庫裡沒有既沒考、模型也沒學過的驗證題或訓練題，無法調整溫度"
     return sample(rows, examining.CALIBRATION_ROWS, seed=0)
 
 

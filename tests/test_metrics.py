@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import numpy
 import pytest
@@ -13,8 +14,9 @@ import scipy.stats
 import sklearn.metrics
 import statsmodels.stats.proportion
 
-from finetune import metrics
+from finetune import examining, metrics
 from finetune.questions import Question
+from finetune.scoring import Scores
 from finetune.subjects import category_of
 
 SUBJECTS = ("physics", "junior_math_exam", "taxation", "trade", "music", "education", "economics")
@@ -216,3 +218,63 @@ def test_rules_that_read_no_question_score_what_they_should():
     assert found["longest_option"] == pytest.approx(2 / 3)
     assert found["shortest_option"] == pytest.approx(1 / 3)
     assert found["overlap"] == pytest.approx(2 / 3) and found["chance"] == 0.5
+
+
+def test_k_options_of_equal_score_count_one_kth_in_every_figure():
+    """As the mean over all ways to break the ties, told by scores of which none are equal."""
+    rng = random.Random(3)
+    questions, scores, broken = [], [], []
+    for number in range(60):
+        width = rng.randint(2, 4)
+        row = [rng.choice((-1.0, -2.0)) for _ in range(width)]
+        questions.append(Question(f"q{number}", tuple("甲乙丙丁"[:width]), rng.randrange(width), "physics"))
+        scores.append(row)
+        top = [i for i in range(width) if row[i] == max(row)]
+        broken.append([top[turn % len(top)] for turn in range(12)])  # 12: by 2, 3 and 4
+    sitting = examining.Sitting(questions, Scores(scores), "joint", "1")
+    ways = [[one[turn] for one in broken] for turn in range(12)]
+    expected = statistics.fmean(
+        sum(q.answer == p for q, p in zip(questions, way, strict=True)) / 60 for way in ways
+    )
+    found = metrics.accuracy(questions, sitting.predictions)
+    assert found["accuracy"] == pytest.approx(expected) == pytest.approx(sitting.accuracy)
+    assert found["right"] == pytest.approx(60 * expected)
+    assert metrics.by_subject(questions, sitting.predictions)["physics"] == metrics.share(found["right"], 60)
+    letters = metrics.letters(questions, sitting.predictions)
+    single = [metrics.letters(questions, way) for way in ways]
+    assert letters["recall"] == pytest.approx(numpy.mean([one["recall"] for one in single], axis=0))
+    assert letters["chosen"] == pytest.approx(numpy.mean([one["chosen"] for one in single], axis=0))
+    confusion = numpy.mean([one["confusion"] for one in single], axis=0)
+    assert numpy.array(letters["confusion"]) == pytest.approx(confusion)
+    assert metrics.calibration(scores, [q.answer for q in questions])["bins"][0]["accuracy"] <= 1
+    hits = sum(
+        b["n"] * b["accuracy"] for b in metrics.calibration(scores, [q.answer for q in questions])["bins"]
+    )
+    assert hits == pytest.approx(60 * expected)
+    other = [rng.randrange(len(q.options)) for q in questions]
+    gaps = [metrics.difference(questions, way, other)["difference"] for way in ways]
+    assert metrics.difference(questions, sitting.predictions, other)["difference"] == pytest.approx(
+        statistics.fmean(gaps)
+    )
+
+
+def test_with_ties_the_paired_test_is_scipys_permutation_of_pairs():
+    rng = random.Random(5)
+    first = [rng.choice((0, 1 / 3, 0.5, 1)) for _ in range(80)]
+    second = [max(0, min(1, value - rng.choice((0, 0, 0.5, -0.25)))) for value in first]
+    expected = scipy.stats.permutation_test(
+        (numpy.array(first), numpy.array(second)), lambda a, b: numpy.mean(a) - numpy.mean(b),
+        permutation_type="samples", n_resamples=4000, rng=1,
+    ).pvalue  # fmt: skip
+    assert metrics.paired_test(first, second)["p_value"] == pytest.approx(expected, abs=0.03)
+    whole = [round(value) for value in first], [round(value) for value in second]
+    only = [sum(a > b for a, b in zip(*whole, strict=True)), sum(a < b for a, b in zip(*whole, strict=True))]
+    exact = scipy.stats.binomtest(only[0], sum(only)).pvalue
+    assert metrics.paired_test(*whole)["p_value"] == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (3, 7), (250, 1000), (1, 1)])
+def test_the_interval_of_whole_numbers_is_that_of_scipy(right, count):
+    interval = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert metrics.wilson(right, count) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert metrics.wilson(max(0, right - 0.5), count)[1] < metrics.wilson(right, count)[1] or right == 0
