@@ -8,16 +8,16 @@ become the names it keeps in the file's metadata.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from .bad_rows import Unreadable, abridged, where
 from .cli import nearest
+from .columnar import features_of
+from .data_files import DataFile, names_of_feature
 from .errors import UserError, listed, shown
-from .strictness import decode
-from .tables import Unreadable, read_table
 
 TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容")
 TEXTS += ("句子", "評論", "留言")
@@ -31,7 +31,6 @@ LABELS = ("label", "labels", "category", "class", "sentiment", "標籤", "類別
 LOOKED = 100  # rows that tell the columns
 SEPARATORS = re.compile(r"[|;；、,，]")  # of several labels in one text
 SWITCHES = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
-SAME_PROBLEM = 10  # rows that are listed with one reason; the others are counted
 
 
 # ---- columns -----------------------------------------------------------------------------------------------
@@ -44,14 +43,14 @@ class Columns:
     multi: bool
 
 
-def first_rows(placed: list[tuple[str, Path]], named: str) -> list[dict]:
+def first_rows(files: Sequence[DataFile], named: str) -> list[dict]:
     """The first rows of the first file that has any."""
     problems = []
-    for _, file in placed:
-        looked = list(islice(read_table(file), LOOKED))
+    for file in files:
+        looked = list(islice(file.rows(), LOOKED))
         if rows := [row for _, row in looked if isinstance(row, dict)]:
             return rows
-        problems += [f"{where(file, line)}：{_no_row(row)}" for line, row in looked]
+        problems += [f"{where(file.path, line)}：{_no_row(row)}" for line, row in looked]
     raise UserError([*abridged(problems), f"{named}：一列也沒有"])
 
 
@@ -149,23 +148,12 @@ class NoLabel(ValueError):
 
 
 def class_names(file: Path, column: str) -> tuple[str, ...]:
-    """The names of a ClassLabel, or of a list of them, in a parquet file that `datasets` wrote; else ()."""
-    if file.suffix.lower() != ".parquet":
+    """The names of a ClassLabel, or of a list of them, in a parquet or Arrow file that `datasets` wrote; else
+    ()."""
+    if file.suffix.lower() not in (".parquet", ".arrow"):
         return ()
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        metadata = pyarrow.parquet.read_schema(file).metadata or {}
-        feature = decode(metadata[b"huggingface"].decode())["info"]["features"][column]
-        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
-        return tuple(map(str, feature.get("names") or ()))
-    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError):
-        return ()
-
-
-def where(file: Path, line: int) -> str:
-    return f"{file}:{line}" if line else str(file)
+    features = features_of(file)
+    return names_of_feature(features.get(column) if isinstance(features, dict) else None)
 
 
 def _no_row(row: object) -> str:
@@ -232,15 +220,3 @@ def _label(column: str, value: object, classes: Sequence[str]) -> str:
     if not value.strip():
         raise ValueError(f"{column} 裡有空的標籤")
     return value.strip()
-
-
-def abridged(problems: list[str]) -> list[str]:
-    """`file:line：reason` of each, the same reason at most SAME_PROBLEM times."""
-    same: Counter[str] = Counter()
-    listed = []
-    for problem in problems:
-        reason = problem.partition("：")[2]
-        same[reason] += 1
-        listed += [problem] if same[reason] <= SAME_PROBLEM else []
-    more = [f"另有 {n - SAME_PROBLEM} 列也是：{reason}" for reason, n in same.items() if n > SAME_PROBLEM]
-    return listed + more

@@ -10,32 +10,40 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 from itertools import groupby
 from pathlib import Path
 
 from . import hub, reading
+from .bad_rows import Unreadable, abridged, too_many, where
 from .cli import nearest, say
+from .data_files import DataFile, nothing_in, stem_of
 from .disk import whole_file
 from .errors import UserError, shown
+from .headers import STEMS
 from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, Statement, as_dict, draw
 from .rows import Rows, Shelf, joined, on_shelf, pick
 from .subjects import CATEGORIES, category_of, chinese_name
-from .tables import SUFFIXES, Unreadable, read_table
 
-ONE_TOO_MANY = "K"  # looked at, so that an eleventh option is refused and not lost
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
+ONE_TOO_MANY = "K"  # looked at, so that an eleventh option is refused and not lost
 
 
 @dataclass
 class Exam:
-    """Questions by official split, and where they came from. `told`: sentences a model may read."""
+    """Questions by official split, and where they came from. `told`: sentences a model may read. `dev`: the
+    split that files called so are in."""
 
     questions: dict[str, Sequence[Question]]
     origin: str
     skipped: list[str] = field(default_factory=list)
     told: list[Statement] = field(default_factory=list)
+    dev: str = "train"
+
+    def split(self, name: str) -> str:
+        """The official name of a split that a person calls `dev`, `val` or `test`."""
+        return self.dev if name == "dev" else SPLITS.get(name, name)
 
     def __len__(self) -> int:
         return sum(map(len, self.questions.values()))
@@ -76,60 +84,66 @@ def read_exam(
     Raises:
         UserError: nothing there, bad rows, unknown subjects.
     """
-    _, files, origin = hub.find_files(source, revision, flag, _files_in)
+    folder, files, origin = hub.find_files(source, revision, flag)
     if not files:
-        raise UserError(
-            f"{flag} {source}：裡面沒有題目檔（要 {{科目}}_{{dev,val,test}}.csv，或 {'、'.join(SUFFIXES)}）"
-        )
-    wanted = _choose_files(files, subjects)
+        layout = "（要 {科目}_{dev,val,test}.csv 之類的題目檔）"
+        raise UserError(nothing_in(folder, f"{flag} {source}") + layout)
+    wanted = _choose_files(_by_split(files), subjects)
     shelf, questions = Shelf(), {}
     problems: list[str] = []
     for file in wanted:
-        subject, split = _subject_and_split(file)
-        for question in read_rows(file, subject, split, problems):
-            questions.setdefault(split, Rows(shelf=shelf)).append(question)
+        for question in read_rows(file, problems):
+            questions.setdefault(file.split, Rows(shelf=shelf)).append(question)
     if problems and on_bad_rows == "fail":
-        raise UserError([*problems, f"共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"])
+        raise UserError(too_many(problems, sum(map(len, questions.values())), "題"))
     questions = choose_rows(questions, subjects)
     if not any(questions.values()):
-        names = "、".join(file.name for file in wanted[:3])
-        raise UserError([*problems, f"{flag} {source}：一題也沒有（{names}）"])
-    return Exam(questions, origin, skipped=problems)
+        names = "、".join(file.path.name for file in wanted[:3])
+        raise UserError([*abridged(problems), f"{flag} {source}：一題也沒有（{names}）"])
+    return Exam(questions, origin, problems, dev=_dev_of(files))
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """The question files of a folder or of data/ below it, which may hold other files too."""
-    places = [place for place in (folder, folder / "data") if place.is_dir()]
-    there = [file for place in places for file in sorted(place.iterdir()) if file.is_file()]
-    found = [file for file in there if file.suffix.lower() in SUFFIXES]
-    named = [file for file in found if _subject_and_split(file)[1]]
-    if named and (others := [file.name for file in found if file not in named]):
-        say(f"略過 {'、'.join(others[:5])}：檔名結尾不是 _dev、_val 或 _test，而資料夾裡有這樣的檔案")
-    return named or found
+def _by_split(files: list[DataFile]) -> list[DataFile]:
+    """The files in the splits and subjects of an exam: those without a split are left out where others have
+    one."""
+    named = [file for file in files if file.split]
+    if named and (others := [file.path.name for file in files if not file.split]):
+        count = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""
+        say(f"略過 {'、'.join(others[:5])}{count}：名稱看不出是 dev、val 或 test，而資料夾裡有這樣的檔案")
+    files = named or files
+    configs = {file.config for file in files} - {""}
+    if "all" in configs and len(configs) > 1:
+        say("略過 all：它的題目也在別的資料夾裡")
+        files = [file for file in files if file.config != "all"]
+    dev = _dev_of(files)
+    return [
+        replace(
+            file,
+            split=dev if file.split == "dev" else file.split,
+            subject=file.subject * bool(named) or file.config.split("/")[-1] * (len(configs) > 1),
+        )
+        for file in files
+    ]
 
 
-def _subject_and_split(file: Path) -> tuple[str, str]:
-    """`physics_dev.csv` -> physics, train; `test.jsonl` -> "", test; anything else -> "", ""."""
-    subject, _, tail = file.stem.rpartition("_")
-    return (subject, SPLITS[tail]) if tail in SPLITS else ("", "")
+def _dev_of(files: list[DataFile]) -> str:
+    """`dev` is to train on (TMMLU+, C-Eval) beside a `val`, and to choose by beside a `train` alone."""
+    splits = {file.split for file in files}
+    return "validation" if "train" in splits and "validation" not in splits else "train"
 
 
-def read_rows(file: Path, subject: str, split: str, problems: list[str]) -> Iterator[Question]:
+def read_rows(file: DataFile, problems: list[str]) -> Iterator[Question]:
     """The questions of one file; each row that is none adds `file:line: reason` to `problems`."""
-    undecoded = 0
-    for line, row in read_table(file, required=(reading.ASKED[::-1], reading.ANSWER[::-1])):
-        where = f"{file}:{line}" if line else str(file)
+    answers = () if file.split == "test" else (reading.ANSWER[::-1],)  # a test part may keep its key back
+    for line, row in file.rows(required=((*reading.ASKED[::-1], *STEMS), *answers)):
         if isinstance(row, Unreadable):
-            undecoded += row.encoding
-            if not row.encoding or undecoded == 1:
-                problems.append(f"{where}：{row}")
+            problems.append(f"{where(file.path, line)}：{row}")
             continue
         try:
-            yield parse_question(row, subject, f"{subject or file.stem}/{split or 'all'}/{line}")
+            stem = file.subject or stem_of(file.path)
+            yield parse_question(row, file.subject, f"{stem}/{file.split or 'all'}/{line}")
         except ValueError as error:
-            problems.append(f"{where}：{error}")
-    if undecoded > 1:
-        problems.append(f"{file}：另有 {undecoded - 1} 列也不是 UTF-8")
+            problems.append(f"{where(file.path, line)}：{error}")
 
 
 def parse_question(row: object, subject: str = "", row_id: str = "", need_answer: bool = True) -> Question:
@@ -222,12 +236,12 @@ def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
     return set().union(*(by_name[name] for name in names))
 
 
-def _choose_files(files: list[Path], subjects: str) -> list[Path]:
-    available = {subject for subject, _ in map(_subject_and_split, files) if subject}
+def _choose_files(files: list[DataFile], subjects: str) -> list[DataFile]:
+    available = {file.subject for file in files} - {""}
     if not available:  # subjects, if any, are a column; chosen once the rows are read
         return files
     wanted = _wanted_subjects(subjects, available)
-    return [file for file in files if wanted is None or _subject_and_split(file)[0] in wanted]
+    return [file for file in files if wanted is None or file.subject in wanted]
 
 
 def choose_rows(questions: dict[str, Sequence[Question]], subjects: str) -> dict[str, Sequence[Question]]:
@@ -291,7 +305,7 @@ def describe(exam: Exam, pools: Pools) -> None:
     say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{named}")
     if exam.skipped:
         say(f"  略過 {len(exam.skipped)} 列：")
-        for problem in exam.skipped:
+        for problem in abridged(exam.skipped):
             say(f"    - {problem}")
     say(
         f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_back)}、正式測驗 "

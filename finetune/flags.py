@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from . import cli, ds_config
+from .bad_rows import forget_told
 from .cleaning import CLEANING
+from .encodings import choose_encoding
 from .masking import MASKINGS
 from .methods import OF_OBJECTIVE, ORDERS
 from .trackers import TRACKERS
@@ -61,7 +63,7 @@ def build_parser() -> cli.Parser:
 
     add = parser.add_argument_group("資料").add_argument
     add("--dataset", type=place, default="ikala/tmmluplus",
-        help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet，cpt、mlm 也收 txt；預設 %(default)s）")
+        help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet、arrow、xlsx、txt；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--split_ratio", type=cli.shares, default=(0.70, 0.25, 0.05),
@@ -71,6 +73,8 @@ def build_parser() -> cli.Parser:
         help="fit：正式測驗題只用來測驗（預設）；all：連它一起切，成績不可與公布的比較")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
+    add("--encoding",
+        help="不是 UTF-8 的檔案用的編碼，例如 cp950（Big5）、gb18030（GBK）；不給就由內容判斷")
     add("--max_length", type=whole(16), default=512,
         help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
     add("--show_examples", type=whole(0), default=0, help="印出幾個模型看到的例子")
@@ -194,6 +198,8 @@ def read_flags(argv: list[str]):
     for name, value in defaults.items():
         if name not in parser.given:
             setattr(flags, name, value)
+    choose_encoding(flags.encoding)
+    forget_told()
     if flags.dataset != TMMLU and "revision" not in parser.given:
         flags.revision = "main"
     return flags, parser.given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .exams import SPLITS, read_exam, sample, split_pool
+from .exams import read_exam, sample, split_pool
 from .prompts import ExamPrompts
 from .questions import as_dict
 
@@ -21,7 +21,8 @@ def generate_qa_benchmark(
         dataset: the split: train, validation or test.
         source: hub name, folder or file.
     """
-    questions = read_exam(source, subjects=field).questions.get(SPLITS.get(dataset, dataset), [])
+    exam = read_exam(source, subjects=field)
+    questions = exam.questions.get(exam.split(dataset), [])
     chosen = sample(questions, random_seed, seed=0) if random_seed else []
     return [{**as_dict(question), "id": number} for number, question in enumerate(chosen, 1)]
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-from .cli import say
+from .cli import nearest, say
+from .data_files import DataFile, data_file, data_files
 from .errors import UserError
-from .tables import SUFFIXES
+from .tables import READABLE, is_named_as_file
 
 PROBE_SECONDS = 6.0  # for name look-up, connection and first byte together
-DATA_FILES = [f"*{suffix}" for suffix in (*SUFFIXES, ".txt")]  # fnmatch: data/*.csv is in *.csv
+# fnmatch: data/*.csv is in *.csv
+DATA_FILES = [f"*{suffix}{packed}" for suffix in (*READABLE, ".txt") for packed in ("", ".gz")]
+DATA_FILES += ["README.md"]  # which may name the classes
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
 def endpoint() -> str:
@@ -33,12 +37,13 @@ def is_offline() -> bool:
 
 
 def looks_local(name: str) -> bool:
-    """True for what can only be a path: `./x`, `/x`, `~/x`, `a/b/c`, `x.csv`. A hub name is `name` or
-    `owner/name`."""
+    """True for what can only be a path: `./x`, `/x`, `~/x`, `a/b/c`, `x.csv`, `x.xls`, `考題`. A hub name is
+    `name` or `owner/name` of letters, digits, `-`, `_` and `.`."""
     return (
-        name.startswith((".", "/", "~", "\\"))
+        name.startswith((".", "/", "~"))
         or name.count("/") > 1
-        or Path(name).suffix in (*SUFFIXES, ".tsv", ".txt")
+        or not HUB_NAME.fullmatch(name)
+        or is_named_as_file(name)
     )
 
 
@@ -86,12 +91,12 @@ def go_offline_if_unreachable() -> bool:
 
 
 def find_files(
-    source: str, revision: str, flag: str, inside: Callable[[Path], list[Path]]
-) -> tuple[Path, list[Path], str]:
+    source: str, revision: str, flag: str, with_texts: bool = False
+) -> tuple[Path, list[DataFile], str]:
     """The files of a data set that is a file, a folder, or a name on the hub.
 
     Args:
-        inside: the files of a folder that belong to it.
+        with_texts: a .txt is one too.
 
     Returns:
         the folder, the files, and where they came from, in words: a path, or name, revision and commit.
@@ -100,14 +105,28 @@ def find_files(
         UserError: not there, or not to be had.
     """
     path = Path(source).expanduser()
-    if path.is_file():
-        return path.parent, [path], str(path)
     if path.is_dir():
-        return path, inside(path), str(path)
+        return path, data_files(path, with_texts), str(path)
+    if path.exists():
+        return path.parent, data_file(path), str(path)
     if looks_local(source):
-        raise UserError(f"{flag} {source}：沒有這個檔案或資料夾")
+        raise UserError(_not_there(path, f"{flag} {source}"))
     folder, commit = fetch_dataset(source, revision, flag)
-    return folder, inside(folder), f"{source} {revision} ({commit[:12]})"
+    return folder, data_files(folder, with_texts), f"{source} {revision} ({commit[:12]})"
+
+
+def _not_there(path: Path, named: str) -> str:
+    """The message for a path that is not there, with what its folder holds."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{named}：沒有這個檔案或資料夾（也沒有 {folder} 這個資料夾）"
+    try:
+        there = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    except OSError:
+        there = []
+    guess = nearest(path.name, there)
+    hint = f"；是不是 {folder / guess[0]}？" if guess else ""
+    return f"{named}：沒有這個檔案或資料夾{hint}"
 
 
 def fetch(model: str, file: str) -> Path | None:

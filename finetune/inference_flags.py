@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 from . import cli
+from .bad_rows import forget_told
 from .disk import LONGEST_NAME, writable
+from .encodings import choose_encoding
 from .errors import Problems, UserError
 from .exams import SPLITS
 from .methods import GENERATE, METHODS, ORDERS, SHORT
 from .options import parse_options
-from .tables import SUFFIXES
+from .tables import READABLE, SUFFIXES, WAYS_OUT, is_readable
 
 LONGEST_WORD = 4  # characters that one blank may become
 MOST_WORDS = 1000  # that are listed
@@ -69,7 +71,7 @@ def build_parser() -> cli.Parser:
 
     add = parser.add_argument_group("整個檔案").add_argument
     add("--input", type=place, help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
-                        "csv、tsv、json、jsonl、parquet")
+                        "csv、tsv、json、jsonl、parquet、arrow、xlsx、txt")
     add("--text_column", default="",
         help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
     add("--output", type=place, help="答案檔，一列一筆；中斷後同一個指令會接著做")
@@ -88,6 +90,8 @@ def build_parser() -> cli.Parser:
     add("--skip_option_only", action="store_true", help="不測「只看選項」的基準，省一半時間")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
+    add("--encoding",
+        help="讀的檔案不是 UTF-8 時用的編碼，例如 cp950（Big5）、gb18030（GBK）；不給就由內容判斷")
 
     add = parser.add_argument_group("檢查題庫").add_argument
     add("--inspect", type=place,
@@ -133,7 +137,10 @@ def read_flags(argv: list[str]):
     flags.choices = {}
     if "orders" not in parser.given and SHORT.get(flags.scoring, flags.scoring).endswith("+prior"):
         flags.orders = "1"  # over all rotations a prior cancels by itself
+    forget_told()
     problems = Problems()
+    with problems:
+        choose_encoding(flags.encoding)
     for check in (_one_job, _prompt, _question, _file, _writing, _machine):
         with problems:
             check(flags)
@@ -190,11 +197,13 @@ def _file(flags) -> None:
         problems.append("--input 要與 --output 一起給")
     for name in ("input", "output"):
         path = Path(getattr(flags, name) or "x.csv")
-        if path.suffix.lower() not in SUFFIXES:
-            kind = path.suffix or "沒有副檔名"
-            problems.append(f"--{name} {path}：不認得 {kind} 檔，要 {'、'.join(SUFFIXES)}")
-        elif name == "input" and not path.is_file():
+        if name == "input" and not path.is_file():
             problems.append(f"--input {path}：沒有這個檔案")
+        elif name == "input" and (way := WAYS_OUT.get(path.suffix.lower())):
+            problems.append(f"--input {path}：{way}")
+        elif not is_readable(path, ".txt") if name == "input" else path.suffix.lower() not in SUFFIXES:
+            kind, kinds = path.suffix or "沒有副檔名", READABLE if name == "input" else SUFFIXES
+            problems.append(f"--{name} {path}：不認得 {kind} 檔，要 {'、'.join(kinds)}")
         elif name == "output" and path.is_dir():
             problems.append(f"--output {path} 是一個資料夾，應為檔案")
         elif name == "output" and not writable(path.parent):

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from . import hub
+from .bad_rows import Unreadable, abridged, too_many, where
 from .chats import Message
+from .data_files import DataFile, nothing_in, stem_of, without_test
 from .errors import UserError, listed, shown
 from .exams import Exam, read_exam
-from .tables import SUFFIXES, Unreadable, read_table
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 TELLS = {"instruction", "messages", "conversations"}  # columns of rows that are no questions
@@ -63,29 +63,21 @@ def read_course(
     Raises:
         UserError: nothing there, rows that are none (all of them are named).
     """
-    _, files, origin = hub.find_files(source, revision or "main", flag, _files_in)
+    folder, files, origin = hub.find_files(source, revision or "main", flag)
     if not files:
-        raise UserError(f"{flag} {source}：裡面沒有 {'、'.join(SUFFIXES)} 檔")
-    first = next((row for file in files for _, row in read_table(file) if isinstance(row, dict)), {})
+        raise UserError(nothing_in(folder, f"{flag} {source}"))
+    first = next((row for file in files for _, row in file.rows() if isinstance(row, dict)), {})
     if not first.keys() & TELLS and _asks(first):
         return read_exam(source, revision or "main", subjects, on_bad_rows, flag)
     if first.keys() & {"text", "paragraphs", "content"} and not first.keys() & TELLS:
         raise UserError(f"{flag} {source}：看起來是文章（欄位 {listed(first)}）；請用 --task cpt")
     problems: list[str] = []
-    rows = [row for file in files for row in _rows(file, problems)]
+    rows = [row for file in without_test(files) for row in _rows(file, problems)]
     if problems and on_bad_rows == "fail":
-        raise UserError([*problems, f"共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"])
+        raise UserError(too_many(problems, len(rows)))
     if not rows:
-        raise UserError([*problems, f"{flag} {source}：一列也沒有"])
+        raise UserError([*abridged(problems), f"{flag} {source}：一列也沒有"])
     return Course(rows, origin, problems)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
 
 
 def _asks(row: dict) -> bool:
@@ -95,16 +87,15 @@ def _asks(row: dict) -> bool:
     return is_reading(row) or ("question" in row and bool(row.keys() & {"A", "choices", "options"}))
 
 
-def _rows(file: Path, problems: list[str]) -> Iterator[Instruction]:
-    for line, row in read_table(file):
-        where = f"{file}:{line}" if line else str(file)
+def _rows(file: DataFile, problems: list[str]) -> Iterator[Instruction]:
+    for line, row in file.rows():
         if isinstance(row, Unreadable):
-            problems.append(f"{where}：{row}")
+            problems.append(f"{where(file.path, line)}：{row}")
             continue
         try:
-            yield parse_instruction(row, f"{file.stem}/{line}")
+            yield parse_instruction(row, f"{stem_of(file.path)}/{line}")
         except ValueError as error:
-            problems.append(f"{where}：{error}")
+            problems.append(f"{where(file.path, line)}：{error}")
 
 
 def parse_instruction(row: object, row_id: str = "", need_answer: bool = True) -> Instruction:

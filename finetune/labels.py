@@ -14,20 +14,14 @@ from itertools import groupby
 from pathlib import Path
 
 from . import hub
+from .bad_rows import abridged, too_many, where
 from .cli import nearest, say
-from .columns import Columns, NoLabel, abridged, class_names, find_columns, first_rows, parse_row, where
+from .columns import Columns, NoLabel, class_names, find_columns, first_rows, parse_row
+from .data_files import ORDER, DataFile, card_classes, nothing_in
 from .errors import UserError
 from .exams import Pools
 from .questions import draw, normalised
-from .tables import SUFFIXES, read_table
 
-SPLITS = {
-    "train": "train", "training": "train", "訓練": "train", "dev": "validation", "val": "validation",
-    "valid": "validation", "validation": "validation", "驗證": "validation", "test": "test",
-    "testing": "test", "測試": "test",
-}  # fmt: skip
-ABOUT = ("dataset_infos.json", "dataset_info.json", "state.json")  # what `datasets` writes beside the rows
-ORDER = ("train", "", "validation", "test")
 FEW = 50  # rows up to which every row may have a label of its own
 SHOWN = 10  # classes that are listed
 
@@ -100,23 +94,23 @@ def read_labelled(
         UserError: nothing there, columns that cannot be told, bad rows, labels that are none, a single class,
             labels to be scored on that training never saw.
     """
-    folder, files, origin = hub.find_files(source, revision or "main", flag, _files_in)
+    folder, files, origin = hub.find_files(source, revision or "main", flag)
     named = f"{flag} {source}"
     if not files:
-        raise UserError(f"{named}：裡面沒有 {'、'.join(SUFFIXES)} 檔")
-    if not Path(source).expanduser().is_file():
-        placed = _placed(folder, files, config_name, named)
+        raise UserError(nothing_in(folder, named))
+    if Path(source).expanduser().is_dir() or not Path(source).expanduser().exists():
+        files = _chosen(folder, files, config_name, named)
     elif config_name:
         raise UserError(f"--dataset_config_name {config_name}：{named} 是一個檔案，沒有設定可選")
-    else:
-        placed = [("", files[0])]
-    columns = find_columns(first_rows(placed, named), text_column, label_column, multi_label, named)
-    found = _Found(columns, folder)
-    for split, file in placed:
-        found.read(split, file)
+    elif len(files) == 1:
+        files = [replace(files[0], split="")]
+    columns = find_columns(first_rows(files, named), text_column, label_column, multi_label, named)
+    found = _Found(columns, folder, config_name)
+    for file in files:
+        found.read(file)
     problems = found.without_unlabelled()
     if problems and on_bad_rows == "fail":
-        raise UserError([*abridged(problems), "有讀不了的列；加上 --on_bad_rows skip 可略過它們"])
+        raise UserError(too_many(problems, sum(map(len, found.drafts.values()))))
     if not any(found.drafts.values()):
         there = f"{named}：沒有一列有標籤（標籤欄 {'、'.join(columns.labels)}；--label_column 可指定別欄）"
         raise UserError([*abridged(problems), there])
@@ -125,56 +119,31 @@ def read_labelled(
     return catalogue
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
-        and file.name not in ABOUT
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
-
-
-def _placed(folder: Path, files: list[Path], config_name: str, named: str) -> list[tuple[str, Path]]:
-    """(split, file) of the files to be read, the rows to train on first."""
-    places = [(*_config_and_split(file.relative_to(folder)), file) for file in files]
+def _chosen(folder: Path, files: list[DataFile], config_name: str, named: str) -> list[DataFile]:
+    """The files of a folder that are to be read, each with its split, the rows to train on first."""
+    files = [replace(file, split="validation" if file.split == "dev" else file.split) for file in files]
     if config_name:
-        there = sorted({config for config, _, _ in places} - {""})
-        places = [place for place in places if place[0] == config_name]
-        if not places:
+        there = sorted({file.config for file in files} - {""})
+        files = [file for file in files if file.config == config_name]
+        if not files:
             guess = nearest(config_name, there)
             hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(there) or '（沒有子資料夾）'}"
             raise UserError(f"--dataset_config_name {config_name}：{named} 沒有這個設定，{hint}")
-    if not any(split for _, split, _ in places):
-        return [("", file) for _, _, file in places]
-    kept = [place for place in places if place[1]]
-    if len({place[:2] for place in kept}) > len({split for _, split, _ in kept}):  # the same split twice
-        if ("", "train") not in {place[:2] for place in kept}:
-            configs = sorted({config for config, _, _ in kept} - {""})
+    kept = [file for file in files if file.split]
+    if not kept:
+        return files
+    splits = {(file.config, file.split) for file in kept}
+    if len(splits) > len({split for _, split in splits}):  # the same split twice
+        if ("", "train") not in splits:
+            configs = sorted({file.config for file in kept} - {""})
             raise UserError(
                 f"{named}：有 {len(configs)} 個設定，各有自己的 train、test：{'、'.join(configs)}。"
                 "用 --dataset_config_name 選一個"
             )
-        kept = [place for place in kept if not place[0]]
-    if others := [str(place[2].relative_to(folder)) for place in places if place not in kept]:
+        kept = [file for file in kept if not file.config]
+    if others := [str(file.path.relative_to(folder)) for file in files if file not in kept]:
         say(f"略過 {_some(others)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
-    return sorted(((split, file) for _, split, file in kept), key=lambda pair: ORDER.index(pair[0]))
-
-
-def _config_and_split(file: Path) -> tuple[str, str]:
-    """Of a path in the folder: `sst2/x_dev.csv` -> sst2, validation; `data/train/0.json` -> "", train."""
-    split, parents = _split_of(file.stem), list(file.parts[:-1])
-    for place in reversed(range(len(parents))):
-        if not split and (split := _split_of(parents[place])):
-            del parents[place]
-    return "/".join(part for part in parents if part.lower() != "data"), split
-
-
-def _split_of(name: str) -> str:
-    """Whole words count: `train-00000-of-00001` and `test_matched` are splits, `contest` is none."""
-    found = {SPLITS[word] for word in re.split(r"[\W_\d]+", name.lower()) if word in SPLITS}
-    return found.pop() if len(found) == 1 else ""
+    return sorted(kept, key=lambda file: ORDER.index(file.split))
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -183,28 +152,32 @@ def _split_of(name: str) -> str:
 class _Found:
     """What the files hold, before the classes are known: (texts, labels by name, id) of each row."""
 
-    def __init__(self, columns: Columns, folder: Path):
-        self.columns, self.folder = columns, folder
+    def __init__(self, columns: Columns, folder: Path, config: str = ""):
+        self.columns, self.folder, self.config = columns, folder, config
         self.drafts: dict[str, list[tuple[list[str], tuple[str, ...], str]]] = {}
         self.unlabelled: dict[str, list[str]] = {}  # rows that should have a label
         self.meant: Counter[str] = Counter()  # rows that should have none
         self.problems: list[str] = []
         self.classes: dict[str, None] = {}  # names that `datasets` gave, in their order
 
-    def read(self, split: str, file: Path) -> None:
-        classes = class_names(file, self.columns.labels[0])
-        self.classes |= dict.fromkeys(classes)
+    def read(self, file: DataFile) -> None:
+        path, split, column = file.path, file.split, self.columns.labels[0]
+        classes = class_names(path, column)
+        noted = () if classes else card_classes(self.folder, column, self.config)
+        self.classes |= dict.fromkeys(classes or noted)
         drafts, unlabelled = self.drafts.setdefault(split, []), self.unlabelled.setdefault(split, [])
-        for line, row in read_table(file):
+        for line, row in file.rows():
             try:
-                texts, labels = parse_row(row, self.columns, classes)
+                if noted and isinstance(row, dict):
+                    row = {**row, column: _number(row.get(column))}
+                texts, labels = parse_row(row, self.columns, classes or noted)
             except NoLabel as error:
                 self.meant[split] += error.meant
-                unlabelled += [] if error.meant else [f"{where(file, line)}：{error}"]
+                unlabelled += [] if error.meant else [f"{where(path, line)}：{error}"]
             except ValueError as error:
-                self.problems.append(f"{where(file, line)}：{error}")
+                self.problems.append(f"{where(path, line)}：{error}")
             else:
-                own, place = row.get("id", row.get("ID")), f"{file.relative_to(self.folder)}:{line}"
+                own, place = row.get("id", row.get("ID")), f"{path.relative_to(self.folder)}:{line}"
                 named = isinstance(own, (str, int)) and own != ""
                 drafts.append((texts, labels, str(own) if named else place))
 
@@ -238,6 +211,11 @@ class _Found:
         }
         text, pair = (*columns.texts, "")[:2]
         return Catalogue(rows, names, columns.multi, origin, text, pair, columns.labels, skipped)
+
+
+def _number(value: object) -> object:
+    """A class of a csv as the whole number that it stands for."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,6}", value.strip()) else value
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -300,7 +278,7 @@ def split_labelled(catalogue: Catalogue, ratio: tuple[float, float, float], seed
     """
     test = catalogue.rows.get("test", [])
     seen = {row.fingerprint: row.labels for row in test}
-    fresh: dict[str, list[Labelled]] = {split: [] for split in ORDER}
+    fresh: dict[str, list[Labelled]] = {split: [] for split in ORDER if split != "dev"}
     duplicates = contradictions = 0
     for split in ("validation", "train", ""):
         for row in catalogue.rows.get(split, []):

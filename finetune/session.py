@@ -11,7 +11,7 @@ from .cli import as_json, say, tell
 from .errors import UserError
 from .examinee import Examinee
 from .examining import Sitting, sit
-from .exams import SPLITS, Exam, sample
+from .exams import Exam, sample
 from .methods import GENERATE, parse
 from .questions import Question
 from .world import World
@@ -89,7 +89,7 @@ def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
     """
     if split == "all" or set(exam.questions) == {""}:
         return "all", [question for rows in exam.questions.values() for question in rows]
-    name = SPLITS[split]
+    name = exam.split(split)
     if not exam.questions.get(name):
         only = [known for known, rows in exam.questions.items() if rows]
         if len(only) == 1 and Path(exam.origin).is_file():  # named …_val.csv, say: what else could be meant

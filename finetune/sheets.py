@@ -65,6 +65,8 @@ class Sheet(ABC):
             while block := stream.read(1 << 20):
                 rows.update(block)
         same = ("top_k", "word_length", "candidates", "orders", "precision", "answer_format")
+        if self.flags.encoding:
+            rows.update(self.flags.encoding.encode())
         return {
             "input": rows.hexdigest()[:16], "model": self.examinee.digest(), "scoring": self.method,
             "decoding": str(self.flags.decoding) if self.examinee.writes else "",

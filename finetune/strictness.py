@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TextIO
 
 from .errors import listed
 
-LONGEST = 1 << 24  # characters of a line or of a csv field, bytes of a row of json: twenty novels
+LONGEST = 1 << 24  # characters of a line, of a csv field or of a row of json: twenty novels
 DEEPEST = 64  # nested arrays and objects
-BLOCK = 1 << 18  # bytes of json at a time: a text longer than that is looked through anew with every block
+BLOCK = 1 << 18  # characters of json at a time
+SPACE = re.compile("[ \\t\\n\\r\ufeff]*")
+TOO_DEEP = f"不是 JSON（巢狀超過 {DEEPEST} 層）"
+TOO_MANY_DIGITS = "有一個幾千位的數字"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: maybe half a character, which no file of text can hold
 
 
@@ -26,7 +30,7 @@ class TooLong(ValueError):
 
 class Lines:
     """The lines of a text file, in constant memory. One that is too long is passed over: it raises TooLong,
-    and the next one can be asked for.
+    and the next one can be asked for. A BOM where files were joined is no part of a line.
 
     Attributes:
         number: of the line that came last, from 1.
@@ -34,24 +38,46 @@ class Lines:
 
     def __init__(self, stream: TextIO):
         self._stream, self.number = stream, 0
+        self._ahead: deque[str] = deque()
+        self._last = "\n"
+
+    @property
+    def torn(self) -> bool:
+        """True where the line that came last has no end: it is the file's last one."""
+        return not self._last.endswith(("\n", "\r"))
 
     def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline(LONGEST + 1)
+        line = self._ahead.popleft() if self._ahead else self._stream.readline(LONGEST + 1)
         if not line:
             raise StopIteration
         self.number += 1
+        self._last = line
         if len(line) <= LONGEST:
-            return line
+            return line if line[0] != "\ufeff" else line.lstrip("\ufeff")
         while line and not line.endswith(("\n", "\r")):
             line = self._stream.readline(1 << 20)
         raise TooLong
 
+    def peek(self, count: int, characters: int) -> list[str]:
+        """The next lines, at most so many and about so long together; they are still to come."""
+        total = sum(map(len, self._ahead))
+        while len(self._ahead) < count and total < characters:
+            if not (line := self._stream.readline(LONGEST + 1)):
+                break
+            self._ahead.append(line)
+            total += len(line)
+        return [line.lstrip("\ufeff") for line in islice(self._ahead, count) if len(line) <= LONGEST]
+
 
 class NoJson(ValueError):
     """Why a text is no JSON that is read here, in Chinese."""
+
+
+class EndOfJson(NoJson):
+    """It breaks off."""
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
@@ -66,29 +92,34 @@ def twice_named(names: Iterable[str]) -> str:
     return f"欄位 {listed(name for name, count in Counter(names).items() if count > 1)} 出現兩次"
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_once)
+# `NaN` and `Infinity`, which Python's own writer puts in, are no JSON: there is no value
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=lambda name: None)
+_ANY = json.JSONDecoder(parse_constant=str, parse_int=str, parse_float=str)  # only finds where a value ends
 
 
 def decode(text: str) -> object:
-    """A value written in JSON.
+    """A value written in JSON; null for NaN and Infinity.
 
     Raises:
         NoJson: it is none, deeper than DEEPEST, has a name twice or half a character.
     """
     try:
-        value = _JSON.decode(text)
-        deep = text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST)
+        return _checked(_JSON.decode(text), text, 0, len(text))
     except json.JSONDecodeError as error:
         raise NoJson(f"不是 JSON（{error}）") from error
     except RecursionError:
-        deep = True
+        raise NoJson(TOO_DEEP) from None
     except NoJson:
         raise
     except ValueError:  # Python's limit of digits
-        raise NoJson("有一個幾千位的數字") from None
-    if deep:
-        raise NoJson(f"不是 JSON（巢狀超過 {DEEPEST} 層）")
-    if HALF.search(text):
+        raise NoJson(TOO_MANY_DIGITS) from None
+
+
+def _checked(value: object, text: str, start: int, end: int) -> object:
+    """The value that stands there in the text. Raises NoJson."""
+    if text.count("[", start, end) + text.count("{", start, end) > DEEPEST and _is_deeper(value, DEEPEST):
+        raise NoJson(TOO_DEEP)
+    if HALF.search(text, start, end):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -103,70 +134,99 @@ def _is_deeper(value: object, levels: int) -> bool:
     return levels == 0 or any(_is_deeper(one, levels - 1) for one in inside)
 
 
-class Metered:
-    """A stream that refuses to be read for too long between two rows.
+class Values:
+    """The values of a JSON text one after the other, and of its arrays and objects, in constant memory."""
 
-    Attributes:
-        since: bytes since the last row.
-    """
+    def __init__(self, stream: TextIO):
+        self._stream, self._text, self._at, self._ended = stream, "", 0, False
 
-    def __init__(self, stream):
-        self._stream, self.since = stream, 0
+    def _fill(self, count: int) -> None:
+        more = self._stream.read(count)
+        self._ended = not more
+        self._text, self._at = self._text[self._at :] + more, 0
 
-    def read(self, count: int = -1) -> bytes:
-        found = self._stream.read(count)
-        self.since += len(found)
-        if self.since > LONGEST:
-            raise NoJson(f"一筆資料超過 {LONGEST:,} 個位元組")
-        return found
+    def next_sign(self) -> str:
+        """The first character of what comes next, "" at the end."""
+        while True:
+            self._at = SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._ended:
+                return ""
+            self._fill(BLOCK)
 
+    def value(self) -> object:
+        """What comes next, NoJson in its place where it is whole but not to be read.
 
-def items(stream: Metered) -> Iterator[object]:
-    """The items of a JSON array, or of the array `data` of a JSON object, one at a time; NoJson in the place
-    of one that has a name twice.
+        Raises:
+            NoJson: it is no JSON.
+            EndOfJson: the text ends before it does.
+        """
+        self.next_sign()
+        count = BLOCK
+        while True:
+            try:
+                value, end = self._decoded()
+            except json.JSONDecodeError as error:
+                near = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
+                if not near:
+                    raise NoJson(f"不是 JSON（{error.msg}）") from None
+                if self._ended:
+                    raise EndOfJson(f"不是 JSON（{error.msg}），或檔案不完整") from None
+            else:
+                if end < len(self._text) or self._ended or self._text[end - 1] in '"}]':
+                    self._at = end
+                    return value
+            if len(self._text) - self._at > LONGEST:
+                raise NoJson(f"一筆資料超過 {LONGEST:,} 個字")
+            self._fill(count)
+            count *= 2
 
-    ijson's own `items` writes the whole path of every value: 100,000 brackets would take 25 GB.
+    def _decoded(self) -> tuple[object, int]:
+        try:
+            value, end = _JSON.raw_decode(self._text, self._at)
+            return _checked(value, self._text, self._at, end), end
+        except RecursionError:
+            raise NoJson(TOO_DEEP) from None
+        except json.JSONDecodeError:
+            raise
+        except NoJson as error:  # a name twice, half a character
+            return error, _ANY.raw_decode(self._text, self._at)[1]
+        except ValueError:  # Python's limit of digits
+            return NoJson(TOO_MANY_DIGITS), _ANY.raw_decode(self._text, self._at)[1]
 
-    Raises:
-        ijson.JSONError, NoJson: what is there is no JSON, nested deeper than DEEPEST, or too long.
-    """
-    import ijson
+    def items(self) -> Iterator[object]:
+        """Of the array that comes next. Raises as `value`."""
+        self._sign("[")
+        if self.next_sign() == "]":
+            self._sign("]")
+            return
+        while True:
+            yield self.value()
+            if self._sign(",]") == "]":
+                return
 
-    depth, wanted, key, builder = 0, None, None, None  # wanted: the depth inside the array, None outside
-    names: list[list[str]] = []  # of each object that is open
-    twice = ""
-    for event, value in _events(stream):
-        opens, closes = event.startswith("start_"), event.startswith("end_")
-        depth -= closes
-        if wanted is not None and depth < wanted:
-            wanted = None
-        elif wanted is not None:
-            builder = builder or ijson.ObjectBuilder()
-            builder.event(event, value)
-            if event == "start_map":
-                names.append([])
-            elif event == "map_key":
-                names[-1].append(value)
-            elif event == "end_map" and len(there := names.pop()) > len({*there}):
-                twice = twice_named(there)
-            if depth == wanted and not opens:
-                yield NoJson(twice) if twice else builder.value
-                builder, twice, stream.since = None, "", 0
-        elif event == "map_key" and depth == 1:
-            key, stream.since = value, 0
-        elif event == "start_array" and (depth == 0 or (depth == 1 and key == "data")):
-            wanted = depth + 1
-        depth += opens
-        if depth > DEEPEST:
-            raise NoJson(f"不是 JSON（巢狀超過 {DEEPEST} 層）")
+    def names(self) -> Iterator[str]:
+        """Of the object that comes next; the value of each is to be taken before the next one is asked for.
+        Raises as `value`."""
+        self._sign("{")
+        if self.next_sign() == "}":
+            self._sign("}")
+            return
+        while True:
+            if self.next_sign() not in ('"', ""):
+                raise NoJson("不是 JSON（欄位名稱要有引號）")
+            name = self.value()
+            self._sign(":")
+            yield str(name)
+            if self._sign(",}") == "}":
+                return
 
-
-def _events(stream: Metered) -> Iterator[tuple[str, object]]:
-    import ijson
-
-    try:
-        yield from ijson.basic_parse(stream, use_float=True, buf_size=BLOCK)
-    except (ijson.JSONError, NoJson, UnicodeDecodeError):
-        raise
-    except ValueError:  # Python's limit of digits
-        raise NoJson("有一個幾千位的數字") from None
+    def _sign(self, allowed: str) -> str:
+        sign = self.next_sign()
+        if not sign:
+            raise EndOfJson("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
+        if sign not in allowed:
+            raise NoJson(f"不是 JSON（應該是 {' 或 '.join(allowed)}，得到 {sign!r}）")
+        self._at += 1
+        return sign

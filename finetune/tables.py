@@ -1,8 +1,6 @@
-"""Rows of a csv, tsv, json, jsonl or parquet file as dicts, one at a time, with the line each came from; and
-answers written in the same formats. Text stays text.
+"""Rows of a table in a file of any usual kind as dicts, one at a time, with the line each came from; and
+answers written in five of the formats. Text stays text.
 
-csv is read by Python's own reader in strict mode: pandas turns the option `NA` into nothing and shifts the
-columns of a row with one field too many, both without a word. tsv is csv with tabs: quotes count there too.
 A text in csv or tsv that a spreadsheet would run as a formula is written with a ' before it; the other
 formats hold every text as it is.
 """
@@ -12,209 +10,170 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from .bad_rows import Rows, Unreadable
+from .columnar import read_arrow, read_parquet
+from .delimited import read_delimited, read_plain
 from .disk import whole_file
-from .errors import listed
-from .strictness import LONGEST, Lines, Metered, NoJson, TooLong, decode, items, twice_named
+from .encodings import BROKEN_PACK, PACKED, UnknownEncoding, open_bytes
+from .errors import UserError
+from .excel import SAVE, read_excel
+from .headers import clean_name
+from .json_files import read_json
+from .strictness import twice_named
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # that are written too
+READABLE = (*SUFFIXES, ".arrow", ".xlsx")
 BLOCK = 1024  # rows of parquet at a time
 # What begins a formula: to Excel = + - @, in East Asian locales their full-width forms too, and a tab or CR
 # before them (OWASP, CSV injection). `-5` and `+1.5e3` are numbers.
 FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r]")
 NUMBER = re.compile(r"[+\-＋－]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?")
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
+UNPACK = "請先解壓縮，再指定裡面的檔案"
+IN_A_SHEET = "把表格貼到試算表，存成 CSV UTF-8"
+PICKLED = "是 pickle，打開它會執行裡面的程式；改用 to_json(orient='records', lines=True)"
+WAYS_OUT = {  # kinds of files that are not read, and what to do
+    ".xls": f"是舊的 Excel 格式；{SAVE}",
+    ".xlsm": f"是有巨集的 Excel；{SAVE}",
+    ".xlsb": f"是二進位的 Excel；{SAVE}",
+    ".ods": "是 LibreOffice 試算表；按「另存新檔」，存成 CSV，字元集選 UTF-8",
+    ".numbers": "是 Numbers 試算表；按「輸出至」選 CSV，文字編碼選 UTF-8",
+    ".doc": f"是 Word 文件；{IN_A_SHEET}",
+    ".docx": f"是 Word 文件；{IN_A_SHEET}",
+    ".pdf": f"是 PDF；{IN_A_SHEET}",
+    **dict.fromkeys((".zip", ".rar", ".7z", ".tar", ".tgz", ".zst"), f"是壓縮檔；{UNPACK}"),
+    **dict.fromkeys((".pkl", ".pickle"), PICKLED),
+    **dict.fromkeys((".yaml", ".yml", ".xml"), "不是表格；改存成 JSON 或 CSV UTF-8"),
+    ".html": "是網頁；下載的時候要用「原始檔案」（raw）的連結",
+    ".feather": "是 Feather；把副檔名改成 .arrow",
+}
+SIGNS = (  # with which the bytes of a file begin, whatever it is called
+    (b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"),
+    (b"\xd0\xcf\x11\xe0", ".xls"), (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
+)  # fmt: skip
+POINTER = b"version https://git-lfs.github.com"
 
 
-class Unreadable(str):
-    """Why a row cannot be read, in Chinese; in the place of the row. `encoding`: it is not UTF-8."""
+def suffix_of(file: Path) -> str:
+    """What a file's name says it is: `.csv` of x.csv and of x.csv.gz, in small letters."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        return "".join(suffixes[-2:-1]) or suffixes[-1]
+    return suffixes[-1] if suffixes else ""
 
-    encoding = False
+
+def is_readable(file: Path, *more: str) -> bool:
+    """True for a file that its name says can be read: a table, or one of the suffixes named."""
+    return suffix_of(file) in (*READABLE, *more)
 
 
-Rows = Iterator[tuple[int, "dict | Unreadable"]]
+def is_named_as_file(name: str) -> bool:
+    """True where a name can only be that of a file, of whatever kind."""
+    suffix = Path(name).suffix.lower()
+    return suffix in (*READABLE, ".txt", *PACKED, *WAYS_OUT) or suffix_of(Path(name)) in (*READABLE, ".txt")
 
 
-def read_table(file: Path, required: Sequence[Sequence[str]] = ()) -> Rows:
+def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "") -> Rows:
     """(line, row) of each row, in constant memory; Unreadable in the place of a row that cannot be read, with
     line 0 where it is the file itself.
 
     Args:
-        file: UTF-8, with or without a BOM. The line is counted from 1; in csv and tsv the header is one.
-        required: columns a csv or tsv must have, each by any one of its names.
+        file: of a kind in READABLE or .txt, maybe packed (.gz, .bz2, .xz). The line is counted from 1; a
+            header is one.
+        required: columns a csv, tsv or sheet must have, each by any one of its names.
+        part: the sheet of a workbook, or the name of a list in a JSON object; "" is the only one, or all.
+
+    Raises:
+        UserError: the file breaks off after some rows.
     """
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
-        yield 0, Unreadable(f"不認得 {file.suffix or '沒有副檔名'} 檔，要 {'、'.join(SUFFIXES)}")
-        return
     if file.exists() and not file.is_file():  # a pipe would be waited for, a device never ends
         yield 0, Unreadable("不是一般的檔案")
         return
+    number, line = 0, 0
     try:
-        yield from reader(file, required)
+        for line, row in _reader(file, required, part):
+            number += 1
+            yield line, row if isinstance(row, str) or _is_plain(row) else _renamed(row)
+    except UnknownEncoding as error:
+        yield 0, Unreadable(error)
+    except BROKEN_PACK as error:
+        if number:
+            raise UserError(f"{file}：壓縮檔在第 {line + 1} 行中斷，不完整；前面讀到 {number} 列") from None
+        yield 0, Unreadable(f"不是 {file.suffix} 檔，或檔案不完整（{type(error).__name__}）")
     except OSError as error:
-        yield 0, Unreadable(f"讀不到（{error.strerror or _one_line(error)}）")
+        yield 0, Unreadable(f"讀不到（{error.strerror or error or type(error).__name__}）")
 
 
-def _encoding_problem(file: Path) -> Unreadable:
-    problem = Unreadable(
-        "不是 UTF-8，可能是 Big5。用 Excel 另存新檔選「CSV UTF-8」，"
-        f"或 iconv -f BIG5 -t UTF-8 {file.name} > 新檔{file.suffix}"
-    )
-    problem.encoding = True
-    return problem
+def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
+    suffix = suffix_of(file)
+    if suffix in (*READABLE, ".txt"):
+        suffix = _by_content(file, suffix)
+    if suffix in WAYS_OUT:
+        kinds = WAYS_OUT[suffix]
+        return iter([(0, Unreadable(kinds if suffix == suffix_of(file) else f"其實{kinds}"))])
+    if suffix in DELIMITERS:
+        return read_delimited(file, DELIMITERS[suffix], required)
+    readers: dict[str, Callable[[], Rows]] = {
+        ".json": lambda: read_json(file, part),
+        ".jsonl": lambda: read_json(file, part),
+        ".parquet": lambda: read_parquet(file),
+        ".arrow": lambda: read_arrow(file),
+        ".xlsx": lambda: read_excel(file, required, part),
+        ".txt": lambda: read_plain(file, required),
+    }
+    if suffix in readers:
+        return readers[suffix]()
+    named = f"{suffix} 檔" if suffix else "沒有副檔名的檔案"
+    why = {
+        "pointer": "是 git-lfs 的指標，不是資料本身；先執行 git lfs pull",
+        ".html": WAYS_OUT[".html"],
+    }.get(suffix, f"不認得 {named}，要 {'、'.join(READABLE)}")
+    return iter([(0, Unreadable(why))])
 
 
-def _csv_rows(file: Path, required: Sequence[Sequence[str]]) -> Rows:
-    csv.field_size_limit(LONGEST)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        kind, delimiter = file.suffix[1:].upper(), DELIMITERS[file.suffix.lower()]
-        lines = Lines(stream)
-        rows = csv.reader(lines, strict=True, delimiter=delimiter)
-        try:
-            header = [name.strip() for name in next(rows, [])]
-            if problem := _header_problem(file, header, required):
-                yield (1 if header else 0), problem
-                return
-            while True:
-                start = lines.number + 1
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except TooLong as error:
-                    yield lines.number, Unreadable(error)
-                    continue
-                except csv.Error as error:  # the reader starts afresh on the next line
-                    span = _lines_of(start, lines.number)
-                    yield start, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？{span}）")
-                    continue
-                if not row:
-                    pass  # a blank line
-                elif any(map(NOT_UTF8.search, row)):
-                    yield start, _encoding_problem(file)
-                elif len(row) != len(header):
-                    mark, span = "逗號" if delimiter == "," else "定位字元", _lines_of(start, lines.number)
-                    counts = f"有 {len(row)} 欄，標題列是 {len(header)} 欄"
-                    yield start, Unreadable(f"{counts}（內容含{mark}要加引號{span}）")
-                else:
-                    yield start, dict(zip(header, row, strict=True))
-        except TooLong as error:
-            yield lines.number, Unreadable(error)
-        except csv.Error as error:
-            yield lines.number, Unreadable(f"{kind} 格式錯誤（{error}；引號沒有成對？）")
-
-
-def _lines_of(start: int, end: int) -> str:
-    """A quote that is not closed takes the lines after it along: which."""
-    return f"；第 {start} 到 {end} 行讀成了一列，看看引號" if end > start else ""
-
-
-def _header_problem(file: Path, header: list[str], required: Sequence[Sequence[str]]) -> Unreadable | None:
-    if not header:
-        return Unreadable("空的檔案")
-    if any(map(NOT_UTF8.search, header)):
-        return _encoding_problem(file)
-    if missing := [names[0] for names in required if not set(names) & set(header)]:
-        return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {listed(header)}")
-    if len(header) > len({*header}):
-        return Unreadable(twice_named(header))
-    return None
-
-
-def _jsonl_rows(file: Path, _) -> Rows:
-    empty = True
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
-        lines = Lines(stream)
-        while True:
-            try:
-                text = next(lines)
-            except StopIteration:
-                break
-            except TooLong as error:
-                empty = False
-                yield lines.number, Unreadable(error)
-                continue
-            if not text.strip():
-                continue
-            empty = False
-            if NOT_UTF8.search(text):
-                yield lines.number, _encoding_problem(file)
-                continue
-            try:
-                row = decode(text)
-            except NoJson as error:
-                row = Unreadable(error)
-            yield lines.number, row
-    if empty:
-        yield 0, Unreadable("空的檔案")
-
-
-def _json_rows(file: Path, _) -> Rows:
-    import ijson
-
-    with file.open("rb") as stream:
-        if stream.read(3) != b"\xef\xbb\xbf":  # a BOM
-            stream.seek(0)
-        number = 0
-        try:
-            for number, row in enumerate(items(Metered(stream)), 1):  # noqa: B007
-                yield number, Unreadable(row) if isinstance(row, NoJson) else row
-        except (ijson.JSONError, ValueError) as error:
-            where = f"第 {number + 1} 筆起" if number else ""
-            invalid = "UTF8" in str(error) or isinstance(error, UnicodeDecodeError)
-            said = f"不是 JSON（{_one_line(error)}）" if isinstance(error, ijson.JSONError) else str(error)
-            problem = _encoding_problem(file) if invalid else Unreadable(where + said)
-            yield number and number + 1, problem
-            return
-    if not number:
-        yield 0, Unreadable("空的檔案，或不是一串資料 [ {…}, {…} ]")
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _parquet_rows(file: Path, _) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
+def _by_content(file: Path, suffix: str) -> str:
+    """What a file is by its first bytes, where these tell; else what its name says."""
     try:
-        with pyarrow.parquet.ParquetFile(file) as source:
-            if len(names := source.schema_arrow.names) > len({*names}):
-                yield 0, Unreadable(twice_named(names))
-                return
-            for batch in source.iter_batches(batch_size=BLOCK):
-                for row in _parquet_block(batch):
-                    number += 1
-                    yield number, row
-    except pyarrow.ArrowException as error:
-        yield number and number + 1, Unreadable(f"不是 parquet（{_one_line(error)}）")
-        return
-    if not number:
-        yield 0, Unreadable("空的檔案")
+        with open_bytes(file) as stream:
+            first = stream.read(512)
+    except BROKEN_PACK:
+        return suffix
+    if first.startswith(POINTER):
+        return "pointer"
+    if first.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return ".html"
+    if first.startswith(b"PK\x03\x04"):
+        return (
+            suffix
+            if suffix == ".xlsx"
+            else ".xlsx"
+            if b"xl/" in first or b"[Content_Types]" in first
+            else ".zip"
+        )
+    return next((kind for sign, kind in SIGNS if first.startswith(sign)), suffix)
 
 
-def _parquet_block(batch) -> Iterator[dict | Unreadable]:
-    """Its rows, if need be one by one: Python has no date after 9999, and text may be no UTF-8."""
-    try:
-        yield from batch.to_pylist()
-    except (OverflowError, ValueError) as error:
-        if len(batch) == 1:
-            yield Unreadable(f"有讀不出的值（{_one_line(error)}）")
-            return
-        for number in range(len(batch)):
-            yield from _parquet_block(batch.slice(number, 1))
+_plain_names: set[object] = set()  # names of columns that are clean
 
 
-_READERS = {
-    ".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows,
-    ".parquet": _parquet_rows,
-}  # fmt: skip
-SUFFIXES = tuple(_READERS)
+def _is_plain(row: object) -> bool:
+    if not isinstance(row, dict) or row.keys() <= _plain_names:
+        return True
+    clean = {name for name in row if not isinstance(name, str) or clean_name(name) == name}
+    if len(_plain_names) < 10_000:
+        _plain_names.update(clean)
+    return row.keys() <= clean
+
+
+def _renamed(row: dict) -> dict | Unreadable:
+    """A row of JSON or parquet with its names as a header has them."""
+    names = [clean_name(name) if isinstance(name, str) else name for name in row]
+    if len({*names}) < len(names):
+        return Unreadable(twice_named(names))
+    return dict(zip(names, row.values(), strict=True))
 
 
 # ---- writing -----------------------------------------------------------------------------------------------

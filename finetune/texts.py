@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -13,22 +12,23 @@ from pathlib import Path
 from statistics import median
 
 from . import cli, hub
+from .bad_rows import Unreadable, abridged, too_many, where
 from .cleaning import Cleaning, Draft, Text, clean
 from .cli import say
 from .contamination import NEAR
+from .data_files import DataFile, data_files, files_below, without_test
+from .delimited import is_table
+from .encodings import BROKEN_PACK, NOT_DECODED, UnknownEncoding, open_text, undecoded
 from .errors import UserError, listed
 from .questions import draw, normalised
 from .strictness import Lines, TooLong
-from .tables import SUFFIXES, Unreadable, read_table
+from .tables import READABLE, is_readable, suffix_of
 
-READABLE = (*SUFFIXES, ".txt")
 COLUMNS = ("text", "content", "paragraphs", "paragraph")
-ABOUT = ("readme", "license", "licence", "notice")  # a .txt of this name tells about the texts
 OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
     (({"question", "問題"}, {"A", "choices", "options", "選項1"}), "考題", "--task sft 或 --task exam"),
     (({"instruction"}, {"output"}), "指令與回答", "--task sft"),
 )
-SAME_PROBLEM = 10  # rows of one file that are listed with one reason; the others are counted
 
 
 @dataclass
@@ -79,15 +79,17 @@ def read_corpus(
     Raises:
         UserError: nothing there, bad rows, rows that are questions, nothing left after cleaning.
     """
-    folder, files, origin = hub.find_files(source, revision or "main", flag, _files_in)
+    folder, files, origin = hub.find_files(source, revision or "main", flag, with_texts=True)
+    if not Path(source).expanduser().is_file():
+        _tell_others(folder, files)
     if not files:
-        raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join(READABLE)}）")
+        raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join((*READABLE, '.txt'))}）")
     problems: list[str] = []
-    drafts = [draft for file in files for draft in _drafts(file, folder, flag, problems)]
+    drafts = [draft for file in without_test(files) for draft in _drafts(file, folder, flag, problems)]
     if problems and on_bad_rows == "fail":
-        raise UserError([*problems, "有讀不了的列；加上 --on_bad_rows skip 可略過它們"])
+        raise UserError(too_many(problems, len(drafts), "篇"))
     if not drafts:
-        raise UserError([*problems, f"{flag} {source}：一篇文字也沒有"])
+        raise UserError([*abridged(problems), f"{flag} {source}：一篇文字也沒有"])
     texts, log = clean(drafts, cleaning)
     corpus = Corpus(texts, origin, dict(log.counts), dict(log.examples), problems)
     if not texts:
@@ -98,68 +100,61 @@ def read_corpus(
 def holds_texts(source: str) -> bool:
     """True for a local file or folder whose first row is a text, and no question."""
     path = Path(source).expanduser()
-    file = next(iter(_files_in(path)), path) if path.is_dir() else path
-    if not file.is_file() or file.suffix.lower() not in READABLE:
+    files = data_files(path, with_texts=True) if path.is_dir() else [DataFile(path)]
+    if not files or not files[0].path.is_file() or not is_readable(files[0].path, ".txt"):
         return False
-    if file.suffix.lower() == ".txt":
+    if suffix_of(files[0].path) == ".txt" and not is_table(files[0].path):
         return True
-    row = next((row for _, row in read_table(file) if not isinstance(row, Unreadable)), {})
+    row = next((row for _, row in files[0].rows() if not isinstance(row, Unreadable)), {})
     if not isinstance(row, dict):
         return isinstance(row, str)
     return bool(row.keys() & {*COLUMNS} and not row.keys() & {"question", "問題"})
 
 
-def _files_in(folder: Path) -> list[Path]:
-    hidden = re.compile(r"(^|/)\.")
-    names = {
-        file: file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()
-    }
-    files = [file for file, name in names.items() if not hidden.search(name)]
-    about = {file for file in files if file.suffix.lower() == ".txt" and file.stem.lower() in ABOUT}
-    found = [file for file in files if file.suffix.lower() in READABLE and file not in about]
-    if others := [names[file] for file in files if file.suffix.lower() not in READABLE or file in about]:
+def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
+    """Says which files of a folder are no texts."""
+    read = {file.path for file in files}
+    if others := [file for file in files_below(folder) if file not in read]:
+        names = "、".join(file.relative_to(folder).as_posix() for file in others[:5])
         more = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""
-        say(f"略過 {'、'.join(others[:5])}{more}：不是 {'、'.join(READABLE)}，或是說明檔")
-    return found
+        say(f"略過 {names}{more}：不是 {'、'.join((*READABLE, '.txt'))}，或是說明檔")
 
 
-def _drafts(file: Path, folder: Path, flag: str, problems: list[str]) -> Iterator[Draft]:
+def _drafts(file: DataFile, folder: Path, flag: str, problems: list[str]) -> Iterator[Draft]:
     """The texts of one file; each row that is none adds `file:line: reason` to `problems`."""
-    same: Counter[str] = Counter()
-    rows = _txt_rows(file) if file.suffix.lower() == ".txt" else read_table(file)
-    for line, row in rows:
+    path = file.path
+    for line, row in _txt_rows(path) if suffix_of(path) == ".txt" else file.rows():
         try:
-            yield _parsed(row, f"{file.relative_to(folder)}:{line}")
+            yield _parsed(row, f"{path.relative_to(folder)}:{line}")
         except _OtherTask as error:
-            raise UserError(f"{flag} {file}：{error}") from None
+            raise UserError(f"{flag} {path}：{error}") from None
         except ValueError as error:
-            same[str(error)] += 1
-            if same[str(error)] <= SAME_PROBLEM:
-                problems.append(f"{file}:{line}：{error}" if line else f"{file}：{error}")
-    for reason, count in same.items():
-        if count > SAME_PROBLEM:
-            problems.append(f"{file}：另有 {count - SAME_PROBLEM} 列也是：{reason}")
+            problems.append(f"{where(path, line)}：{error}")
 
 
 def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
     """(first line, document) of each document."""
     start, document, empty = 1, [], True
     try:
-        with file.open(encoding="utf-8-sig") as stream:
+        with open_text(file) as stream:
             lines = Lines(stream)
             for line in lines:
-                if line.strip():
+                if NOT_DECODED.search(line):
+                    yield lines.number, Unreadable(undecoded(line))
+                elif line.strip():
                     start, empty = start if document else lines.number, False
                     document.append(line.removesuffix("\n"))
                 elif document:
                     yield start, "\n".join(document)
                     document = []
-    except UnicodeDecodeError:
-        yield 0, Unreadable(f"不是 UTF-8，可能是 Big5。iconv -f BIG5 -t UTF-8 {file.name} > 新檔.txt")
+    except UnknownEncoding as error:
+        yield 0, Unreadable(error)
         return
     except TooLong as error:
         yield lines.number, Unreadable(error)
         return
+    except BROKEN_PACK:
+        raise UserError(f"{file}：壓縮檔在第 {lines.number + 1} 行中斷，不完整") from None
     except OSError as error:
         yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
         return
@@ -258,7 +253,7 @@ def describe(corpus: Corpus) -> None:
         say(f"  清理：{'；'.join(done)}")
     if corpus.skipped:
         say(f"  略過 {len(corpus.skipped)} 列：")
-        for problem in corpus.skipped:
+        for problem in abridged(corpus.skipped):
             say(f"    - {problem}")
 
 

@@ -93,12 +93,12 @@ def test_every_bad_row_is_reported_with_file_line_and_reason(tmp_path):
     assert len(kept) == 1 and len(kept.skipped) == 6
 
 
-def test_rows_of_another_encoding_are_said_once_a_file_with_the_way_out(tmp_path):
+def test_rows_of_another_encoding_are_told_ten_times_a_file_with_what_they_could_say_and_counted(tmp_path):
     row = "題目,甲,乙,A\n"
-    (tmp_path / "q.csv").write_bytes(b"question,A,B,answer\n" + row.encode("big5") * 9 + row.encode())
+    (tmp_path / "q.csv").write_bytes(b"question,A,B,answer\n" + row.encode("big5") * 19 + row.encode())
     found = reasons(tmp_path / "q.csv")
-    assert len(found) == 3 and "CSV UTF-8" in found[0] and "> 新檔.csv" in found[0]
-    assert "另有 8 列" in found[1]
+    assert len(found) == 12 and "q.csv:2：這一行不是 UTF-8" in found[0] and "Big5 讀成「題目" in found[0]
+    assert "另有 9 列" in found[10] and "讀到 1 題，共 19 列有問題" in found[11]
 
 
 def test_a_quote_that_is_not_closed_names_the_lines_it_took_along(tmp_path):
@@ -115,7 +115,7 @@ def test_a_quote_that_is_not_closed_names_the_lines_it_took_along(tmp_path):
         ("a.csv", b"question,A,B\nx,1,2\n", "少了欄位 answer"),
         ("a.csv", b"question,A,A,answer\nx,1,2,A\n", "出現兩次"),
         ("a.csv", b'question,A,B,answer\n"x,1,2,A\n', "引號沒有成對"),
-        ("a.csv", "question,A,B,answer\n題目,甲,乙,A\n".encode("big5"), "不是 UTF-8"),
+        ("a.csv", "question,A,B,answer\n很,好,吃,A\n".encode("gbk"), "不是 UTF-8"),
         ("a.json", b"{", "不是 JSON"),
         ("a.json", b'"x"', "一串資料"),
         ("a.json", b"[" * 100_000, "不是 JSON"),

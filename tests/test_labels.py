@@ -411,7 +411,7 @@ BAD = [
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_all_bad_rows_are_told_at_once_and_can_be_skipped(tmp_path, suffix, capsys):
-    nowhere = [math.nan, math.inf] if suffix == ".json" else []  # what strict JSON does not know
+    nowhere = [math.nan, math.inf]  # no value, to JSON
     bad = [(row, why) for row, why in BAD if not isinstance(row, dict) or row.get("label") not in nowhere]
     rows = [row for row, _ in bad]
     good = rows_of(*["甲", "乙"] * 50)
@@ -454,10 +454,10 @@ def test_the_same_reason_is_told_ten_times_and_then_counted(tmp_path):
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path):
-    big5 = tmp_path / "a.csv"
-    big5.write_bytes("text,label\n天,甲\n".encode("big5"))
-    refused(big5, f"{big5}:2：不是 UTF-8", "--dataset")
-    for name, words in (("a.jsonl", "空的檔案"), ("a.parquet", "不是 parquet"), ("a.xlsx", "不認得 .xlsx")):
+    gbk = tmp_path / "a.csv"
+    gbk.write_bytes("text,label\n好,吃\n".encode("gbk"))
+    refused(gbk, f"{gbk}：不是 UTF-8", "「好,吃」", "--encoding gb18030", "--dataset")
+    for name, words in (("a.jsonl", "空的檔案"), ("a.parquet", "不是 parquet"), ("a.xlsx", "不是 Excel")):
         (tmp_path / name).write_bytes(b"")
         refused(tmp_path / name, f"--dataset {tmp_path / name}", words)
     (tmp_path / "b.csv").write_text("text,label\n")

@@ -35,13 +35,14 @@ from finetune import (
     strictness,
     texts,
 )
+from finetune.bad_rows import Unreadable
 from finetune.cleaning import Cleaning
 from finetune.errors import UserError
 from finetune.exams import parse_question, read_exam
 from finetune.instructions import parse_instruction, read_course
 from finetune.labels import read_labelled
 from finetune.questions import Question
-from finetune.tables import SUFFIXES, Unreadable, read_table
+from finetune.tables import READABLE, read_table
 from finetune.terminal import Terminal
 
 MANY = int(os.environ.get("MANY", "1"))
@@ -212,24 +213,25 @@ def test_any_row_is_a_labelled_text_or_a_reason_why_not(row, multi, pair, classe
 def test_json_is_read_as_python_reads_it_or_refused_with_a_reason(text):
     value = fine(strictness.decode, text, raises=strictness.NoJson)
     if value is not None:
-        assert json.dumps(value) == json.dumps(json.loads(text))
+        assert json.dumps(value) == json.dumps(json.loads(text, parse_constant=lambda name: None))
 
 
-@given(contents(), st.sampled_from([*SUFFIXES, ".txt"]))
+@given(contents(), st.sampled_from([*READABLE, ".txt", ".csv.gz"]))
 @drawn("table")
 def test_any_bytes_are_rows_or_reasons_with_their_line(room, raw, suffix):
     file = room / f"t{suffix}"
     file.write_bytes(raw)
-    for line, row in texts._txt_rows(file) if suffix == ".txt" else read_table(file):
-        assert isinstance(line, int) and line >= 0
-        if isinstance(row, Unreadable):
-            assert 0 < len(row) < 3000
-        elif isinstance(row, dict) and suffix != ".parquet":
-            json.dumps(row, ensure_ascii=False).encode()  # no half characters
+    for rows in (texts._txt_rows(file), read_table(file)) if suffix == ".txt" else (read_table(file),):
+        for line, row in fine(lambda: list(rows)) or ():  # noqa: B023
+            assert isinstance(line, int) and line >= 0
+            if isinstance(row, Unreadable):
+                assert 0 < len(row) < 3000
+            elif isinstance(row, dict) and suffix != ".parquet" and not raw.startswith(b"PAR1"):
+                json.dumps(row, ensure_ascii=False).encode()  # no half characters
     assert file.read_bytes() == raw
 
 
-@given(contents(), st.sampled_from([*SUFFIXES, ".txt"]), st.sampled_from(["fail", "skip"]))
+@given(contents(), st.sampled_from([*READABLE, ".txt"]), st.sampled_from(["fail", "skip"]))
 @drawn("data")
 def test_any_file_of_data_is_read_by_every_task_or_refused(room, raw, suffix, on_bad_rows):
     file = room / f"d{suffix}"

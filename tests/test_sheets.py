@@ -148,7 +148,7 @@ def test_rows_in_another_encoding_are_said_one_by_one(answer, tmp_path):
     code, err = answer(tmp_path / "mixed.csv", tmp_path / "a.csv")
     found = read_rows(tmp_path / "a.csv")
     assert code == 0 and [bool(row["error"]) for row in found] == [False, True, False]
-    assert "Big5" in found[1]["error"] and "iconv" in found[1]["error"] and "答了 2 列，1 列答不了" in err
+    assert "Big5 讀成「天地" in found[1]["error"] and "答了 2 列，1 列答不了" in err
     (tmp_path / "torn.csv").write_text(header + line + "天？,地\n" + line, encoding="utf-8")
     answer(tmp_path / "torn.csv", tmp_path / "b.csv")
     assert "標題列是 3 欄" in read_rows(tmp_path / "b.csv")[1]["error"]
@@ -214,8 +214,10 @@ def test_a_file_that_is_there_is_not_overwritten_unasked(answer, tmp_path):
     [
         ("q.csv", b"", "空的檔案"),
         ("q.csv", b"stem,A,B\nx,1,2\n", "沒有 question、prompt 或 instruction 欄，有的是 stem、A、B"),
-        ("q.csv", "題目,甲\n".encode("big5"), "不是 UTF-8"),
-        ("q.txt", b"x", "不認得 .txt 檔"),
+        ("q.csv", "好,吃\n".encode("gbk"), "不是 UTF-8"),
+        ("q.txt", b"x", "是純文字，看不出欄位"),
+        ("q.doc", b"x", "是 Word 文件"),
+        ("q.jpg", b"x", "不認得 .jpg 檔"),
         ("q.parquet", b"PAR1", "不是 parquet"),
         ("q.json", b"[" * 100_000, "不是 JSON"),
         ("q.json", b"[" * 70 + b"]" * 70, "巢狀超過"),

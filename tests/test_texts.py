@@ -129,10 +129,10 @@ def test_a_file_of_one_problem_is_not_told_row_by_row(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
-def test_another_encoding_is_named_with_the_way_out(tmp_path, suffix):
+def test_a_text_of_an_encoding_that_cannot_be_told_is_shown_as_each_of_them(tmp_path, suffix):
     file = tmp_path / f"a.{suffix}"
-    file.write_bytes("text\n天地玄黃\n".encode("big5"))
-    with pytest.raises(UserError, match="iconv -f BIG5"):
+    file.write_bytes("text\n很好吃\n".encode("gbk"))
+    with pytest.raises(UserError, match="「很好吃」.*--encoding gb18030"):
         read_corpus(str(file), NOTHING)
 
 
