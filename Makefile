@@ -47,7 +47,10 @@ test: .venv/.browser ## everything
 check: .venv/.browser ## lint and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not nightly"
+
+nightly: .venv/.browser ## laws that hold for many families of models, for every one of them
+	$(BIN)/python -m pytest $(WORKERS) -m nightly
 
 # From the index's metadata: nothing is installed. The three have no wheel anywhere; they are built on any Python.
 pins: .venv/.dev ## that the pinned packages can be had on every Python that is promised
@@ -64,4 +67,4 @@ bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 ques
 	$(BIN)/python benchmarks/adapting.py
 	$(BIN)/python benchmarks/speed.py
 
-.PHONY: help install demo test check pins bench
+.PHONY: help install demo test check nightly pins bench

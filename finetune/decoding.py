@@ -1,4 +1,5 @@
-"""A causal language model goes on writing: greedy, by sampling, or by beam search, in batches, with a cache.
+"""A causal language model goes on writing: greedy, by sampling, or by beam search, in batches and with a
+cache where its family can be read so (kv_cache.py).
 
 The laws are those of transformers' `generate`, token for token; of a sampled row they are the distributions.
 What a prompt becomes does not depend on the prompts beside it, up to the rounding of the model's own sums.
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .kv_cache import Reader, manner_of
 from .writer import STOPS, Writer, special_tokens
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # ChatML and Qwen, Llama 3, Gemma
 BATCH_TOKENS = 1 << 14  # of the cache, prompts and answers together
-NO_TOKEN = (1 << 31) - 1  # in the place of padding: beyond every vocabulary
 
 Rows = Sequence[Sequence[int]]  # prompts as token ids
 
@@ -144,9 +145,12 @@ def generate_ids(model, rows: Rows, decoding: Decoding, eos_ids: set[int], pad_i
         UserError: as `generate`.
     """
     found: list[list[int]] = [[] for _ in rows]
-    for step in _steps(model, rows, decoding, eos_ids, pad_id, range(len(rows)), set()):
-        for row, token in step:
-            found[row].append(token)
+    batches = [range(len(rows))] if manner_of(model).batched else [[number] for number in range(len(rows))]
+    for batch in batches:
+        own = [rows[number] for number in batch]
+        for step in _steps(model, own, decoding, eos_ids, pad_id, batch, set()):
+            for row, token in step:
+                found[batch[row]].append(token)
     return found
 
 
@@ -208,56 +212,23 @@ def _positions(model) -> int:
 def _batches(model, rows: Rows, decoding: Decoding, batch_tokens: int) -> Iterator[list[int]]:
     """Numbers of rows of alike length, the longest first, so that too little memory shows at once."""
     batch: list[int] = []
-    most = 0
+    most, side_by_side = 0, manner_of(model).batched
     for number in sorted(range(len(rows)), key=lambda number: -len(rows[number])):
         if len(batch) == most:
             if batch:
                 yield batch
             width = min(len(rows[number]) + decoding.max_new_tokens, _positions(model))
-            batch, most = [], max(1, batch_tokens // (width * decoding.num_beams))
+            batch, most = [], max(1, batch_tokens // (width * decoding.num_beams)) if side_by_side else 1
         batch.append(number)
     if batch:
         yield batch
 
 
-class _Reader:
-    """A batch of B prompts, left-padded, and what the model remembers of it."""
-
-    def __init__(self, model, rows: Rows, decoding: Decoding, pad_id: int):
-        from transformers import DynamicCache
-
-        _check(model, rows)
-        self.model, self.device = model, model.device
-        most = _positions(model)
-        self.limits = [min(decoding.max_new_tokens, most - len(row)) for row in rows]  # new tokens of each
-        self.steps = max(self.limits)
-        width = max(map(len, rows))
-
-        def left(filler: int) -> Tensor:
-            return torch.tensor([[*[filler] * (width - len(row)), *row] for row in rows], device=self.device)
-
-        self.ids, self.previous = left(pad_id), left(NO_TOKEN)  # (B, T)
-        before = torch.tensor([[width - len(row)] for row in rows], device=self.device)
-        places = torch.arange(width + self.steps, device=self.device)
-        self.mask = (places >= before).long()  # (B, T + steps)
-        self.places = (places - before).clamp(min=0)
-        self.cache = DynamicCache(config=model.config)
-        self.seen = 0
-
-    def read(self, ids: Tensor) -> Tensor:
-        """Reads the next tokens (B, n) of every row; logits (B, V) of what follows the last, in fp32."""
-        end = self.seen + ids.shape[1]
-        out = self.model(
-            input_ids=ids, attention_mask=self.mask[:, :end], position_ids=self.places[:, self.seen : end],
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        self.seen = end
-        return out.logits[:, -1].float()
-
-    def select(self, rows: Tensor) -> None:
-        """Goes on with these rows (R,) of the batch; one may come several times."""
-        self.cache.reorder_cache(rows)
-        self.mask, self.places, self.previous = self.mask[rows], self.places[rows], self.previous[rows]
+def _reader(model, rows: Rows, decoding: Decoding, pad_id: int) -> Reader:
+    _check(model, rows)
+    most = _positions(model)
+    room = [min(decoding.max_new_tokens, most - len(row)) for row in rows]
+    return Reader(model, rows, room, pad_id, manner_of(model))
 
 
 @torch.inference_mode()
@@ -276,7 +247,7 @@ def _steps(
         numbers: of each row in the whole call, which with the seed fix what is drawn for it.
         over: rows that have ended; who reads may add to it, and that row gets no more.
     """
-    reader = _Reader(model, rows, decoding, pad_id)
+    reader = _reader(model, rows, decoding, pad_id)
     if decoding.num_beams > 1:
         for row, ids in enumerate(_beam_search(reader, decoding, eos_ids)):
             yield [(row, token) for token in ids]
@@ -318,7 +289,7 @@ def _drawn(scores: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)[:, 0]
 
 
-def _beam_search(reader: _Reader, decoding: Decoding, eos_ids: set[int]) -> list[list[int]]:
+def _beam_search(reader: Reader, decoding: Decoding, eos_ids: set[int]) -> list[list[int]]:
     """The best finished beam of each row, by summed log-probability / length ** length_penalty.
 
     The rules are those of transformers 5 (`GenerationMixin._beam_search`): only the best `num_beams` of the
