@@ -15,7 +15,6 @@ Order: 1 flags, 2 the recipe, 3 model and engine, 4 loop, 5 saving and exam, 6 n
 import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
 
 # isort: split
-import json
 import signal
 import sys
 import time
@@ -232,7 +231,7 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     resolved = ds_config.resolve(
         machine.ds_config, settings, lesson.config.hidden_size, Path(flags.deepspeed_config).name
     )
-    say(f"  DeepSpeed 設定：{json.dumps(resolved, ensure_ascii=False)}")
+    say(f"  DeepSpeed 設定：{cli.as_json(resolved)}")
     return DeepSpeedEngine(model, world, recipe, resolved, learning)
 
 

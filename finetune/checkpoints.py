@@ -9,7 +9,6 @@ a killed run goes on from, it has its own best model and ends as the run that wa
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from .models import read_json
 from .own_files import carry_over
 from .progress import Progress
 from .run_card import RunCard
+from .strictness import dumps
 from .world import World
 
 FORMAT = 2
@@ -108,7 +108,7 @@ class Checkpoints:
                 "format": FORMAT, "identity": self.identity, "ranks": self.world.size,
                 "passes": self.passes, "progress": asdict(progress),
             }  # fmt: skip
-            write_whole(half / "progress.json", json.dumps(card, ensure_ascii=False, indent=1))
+            write_whole(half / "progress.json", dumps(card, indent=1))
             manifests.seal(half)
             replace_folder(half, final)
             if self.keep:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import errno
-import json
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import NoReturn
 
 from . import console
 from .errors import RunError, Stopped, UserError, nearest, reason, shown
+from .strictness import dumps
 
 HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
@@ -52,11 +52,11 @@ def _escape(character: str) -> str:
 def as_json(value: object, **more) -> str:
     """JSON for the terminal: Chinese as it is where stdout can write it, what a terminal would obey as
     \\u009b. Takes what `json.dumps` takes."""
-    written = json.dumps(value, ensure_ascii=False, **more)
+    written = dumps(value, **more)
     try:
         written.encode(getattr(sys.stdout, "encoding", None) or "utf-8", "surrogatepass")
     except UnicodeError:
-        written = json.dumps(value, **more)
+        written = dumps(value, **{"ensure_ascii": True, **more})
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 

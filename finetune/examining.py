@@ -12,6 +12,8 @@ from statistics import fmean
 from . import metrics
 from .cli import plain, say
 from .contamination import Taught
+from .errors import UserError
+from .logits import NOT_NUMBERS
 from .methods import GENERATE, parse
 from .orders import speaks_of_others
 from .questions import LETTERS, Question
@@ -58,6 +60,9 @@ def sit(
     Args:
         score: (questions, method, orders, world=, progress=) -> scores, as `Examinee.score` or `asked_by`.
         title: names the bar.
+
+    Raises:
+        UserError: no answer of all is a number.
     """
     from tqdm import tqdm
 
@@ -70,6 +75,8 @@ def sit(
         say(f"{title}：{len(questions)} 題…")
     with bar:
         scores = score(questions, method, orders, world=world, progress=bar.update)
+    if questions and set(map(scores.refused.get, range(len(questions)))) == {NOT_NUMBERS}:
+        raise UserError(NOT_NUMBERS)  # and no accuracy of 0
     return Sitting(list(questions), scores, str(parse(method)), orders)
 
 

@@ -6,7 +6,6 @@ written.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from .errors import UserError, shown
 from .headers import STEMS
 from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, Statement, as_dict, draw
 from .rows import Rows, Shelf, joined, on_shelf, pick
+from .strictness import dumps
 from .subjects import CATEGORIES, category_of, chinese_name
 
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -321,6 +321,6 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
     with whole_file(path) as file:
         file.write("[")
         for number, question in enumerate(questions):
-            lines = json.dumps(as_dict(question), ensure_ascii=False, indent=1).split("\n")
+            lines = dumps(as_dict(question), indent=1).split("\n")
             file.write((",\n " if number else "\n ") + "\n ".join(lines))
         file.write("\n]\n")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .logits import check_numbers
 from .padding import padded
 from .probes import BATCH_BLANKS, BATCH_TOKENS, Forward, Probe, Prober, batched
 from .prompts import ends
@@ -95,6 +96,9 @@ def fill_first_blanks(
 
     Returns:
         of each (word, probability), best first; special tokens and [UNK] are not words.
+
+    Raises:
+        UserError: logits that are no numbers.
     """
     words = min(top_k, len(tokenizer) - len(tokenizer.all_special_ids))
     found: dict[int, list[tuple[str, float]]] = {}
@@ -102,7 +106,9 @@ def fill_first_blanks(
         ids, mask = padded([prompts[i].ids for i in batch], tokenizer.pad_token_id)
         rows = torch.arange(len(batch), device=device)
         cols = torch.tensor([prompts[i].places[0] for i in batch], device=device)
-        probabilities = forward(ids.to(device), mask.to(device), rows, cols).float().softmax(-1)  # (B, V)
+        logits = forward(ids.to(device), mask.to(device), rows, cols).float()  # (B, V)
+        check_numbers(logits)
+        probabilities = logits.softmax(-1)
         probabilities[:, tokenizer.all_special_ids] = -1.0
         values, indices = probabilities[:, : len(tokenizer)].topk(words)
         for i, tokens, shares in zip(batch, indices.tolist(), values.tolist(), strict=True):
@@ -207,6 +213,7 @@ def rank_candidates(
         probes.append(rows)
     with torch.inference_mode():
         Prober(forward, tokenizer.pad_token_id, device)([probe for rows in probes for probe in rows])
+    check_numbers(torch.tensor([probe.results[0][0] for rows in probes for probe in rows]))
     before, *after = blanks.pieces
     found = [
         Filling(
@@ -263,4 +270,6 @@ def _logits(
     for at in range(0, len(rows), size):
         ids = torch.tensor(rows[at : at + size], device=device)
         numbers = torch.arange(len(ids), device=device)
-        yield at, forward(ids, torch.ones_like(ids), numbers, torch.full_like(numbers, place)).float()
+        logits = forward(ids, torch.ones_like(ids), numbers, torch.full_like(numbers, place)).float()
+        check_numbers(logits)
+        yield at, logits

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .disk import own_file
 from .errors import UserError
+from .strictness import dumps
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Journal:
         self.stream = own_file(self.path, "a+b")
         self.stream.seek(0)
         first, whole, count = self.stream.readline(), 0, 0
-        mine = json.dumps(self.identity, ensure_ascii=False).encode() + b"\n"
+        mine = dumps(self.identity).encode() + b"\n"
         if not first.endswith(b"\n") and not mine.startswith(first):
             raise UserError(f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output")
         if first.endswith(b"\n"):
@@ -53,7 +54,7 @@ class Journal:
         return count
 
     def add(self, records: list[dict]) -> None:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        lines = [dumps(record) + "\n" for record in records]
         self.stream.write("".join(lines).encode())
         self.stream.flush()
         os.fsync(self.stream.fileno())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .cli import say
 from .errors import UserError
+from .logits import check_numbers
 
 CACHES = ("past_key_values", "cache_params")  # names a forward pass takes a cache of transformers by
 NO_TOKEN = (1 << 31) - 1  # in the place of padding: beyond every vocabulary
@@ -93,7 +94,11 @@ class Reader:
             self._more["use_cache"] = manner.cached
 
     def read(self, ids: Tensor) -> Tensor:
-        """Reads the next tokens (B, n) of every row; logits (B, V) of what follows the last, in fp32."""
+        """Reads the next tokens (B, n) of every row; logits (B, V) of what follows the last, in fp32.
+
+        Raises:
+            UserError: they are no numbers.
+        """
         begin, self.seen = self.seen, self.seen + ids.shape[1]
         if self._cache is None:
             ids = self._read = torch.cat((self._read, ids), 1)
@@ -103,7 +108,9 @@ class Reader:
             more["attention_mask"] = self.mask[:, : self.seen]
             if "position_ids" in self._takes:
                 more["position_ids"] = self.places[:, begin : self.seen]
-        return self.model(input_ids=ids, **more, **self._more).logits[:, -1].float()
+        logits = self.model(input_ids=ids, **more, **self._more).logits[:, -1].float()
+        check_numbers(logits)
+        return logits
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows (R,) of the batch; one may come several times."""
@@ -169,11 +176,7 @@ def plain_logits(model: nn.Module, ids: Tensor) -> Tensor:
     """
     more = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     logits = model(input_ids=ids, **more).logits.float()
-    if not logits.isfinite().all():
-        raise UserError(
-            f"{model.config.model_type} 模型算出的不是數（NaN 或無限大）：權重壞了，或這個精度裝不下它；"
-            "請用 --precision fp32 再試，或換一個模型"
-        )
+    check_numbers(logits)
     return logits
 
 
@@ -196,8 +199,8 @@ def _agrees(model: nn.Module, ids: Tensor, said: Tensor, manner: Manner) -> bool
         for (rows, lengths), order in zip(steps[1:], orders, strict=True):
             reader.select(torch.tensor(order, device=reader.device))
             found.append(reader.read(ids[rows, [length - 1 for length in lengths]][:, None]))
-    # whatever a family raises over what it does not take
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError):
+    # whatever a family raises over what it does not take; NaN where padding is all it sees
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, UserError):
         return False
     wanted = torch.cat([said[rows, [length - 1 for length in lengths]] for rows, lengths in steps])
     off = (torch.cat(found) - wanted).abs().mean() / said.std().clamp(min=1e-6)

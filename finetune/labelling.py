@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .logits import is_multi
+from .logits import check_numbers, is_multi
 from .probes import Forward, Probe, Prober
 
 
@@ -56,6 +56,9 @@ def probabilities(
     Args:
         forward: see `logits.RowLogits`.
         world: shares the rows among the processes; every process gets all of them.
+
+    Raises:
+        UserError: logits that are no numbers.
     """
     multi = is_multi(config)
     classes = tuple(range(config.num_labels))
@@ -64,6 +67,6 @@ def probabilities(
     Prober(forward, pad_id, device, world)(probes)
     if not probes:
         return []
-    if multi:
-        return torch.tensor([probe.results for probe in probes])[..., 0].sigmoid().tolist()
-    return torch.tensor([probe.results[0] for probe in probes]).softmax(-1).tolist()
+    logits = torch.tensor([probe.results if multi else probe.results[0] for probe in probes])
+    check_numbers(logits)
+    return logits[..., 0].sigmoid().tolist() if multi else logits.softmax(-1).tolist()

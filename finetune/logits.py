@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import encoder
+from .errors import UserError
 
 # The modules after the encoder or decoder, in order, by family.
 HEADS = {
@@ -29,7 +30,17 @@ PACKABLE = (
     "llama", "qwen2", "qwen3", "mistral", "mixtral", "gpt2", "gpt_neox", "phi", "phi3", "olmo2", "opt",
     "smollm3", "glm4", "granite",
 )  # fmt: skip
+NOT_NUMBERS = (
+    "模型算出的不是數（NaN 或無限大）：權重壞了，或這個精度裝不下它；請用 --precision fp32 再試，或換一個模型"
+)
 LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neighbour changes
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Raises UserError for logits that are no numbers: nothing can be said by them. -inf is one, of a token
+    that a model never says."""
+    if logits.isnan().any() or (logits == torch.inf).any():
+        raise UserError(NOT_NUMBERS)
 
 
 def is_multi(config) -> bool:

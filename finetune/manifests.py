@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .disk import flush_folder, flush_tree, give_usual_modes, whole_file
 from .own_files import is_own
+from .strictness import dumps
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -86,8 +87,8 @@ def _read(raw: bytes) -> dict[str, dict] | None:
 
 def _text(files: dict[str, dict]) -> str:
     card = {"format": FORMAT, "files": {name: files[name] for name in sorted(files)}}
-    own = hashlib.sha256(json.dumps(card, ensure_ascii=False).encode()).hexdigest()
-    return json.dumps({**card, "sha256": own}, ensure_ascii=False, indent=1) + "\n"
+    own = hashlib.sha256(dumps(card).encode()).hexdigest()
+    return dumps({**card, "sha256": own}, indent=1) + "\n"
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:

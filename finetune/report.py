@@ -46,6 +46,7 @@ from .lineage import as_line
 from .page import percent, small
 from .run_card import AIMS, RunCard
 from .sets import in_order
+from .strictness import dumps
 from .subjects import SUBJECTS
 
 FILES = ("results.json", "predictions.jsonl", "report.md", "index.html")
@@ -211,7 +212,7 @@ def _write(folder: Path, report: Report) -> None:
         with whole_file(folder / "predictions.jsonl") as stream:
             for name, (sitting, other) in report.sittings.items():
                 for record in examining.records(sitting, other, report.other_key):
-                    stream.write(json.dumps({"set": name, **record}, ensure_ascii=False) + "\n")
+                    stream.write(dumps({"set": name, **record}) + "\n")
     pictures = {}
     for chapter in report.chapters():
         file = f"subjects_{chapter.name}.png" if len(report.asked()) > 1 else "subjects.png"
@@ -235,7 +236,7 @@ def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_whole(path, dumps(value, indent=1) + "\n")
 
 
 def verdict(report: Report) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from .models import read_json
 from .prompts import Template
 from .rows import Rows, questions_of
 from .strangers import is_name
+from .strictness import dumps
 
 FILE = "run_card.json"
 FORMAT = 1
@@ -64,7 +64,7 @@ class RunCard:
     def write(self, folder: Path) -> None:
         card = {"format": FORMAT, **vars(self), "template": self.template.as_dict()}
         with whole_file(folder / FILE) as file:
-            json.dump(card, file, ensure_ascii=False, indent=1)
+            file.write(dumps(card, indent=1))
             file.write("\n")
 
     @classmethod

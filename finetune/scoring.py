@@ -28,6 +28,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
+from .logits import NOT_NUMBERS
 from .methods import CHOICE, ORDERS, Method, parse
 from .orders import Unaskable, arranged, fixed_places
 from .probes import Forward, Probe, Prober, as_forward
@@ -191,6 +192,10 @@ def _score(
         examiner.prober([probe for one in asked.values() for probe in one.probes])
         for index, one in asked.items():
             scores[index] = one.read()
+            if not all(map(math.isfinite, scores[index])):
+                scores.refused[index] = NOT_NUMBERS
+                scores[index] = [0.0] * len(scores[index])
+                continue
             if one.cut:
                 scores.shortened.add(index)
             if method.by_letter:

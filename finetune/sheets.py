@@ -4,9 +4,9 @@ go on from, a text to classify. How a file goes through them: answering.py."""
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,10 +19,12 @@ from .examinee import Examinee, asks_for_words
 from .exams import parse_question
 from .inference_flags import tell_of_idle_writing
 from .instructions import parse_instruction
+from .kv_cache import manner_of
 from .labeller import Labeller
 from .methods import GENERATE, parse
 from .questions import LETTERS, Question
 from .scoring import best
+from .strictness import dumps
 from .tables import Unreadable, read_table
 
 PRIOR_ROWS = 2000  # rows from whose questions the prior of letters is estimated
@@ -96,6 +98,20 @@ class Sheet(ABC):
     @abstractmethod
     def reply(self, asked: list[tuple[dict, object]]) -> None:
         """Writes the answers into the records; they come with what `ask` found."""
+
+    def each(self, asked: list[tuple[dict, object]], answer: Callable[[list], Sequence]) -> Iterator[tuple]:
+        """(record, result) of what is answered together; where that fails, one by one, so that a row whose
+        answer is no number has its `error` and costs no other its own."""
+        try:
+            found = answer([one for _, one in asked])
+        except UserError as error:
+            if len(asked) > 1:
+                for one in asked:
+                    yield from self.each([one], answer)
+            elif asked:
+                asked[0][0]["error"] = str(error)
+            return
+        yield from ((record, result) for (record, _), result in zip(asked, found, strict=True))
 
     def blank(self, number: int, row: dict | Unreadable) -> dict:
         """The record of a row that is not answered yet."""
@@ -184,8 +200,7 @@ class PromptSheet(Sheet):
 
     def reply(self, asked: list[tuple[dict, object]]) -> None:
         single = [(record, blanks) for record, blanks in asked if blanks is not None]
-        filled = self.examinee.fill([blanks for _, blanks in single], self.flags.top_k)
-        for (record, _), found in zip(single, filled, strict=True):
+        for record, found in self.each(single, lambda all: self.examinee.fill(all, self.flags.top_k)):
             _fill_in(record, [(word, math.log(max(share, LEAST))) for word, share in found])
 
 
@@ -193,6 +208,10 @@ class ReplySheet(Sheet):
     """Prompts, instructions and conversations, for a model that writes."""
 
     columns = REPLY_COLUMNS
+
+    def __init__(self, flags, examinee: Examinee):
+        super().__init__(flags, examinee)
+        manner_of(examinee.model)  # one that cannot write at all is refused before the first row
 
     def ask(self, record: dict, row: dict | Unreadable) -> list[int]:
         said = _as_message(row)
@@ -206,8 +225,7 @@ class ReplySheet(Sheet):
         decoding: Decoding = self.flags.decoding
         if decoding.samples and decoding.seed is not None and asked:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + asked[0][0]["row"])
-        replies = self.examinee.reply([ids for _, ids in asked], decoding)
-        for (record, _), reply in zip(asked, replies, strict=True):
+        for record, reply in self.each(asked, lambda all: self.examinee.reply(all, decoding)):
             record["response"] = _plain(reply)
 
 
@@ -245,8 +263,7 @@ class LabelSheet(Sheet):
         return texts if len(texts) > 1 else texts[0]
 
     def reply(self, asked: list[tuple[dict, str | tuple[str, ...]]]) -> None:
-        found = self.examinee.classify([texts for _, texts in asked])
-        for (record, _), ranked in zip(asked, found, strict=True):
+        for record, ranked in self.each(asked, self.examinee.classify):
             record |= self.examinee.told(ranked, self.top_k)
 
 
@@ -322,7 +339,7 @@ def _fill_in(record: dict, found: list[tuple[str, float]]) -> None:
 def _plain(value: object) -> str:
     """A value as text that any file can hold."""
     if not isinstance(value, str):  # a date, a number, bytes of parquet
-        value = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+        value = "" if value is None else dumps(value, default=str)
     return value.encode("utf-8", "replace").decode()
 
 

@@ -8,7 +8,6 @@ formats hold every text as it is.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .errors import UserError
 from .excel import SAVE, read_excel
 from .headers import clean_name
 from .json_files import read_json
-from .strictness import twice_named
+from .strictness import dumps, twice_named
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # that are written too
@@ -205,7 +204,7 @@ def _write_csv(
     def cell(value):
         if isinstance(value, str):
             return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+        return dumps(value) if isinstance(value, (list, dict)) else value
 
     with whole_file(file, encoding=encoding, newline="") as stream:
         rows = csv.writer(stream, delimiter=delimiter)
@@ -216,14 +215,14 @@ def _write_csv(
 def _write_jsonl(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
     with whole_file(file) as stream:
         for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.write(dumps(record) + "\n")
 
 
 def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
     with whole_file(file) as stream:
         stream.write("[")
         for number, record in enumerate(records):
-            stream.write((",\n" if number else "\n") + json.dumps(record, ensure_ascii=False))
+            stream.write((",\n" if number else "\n") + dumps(record))
         stream.write("\n]\n")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from .cli import say
 from .disk import write_whole
 from .errors import Stopped, UserError
+from .strictness import dumps
 
 PROJECT = "tmmluplus"  # runs are compared within a project
 FILE = "tracker.json"  # beside train_log.jsonl: which run of which tracker this is
@@ -217,7 +218,7 @@ class Tracker:
         except Exception as error:
             way_out = f"（它接續 {self.folder / FILE} 的 {known}；刪掉這個檔案就另開一個）" if known else ""
             raise UserError(f"--report_to {self.name} 無法開始：{error}{way_out}") from error
-        write_whole(self.folder / FILE, json.dumps({"tracker": self.name, "id": self._service.id}) + "\n")
+        write_whole(self.folder / FILE, dumps({"tracker": self.name, "id": self._service.id}) + "\n")
         say(f"  --report_to {self.name}：{self._service.where}")
 
     def log(self, values: dict, step: int) -> None:
@@ -237,7 +238,7 @@ class Tracker:
         self.log(flatten(results), self._step)
         saved = json.loads(card.read_text(encoding="utf-8"))
         shown = saved | {name: f"{len(saved[name])} 題" for name in PER_QUESTION if name in saved}
-        text = f"```json\n{json.dumps(shown, ensure_ascii=False, indent=1)}\n```"
+        text = f"```json\n{dumps(shown, indent=1)}\n```"
         self._do(lambda: self._service.card(card, text, self._step))
 
     def __enter__(self) -> Tracker:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .cli import plain, say
 from .disk import own_file, write_whole
 from .perplexity import small
+from .strictness import dumps
 from .trackers import Tracker, flatten
 
 
@@ -91,7 +92,7 @@ class TrainLog:
         if not self._stream:
             return
         try:
-            self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._stream.write(dumps(entry) + "\n")
         except OSError as error:  # a full disk: a line is not worth a run, the next checkpoint will say so
             self.say(f"⚠ {self.path} 寫不進去（{error.strerror}），這次不再記錄")
             with contextlib.suppress(OSError):
