@@ -20,9 +20,11 @@ from .cli import as_json, say, tell
 from .disk import told
 from .errors import RunError, Stopped, UserError, listed
 from .examinee import Examinee
+from .instructions import asks
 from .journal import Journal
 from .sheets import SUBMISSION, TELLS, LabelSheet, PromptSheet, QuestionSheet, ReplySheet, Sheet
 from .tables import Unreadable, read_table, write_table
+from .turns import is_answered, is_talk, is_told
 
 ROUND = 64  # rows a process answers between two writes
 SHOWN = 3  # problems told at the end
@@ -122,6 +124,8 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
     say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
     for line in shown:
         say(line)
+    for remark, number in sheet.remarks.items():
+        say(f"  {remark}（{number} 列）")
     if errors > len(shown):
         seen = f"{output} 的 error 欄" if "error" in columns else "error 欄：--output 改用 .jsonl 就會寫出來"
         say(f"  … 其餘見 {seen}")
@@ -136,8 +140,10 @@ def _first_row(source: Path) -> dict:
     """
     problems: list[str] = []
     for line, row in read_table(source):
-        if isinstance(row, dict) and (_asks(row) or row.keys() & TELLS):
+        if isinstance(row, dict) and (_asks(row) or row.keys() & TELLS or _is_open(row)):
             return row
+        if isinstance(row, list) and is_told({"messages": row}):  # a conversation by itself
+            return {"messages": row}
         if len(problems) < SHOWN:
             columns = listed(row if isinstance(row, dict) else ())
             found = f"沒有 question、prompt 或 instruction 欄，有的是 {columns}"
@@ -150,12 +156,17 @@ def _asks(row: dict) -> bool:
     return bool(row.keys() & ASKS) or reading.is_reading(row)
 
 
+def _is_open(row: dict) -> bool:
+    """True for a row that is to be answered in words."""
+    return is_talk(row) or ((is_told(row) or is_answered(row)) and not asks(row))
+
+
 def _sheet_for(source: Path, flags, examinee: Examinee) -> Sheet:
     """The kind of sheet that the model, or else the first row, asks for."""
     if examinee.kind == "classifier":
         return LabelSheet(flags, examinee)
     first = _first_row(source)
-    if _asks(first):
+    if _asks(first) and not (examinee.writes and _is_open(first)):
         return QuestionSheet(flags, examinee)
     if examinee.writes:
         return ReplySheet(flags, examinee)

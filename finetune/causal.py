@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 
 from .batching import Entries, Example
-from .chats import AskingPrompts, Chat
+from .chat_prompts import AskingPrompts
+from .chats import Chat, Passage
 from .instructions import Instruction
 from .orders import shuffled
 from .packing import pack
@@ -80,13 +82,16 @@ class Continuation:
 class Responses:
     """Replies: the loss is on what the assistant says, its end included.
 
-    An instruction that is too long loses the tail of its last reply, but never all of it; a question loses
-    the middle of its stem. What cannot be taught even so goes to `too_long`.
+    An instruction that is too long loses the tail of its last reply and the replies after it, but never all
+    of them; a question loses the middle of its stem. What cannot be taught even so goes to `too_long`.
 
     Args:
         rows: instructions, or questions that are answered with a letter, options in a new order each epoch.
-        on_prompt: the loss is on the prompt too.
+        on_prompt: the loss is on the prompt too; not on that of a row that has replies it must not learn.
         seed: of the orders. The same (seed, epoch, row) gives the same example.
+
+    Attributes:
+        remarks: how many rows were written otherwise than a person may expect, by what was done.
     """
 
     name = "sft"
@@ -105,11 +110,15 @@ class Responses:
         self.too_long: list[str] = []
         self.refused: list[str] = []
         self.shortened = 0
-        self._written: list[tuple[array, list[range]] | None] = []  # of questions: anew for each order
+        self.remarks: Counter[str] = Counter()
+        # of each example its row and, but for a question, which is written anew for each order,
+        # (token ids, positions, targets)
+        self._row_of = array("I")
+        self._written: list[tuple[array, array, array] | None] = []
         kept = array("I")
         for index, row in enumerate(rows):
             try:
-                self._add(row)
+                self._add(row, len(kept))
                 kept.append(index)
             except TooLong:
                 self.too_long.append(row.id)
@@ -117,45 +126,64 @@ class Responses:
                 self.refused.append(f"{row.id}：{error}")
         self.rows = pick(rows, kept)
 
-    def _add(self, row: Instruction | Question) -> None:
-        written = None
+    def _add(self, row: Instruction | Question, number: int) -> None:
+        """Writes the examples of a row, the `number`th that is kept."""
         if isinstance(row, Question):
             prompt = self._listed(row, range(len(row.options)))
-            length = len(prompt.ids) + 1 + len(self.chat.closing)
             self.shortened += prompt.cut > 0
-        else:
-            ids, spoken = self.chat.conversation(row.messages)
-            limit = self.prompts.max_length
-            if spoken[-1].start >= limit:
-                raise TooLong(f"提示有 {spoken[-1].start} 個 token，上限 {limit}")
-            self.shortened += len(ids) > limit
-            length = min(len(ids), limit)
-            spoken[-1] = range(spoken[-1].start, min(spoken[-1].stop, length))
-            written = array("l", ids[:length]), spoken
-        self.lengths.append(length)
-        self._written.append(written)
+            self.lengths.append(len(prompt.ids) + 1 + len(self.chat.closing))
+            self._row_of.append(number)
+            self._written.append(None)
+            return
+        passages = self.chat.conversation(row.messages)
+        limit = self.prompts.max_length
+        fitting = [passage for passage in passages if passage.spoken[0].start < limit]
+        if not fitting:
+            raise TooLong(f"提示有 {passages[0].spoken[0].start} 個 token，上限 {limit}")
+        self.shortened += len(fitting) < len(passages) or any(len(one.ids) > limit for one in fitting)
+        for passage in fitting:
+            self.lengths.append(min(len(passage.ids), limit))
+            self._row_of.append(number)
+            self._written.append(self._cut(passage, limit, self.on_prompt and not row.untaught))
+        self._remark(row, len(passages))
+
+    def _cut(self, passage: Passage, limit: int, on_prompt: bool) -> tuple[array, array, array]:
+        """The passage within `limit`, what it asks for and where."""
+        ids = passage.ids[:limit]
+        wanted = {at - 1: token for at, token in enumerate(ids) if at} if on_prompt else {}
+        for spoken in passage.spoken:
+            wanted.update((at - 1, passage.ids[at]) for at in spoken if at < limit)
+            if spoken.stop <= limit:
+                wanted[spoken.stop - 2] = self.chat.end
+        return array("l", ids), array("l", wanted), array("l", wanted.values())
+
+    def _remark(self, row: Instruction, passages: int) -> None:
+        self.remarks.update(self.chat.remarks(row.messages))
+        if passages > 1:
+            self.remarks["對話樣板會改寫前面的回答：每個回答各成一例，前文與作答時一樣"] += 1
+        if self.on_prompt and row.untaught:
+            self.remarks["有不教的回答：只教其他的回答，提示不教（--train_on_prompt）"] += 1
 
     def epoch(self, epoch: int) -> Entries:
         """Every row once."""
-        return Entries(("reply", range(len(self.rows))))
+        return Entries(("reply", range(len(self.lengths))))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
-        """One row. A constant `epoch` gives the same order of options each time, as validation needs."""
-        row = self.rows[index]
+        """One example. A constant `epoch` gives the same order of options each time, as validation needs."""
+        row = self.rows[self._row_of[index]]
         if written := self._written[index]:
-            ids, spoken = written
-        else:
-            ids, spoken = self._question(row, epoch)
-        wanted = [at for turn in spoken for at in turn]
-        return next_tokens(ids, range(1, len(ids)) if self.on_prompt else wanted, row.id)
+            ids, positions, targets = map(tuple, written)
+            return Example(ids, positions, targets, row=row.id, by_token=True)
+        ids, spoken = self._question(row, epoch)
+        return next_tokens(ids, range(1, len(ids)) if self.on_prompt else spoken, row.id)
 
-    def _question(self, question: Question, epoch: int) -> tuple[list[int], list[range]]:
+    def _question(self, question: Question, epoch: int) -> tuple[list[int], range]:
         rng = random.Random(f"reply:{self.seed}:{epoch}:{question.id}")
         order = shuffled(question.options, rng)
         prompt = self._listed(question, order)
         letter = self.prompts.verbalizer_ids(len(order))[order.index(question.answer)]
         ids = [*prompt.ids, letter, *self.chat.closing]
-        return ids, [range(len(prompt.ids), len(ids))]
+        return ids, range(len(prompt.ids), len(ids))
 
     def _listed(self, question: Question, order: Sequence[int]) -> Prompt:
         """The question with room left for its letter and the end."""

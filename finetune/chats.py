@@ -8,20 +8,60 @@ message is data: `<|im_end|>` inside it is broken up, never obeyed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 
 from .errors import UserError
-from .orders import Unaskable
-from .prompts import ELLIPSIS, Prompt, Template, TooLong
-from .questions import LETTERS, Question
 
 STYLES = ("chat", "plain")
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}  # of the plain form
+# What a template is tried with: texts that no template holds itself.
+ASKED, ANSWER, SYSTEM, THOUGHT = "甲乙丙丁", "子丑寅卯", "乾坤震巽", "金木水火"
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # by which templates know what was thought
+LEAD = re.compile(r"(?:<think>\s*</think>\s*| *)\Z")  # what a model says itself before its words
 
-Message = dict[str, str]  # role and content, as chat templates take them
+Message = dict[str, object]  # role and content, as chat templates take them; reasoning_content; train: False
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str, **more) -> Message:
+    return {"role": "assistant", "content": content, **more}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a template writes what the assistant says.
+
+    Attributes:
+        lead: stands between the place where the assistant is to speak and its words: a space, or ""; the
+            assistant says it.
+        tail: stands between its words and their end.
+        end: the token that ends them: the first special one after them, else the tokenizer's EOS.
+        adds: the template takes no notice of `add_generation_prompt`: what opens the assistant's turn is
+            taken from a turn that it writes.
+        thinks: the place where the assistant is to speak lies inside an open `<think>`.
+        joins: what is written where the assistant spoke begins with what was asked.
+    """
+
+    lead: str
+    tail: str
+    end: int
+    adds: bool
+    thinks: bool
+    joins: bool
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids to learn from. `spoken`: where the assistant speaks and learns; the last place of each range
+    asks for the end, whatever stands there (a template may write none between two turns)."""
+
+    ids: list[int]
+    spoken: list[range]
 
 
 class Chat:
@@ -35,17 +75,28 @@ class Chat:
     """
 
     def __init__(self, tokenizer, style: str, flag: str = "--template chat"):
-        if style == "chat" and not tokenizer.chat_template:
+        template = tokenizer.chat_template if style == "chat" else ""
+        if style == "chat" and not template:
             raise UserError(
                 f"{flag}：這個 tokenizer 沒有對話樣板（chat_template）；"
                 "請加 --template plain（寫成 User: …、Assistant: …），或換一個有對話樣板的模型"
             )
-        self.tokenizer, self.style = tokenizer, style
+        if isinstance(template, dict) and "default" not in template:
+            if len(template) > 1:
+                raise UserError(
+                    f"{flag}：tokenizer 的對話樣板有 {'、'.join(template)}，沒有 default，不知道用哪一個；"
+                    "請把要用的那一個存成 chat_template.jinja，或加 --template plain"
+                )
+            template = next(iter(template.values()))
+        self.template = template["default"] if isinstance(template, dict) else template
+        self.tokenizer, self.style, self.flag = tokenizer, style, flag
         specials = {str(token) for token in tokenizer.all_special_tokens} | {
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         }
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first) or r"(?!)")
+
+    # ---- messages as text ----------------------------------------------------------------------------------
 
     def text(self, messages: Sequence[Message], reply: bool) -> str:
         """The messages written out; `reply`: up to where the assistant is to speak.
@@ -53,21 +104,157 @@ class Chat:
         Raises:
             ValueError: the template refuses them (roles that must take turns, say).
         """
-        safe = [{**message, "content": self.defused(message["content"])} for message in messages]
+        fitted = self._fitted(messages)
+        if not reply:
+            return self._render(fitted, False)
+        if not self.form.adds:
+            return self._render(fitted, True)
+        before = self._render([*fitted, assistant(ANSWER)], False).rpartition(ANSWER)[0]
+        return LEAD.sub("", before)
+
+    def _render(self, messages: Sequence[Message], reply: bool) -> str:
         if self.style == "chat":
             try:
-                return self.tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=reply)
+                return self.tokenizer.apply_chat_template(
+                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=reply
+                )
             except Exception as error:  # a template is a program, run in jinja2's sandbox: it may divide by 0
                 raise ValueError(f"對話樣板不接受：{error}") from error
-        lines = [f"{SPEAKERS[message['role']]}: {message['content']}" for message in safe]
+        lines = [f"{SPEAKERS[message['role']]}: {message['content']}" for message in messages]
         for at, message in enumerate(messages):
             if message["role"] == "assistant":
                 lines[at] += self.tokenizer.eos_token
         return "\n".join([*lines, "Assistant:"] if reply else lines)
 
+    def _fitted(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template takes them, without special tokens; `remarks` says of it."""
+        fitted: list[Message] = []
+        waiting: list[str] = []  # of the system, where the template has no place for it
+        for message in messages:
+            role, content = message["role"], self.defused(message["content"])
+            if role == "system" and not self.takes_system:
+                waiting.append(content)
+            elif role == "assistant":
+                if self.opens or any(one["role"] == "user" for one in fitted):
+                    fitted.append(self._answer(content, message.get("reasoning_content") or ""))
+            else:
+                fitted.append({"role": role, "content": "\n\n".join([*waiting, content])})
+                waiting = []
+        return fitted
+
+    def _answer(self, content: str, thought: str) -> Message:
+        """What the assistant said and, where the template has a place for it, thought."""
+        content, thought = content.strip(), self.defused(thought).strip()
+        if thought and self.thought_key:
+            return assistant(content, **{self.thought_key: thought})
+        if thought and self.tags_thought:
+            content = f"<think>\n{thought}\n</think>\n\n{content}"
+        return assistant(content)
+
+    def remarks(self, messages: Sequence[Message]) -> set[str]:
+        """What is not written as the messages have it."""
+        said, roles = set(), [message["role"] for message in messages]
+        if "system" in roles and not self.takes_system:
+            said.add("對話樣板沒有 system 的位置：併入下一句使用者的話")
+        if next((role for role in roles if role != "system"), "") == "assistant" and not self.opens:
+            said.add("對話樣板不讓模型先開口：略去招呼")
+        if any(message.get("reasoning_content") for message in messages) and not self.writes_thought:
+            said.add("對話樣板沒有思考（reasoning_content）的位置：不教思考，只教回答")
+        return said
+
+    def notes(self) -> list[str]:
+        """What is to be known of the template itself."""
+        said = []
+        if "strftime_now" in self.template:
+            said.append("對話樣板會寫進當天的日期：訓練時寫的是今天，以後問的是那一天")
+        if self.form.adds:
+            said.append("對話樣板不理會 add_generation_prompt：模型開口的地方依它寫回答的方式補上")
+        elif not self.form.joins:
+            said.append("對話樣板寫回答的方式接不上它請模型開口的地方：照請模型開口的地方教")
+        return said
+
     def defused(self, text: str) -> str:
         """Special tokens in a text, each broken by a space, so that they are read as the letters they are."""
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    # ---- what the template does ----------------------------------------------------------------------------
+
+    @cached_property
+    def form(self) -> Form:
+        """Raises UserError where the template cannot write a question and its answer."""
+        question = [user(ASKED)]
+        try:
+            closed, asked = (self._render(question, reply) for reply in (False, True))
+            whole = self._render([*question, assistant(ANSWER)], False)
+            if ANSWER not in whole:
+                raise ValueError("對話樣板不寫模型的回答")
+        except ValueError as error:
+            raise UserError(f"{self.flag}：{error}；一問一答也寫不出來，請換一個對話樣板") from error
+        before, _, after = whole.rpartition(ANSWER)
+        joins = before.startswith(asked)
+        adds = asked == closed and bool(not joins or before[len(asked) :].strip())
+        if adds:
+            lead = LEAD.search(before)[0]
+            asked, joins = before[: len(before) - len(lead)], True
+        else:
+            lead = before[len(asked) :] if joins else ""
+        thinks = bool(re.search(r"<think>\s*\Z", asked))
+        if thinks and not joins:
+            lead = "\n</think>\n\n"
+        end = self._special.search(after)
+        token = self.tokenizer.convert_tokens_to_ids(end[0]) if end else self.tokenizer.eos_token_id
+        return Form(lead, after[: end.start()] if end else "", token, adds, thinks, joins)
+
+    def _shows(self, messages: Sequence[Message], *texts: str) -> bool:
+        """True when the template writes all these texts."""
+        try:
+            written = self._render(messages, False)
+        except ValueError:
+            return False
+        return all(text in written for text in texts)
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """The template has a place for what the system says: it neither refuses nor drops it."""
+        return self._shows([{"role": "system", "content": SYSTEM}, user(ASKED)], SYSTEM)
+
+    @cached_property
+    def opens(self) -> bool:
+        """The template lets the assistant speak first."""
+        return self._shows([assistant(ANSWER), user(ASKED)], ANSWER, ASKED)
+
+    @cached_property
+    def thought_key(self) -> str:
+        """The key by which the template writes what was thought; "" where it knows none."""
+        if self.style == "plain":
+            return ""
+        return next(
+            (
+                key
+                for key in THOUGHT_KEYS
+                if self._shows([user(ASKED), assistant(ANSWER, **{key: THOUGHT})], THOUGHT)
+            ),
+            "",
+        )
+
+    @property
+    def tags_thought(self) -> bool:
+        """The template knows thoughts as `<think>…</think>` inside what is said."""
+        return "</think>" in self.template
+
+    @property
+    def writes_thought(self) -> bool:
+        return bool(self.thought_key) or self.tags_thought
+
+    @property
+    def lead(self) -> str:
+        return self.form.lead
+
+    @property
+    def end(self) -> int:
+        return self.form.end
+
+    # ---- text as tokens ------------------------------------------------------------------------------------
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that `text` wrote."""
@@ -93,177 +280,83 @@ class Chat:
         # Read together, as the model will write it, unless the seam would change the prompt's own tokens.
         return whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(said)
 
-    @property
-    def lead(self) -> str:
-        """What stands between the place where the assistant is to speak and its words: a space, or ""."""
-        return self._around[0]
-
-    @property
-    def end(self) -> int:
-        """The token that ends what the assistant says: the first special one its template writes after it,
-        else the tokenizer's EOS."""
-        return self._around[2]
-
-    @cached_property
-    def _around(self) -> tuple[str, str, int]:
-        """`lead`, what stands between the assistant's words and their end, and `end`."""
-        asked, said = [{"role": "user", "content": "問"}], "答"
-        before = self.text(asked, reply=True)
-        whole = self.text([*asked, {"role": "assistant", "content": said}], reply=False)
-        lead, _, rest = (whole[len(before) :] if whole.startswith(before) else "").partition(said)
-        if end := self._special.search(rest):
-            return lead, rest[: end.start()], self.tokenizer.convert_tokens_to_ids(end[0])
-        return lead, "", self.tokenizer.eos_token_id
-
     @cached_property
     def closing(self) -> list[int]:
         """Token ids that end what the assistant says: what the template writes after it, if anything, and
         `end`."""
-        said = self.text([{"role": "user", "content": "問"}], reply=True) + self.lead + "答"
-        return [*self._after(said, self._around[1]), self.end]
+        said = self.text([user(ASKED)], reply=True) + self.lead + ANSWER
+        return [*self._after(said, self.form.tail), self.end]
 
-    def conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[range]]:
-        """A whole conversation for training, and where in it the assistant speaks; its end is part of that.
-        Where the template rewrites earlier replies once later ones come (it drops what a model thought, say),
-        the last one alone is spoken.
+    def conversation(self, messages: Sequence[Message]) -> list[Passage]:
+        """A whole conversation for training: every answer after the very tokens that it is asked with.
+
+        Answers share a passage as long as each is asked after the tokens of those before it. Where the
+        template rewrites what came before (it drops what a model thought, say), a new passage begins.
 
         Raises:
             ValueError: the template refuses it.
         """
-        ids, spoken, written = list(self.start), [], ""
-        messages = [
-            {**message, "content": message["content"].strip()} if message["role"] == "assistant" else message
-            for message in messages
-        ]
+        passages: list[Passage] = []
         for at, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or not message.get("train", True):
                 continue
             before = self.text(messages[:at], reply=True)
-            if not before.startswith(written):
-                ids, spoken, written = list(self.start), [], ""
-            ids += self._after(written, before[len(written) :]) if written else self.ids(before)
-            text = self.text(messages[: at + 1], reply=False)
-            end = self.tokenizer.decode([self.end])
-            if text.startswith(before) and end in text[len(before) :]:  # the template's own words
-                words = text[len(before) : text.index(end, len(before))]
+            prompt = self.start + self.ids(before)
+            said = self._after(before, self._words(before, messages[: at + 1]))
+            spoken = range(len(prompt), len(prompt) + len(said) + 1)
+            last = passages[-1] if passages else None
+            if last and prompt[: len(last.ids)] == last.ids:
+                passages[-1] = Passage([*prompt, *said], [*last.spoken, spoken])
             else:
-                words = self.lead + self.defused(message["content"]) + self._around[1]
-            said = [*self._after(before, words), self.end]
-            spoken.append(range(len(ids), len(ids) + len(said)))
-            ids += said
-            written = text[: text.rindex(end) + len(end)] if end in text[len(before) :] else text
-        return ids, spoken
+                passages.append(Passage([*prompt, *said], [spoken]))
+        for passage in passages:
+            passage.ids.append(self.end)
+        return passages
+
+    def _words(self, before: str, messages: Sequence[Message]) -> str:
+        """What the assistant says last in these messages, as the template writes it after `before`; as it
+        stands there, where the template would write something else in that place, or drop its thoughts."""
+        content = self._fitted(messages)[-1]["content"]
+        thought, _, words = content.rpartition("</think>")
+        written = self._render(self._fitted(messages), False)
+        if written.startswith(before):
+            written = written[len(before) :]
+            end = written.find(self.tokenizer.decode([self.end]))
+            said = written[:end] if end >= 0 else written[: written.rfind(content) + len(content)]
+            if words.strip() in said and thought.removeprefix("<think>").strip() in said:
+                return said
+        if self.form.thinks and "</think>" in content:
+            return content.removeprefix("<think>").lstrip("\n") + self.form.tail
+        lead = "" if content.startswith("<think>") and "<think>" in self.lead else self.lead
+        return lead + content + self.form.tail
+
+    # ---- what a model said ---------------------------------------------------------------------------------
+
+    def cleaned(self, pieces: Iterable[str]) -> Iterator[str]:
+        """What a model said, piece by piece, without what the template and not the model means by it: the
+        lead of an answer, a `<think>` without a thought. A thought that was opened in the prompt is whole."""
+        lead = self.tokenizer.decode(self.ids(self.lead), skip_special_tokens=True)
+        residues = [_dense(lead), "</think>" if self.form.thinks else "<think></think>"]
+        held, opened = "", False
+        for piece in pieces:
+            if opened:
+                yield piece
+                continue
+            held += piece
+            dense = _dense(held)
+            found = next((one for one in residues if one and dense.startswith(one)), "")
+            if not found and any(one.startswith(dense) for one in residues):
+                continue  # it may become one
+            yield self._opening(held, found)
+            held, opened = "", True
+        if held:
+            yield self._opening(held, "")
+
+    def _opening(self, held: str, residue: str) -> str:
+        if residue:
+            return re.sub(r"\A\s*" + r"\s*".join(map(re.escape, residue)) + r"\s*", "", held)
+        return f"<think>\n{held.lstrip()}" if self.form.thinks and held.strip() else held
 
 
-@dataclass
-class AskingPrompts:
-    """Writes questions for a causal model that answers with a letter. Stands where `prompts.ExamPrompts` does
-    for a masked one.
-
-    Args:
-        max_length: of a prompt, in tokens.
-    """
-
-    chat: Chat
-    max_length: int
-    template: Template = field(default_factory=Template)
-
-    @property
-    def tokenizer(self):
-        return self.chat.tokenizer
-
-    def _letters(self, count: int) -> tuple[list[int], list[int]]:
-        """What the first `count` letters all begin with when they are said (a lone space, say), and the token
-        of each.
-
-        Raises:
-            UserError: a letter is not one known token of its own.
-        """
-        if count not in self._known:
-            for said in self._said:
-                shared = commonprefix(said[:count])
-                rest = [tokens[len(shared) :] for tokens in said[:count]]
-                firsts = {tokens[0] for tokens in rest if len(tokens) == 1} - {self.tokenizer.unk_token_id}
-                if len(firsts) == count:
-                    self._known[count] = shared, [tokens[0] for tokens in rest]
-                    break
-            else:
-                last = LETTERS[count - 1]
-                raise UserError(f"這個 tokenizer 分不出 A 到 {last} 這幾個字母，不能用字母作答")
-        return self._known[count]
-
-    @cached_property
-    def _said(self) -> tuple[list[list[int]], list[list[int]]]:
-        """The tokens of each letter, said as the model would; and with the space before it apart, since a
-        vocabulary may have ` A` and no ` D`."""
-        before = self.chat.text([{"role": "user", "content": "題目"}], reply=True)
-        apart = self.chat.ids(self.chat.lead)
-        together = [self.chat.reply(before, letter) for letter in LETTERS]
-        return together, [[*apart, *self.chat.ids(letter)] for letter in LETTERS]
-
-    @cached_property
-    def _known(self) -> dict[int, tuple[list[int], list[int]]]:
-        return {}
-
-    def verbalizer_ids(self, count: int) -> list[int]:
-        """Token id that says the letter of each of the first `count` places."""
-        return self._letters(count)[1]
-
-    def messages(self, question: Question, order: Sequence[int], stem: str) -> list[Message]:
-        """The question as it is put to the model, with this stem, options in `order`."""
-        options = "\n".join(
-            _filled(self.template.choice, letter=LETTERS[place], text=question.options[index])
-            for place, index in enumerate(order)
-        )
-        return [{"role": "user", "content": _filled(self.template.asked, stem=stem, options=options)}]
-
-    def shared(self, count: int) -> int:
-        """How many tokens `count` letters all begin with: the last ones of a prompt that `listed` writes."""
-        return len(self._letters(count)[0])
-
-    def listed(self, question: Question, order: Sequence[int], spare: int = 2) -> Prompt:
-        """All up to the token that says the letter; `blank` is the last position, whose logits choose it.
-
-        A stem that does not fit is cut in its middle, never an option.
-
-        Args:
-            spare: tokens to leave free for the answer.
-
-        Raises:
-            TooLong: the options alone do not fit.
-        """
-        shared = self._letters(len(order))[0]
-        ids, size = self._prompt(question, order), len(question.stem)
-        room = self.max_length - len(shared) - spare
-        keep = self._kept.get((question, room), size)  # in another order it fitted, or nearly
-        while len(ids) > room:
-            if keep < size:
-                ids = self._prompt(question, order, keep)
-            if len(ids) > room:  # never too many at once: the stem is but a part of the tokens
-                keep -= 1 + int((len(ids) - room) / len(ids) * keep)
-            if keep < 0:
-                raise TooLong(f"選項本身就超過 {self.max_length} 個 token 的上限")
-        if keep < size:
-            self._kept[question, room] = keep
-        ids = [*ids, *shared]
-        return Prompt(tuple(ids), (len(ids) - 1,), size - keep)
-
-    @cached_property
-    def _kept(self) -> dict[tuple[Question, int], int]:
-        """Characters left of the stems that had to be cut."""
-        return {}
-
-    def _prompt(self, question: Question, order: Sequence[int], keep: int | None = None) -> list[int]:
-        stem = question.stem
-        if keep is not None:
-            front = (keep + 1) // 2  # a stem opens with its matter and closes with what is asked
-            stem = stem[:front] + ELLIPSIS + stem[len(stem) - (keep - front) :]
-        try:
-            return self.chat.prompt(self.messages(question, order, stem))
-        except ValueError as error:
-            raise Unaskable(str(error)) from error
-
-
-def _filled(pattern: str, **values: str) -> str:
-    """A template with its places filled in one pass: a `{stem}` inside a value is text."""
-    return re.sub(r"\{(\w+)\}", lambda place: values.get(place[1], place[0]), pattern)
+def _dense(text: str) -> str:
+    return "".join(text.split())

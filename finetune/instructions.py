@@ -1,7 +1,6 @@
-"""What a model is to answer, and how: rows of Alpaca, chats, reading comprehension and exam questions.
+"""What a model is to answer, and how: chats, instructions, reading comprehension and exam questions.
 
-    Alpaca   instruction, input (may be empty), output; also system and history ([[asked, answered], …])
-    chat     messages ([{role, content}, …]) or conversations ([{from, value}, …])
+    talk     conversations, instructions, prompts with their answers: the layouts of turns.py
     reading  文章, 問題, 選項1–4, 正確答案 (from 1), or article, question, option1–4, answer
     exam     question, A, B, …, answer, and the other layouts of exams.py
 
@@ -11,35 +10,52 @@ The last two become exam questions: they are split, taught and examined as such.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from . import hub
 from .bad_rows import Unreadable, abridged, too_many, where
 from .chats import Message
 from .data_files import DataFile, nothing_in, stem_of, without_test
-from .errors import UserError, listed, shown
-from .exams import Exam, read_exam
+from .errors import UserError, listed
+from .exams import Exam, parse_question, read_exam
+from .turns import CHATS, Turn, Untaught, check_taught, is_answered, is_talk, is_told, turns_of
 
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-TELLS = {"instruction", "messages", "conversations"}  # columns of rows that are no questions
-WAYS = "instruction/output（Alpaca）、messages（對話）、文章/問題/選項1–4（閱讀）或 question/A/B…/answer"
+LOOKED = 20  # rows of a file that tell what it holds
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A conversation whose last message is what the assistant is to say: (role, content) of each message."""
+    """A conversation whose last message is what the assistant is to say.
+
+    Args:
+        turns: (role, content) of each message.
+        untaught: places of what the assistant said that is context only.
+        thoughts: (place, text) of what the assistant thought before it spoke.
+    """
 
     turns: tuple[tuple[str, str], ...]
     id: str = ""
+    untaught: tuple[int, ...] = ()
+    thoughts: tuple[tuple[int, str], ...] = ()
 
     @property
     def messages(self) -> list[Message]:
-        return [{"role": role, "content": content} for role, content in self.turns]
+        """As `chats.Chat` takes them."""
+        found: list[Message] = [{"role": role, "content": content} for role, content in self.turns]
+        for place, thought in self.thoughts:
+            found[place]["reasoning_content"] = thought
+        for place in self.untaught:
+            found[place]["train"] = False
+        return found
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256("\x1f".join(content for _, content in self.turns).encode()).hexdigest()[:16]
+        """Of what is said; not of what is taught of it."""
+        said = [*(content for _, content in self.turns), *(thought for _, thought in self.thoughts)]
+        return hashlib.sha256("\x1f".join(said).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -49,6 +65,7 @@ class Course:
     rows: list[Instruction]
     origin: str
     skipped: list[str] = field(default_factory=list)
+    remarks: Counter[str] = field(default_factory=Counter)  # how rows were read, and of how many that is so
 
 
 def read_course(
@@ -66,105 +83,98 @@ def read_course(
     folder, files, origin = hub.find_files(source, revision or "main", flag)
     if not files:
         raise UserError(nothing_in(folder, f"{flag} {source}"))
-    first = next((row for file in files for _, row in file.rows() if isinstance(row, dict)), {})
-    if not first.keys() & TELLS and _asks(first):
+    rows = (row for file in files for _, row in islice(file.rows(), LOOKED) if isinstance(row, dict))
+    first = list(islice(rows, LOOKED))
+    if any(map(asks, first)) and not any(map(is_talk, first)):
         return read_exam(source, revision or "main", subjects, on_bad_rows, flag)
-    if first.keys() & {"text", "paragraphs", "content"} and not first.keys() & TELLS:
-        raise UserError(f"{flag} {source}：看起來是文章（欄位 {listed(first)}）；請用 --task cpt")
-    problems: list[str] = []
-    rows = [row for file in without_test(files) for row in _rows(file, problems)]
+    if first and first[0].keys() & {"text", "paragraphs", "content"} and not any(map(_speaks, first)):
+        raise UserError(f"{flag} {source}：看起來是文章（欄位 {listed(first[0])}）；請用 --task cpt")
+    course = Course([], origin)
+    for file in without_test(files):
+        course.rows += _rows(file, course)
+    problems = course.skipped
     if problems and on_bad_rows == "fail":
-        raise UserError(too_many(problems, len(rows)))
-    if not rows:
-        raise UserError([*abridged(problems), f"{flag} {source}：一列也沒有"])
-    return Course(rows, origin, problems)
+        raise UserError(too_many(problems, len(course.rows)))
+    if not course.rows:
+        said = [f"{text}（{count} 列）" for text, count in course.remarks.items()]
+        raise UserError([*abridged(problems), *said, f"{flag} {source}：一列也沒有"])
+    return course
 
 
-def _asks(row: dict) -> bool:
-    """True for a row that looks like a question with options."""
+def asks(row: dict) -> bool:
+    """True for a row that is, or is meant as, a question with options."""
     from .reading import is_reading
 
-    return is_reading(row) or ("question" in row and bool(row.keys() & {"A", "choices", "options"}))
+    if is_reading(row) or ("question" in row and bool(row.keys() & {"A", "choices", "options"})):
+        return True
+    try:
+        return bool(parse_question({**row, "answer": None}, need_answer=False))
+    except ValueError:
+        return False
 
 
-def _rows(file: DataFile, problems: list[str]) -> Iterator[Instruction]:
+def _speaks(row: dict) -> bool:
+    """True for a row that is a conversation, or one message of it."""
+    return is_told(row) or is_answered(row) or bool(row.keys() & {"role", *CHATS})
+
+
+def _rows(file: DataFile, course: Course) -> Iterator[Instruction]:
     for line, row in file.rows():
+        place, remarks = where(file.path, line), set()
         if isinstance(row, Unreadable):
-            problems.append(f"{where(file.path, line)}：{row}")
+            course.skipped.append(f"{place}：{row}")
             continue
         try:
-            yield parse_instruction(row, f"{stem_of(file.path)}/{line}")
+            yield parse_instruction(row, f"{stem_of(file.path)}/{line}", remarks=remarks)
+            course.remarks.update(remarks)
+        except Untaught as reason:
+            course.remarks[f"{reason}不教"] += 1
         except ValueError as error:
-            problems.append(f"{where(file.path, line)}：{error}")
+            course.skipped.append(f"{place}：{error}")
 
 
-def parse_instruction(row: object, row_id: str = "", need_answer: bool = True) -> Instruction:
-    """A row of Alpaca's or a chat's layout.
+def parse_instruction(
+    row: object, row_id: str = "", need_answer: bool = True, remarks: set[str] | None = None
+) -> Instruction:
+    """A row of any layout of turns.py.
 
     Args:
         need_answer: False takes a row whose answer is yet to be given: what stands there is dropped.
+        remarks: how the row was read, where a person may not expect it, is added.
 
     Raises:
-        ValueError: with the reason in Chinese.
+        ValueError: with the reason in Chinese. Untaught: nothing in it is to be learnt, and nothing wrong.
     """
-    if not isinstance(row, dict):
-        raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
-    name = _text(row, "id") or _text(row, "ID") or row_id
-    turns = _chat(row) if row.keys() & {"messages", "conversations"} else _alpaca(row)
-    if not need_answer:
-        turns = turns[:-1] if turns and turns[-1][0] == "assistant" else turns
-        if not turns or turns[-1][0] != "user":
+    remarks = set() if remarks is None else remarks
+    if need_answer:
+        check_taught(row)
+    turns = turns_of(row, remarks)
+    if need_answer:
+        turns = _up_to_the_last_answer(turns, remarks)
+    else:
+        turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+        if not turns or turns[-1].role != "user":
             raise ValueError("最後一句要是使用者說的，才能回答")
-    elif turns[-1][0] != "assistant" or not turns[-1][1].strip():
+    names = [row.get(key) for key in ("id", "ID")] if isinstance(row, dict) else []
+    name = next((str(one) for one in names if one not in (None, "") and one == one), "")
+    return Instruction(
+        tuple((turn.role, turn.content) for turn in turns),
+        name or row_id,
+        tuple(at for at, turn in enumerate(turns) if not turn.taught),
+        tuple((at, turn.thought) for at, turn in enumerate(turns) if turn.thought),
+    )
+
+
+def _up_to_the_last_answer(turns: list[Turn], remarks: set[str]) -> list[Turn]:
+    """The turns without those after the last one that is taught: nothing is learnt with them."""
+    taught = [at for at, turn in enumerate(turns) if turn.role == "assistant" and turn.taught]
+    if not taught:
+        if any(turn.role == "assistant" and turn.content.strip() and turn.marked for turn in turns):
+            raise Untaught("每一則回答都標了不教的列")
         raise ValueError("沒有回答（output，或最後一則 assistant 訊息）")
-    return Instruction(tuple(turns), name)
-
-
-def _alpaca(row: dict) -> list[tuple[str, str]]:
-    if "instruction" not in row:
-        raise ValueError(f"欄位是 {listed(row)}；要有 {WAYS}")
-    asked = _text(row, "instruction").strip()
-    if more := _text(row, "input").strip():
-        asked = f"{asked}\n\n{more}" if asked else more
-    if not asked:
-        raise ValueError("instruction 是空的")
-    turns = [("system", system)] if (system := _text(row, "system").strip()) else []
-    history = row.get("history") or []
-    for pair in history if isinstance(history, list) else [history]:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError("history 應該是一串 [問, 答]")
-        turns += [("user", str(pair[0])), ("assistant", str(pair[1]))]
-    return [*turns, ("user", asked), ("assistant", _text(row, "output").strip())]
-
-
-def _chat(row: dict) -> list[tuple[str, str]]:
-    listed = row.get("messages") or row.get("conversations")
-    if not isinstance(listed, list) or not listed:
-        raise ValueError("messages 應該是一串 {role, content}")
-    turns = []
-    for message in listed:
-        if not isinstance(message, dict):
-            raise ValueError("messages 應該是一串 {role, content}")
-        role = ROLES.get(str(message.get("role", message.get("from"))))
-        content = message.get("content", message.get("value"))
-        if role is None:
-            known = "、".join(dict.fromkeys(ROLES.values()))
-            raise ValueError(f"不認得角色 {shown(message.get('role', message.get('from')))}，要是 {known}")
-        if not isinstance(content, str):
-            raise ValueError(f"{role} 的 content 應該是文字")
-        turns.append((role, content))
-    if "user" not in [role for role, _ in turns]:
-        raise ValueError("沒有使用者的訊息")
-    return turns
-
-
-def _text(row: dict, name: str) -> str:
-    value = row.get(name)
-    if value is None or value != value:  # NaN is not itself
-        return ""
-    if isinstance(value, (list, dict)):
-        raise ValueError(f"{name} 應該是文字，得到 {type(value).__name__}")
-    return str(value)
+    if turns[-1].role != "assistant" or not (turns[-1].content.strip() or turns[-1].thought):
+        remarks.add("最後的話沒有回答，不教")
+    return turns[: taught[-1] + 1]
 
 
 def split_course(
@@ -175,6 +185,11 @@ def split_course(
     from .exams import shared_out
     from .questions import draw
 
-    once = list({row.fingerprint: row for row in rows}.values())
+    known: dict[str, Instruction] = {}
+    for row in rows:
+        same = known.get(row.fingerprint, row)
+        untaught = tuple(at for at in row.untaught if at in same.untaught)
+        known[row.fingerprint] = replace(row, untaught=untaught)
+    once = list(known.values())
     once.sort(key=lambda row: draw(seed, row.fingerprint))
     return shared_out(once, ratio)

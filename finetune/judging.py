@@ -15,6 +15,7 @@ from .errors import UserError
 from .exams import parse_question
 from .instructions import parse_instruction
 from .questions import LETTERS, Question
+from .turns import is_told
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
 FULL_SCORE = 10
@@ -134,18 +135,25 @@ class Asked:
         Raises:
             UserError: with the reason.
         """
-        if isinstance(item, dict) and item.keys() & {"instruction", "messages", "conversations", "prompt"}:
-            row = {**item, "instruction": item["prompt"]} if "prompt" in item else item
+        if is_told(item):
             try:
-                messages = parse_instruction(row, need_answer=False).messages
+                messages = parse_instruction(item, need_answer=False).messages
             except ValueError as error:
                 raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
-            last = [m.get("content") for m in row.get("messages") or () if m.get("role") == "assistant"][-1:]
-            reference = str(row.get("output") or "".join(map(str, last)))
-            return cls(messages[-1]["content"], None, tuple(messages), reference)
+            return cls(messages[-1]["content"], None, tuple(messages), _answer_to(messages, item))
         question = as_question(item)
         key = "" if question.answer is None else question.options[question.answer]
         return cls(question.stem, question, reference=key)
+
+
+def _answer_to(messages: list, row: dict) -> str:
+    """What the row itself answers to these messages, "" where it does not."""
+    try:
+        *asked, reply = parse_instruction(row).messages
+    except ValueError:
+        return ""
+    same = [one["content"] for one in asked] == [one["content"] for one in messages]
+    return str(reply["content"]) if same else ""
 
 
 def compare(rows: Sequence, answer: Sequence[Callable[[Asked], str]], judge: str, max_length: int) -> dict:

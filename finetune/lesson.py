@@ -338,6 +338,8 @@ def tell_of_lengths(what: str, objective) -> None:
         say(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
     if refused := getattr(objective, "refused", ()):
         say(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
+    for remark, count in getattr(objective, "remarks", {}).items():
+        say(f"  {what}：{remark}（{count} 列）")
 
 
 def as_seen(tokenizer, example: Example | Contest) -> str:

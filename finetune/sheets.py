@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from . import reading
+from .chats import Message
 from .columns import LOOKED, find_texts
 from .decoding import Decoding
 from .errors import UserError
@@ -26,6 +28,7 @@ from .questions import LETTERS, Question
 from .scoring import best
 from .strictness import dumps
 from .tables import Unreadable, read_table
+from .turns import is_answered, is_told
 
 PRIOR_ROWS = 2000  # rows from whose questions the prior of letters is estimated
 LEAST = 1e-45  # a probability that rounded to nothing
@@ -48,6 +51,7 @@ class Sheet(ABC):
     columns: dict[str, str]
     text = "prompt"  # the column that is asked
     method = ""
+    remarks: Mapping[str, int] = {}  # how rows were read, where a person may not expect it, and how many
 
     def __init__(self, flags, examinee: Examinee):
         self.flags, self.examinee = flags, examinee
@@ -212,9 +216,13 @@ class ReplySheet(Sheet):
     def __init__(self, flags, examinee: Examinee):
         super().__init__(flags, examinee)
         manner_of(examinee.model)  # one that cannot write at all is refused before the first row
+        self.remarks: Counter[str] = Counter()
 
     def ask(self, record: dict, row: dict | Unreadable) -> list[int]:
-        said = _as_message(row)
+        said, remarks = _as_message(row)
+        if not isinstance(said, str):
+            remarks |= self.examinee.chat.remarks(said)
+        self.remarks.update(remarks)
         record["prompt"] = _plain(said if isinstance(said, str) else said[-1]["content"])
         ids = self.examinee.ask(said)
         if len(ids) >= self.examinee.longest:
@@ -321,12 +329,20 @@ def _as_prompt(row: dict | Unreadable) -> str:
     return prompt
 
 
-def _as_message(row: dict | Unreadable) -> str | list[dict[str, str]]:
-    """A prompt, or a conversation that the user spoke last in. Raises ValueError with the reason why it is
-    none."""
-    if isinstance(row, dict) and row.keys() & (TELLS - {"prompt"}):
-        return parse_instruction(row, need_answer=False).messages
-    return _as_prompt(row)
+def _as_message(row: dict | Unreadable) -> tuple[str | list[Message], set[str]]:
+    """A prompt, or a conversation that the user spoke last in; and how the row was read.
+
+    Raises:
+        ValueError: with the reason why it is none.
+    """
+    if isinstance(row, dict) and not (row.keys() & TELLS or is_told(row) or is_answered(row)):
+        return _as_prompt(row), set()
+    if isinstance(row, Unreadable):
+        raise ValueError(row)
+    remarks: set[str] = set()
+    messages = parse_instruction(row, need_answer=False, remarks=remarks).messages
+    alone = len(messages) == 1 and isinstance(row, dict) and messages[0]["content"] == row.get("prompt")
+    return messages[0]["content"] if alone else messages, remarks
 
 
 def _fill_in(record: dict, found: list[tuple[str, float]]) -> None:

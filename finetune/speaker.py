@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from .chats import STYLES, AskingPrompts, Chat, Message
+from .chat_prompts import AskingPrompts
+from .chats import STYLES, Chat, Message, user
 from .decoding import STOPS, Decoding, eos_ids, generate, stream
 from .errors import UserError
 from .examinee import Examinee
+from .instructions import parse_instruction
 from .methods import CAUSAL, GENERATE, parse
 from .orders import Unaskable
 from .questions import Question
@@ -108,15 +110,16 @@ class Speaker(Examinee):
             UserError: the chat template refuses it; half characters, which no tokenizer can read.
         """
         try:
+            if not isinstance(said, str):
+                said = parse_instruction({"messages": list(said)}, need_answer=False).messages
             "".join([said] if isinstance(said, str) else [one["content"] for one in said]).encode()
+            if isinstance(said, str):
+                if self.style == UNTOLD:
+                    return self.tokenizer(said, split_special_tokens=True)["input_ids"]  # as texts are taught
+                said = [user(said)]
+            return self.chat.prompt(said)
         except UnicodeEncodeError:
             raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
-        if isinstance(said, str):
-            if self.style == UNTOLD:
-                return self.tokenizer(said, split_special_tokens=True)["input_ids"]  # as texts are taught
-            said = [{"role": "user", "content": said}]
-        try:
-            return self.chat.prompt(said)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -130,12 +133,16 @@ class Speaker(Examinee):
         found = generate(
             self.model, self.tokenizer, prompts, decoding, STOPS, on_done=on_done, ends=self.ends
         )
-        return [text.strip() if self.style != UNTOLD else text for text in found]
+        return found if self.style == UNTOLD else ["".join(self._said([text])) for text in found]
 
     def speak(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
         """The same of one prompt, piece by piece."""
         pieces = stream(self.model, self.tokenizer, prompt, decoding, self.ends, STOPS)
-        return pieces if self.style == UNTOLD else _stripped(pieces)
+        return pieces if self.style == UNTOLD else self._said(pieces)
+
+    def _said(self, pieces: Iterable[str]) -> Iterator[str]:
+        """What it says without what its template writes around it."""
+        return _stripped(self.chat.cleaned(pieces))
 
     def warn(self, *texts: str) -> None:
         """Nothing to say: a causal model's tokenizer reads every character."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from . import labels
 from .causal import Continuation, Responses
-from .chats import AskingPrompts, Chat
+from .chat_prompts import AskingPrompts
+from .chats import Chat
 from .classifying import Classification
 from .cleaning import Cleaning
 from .cli import say
@@ -148,6 +149,8 @@ class ReplyTask(TextTask):
         twice = len(course.rows) - len(fit) - len(validation) - len(held_back)
         skipped = f"，略過 {len(course.skipped)} 列" if course.skipped else ""
         say(f"資料 {course.origin}：{len(course.rows)} 列{skipped}")
+        for remark, count in course.remarks.items():
+            say(f"  {remark}（{count} 列）")
         say(
             f"  訓練 {len(fit)}、驗證 {len(validation)}、保留 {len(held_back)} 列"
             + (f"；另有 {twice} 列重複，未列入" if twice else "")
@@ -155,7 +158,10 @@ class ReplyTask(TextTask):
         return Pools(fit, validation, held_back, test=[], duplicates=twice)
 
     def prompts(self, flags, tokenizer, max_length: int) -> AskingPrompts:
-        return AskingPrompts(Chat(tokenizer, flags.template), max_length)
+        chat = Chat(tokenizer, flags.template)
+        for note in chat.notes():
+            say(f"  {note}")
+        return AskingPrompts(chat, max_length)
 
     def objective(self, desk: Desk, rows, checking: bool = False) -> Responses:
         flags = desk.flags

@@ -10,7 +10,8 @@ from conftest import make_causal_dir, random_text
 from finetune import models, tokenizing
 from finetune.batching import collate
 from finetune.causal import Continuation, Responses
-from finetune.chats import AskingPrompts, Chat
+from finetune.chat_prompts import AskingPrompts
+from finetune.chats import Chat
 from finetune.cleaning import Text
 from finetune.instructions import Instruction
 from finetune.logits import BlankLogits, isolating, restarting

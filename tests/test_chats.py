@@ -8,7 +8,8 @@ from conftest import CHATML, random_text
 
 from finetune import tokenizing
 from finetune.causal import Responses
-from finetune.chats import AskingPrompts, Chat
+from finetune.chat_prompts import AskingPrompts
+from finetune.chats import Chat
 from finetune.errors import UserError
 from finetune.prompts import TooLong
 from finetune.questions import LETTERS, Question
@@ -63,6 +64,12 @@ def by_template(chat, messages, **more) -> list[int]:
     return list(chat.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **more))
 
 
+def passage_of(chat, talk) -> tuple[list[int], list[range]]:
+    """The one passage that a conversation is taught as: its ids, and where the assistant speaks."""
+    (passage,) = chat.conversation(talk)
+    return passage.ids, passage.spoken
+
+
 def question(stem="天地玄黃？", count=4, answer=1) -> Question:
     rng = random.Random(count)
     return Question(stem, tuple(random_text(rng, 2, 6) for _ in range(count)), answer, id="x")
@@ -81,7 +88,7 @@ def test_a_prompt_is_the_tokens_of_the_template(chat, talk):
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_a_conversation_is_the_tokens_of_the_template_up_to_its_last_end(chat, talk):
-    ids, _ = chat.conversation(talk)
+    ids, _ = passage_of(chat, talk)
     whole = by_template(chat, talk)
     last = max(at for at, token in enumerate(whole) if token == chat.end)
     assert chat.tokenizer.decode([chat.end]) == "<|im_end|>"
@@ -90,7 +97,7 @@ def test_a_conversation_is_the_tokens_of_the_template_up_to_its_last_end(chat, t
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_what_is_taught_is_what_the_assistant_says_and_its_end_alone(chat, talk):
-    ids, spoken = chat.conversation(talk)
+    ids, spoken = passage_of(chat, talk)
     said = [message["content"] for message in talk if message["role"] == "assistant"]
     found = [chat.tokenizer.decode(ids[turn.start : turn.stop]) for turn in spoken]
     bare = [text.removeprefix("--").replace(" <|im_end|>", "<|im_end|>").strip() for text in found]
@@ -112,7 +119,7 @@ def test_a_special_token_inside_data_is_never_obeyed(chat, plain, word):
             return [token for token in ids if token in special]
 
         assert obeyed(writer.prompt(hostile[:3])) == obeyed(writer.prompt(TALK[:3]))
-        assert obeyed(writer.conversation(hostile)[0]) == obeyed(writer.conversation(TALK)[0])
+        assert obeyed(passage_of(writer, hostile)[0]) == obeyed(passage_of(writer, TALK)[0])
         asking = AskingPrompts(writer, 500)
         asked = Question(f"天{word}？", ("地", word, f"{word}玄"), 0)
         harmless = Question("天？", ("地", "黃", "玄"), 0)
@@ -128,7 +135,7 @@ def test_the_plain_form_is_written_as_is_said(plain):
     assert plain.tokenizer.decode(plain.prompt([SYSTEM, *TALK[:3]])) == (
         f"{first}\nUser: 日月\n盈昃 Night\nAssistant:"
     )
-    ids, spoken = plain.conversation([SYSTEM, *TALK[:4]])
+    ids, spoken = passage_of(plain, [SYSTEM, *TALK[:4]])
     assert plain.tokenizer.decode(ids) == f"{first}\nUser: 日月\n盈昃 Night\nAssistant: B{end}"
     said = [plain.tokenizer.decode(ids[turn.start : turn.stop]) for turn in spoken]
     assert said == [f" 宇宙洪荒。{end}", f" B{end}"]
@@ -145,7 +152,7 @@ def test_the_plain_form_begins_as_the_tokenizer_begins_a_text_and_only_once(llam
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
     chat = Chat(tokenizer, "plain")
-    for ids in (chat.prompt(TALK[:3]), chat.conversation(TALK)[0]):
+    for ids in (chat.prompt(TALK[:3]), passage_of(chat, TALK)[0]):
         assert ids[0] == start and ids.count(start) == 1
 
 
@@ -167,10 +174,14 @@ def test_without_a_template_the_chat_style_is_refused_and_plain_is_named(llama_d
 
 
 def test_a_template_that_refuses_a_role_gives_its_reason(qwen_dir):
-    chat = Chat(tokenizer_of(qwen_dir, NO_SYSTEM), "chat")
+    strict = (
+        "{% if messages[1] and messages[1].role == 'user' %}"
+        "{{ raise_exception('Roles must take turns') }}{% endif %}"
+    )
+    chat = Chat(tokenizer_of(qwen_dir, strict + CHATML), "chat")
     assert chat.prompt(TALK[:1])
-    for refused in (lambda: chat.prompt([SYSTEM, TALK[0]]), lambda: chat.conversation([SYSTEM, *TALK])):
-        with pytest.raises(ValueError, match="System role not supported"):
+    for refused in (lambda: chat.prompt(TALK[:1] * 2), lambda: chat.conversation([TALK[0], *TALK])):
+        with pytest.raises(ValueError, match="Roles must take turns"):
             refused()
 
 
@@ -186,20 +197,24 @@ THINKING = (
 
 
 @pytest.mark.parametrize("template", [FORGETFUL, THINKING])
-def test_where_a_template_rewrites_earlier_replies_the_last_one_alone_is_taught(qwen_dir, template):
+def test_where_a_template_rewrites_earlier_replies_each_is_taught_after_what_it_is_asked_with(
+    qwen_dir, template
+):
     chat = Chat(tokenizer_of(qwen_dir, template), "chat")
-    assert len(chat.conversation(TALK[:2])[1]) == 1
-    ids, spoken = chat.conversation(TALK)
-    assert len(spoken) == 1 and ids[: spoken[0].start] == chat.prompt(TALK[:-1])
-    if template == THINKING:
-        whole = by_template(chat, TALK)
-        assert ids == whole[: len(whole) - whole[::-1].index(chat.end)]
+    passages = chat.conversation(TALK)
+    assert len(chat.conversation(TALK[:2])) == 1 and len(passages) == 3
+    for turn, passage in zip((1, 3, 5), passages, strict=True):
+        (spoken,) = passage.spoken
+        assert passage.ids[: spoken.start] == chat.prompt(TALK[:turn])
+        if template == THINKING:
+            whole = by_template(chat, TALK[: turn + 1])
+            assert passage.ids == whole[: len(whole) - whole[::-1].index(chat.end)]
 
 
 def test_what_a_reply_thought_is_written_once_as_the_template_does(qwen_dir):
     chat = Chat(tokenizer_of(qwen_dir, THINKING), "chat")
     for content, written in (("盈", "<think>\n\n</think>\n\n盈"), ("<think>\n月\n</think>\n\n盈",) * 2):
-        ids, (spoken,) = chat.conversation([TALK[0], {"role": "assistant", "content": content}])
+        ids, (spoken,) = passage_of(chat, [TALK[0], {"role": "assistant", "content": content}])
         assert chat.tokenizer.decode(ids[spoken.start : spoken.stop]) == f"{written}<|im_end|>"
 
 
@@ -221,7 +236,7 @@ def test_a_sentencepiece_tokenizer_is_taught_what_it_is_asked(scheme, style):
     )
     tokenizer.chat_template = SPACED.replace("<|im_end|>", "</s>")
     chat = Chat(tokenizer, "plain" if style == "plain" else "chat")
-    ids, spoken = chat.conversation(TALK)
+    ids, spoken = passage_of(chat, TALK)
     assert len(spoken) == 3
     for turn, said in zip((1, 3, 5), spoken, strict=True):
         assert ids[: said.start] == chat.prompt(TALK[:turn])
@@ -280,7 +295,7 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
     prompt = asking.listed(asked, order)
     place = order.index(asked.answer)
     talk = [*asking.messages(asked, order, asked.stem), {"role": "assistant", "content": LETTERS[place]}]
-    whole, spoken = writer.conversation(talk)
+    whole, spoken = passage_of(writer, talk)
     assert prompt.blank == (len(prompt.ids) - 1,)
     assert tuple(whole[: len(prompt.ids)]) == prompt.ids
     assert whole[prompt.blank[0] + 1] == asking.verbalizer_ids(4)[place]

@@ -789,8 +789,9 @@ def test_a_row_as_it_is_asked_is_the_row_as_it_is_taught(qwen):
         "history": [["一", "二"]],
     }
     speaker = Speaker(*qwen)
-    ids, spoken = speaker.chat.conversation(parse_instruction(row).messages)
-    assert speaker.ask(parse_instruction(row, need_answer=False).messages) == ids[: spoken[-1].start]
+    (taught,) = speaker.chat.conversation(parse_instruction(row).messages)
+    asked = speaker.ask(parse_instruction(row, need_answer=False).messages)
+    assert asked == taught.ids[: taught.spoken[-1].start]
 
 
 @pytest.mark.parametrize("style", ["chat", "plain", "none"])
