@@ -32,6 +32,7 @@ from .models import (
     read_json,
 )
 from .tokenizing import load_tokenizer
+from .trials import try_patterns
 
 PREFIX = "base_model.model."  # of names in peft's files
 TOLERANCE = 1e-3  # of logits, adapter against merged
@@ -226,6 +227,8 @@ def with_adapter(model: nn.Module, folder: str | Path, flag: str):
     """
     from peft import PeftModel
 
+    said = strangers.read(Path(folder).expanduser() / ADAPTER)
+    try_patterns(said, [name for name, _ in model.named_modules()], f"{flag} {folder}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from .confined import Confined
 from .errors import UserError
 
 STYLES = ("chat", "plain")
@@ -88,8 +89,14 @@ class Chat:
                     "請把要用的那一個存成 chat_template.jinja，或加 --template plain"
                 )
             template = next(iter(template.values()))
-        self.template = template["default"] if isinstance(template, dict) else template
+        self.template = chosen = template["default"] if isinstance(template, dict) else template
         self.tokenizer, self.style, self.flag = tokenizer, style, flag
+        self._apply = Confined(
+            lambda messages, reply: tokenizer.apply_chat_template(
+                messages, chat_template=chosen, tokenize=False, add_generation_prompt=reply
+            ),
+            f"{flag.split()[0]}：對話樣板（chat_template）",
+        )
         specials = {str(token) for token in tokenizer.all_special_tokens} | {
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         }
@@ -115,10 +122,8 @@ class Chat:
     def _render(self, messages: Sequence[Message], reply: bool) -> str:
         if self.style == "chat":
             try:
-                return self.tokenizer.apply_chat_template(
-                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=reply
-                )
-            except Exception as error:  # a template is a program, run in jinja2's sandbox: it may divide by 0
+                return self._apply(messages, reply)
+            except ValueError as error:  # a template is a program: it may divide by 0
                 raise ValueError(f"對話樣板不接受：{error}") from error
         lines = [f"{SPEAKERS[message['role']]}: {message['content']}" for message in messages]
         for at, message in enumerate(messages):

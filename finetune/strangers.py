@@ -7,13 +7,15 @@ templates. transformers joins such names to the folder's without looking for `..
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from . import limits
 from .cli import plain
 from .errors import UserError
+from .limits import entries, read
 
+ADAPTER = "adapter_config.json"
 INDEX, PICKLED_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 CODE = ("config.json", "tokenizer_config.json")  # files whose `auto_map` names a model's own code
 TEMPLATES = "additional_chat_templates"  # the one folder below a model's that transformers reads
@@ -26,9 +28,11 @@ def check_folder(name: str, flag: str) -> None:
     """Looks at a model's or an adapter's folder.
 
     Raises:
-        UserError: with every file that leads out of it.
+        UserError: with every file that leads out of it, and with all that is larger than any model's.
     """
     folder = Path(name).expanduser()
+    if problems := limits.check_sizes(folder, f"{flag} {name}"):
+        raise UserError(problems)
     problems = [
         f"{flag} {name}：{link} 是一個連到資料夾外面的連結（{target}），不跟著讀；請換成檔案本身"
         for link, target in _links_out(folder)
@@ -44,7 +48,15 @@ def check_folder(name: str, flag: str) -> None:
                 for one in named
                 if one is not None and not stays_inside(one)
             ]
-    problems += check_config(read(folder / "config.json"), f"{flag} {name}")
+    config = read(folder / "config.json")
+    problems += check_config(config, f"{flag} {name}")
+    problems += limits.check_tokens(folder, said, config, f"{flag} {name}")
+    if not problems:
+        problems += limits.check_weights(folder, config, f"{flag} {name}")
+    problems += limits.check_numbers(
+        read(folder / "generation_config.json"), f"{flag} {name}：generation_config.json"
+    )
+    problems += limits.check_adapter(folder, read(folder / ADAPTER), f"{flag} {name}：{ADAPTER}")
     if problems:
         raise UserError(problems)
 
@@ -61,8 +73,11 @@ def check_index(index: Path, what: str) -> list[str]:
     if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
         return [f"{what}：{index.name} 讀不懂：應有 weight_map，記載每個張量在哪個檔案"]
     folder = index.parent
-    home = _home(folder)
-    for file in sorted(set(shards.values())):
+    home, files = _home(folder), sorted(set(shards.values()))
+    if len(files) > limits.SHARDS:
+        listed = f"{index.name} 的 'weight_map' 列了 {len(files):,} 個權重檔"
+        return [f"{what}：{listed}，上限是 {limits.SHARDS:,}，不載入"]
+    for file in files:
         if not stays_inside(file) or not _resolved(folder / file).is_relative_to(home):
             return [f"{what}：{index.name} 的權重檔 {file[:80]!r} 在資料夾外面，不載入"]
         if index.name == INDEX and not file.endswith(".safetensors"):
@@ -72,10 +87,11 @@ def check_index(index: Path, what: str) -> list[str]:
 
 def check_config(said: dict, what: str) -> list[str]:
     """What a model's configuration asks for that is not done: a kernel from elsewhere, weights by a name of
-    its own."""
-    problems = [
+    its own, a billion layers."""
+    problems = limits.check_numbers(said, f"{what}：config.json")
+    problems += [
         f"{what}：config.json 要求執行外來的注意力核心 {value[:80]!r}，不載入"
-        for key, value in _entries(said)
+        for key, value in entries(said)
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value
     ]
     if said.get("transformers_weights") is not None:
@@ -121,26 +137,6 @@ def is_name(text: object) -> bool:
         and len(text.encode(errors="replace")) <= LONGEST_PATH
         and all(len(part.encode(errors="replace")) <= LONGEST_NAME for part in text.split("/"))
     )
-
-
-def read(file: Path) -> dict:
-    """A JSON object; {} where there is none that can be read, which whoever needs it says."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _entries(said: object) -> Iterator[tuple[str, object]]:
-    """Every key of a JSON object with its value, those inside others too."""
-    if isinstance(said, dict):
-        for key, value in said.items():
-            yield key, value
-            yield from _entries(value)
-    elif isinstance(said, list):
-        for value in said:
-            yield from _entries(value)
 
 
 def _links_out(folder: Path) -> Iterator[tuple[str, str]]:

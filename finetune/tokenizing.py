@@ -8,6 +8,7 @@ from . import hub, strangers
 from .cli import say
 from .errors import UserError
 from .models import NEW_HEAD, quiet_libraries
+from .trials import try_tokenizer
 
 # Tokens that models keep for padding, the likeliest first.
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
@@ -37,10 +38,13 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
     quiet_libraries()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        try_tokenizer(tokenizer, f"{flag} {name}")
         if kind in NEW_HEAD:
             kind = "causal" if tokenizer.mask_token_id is None else "masked"
         if kind == "masked" and lacks_capitals(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
+    except UserError:
+        raise
     except Exception as error:  # the hub's, its HTTP client's, or files that make no sense: each its own
         if Path(name).expanduser().is_dir():
             said = " ".join(str(error).split())[:200]
