@@ -277,7 +277,7 @@ def undecoded(text: str) -> str:
         return f"不是 {_chosen}（--encoding），看看是不是別的編碼"
     raw = text.encode("utf-8", "surrogateescape") if "\udcff" not in text else b""
     seen = []
-    for codec in LEGACY:
+    for codec in ("cp950", "gb18030", "cp932"):
         reading = _Reading(codec)
         reading.take(raw, final=True)
         if reading.fits and reading.likelihood >= LIKELY:

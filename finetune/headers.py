@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 
 from .bad_rows import Rows, Unreadable, say_once
 from .encodings import NOT_DECODED, undecoded
@@ -77,6 +78,7 @@ def rows_of(grid: Grid, named: str, required: Sequence[Sequence[str]] = (), mark
     if problem := _header_problem(header, required):
         yield line, problem
         return
+    yield from ((at, row) for at, row in ahead[: max(place, 0)] if isinstance(row, Unreadable))
     cells = ahead[place][1] if place >= 0 else None
     yield from _rows(chain(ahead[place + 1 :], grid), header, cells, mark)
 
@@ -105,11 +107,12 @@ def _header(ahead: list, named: str) -> tuple[int, list[str] | None]:
                 above = "、".join(
                     f"「{' '.join(cell for cell in one if cell)[:40]}」" for at, one in filled if at < later
                 )
-                say_once((named, "title"), f"{named}：標題列在第 {ahead[later][0]} 行，上面的 {above} 不讀")
+                said = f"{named}：標題列在第 {ahead[later][0]} 行，上面的 {above} 不讀"
+                say_once((Path(named).parent, "title"), said)
                 return later, [clean_name(cell) for cell in row]
     if names := names_without_header([row for _, row in filled]):
         say_once(
-            (named, "header"),
+            (*names, "header"),
             f"{named}：沒有標題列，當作 {','.join(names)}（第一行是「{shown_row(cells)}」）",
         )
         return -1, names

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from .bad_rows import Rows, Unreadable, say_once
 from .encodings import NOT_DECODED, encoding_of, open_text, undecoded
-from .errors import UserError
+from .errors import UserError, listed
 from .headers import LOOKED, known_names, names_without_header, shown_row
 from .strictness import EndOfJson, Lines, NoJson, TooLong, Values, decode
 
 AROUND = ("data", "rows", "examples", "records", "questions", "items", "instances")  # usual names of the rows
+TEXTS = ("text", "content", "sentence")  # of which a lone list is a column
 NO_ROWS = "空的檔案，或不是一串資料 [ {…}, {…} ]"
 LARGEST_TABLE = 1 << 28  # bytes of a file whose columns stand one after the other
 NESTED = "是 SQuAD 式的巢狀問答（paragraphs 裡有 qas），請先攤成一列一題"
@@ -61,9 +62,9 @@ def read_json(file: Path, part: str = "") -> Rows:
 
 def parts_of(file: Path) -> list[str]:
     """The names of an object with several lists of rows, as {"train": […], "test": […]}."""
-    if _is_lines(file):
-        return []
     try:
+        if _is_lines(file):
+            return []
         with open_text(file) as stream:
             if Values(stream).next_sign() != "{":
                 return []
@@ -129,7 +130,7 @@ def _names_of_arrays(rows: list[list], file: Path) -> list[str]:
     names = names_without_header(rows)
     if names:
         say_once(
-            (file, "header"),
+            (*names, "header"),
             f"{file}：沒有欄位名稱，當作 {','.join(names)}（第一筆是「{shown_row(rows[0])}」）",
         )
     return names
@@ -154,13 +155,17 @@ def _is_lines(file: Path) -> bool:
         return by_name
     if first[0][0] == "[":
         inside = _decoded(first[0])
-        return by_name and isinstance(inside, list) and not any(isinstance(one, dict) for one in inside[:1])
+        return (
+            by_name
+            and isinstance(inside, list)
+            and not any(isinstance(one, (list, dict)) for one in inside[:1])
+        )
     if first[0][0] != "{":
         return by_name
     objects = [isinstance(_decoded(line), dict) for line in first]
-    if rest and any(objects):
-        return True
-    return by_name and (any(objects) or not _begins_with_a_value(file))
+    if any(objects):
+        return rest
+    return by_name and not _begins_with_a_value(file)
 
 
 def _whole(lines: Lines) -> Iterator[str]:
@@ -310,6 +315,8 @@ def _in_object(values: Values, shape: dict[str, _Member], part: str, file: Path)
                 columns = value if name == "columns" else columns
     elif lists and not known_names([name for name in lists if name not in AROUND]):
         wanted = [part] if part else lists
+        if len(wanted) > 1:
+            say_once((file, "lists"), f"{file}：裡面有 {len(wanted)} 串資料，都讀：{listed(wanted)}")
         for name in values.names():
             if name in wanted:
                 yield from values.items()
@@ -353,7 +360,7 @@ def _are_columns(shape: dict[str, _Member]) -> bool:
     """True for {"text": ["…", "…"], "label": [0, 1]}."""
     counts = {member.count for member in shape.values()}
     lists = all(member.kind in ("values", "rows") for member in shape.values())
-    return lists and len(counts) == 1 and (len(shape) > 1 or bool(known_names(list(shape))))
+    return lists and len(counts) == 1 and (len(shape) > 1 or not shape.keys().isdisjoint(TEXTS))
 
 
 def _tabled(values: Values, shape: dict[str, _Member], file: Path) -> Iterator[object]:

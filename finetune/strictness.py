@@ -188,6 +188,7 @@ class Values:
                 if not near:
                     raise NoJson(f"不是 JSON（{error.msg}）") from None
                 if self._ended:
+                    self._at = len(self._text)  # nothing more is to come
                     raise EndOfJson(f"不是 JSON（{error.msg}），或檔案不完整") from None
             else:
                 if end < len(self._text) or self._ended or self._text[end - 1] in '"}]':
