@@ -160,7 +160,9 @@ class Responses:
     def _remark(self, row: Instruction, passages: int) -> None:
         self.remarks.update(self.chat.remarks(row.messages))
         if passages > 1:
-            self.remarks["對話樣板會改寫前面的回答：每個回答各成一例，前文與作答時一樣"] += 1
+            self.remarks[
+                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：分成幾例教，前文都與作答時一樣"
+            ] += 1
         if self.on_prompt and row.untaught:
             self.remarks["有不教的回答：只教其他的回答，提示不教（--train_on_prompt）"] += 1
 

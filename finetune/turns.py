@@ -274,7 +274,8 @@ def _turns(found: Sequence, name: str, remarks: set[str]) -> list[Turn]:
     turns: list[Turn] = []
     for message in found:
         if isinstance(message, (list, tuple)) and len(message) == 2:
-            turns += [Turn("user", str(message[0])), Turn("assistant", str(message[1]))]
+            texts = ("" if one is None else str(one) for one in message)
+            turns += map(Turn, ("user", "assistant"), texts)
         elif not isinstance(message, dict):
             raise ValueError(f"{name} 應該是一串 {{role, content}}")
         elif message.keys() & {*WHO}:
@@ -403,6 +404,8 @@ def _joined(turns: list[Turn], remarks: set[str]) -> list[Turn]:
     found: list[Turn] = []
     for turn in turns:
         last = found[-1] if found else None
+        if last == turn and turn.role == "system":
+            continue  # a column says what the conversation begins with
         if last and (last.role, *last[3:]) == (turn.role, *turn[3:]):
             remarks.add("同一個角色連說幾則：接成一則")
             texts = (("\n\n".join(filter(None, pair))) for pair in zip(last[1:3], turn[1:3], strict=True))
