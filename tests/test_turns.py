@@ -153,10 +153,10 @@ def test_a_row_that_says_it_is_not_to_be_learnt_is_left_out_and_still_can_be_ans
 
 
 REFUSED = {
-    "a tool's turn": ({"messages": [U, {"role": "tool", "content": "晴"}, A]}, "'tool'"),
-    "function": ({"conversations": [{"from": "function", "value": "x"}, U, A]}, "'function'"),
-    "observation": ({"conversations": [U, {"from": "Observation", "value": "x"}, A]}, "'Observation'"),
-    "a call": ({"messages": [U, {**A, "tool_calls": [{"id": 1}]}, A]}, "tool_calls"),
+    "a tool's turn": ({"messages": [U, {"role": "tool", "content": "晴"}, A]}, "工具的訊息（角色 'tool'"),
+    "function": ({"conversations": [{"from": "function", "value": "x"}, U, A]}, "工具的訊息（角色 'fun"),
+    "observation": ({"conversations": [U, {"from": "Observation", "value": "x"}, A]}, "工具的訊息"),
+    "a call": ({"messages": [U, {**A, "tool_calls": [{"id": 1}]}, A]}, "呼叫了工具（tool_calls"),
     "an image": ({"messages": [{**U, "content": [{"type": "image_url"}]}, A]}, "'image_url'"),
     "images beside": ({**TALK, "images": ["a.png"]}, "images"),
     "half a weight": ({"messages": [U, {**A, "weight": 0.5}]}, "weight 是 0.5"),
