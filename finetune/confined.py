@@ -8,6 +8,7 @@ until it is done. Imports nothing heavy.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -18,7 +19,13 @@ from collections.abc import Callable
 
 from .errors import UserError
 
-SECONDS = 5.0  # of one call; honest ones take milliseconds
+try:
+    import resource
+except ImportError:  # Windows, where nothing is forked
+    resource = None
+
+SECONDS = 5  # of the processor, for one call; honest ones take milliseconds
+PATIENCE = 12.0  # seconds to wait for it, on a machine with much else to do
 MEGABYTES = 768  # that a child may need beyond what it shares with its parent
 LONGEST = 1 << 26  # bytes of an answer
 _HEAD = struct.Struct("<Q")  # length of a message that follows
@@ -34,7 +41,7 @@ class Confined:
     Where processes cannot be forked (Windows) it is called as it is, without bounds.
     """
 
-    def __init__(self, function: Callable, what: str, seconds: float = SECONDS, megabytes: int = MEGABYTES):
+    def __init__(self, function: Callable, what: str, seconds: int = SECONDS, megabytes: int = MEGABYTES):
         self._function, self.what, self._seconds, self._megabytes = function, what, seconds, megabytes
         self._child = self._owner = 0  # process ids
         self._ears = self._mouth = -1  # file descriptors
@@ -64,7 +71,7 @@ class Confined:
             raise
         if answer is None:
             self.close()
-            bounds = f"{self._seconds:g} 秒、{self._megabytes} MB"
+            bounds = f"{self._seconds} 秒、{self._megabytes} MB"
             self._over = f"{self.what}：執行超過上限（{bounds}），不使用"
             raise UserError(self._over)
         value, error = json.loads(answer)
@@ -94,7 +101,8 @@ class Confined:
             try:
                 os.close(self._mouth)
                 os.close(self._ears)
-                _serve(self._function, theirs, answers, self._megabytes)
+                _bound_memory(self._megabytes)
+                _serve(self._function, theirs, answers, self._seconds)
             finally:
                 os._exit(0)
         os.close(theirs)
@@ -102,7 +110,7 @@ class Confined:
 
     def _ask(self, question: bytes) -> bytes | None:
         """None when time is up."""
-        end = time.monotonic() + self._seconds
+        end = time.monotonic() + PATIENCE * self._seconds / SECONDS
         waiting = memoryview(_HEAD.pack(len(question)) + question)
         os.set_blocking(self._mouth, False)
         while waiting:
@@ -127,7 +135,7 @@ def _read(source: int, size: int, end: float = float("inf")) -> bytes | None:
     return bytes(found)
 
 
-def _serve(function: Callable, questions: int, answers: int, megabytes: int) -> None:
+def _serve(function: Callable, questions: int, answers: int, seconds: int) -> None:
     """The child: answers until its parent is gone. What ends a run is its parent's to heed."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
@@ -135,9 +143,10 @@ def _serve(function: Callable, questions: int, answers: int, megabytes: int) -> 
     for stream in range(3):
         os.dup2(silent, stream)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
-    _bound_memory(megabytes)
     while True:
         given = json.loads(_read(questions, _HEAD.unpack(_read(questions, _HEAD.size))[0]))
+        used = math.ceil(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
         try:
             said = json.dumps([function(*given), None]).encode()
         except MemoryError:
@@ -153,8 +162,6 @@ def _serve(function: Callable, questions: int, answers: int, megabytes: int) -> 
 
 def _bound_memory(megabytes: int) -> None:
     """Of address space, so much beyond what there is now; where the system counts none, time alone bounds."""
-    import resource
-
     try:
         pages = int(open("/proc/self/statm").read().split()[0])
     except OSError:
