@@ -10,11 +10,11 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from . import console
+from . import console, synonyms
 from .errors import RunError, Stopped, UserError, nearest, reason, shown
 from .strictness import dumps
 
@@ -115,7 +115,12 @@ def whole(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
     """argparse type: a whole number in [low, high]."""
 
     def read(text: str) -> int:
-        number = int(text)
+        try:
+            number = int(text)
+        except ValueError:  # 3.0 and 1e5, as YAML files have them
+            if not float(text).is_integer():
+                raise
+            number = int(float(text))
         if not low <= number <= high:
             raise ValueError
         return number
@@ -207,9 +212,14 @@ def words(text: str) -> object:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that takes `--a-b` for `--a_b`, reads flags from YAML, and reports all problems at once."""
+    """argparse that takes `--a-b` for `--a_b`, reads flags from YAML, and reports all problems at once.
 
-    def __init__(self, **kwargs):
+    Args:
+        rules: what flags of other tools mean, see synonyms.py.
+    """
+
+    def __init__(self, rules: Mapping[str, synonyms.Rule] | None = None, **kwargs):
+        self.rules = rules or {}
         super().__init__(
             allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
         )
@@ -236,20 +246,23 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: with every unknown flag and every unreadable value in it.
         """
-        argv = [self._underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-        problems = self._take_config(argv) if any(word.split("=")[0] == "--config" for word in argv) else []
+        argv = sys.argv[1:] if argv is None else argv
+        options = {
+            option: action
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--")
+        }
+        switches = {option: action.nargs == 0 for option, action in options.items()}
+        argv, reading = synonyms.in_argv(argv, self.rules, switches)
+        if any(word.split("=")[0] == "--config" for word in argv):
+            self._take_config(argv, reading)
+        problems = reading.problems
         flags, unknown = self.parse_known_args(argv)
-        known = [
-            option for action in self._actions for option in action.option_strings if option.startswith("--")
-        ]
         for place, word in enumerate(unknown):
             if not word.startswith("-") and place and unknown[place - 1].startswith("-"):
                 continue  # the value of an unknown flag
-            guess = nearest(word.split("=")[0], known)
-            hint = f"，是不是 {guess[0]}？" if guess else "（--help 列出全部旗標）"
-            problems.append(
-                f"不認得 {word}{hint}" if word.startswith("-") else f"多出來的字 {word!r}：值若含空格請加引號"
-            )
+            problems.append(self._of_unknown(word, options))
         for action in self._actions:
             if any(word.split("=")[0] in action.option_strings for word in argv):
                 self.given.add(action.dest)
@@ -260,49 +273,72 @@ class Parser(argparse.ArgumentParser):
                 problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
         if problems:
             raise UserError(problems)
+        for remark in reading.remarks:
+            say(remark)
         return flags
 
-    @staticmethod
-    def _underscored(word: str) -> str:
-        if not word.startswith("--"):
-            return word
-        name, mark, value = word.partition("=")
-        return "--" + name[2:].replace("-", "_") + mark + value
+    def _of_unknown(self, word: str, options) -> str:
+        """What is said of a word that is no flag and no value of one."""
+        if word.startswith("-"):
+            guess = nearest("--" + word.split("=")[0].lstrip("-").replace("-", "_"), options)
+            return f"不認得 {word}" + (f"，是不是 {guess[0]}？" if guess else "（--help 列出全部旗標）")
+        if word[:1] in "–—―−－﹣" or re.match(r"\w+=", word, re.ASCII):
+            return f"多出來的字 {word!r}：旗標以兩個減號 -- 開頭，例如 --seed 1"
+        return f"多出來的字 {word!r}：值若含空格請加引號"
 
-    def _take_config(self, argv: list[str]) -> list[str]:
-        """Values of the YAML file named by --config become defaults, so that flags win."""
+    def _take_config(self, argv: list[str], reading: synonyms.Reading) -> None:
+        """Values of the YAML file named by --config become defaults, so that flags win. Problems and remarks
+        are added to those of `reading`."""
         from . import config_file
 
         peek = Parser()
         peek.add_argument("--config", type=place, default="")
         path = peek.parse_known_args(argv)[0].config
         if isinstance(path, _Bad):
-            return []  # told with the other flags
+            return  # told with the other flags
         actions = {
             option.lstrip("-"): action
             for action in self._actions
             for option in action.option_strings
             if option.startswith("--") and action.dest not in ("help", "config")
         }
-        problems = []
-        for key, line, value in config_file.read(Path(path)):
-            action = actions.get(key.removeprefix("--").replace("-", "_"))
-            if action is None:
-                guess = nearest(key, actions)
+        switches = {f"--{name}": action.nargs == 0 for name, action in actions.items()}
+        entries = config_file.read(Path(path))
+        named = {key: key.removeprefix("--").replace("-", "_").lower() for key, _, _ in entries}
+        given = {named[key]: value for key, _, value in entries if isinstance(value, str)}
+        here = synonyms.Reading(self.rules, switches, given)
+        pairs = []
+        for key, line, value in entries:
+            name, at = named[key], f"--config {path}：第 {line} 行的 {shown(key)}"
+            rule = self.rules.get(name)
+            empty = isinstance(value, config_file.NoText) and value.empty
+            if empty and name not in actions:
+                here.remarks.append(f"{at} 沒有用到：值是空的")
+            elif isinstance(value, config_file.NoText) and rule and rule.takes == synonyms.MANY:
+                pairs += here.meant(rule, "…", at)
+            elif isinstance(value, config_file.NoText):
+                here.problems.append(f"{at}：{value}")
+            elif rule:
+                pairs += here.meant(rule, value, at)
+            elif name in actions:
+                pairs += here.own(name, value, at)
+            else:
+                guess = nearest(name, actions)
                 hint = f"，是不是 {guess[0]}？" if guess else ""
-                problems.append(f"--config {path}：第 {line} 行不認得 {shown(key)}{hint}")
-                continue
+                here.problems.append(f"--config {path}：第 {line} 行不認得 {shown(key)}{hint}")
+        for name, value in [*pairs, *here.rest(name for name, _ in pairs)]:
+            action = actions[name]
             if action.nargs == 0:  # a switch: on or off
                 switch = config_file.SWITCHES.get(value.lower())
                 if switch is None:
-                    wrong = f"{key} 應為 true 或 false，得到 {shown(value)}"
-                    problems.append(f"--config {path}：第 {line} 行的 {wrong}")
+                    here.problems.append(f"--config {path}：{name} 應為 true 或 false，得到 {shown(value)}")
                 value = switch
             else:
                 value = action.type(value) if action.type else value
             self.set_defaults(**{action.dest: value})
             self.given.add(action.dest)
-        return problems
+        reading.problems += here.problems
+        reading.remarks += here.remarks
 
 
 def run(body: Callable[[], int | None], debug: bool = False) -> int:

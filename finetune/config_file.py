@@ -17,11 +17,19 @@ SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 KINDS = {"mapping": "「鍵: 值」", "sequence": "一串值"}
 
 
-def read(path: Path) -> list[tuple[str, int, str]]:
+class NoText(ValueError):
+    """A value that is neither text nor a list of texts, with the reason; `empty`: there is none."""
+
+    def __init__(self, reason: str, empty: bool = False):
+        super().__init__(reason)
+        self.empty = empty
+
+
+def read(path: Path) -> list[tuple[str, int, str | NoText]]:
     """(key, line, value) of each entry; the values of a list joined by commas.
 
     Raises:
-        UserError: not to be read, no YAML, no entries, or values that are neither text nor a list of texts.
+        UserError: not to be read, no YAML, no entries.
     """
     import yaml
 
@@ -52,9 +60,14 @@ def read(path: Path) -> list[tuple[str, int, str]]:
         line = key.start_mark.line + 1
         name = shown(key.value) if key.id == "scalar" else KINDS[key.id]
         try:
-            entries.append((_text(key, "鍵"), line, _value(value)))
-        except ValueError as error:
+            name = _text(key, "鍵")
+        except NoText as error:
             problems.append(f"{named}：第 {line} 行的 {name}：{error}")
+            continue
+        try:
+            entries.append((name, line, _value(value)))
+        except NoText as error:
+            entries.append((name, line, error))
     names = [key for key, _, _ in entries]
     problems += [f"{named}：{shown(name)} 寫了兩次" for name in dict.fromkeys(names) if names.count(name) > 1]
     if problems:
@@ -66,20 +79,20 @@ def _value(node) -> str:
     if node.id != "sequence":
         return _text(node, "值")
     if node.tag not in PLAIN:
-        raise ValueError(f"不收標籤 {shown(node.tag)}")
+        raise NoText(f"不收標籤 {shown(node.tag)}")
     return ",".join(_text(one, "一串值裡的每個值") for one in node.value)
 
 
 def _text(node, what: str) -> str:
-    """Raises ValueError with the reason why it is no text."""
+    """Raises NoText."""
     if node.tag == TAG + "null" or (node.id == "scalar" and not node.value.strip() and not node.style):
-        raise ValueError(f"{what}是空的；不要這個旗標就刪掉這一行")
+        raise NoText(f"{what}是空的；不要這個旗標就刪掉這一行", empty=True)
     if node.tag == TAG + "merge" or node.tag not in PLAIN:
-        raise ValueError(f"不收標籤 {shown(node.tag)}")
+        raise NoText(f"不收標籤 {shown(node.tag)}")
     if node.id != "scalar":
-        raise ValueError(f"{what}應是文字或數，得到{KINDS[node.id]}")
+        raise NoText(f"{what}應是文字或數，得到{KINDS[node.id]}")
     try:
         node.value.encode()
     except UnicodeEncodeError:
-        raise ValueError("有不成字的字元（半個 surrogate）") from None
+        raise NoText("有不成字的字元（半個 surrogate）") from None
     return node.value

@@ -9,6 +9,7 @@ from .encodings import choose_encoding
 from .masking import MASKINGS
 from .methods import OF_OBJECTIVE, ORDERS
 from .trackers import TRACKERS
+from .training_synonyms import TRAINING
 
 DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
@@ -44,7 +45,8 @@ TASK_DEFAULTS = {  # of flags that were not given
 
 # fmt: off
 def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog="fine_tuning_llm.py", usage="python fine_tuning_llm.py [旗標]",
+    parser = cli.Parser(TRAINING, prog="fine_tuning_llm.py",
+                        usage="python fine_tuning_llm.py [旗標]",
                         description="教語言模型考題、文字與對話，並誠實測驗")
     whole, number, one_of, place = cli.whole, cli.number, cli.one_of, cli.place
 

@@ -11,6 +11,7 @@ from .disk import LONGEST_NAME, writable
 from .encodings import choose_encoding
 from .errors import Problems, UserError
 from .exams import SPLITS
+from .inference_synonyms import USING
 from .methods import GENERATE, METHODS, ORDERS, SHORT
 from .options import parse_options
 from .tables import READABLE, SUFFIXES, WAYS_OUT, is_readable
@@ -21,7 +22,7 @@ MOST_WORDS = 1000  # that are listed
 
 # fmt: off
 def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog="inference.py", usage="python inference.py [旗標]",
+    parser = cli.Parser(USING, prog="inference.py", usage="python inference.py [旗標]",
                         description="填空、對話、答選擇題、分類、處理整個檔案、考試、檢查題庫；都不給就在終端機對話")
     whole, number, one_of, place = cli.whole, cli.number, cli.one_of, cli.place
 
