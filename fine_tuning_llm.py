@@ -102,7 +102,7 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     if flags.preview_masks:
         show_masks(flags, lesson)
     elif flags.dry_run:
-        show_plan(flags, machine, lesson)
+        show_plan(flags, world, machine, lesson)
     elif flags.verify_resume:
         from finetune.proofs import verify_resume
 
@@ -177,8 +177,11 @@ def show_masks(flags, lesson: Lesson) -> None:
             cli.show(line)
 
 
-def show_plan(flags, machine: Machine, lesson: Lesson) -> None:
+def show_plan(flags, world: World, machine: Machine, lesson: Lesson) -> None:
     """--dry_run: what would be done, as JSON on stdout."""
+    from finetune import ds_config
+
+    ds_config.of_run(flags, world, machine, lesson)  # what is wrong with the file ends this run too
     steps = {"steps_per_epoch": lesson.steps_per_epoch, "total_steps": lesson.total_steps}
     if cli.is_main_process():
         cli.show(cli.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
@@ -203,6 +206,7 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     from finetune import adapters, ds_config, models
     from finetune.engine import DeepSpeedEngine, Engine, Recipe
 
+    resolved = ds_config.of_run(flags, world, machine, lesson)
     more = {}
     if flags.load_in_4bit:
         more = adapters.quantization(machine.precision, world.device)
@@ -224,13 +228,6 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     )  # fmt: skip
     if machine.engine == "torch":
         return Engine(model, world, recipe, learning)
-    settings = ds_config.Settings(
-        flags.train_batch_size, machine.micro_batch, world.size, flags.max_grad_norm, machine.precision,
-        flags.learning_rate, flags.weight_decay, lesson.warmup_steps, lesson.total_steps,
-    )  # fmt: skip
-    resolved = ds_config.resolve(
-        machine.ds_config, settings, lesson.config.hidden_size, Path(flags.deepspeed_config).name
-    )
     say(f"  DeepSpeed 設定：{cli.as_json(resolved)}")
     return DeepSpeedEngine(model, world, recipe, resolved, learning)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import ds_keys
+from .cli import first_line, say
 from .errors import RunError, UserError, shown
 from .strictness import NoJson, decode
 
@@ -27,6 +31,7 @@ class Settings:
     weight_decay: float
     warmup_steps: int
     total_steps: int
+    on_gpu: bool = False
 
 
 def read(path: str | Path) -> dict:
@@ -58,7 +63,7 @@ def read(path: str | Path) -> dict:
         raise UserError(f"{named} 應該是一個 JSON 物件")
     if found := ds_keys.problems(config, named):
         raise UserError(sorted(found))
-    return config
+    return ds_keys.tidied(config)
 
 
 def precision_in(config: dict) -> str:
@@ -96,16 +101,20 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
     decided = {
         "train_batch_size": (settings.train_batch, "--train_batch_size"),
         "train_micro_batch_size_per_gpu": (settings.micro_batch, "--micro_batch_size"),
-        "gradient_accumulation_steps": (steps, "--train_batch_size / (--micro_batch_size × 行程數)"),
+        "gradient_accumulation_steps": (steps, "--train_batch_size ÷（--micro_batch_size × 行程數）"),
         "gradient_clipping": (settings.max_grad_norm, "--max_grad_norm"),
     }
-    problems: list[str] = []
+    problems = ds_keys.impossible(config, settings.world_size, settings.on_gpu, where)
 
     def agree(key: str, seen: object, value: object, flag: str) -> None:
-        if seen != "auto" and seen != value:
-            problems.append(
-                f'{where} 的 {key} 是 {shown(seen)}，{flag} 是 {value!r}；請改成一致，或在檔案裡寫 "auto"'
-            )
+        if seen == "auto" or seen == value:
+            return
+        way = f"，或把旗標改成 {flag} {seen}" if re.fullmatch(r"--\w+", flag) else ""
+        if key == "gradient_accumulation_steps" and isinstance(seen, int):
+            factors = settings.micro_batch, seen, settings.world_size
+            product = " × ".join(map(str, factors))
+            way = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
+        problems.append(f'{where} 的 {key} 是 {shown(seen)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{way}')
 
     resolved = dict(config)
     for key, (value, flag) in decided.items():
@@ -122,8 +131,8 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
         resolved[name] = {**block, "enabled": settings.precision == name}
     _check_optimizer(config, settings, agree, problems, where)
     # The script builds AdamW and the schedule itself, the same for every engine.
-    resolved.pop("optimizer", None)
-    resolved.pop("scheduler", None)
+    for name in ("optimizer", "scheduler", "compile"):
+        resolved.pop(name, None)
     zero = dict(config.get("zero_optimization", {}))
     by_size = {
         "reduce_bucket_size": max(hidden_size * hidden_size, SMALLEST_BUCKET),
@@ -154,14 +163,14 @@ def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str
     """An optimizer or scheduler block may stand in the file as long as it says what the flags say."""
     expected = {
         "optimizer": (
-            ("AdamW", "Adam"),
+            ("AdamW", "Adam", "auto"),
             {
                 "lr": settings.learning_rate, "weight_decay": settings.weight_decay,
                 "betas": [0.9, 0.999], "eps": 1e-8,
             },
         ),
         "scheduler": (
-            ("WarmupDecayLR",),
+            ("WarmupDecayLR", "auto"),
             {
                 "warmup_min_lr": 0, "warmup_max_lr": settings.learning_rate, "warmup_type": "linear",
                 "warmup_num_steps": settings.warmup_steps, "total_num_steps": settings.total_steps,
@@ -171,6 +180,11 @@ def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str
     for name, (kinds, values) in expected.items():
         block = config.get(name)
         if not block:
+            continue
+        decided = (block.get("params") or {}).values()
+        if name == "scheduler" and set(map(str, decided)) == {"auto"}:
+            if block.get("type") not in kinds:
+                say(f"  {where} 的 scheduler 全是 auto：學習率照旗標，先暖身，再線性降到 0")
             continue
         if block.get("type") not in kinds:
             problems.append(
@@ -182,6 +196,51 @@ def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str
                 agree(f"{name}.params.{key}", seen, values[key], "旗標")
             elif key not in ("torch_adam", "adam_w_mode"):
                 problems.append(f"{where} 的 {name}.params.{key} 不會被用到；請刪掉")
+
+
+def of_run(flags, world, machine, lesson) -> dict:
+    """What DeepSpeed gets of --deepspeed_config in this run; {} where another engine trains.
+
+    Raises:
+        UserError: it contradicts a flag, cannot be done here, or DeepSpeed does not take it.
+    """
+    if machine.engine != "deepspeed":
+        return {}
+    settings = Settings(
+        flags.train_batch_size, machine.micro_batch, world.size, flags.max_grad_norm, machine.precision,
+        flags.learning_rate, flags.weight_decay, lesson.warmup_steps, lesson.total_steps,
+        world.device.type == "cuda",
+    )  # fmt: skip
+    where = Path(flags.deepspeed_config).name
+    resolved = resolve(machine.ds_config, settings, lesson.config.hidden_size, where)
+    check_accepted(resolved)
+    return resolved
+
+
+def check_accepted(resolved: dict) -> None:
+    """Has DeepSpeed read the configuration, before a model is loaded.
+
+    Raises:
+        UserError: what its own configuration models do not take.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(resolved))
+    except ValidationError as error:
+        raise UserError(not_accepted(error)) from error
+    except Exception as error:  # assertions, and errors of its own that have no common class
+        raise UserError(f"--deepspeed_config：DeepSpeed 不接受：{first_line(error)}") from error
+
+
+def not_accepted(error) -> list[str]:
+    """What pydantic found wrong, by key."""
+    block = error.title.removeprefix("DeepSpeed").removesuffix("Config")
+    return [
+        f"--deepspeed_config：DeepSpeed 不接受 {block} 的 {'.'.join(map(str, one['loc']))}：{one['msg']}"
+        for one in error.errors()
+    ]
 
 
 def compare_built(engine, resolved: dict) -> None:

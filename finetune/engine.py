@@ -309,8 +309,7 @@ class DeepSpeedEngine(Engine):
                     model=self.blanks, optimizer=optimizer, config=self.config
                 )
         except ValidationError as error:  # a key below another one that DeepSpeed does not know
-            told = [f"{'.'.join(map(str, one['loc']))}：{one['msg']}" for one in error.errors()]
-            raise UserError([f"--deepspeed_config：DeepSpeed 不接受 {line}" for line in told]) from error
+            raise UserError(ds_config.not_accepted(error)) from error
         ds_config.compare_built(self.wrapped, self.config)
         self.files = ZeroFiles(self.wrapped, self.world.rank, self.world.size)
         self.wrapped.checkpoint_engine = self.files
