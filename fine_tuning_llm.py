@@ -237,7 +237,8 @@ def keeper_of(flags, world: World, machine: Machine, engine: Engine, lesson: Les
     from finetune.checkpoints import Checkpoints
 
     identity = lesson.identity(engine.kind, engine.recipe.precision, world)
-    return Checkpoints(flags.save_dir, identity, flags.save_total_limit, world, machine.one_pass)
+    more = machine.one_pass, vars(flags)
+    return Checkpoints(flags.save_dir, identity, flags.save_total_limit, world, *more)
 
 
 # ---- 4. loop -----------------------------------------------------------------------------------------------

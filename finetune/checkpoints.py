@@ -28,8 +28,16 @@ from .strictness import dumps
 from .world import World
 
 FORMAT = 2
+HASHED = ("model", "questions", "base")  # kept as hashes, which tell a person nothing
+FREE = {  # flags that may change from run to run
+    "save_dir", "load_dir", "ckpt_id", "resume", "output_dir", "report_to", "config", "debug", "local_rank",
+    "save_interval", "save_total_limit", "dry_run", "verify_checkpoint", "verify_resume", "exam_limit",
+    "exam_orders", "allow_world_size_change", "show_examples", "preview_masks", "inspect", "on_nan",
+    "auto_micro_batch", "early_stopping_patience", "allow_pickle",
+}  # fmt: skip
 LABELS = {  # of what a checkpoint is bound to, where its key is no flag
-    "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料", "base": "底模的權重",
+    "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料",
+    "base": "底模的權重", "model": "底模的設定",
     "written": "--template、--train_on_prompt", "lora": "--lora_rank 等",
     "masks": "--masking、--mask_rate 等", "engine": "引擎", "precision": "--precision",
     "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
@@ -46,13 +54,16 @@ class Checkpoints:
         identity: what a checkpoint must have been written by to be resumed from (engine, model, data …).
         keep: how many to keep; 0 keeps all.
         passes: what one forward pass holds. Another one changes what dropout draws, and is said.
+        flags: of this run; a resume that is refused names those that differ.
     """
 
     def __init__(
-        self, folder: str | Path, identity: dict[str, object], keep: int, world: World, passes: str = ""
-    ):
+        self, folder: str | Path, identity: dict[str, object], keep: int, world: World, passes: str = "",
+        flags: dict[str, object] | None = None,
+    ):  # fmt: skip
         self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
         self.passes = passes
+        self.flags = {name: value for name, value in (flags or {}).items() if name not in FREE}
 
     @property
     def best(self) -> Path:
@@ -106,7 +117,7 @@ class Checkpoints:
         def finish():
             card = {
                 "format": FORMAT, "identity": self.identity, "ranks": self.world.size,
-                "passes": self.passes, "progress": asdict(progress),
+                "passes": self.passes, "progress": asdict(progress), "flags": self.flags,
             }  # fmt: skip
             write_whole(half / "progress.json", dumps(card, indent=1))
             manifests.seal(half)
@@ -205,7 +216,7 @@ class Checkpoints:
         if card.get("format") != FORMAT or not isinstance(theirs, dict):
             raise UserError(f"{folder}：不是這個版本寫的檢查點")
         differ = [
-            f"{LABELS.get(key, key)}：檢查點 {theirs.get(key) or '（沒有）'!r}，這次 {mine or '（沒有）'!r}"
+            f"{LABELS.get(key, '--' + key)}：{_apart(key, theirs.get(key), mine)}"
             for key, mine in self.identity.items()
             if (theirs.get(key) or "") != (mine or "")
         ]
@@ -216,7 +227,8 @@ class Checkpoints:
                 "（dropout 抽的不同，不再逐位元相同）"
             )
         if differ:
-            raise UserError([f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ])
+            refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ]
+            raise UserError([*refused, self._ways_out(folder, card.get("flags"))])
         progress = Progress.of(card.get("progress"), str(folder))
         read(folder)
         if card.get("passes") != self.passes:
@@ -226,6 +238,19 @@ class Checkpoints:
         if then != now:
             say(f"  檢查點由 {then} 個行程寫出，這次是 {now} 個：已重新分配")
         return progress
+
+    def _ways_out(self, folder: Path, theirs: object) -> str:
+        """What to do about a checkpoint of another run, and which flags make it another one."""
+        mine = json.loads(json.dumps(self.flags))  # tuples are lists there
+        theirs = theirs if isinstance(theirs, dict) else {}
+        other = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+        named = "、".join(f"--{name} {theirs[name]}（這次 {mine[name]}）" for name in other)
+        way = f"要接續，請改回那次的旗標{'：' + named if named else '、資料與模型'}"
+        way += "；要照這次的設定從頭訓練，請不加 --resume、--load_dir，並換一個 --save_dir、--output_dir"
+        best = folder.parent / "best"
+        return way + (
+            f"；要從那次最好的模型再微調，請用 --model_name_or_path {best}" if best.is_dir() else ""
+        )
 
     def bring_best(self, source: Path, progress: Progress) -> None:
         """Finds the best model that a checkpoint counts on and makes it `best/`, or has it chosen anew.
@@ -301,6 +326,12 @@ def complete(folder: str | Path) -> list[str]:
     """Names of the complete checkpoints of a folder, oldest first."""
     there = [path.parent.name for path in Path(folder).glob(f"step*/{manifests.FILE}")]
     return sorted(filter(NAME.fullmatch, there), key=_step_of)
+
+
+def _apart(key: str, theirs: object, mine: object) -> str:
+    if key in HASHED:
+        return "與檢查點的不同"
+    return f"檢查點 {theirs or '（沒有）'!r}，這次 {mine or '（沒有）'!r}"
 
 
 def _step_of(name: str) -> int:

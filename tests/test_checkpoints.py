@@ -109,6 +109,16 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_pat
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}  # nothing was touched
     seen = capsys.readouterr().err
     assert "learning_rate：檢查點 0.001，這次 0.002" in seen and "objective" in seen
+    for way in ("--learning_rate 0.001（這次 0.002）", "--objective answer+mlm（這次 mlm）", "換一個 --save_dir",
+                "--model_name_or_path checkpoints/best"):  # fmt: skip
+        assert way in seen
+
+
+def test_a_checkpoint_of_other_data_is_refused_with_the_flag_that_chose_them(train, tmp_path, capsys):
+    assert train(*STEPS) == 0
+    assert train(*STEPS, "--subjects", "trade", "--resume") == 2
+    seen = capsys.readouterr().err
+    assert "資料：與檢查點的不同" in seen and "--subjects all（這次 trade）" in seen
 
 
 def test_the_limit_keeps_the_newest(tmp_path):

@@ -104,3 +104,109 @@ def test_an_engine_that_believes_something_else_is_an_error():
 
     with pytest.raises(RunError, match="train_batch_size：引擎 16，設定 32"):
         ds_config.compare_built(Built(), ds_config.resolve(SHIPPED, SETTINGS, 64, "ds.json"))
+
+
+def read_text(tmp_path, config: dict) -> dict:
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    return ds_config.read(tmp_path / "ds.json")
+
+
+def test_a_whole_number_written_as_a_float_is_whole(tmp_path):
+    """As JSON has `1e5`."""
+    read = read_text(tmp_path, {"steps_per_print": 1e5, "train_batch_size": 32.0, "_comment": "x", "//": "y"})
+    assert read == {"steps_per_print": 100000, "train_batch_size": 32}
+    with pytest.raises(UserError, match="steps_per_print 應該是 1 以上的整數，得到 1.5"):
+        read_text(tmp_path, {"steps_per_print": 1.5})
+
+
+def test_the_blocks_that_other_projects_wrap_stand_where_deepspeed_looks_for_them(tmp_path):
+    monitors = {
+        "enabled": True,
+        "tag": "x",
+        "csv_monitor": {"enabled": False},
+        "tensorboard": {"enabled": True},
+    }
+    read = read_text(tmp_path, {"comms_config": {"verbose": False}, "monitor_config": monitors})
+    assert read == {"csv_monitor": {"enabled": False}, "tensorboard": {"enabled": True}}
+    read = read_text(tmp_path, {"comms_config": {"enabled": True, "verbose": True}})
+    assert read == {"comms_logger": {"enabled": True, "verbose": True}}
+    with pytest.raises(UserError, match="monitor_config.tensorbord'，是不是 tensorboard"):
+        read_text(tmp_path, {"monitor_config": {"tensorbord": {}}})
+
+
+@pytest.mark.parametrize("kind", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"])
+def test_a_scheduler_that_leaves_all_to_the_flags_is_no_conflict_but_one_with_numbers_is(kind):
+    block = {
+        "type": kind,
+        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
+    }
+    assert "scheduler" not in ds_config.resolve({**SHIPPED, "scheduler": block}, SETTINGS, 64, "ds.json")
+    block = {"type": kind, "params": {**block["params"], "warmup_num_steps": 3}}
+    assert "scheduler.params.warmup_num_steps" in problems({**SHIPPED, "scheduler": block})
+
+
+def test_a_key_that_is_a_flag_here_is_answered_with_that_flag(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_text(tmp_path, {"gradient_checkpointing": {"use_reentrant": False}, "learning_rate": 1e-4})
+    told = "\n".join(caught.value.problems)
+    assert "旗標 --gradient_checkpointing" in told and "旗標 --learning_rate" in told and "是不是" not in told
+
+
+def test_a_conflict_of_batches_names_a_number_that_works():
+    config = {**SHIPPED, "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 4}
+    assert "--train_batch_size 64（8 × 4 × 2）" in problems(config)
+    from dataclasses import replace
+
+    resolved = ds_config.resolve(config, replace(SETTINGS, train_batch=64), 64, "ds.json")
+    assert resolved["train_batch_size"] == 64
+    assert "--train_batch_size 16" in problems({**SHIPPED, "train_batch_size": 16})
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, "zero_quantized_gradients"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}, "zero_hpz_partition_size"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param.device"),
+        ({"compile": {"disable": False, "backend": "inductor"}}, "compile"),
+        ({"amp": {"enabled": True}}, "amp.enabled"),
+        ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled"),
+        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast.enabled"),
+    ],
+)
+def test_what_cannot_be_done_here_is_named_by_its_key(more, key):
+    assert key in problems({**SHIPPED, **more})
+
+
+def test_what_is_switched_off_is_no_obstacle():
+    off = {"amp": {"enabled": False}, "hybrid_engine": {"enabled": False}, "compile": {"disable": True}}
+    resolved = ds_config.resolve({**SHIPPED, **off}, SETTINGS, 64, "ds.json")
+    assert "compile" not in resolved
+
+
+def test_the_names_within_zero_are_those_of_this_deepspeed():
+    """The table is read without importing DeepSpeed, which takes seconds; here it is held against it."""
+    from finetune import ds_keys
+    from finetune.engine import import_deepspeed
+
+    import_deepspeed(False)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = {
+        name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias) if name
+    }
+    assert known <= set(ds_keys.ZERO), known - set(ds_keys.ZERO)
+
+
+def test_deepspeeds_own_reading_of_the_file_is_asked_before_a_model_is_loaded():
+    from finetune.engine import import_deepspeed
+
+    import_deepspeed(False)
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memry": True}}
+    resolved = ds_config.resolve({**SHIPPED, "zero_optimization": zero}, SETTINGS, 64, "ds.json")
+    resolved = {**resolved, "train_batch_size": 16}  # of one process
+    with pytest.raises(UserError, match="offload_optimizer.pin_memry"):
+        ds_config.check_accepted(resolved)
+    zero["offload_optimizer"].pop("pin_memry")
+    ds_config.check_accepted({**resolved, "zero_optimization": zero})
