@@ -18,7 +18,7 @@ from pathlib import Path
 from . import reading
 from .cli import as_json, say, tell
 from .disk import told
-from .errors import RunError, Stopped, UserError, listed
+from .errors import RunError, Stopped, UserError, listed, reason
 from .examinee import Examinee
 from .instructions import asks
 from .journal import Journal
@@ -49,8 +49,12 @@ def answer_file(flags, examinee: Examinee, world) -> int:
     way_on = f"答好的存於 {path}，同一個指令會接著做"
 
     def begin() -> int:
-        with told(f"--output {output}：{path} 打不開", "請換一個 --output"):
+        try:
             return journal.open(size)
+        except OSError as error:
+            raise UserError(
+                f"--output {output}：{path} 打不開（{reason(error)}）；請換一個 --output"
+            ) from error
 
     def keep(records: list[dict]) -> None:
         if _state(source) != now:

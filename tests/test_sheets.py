@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -277,6 +279,86 @@ def test_two_runs_do_not_write_one_file_at_once(answer, tmp_path):
         assert code == 2 and "--output" in err and f"行程 {os.getpid()}，主機 {socket.gethostname()}" in err
         assert sorted(tmp_path.iterdir()) == before
     assert answer(source, output)[0] == 0 and [p.name for p in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_an_output_that_cannot_be_written_is_named_with_the_way_on_and_nothing_half_is_left(
+    answer, tmp_path, monkeypatch, name
+):
+    source, output = write_rows(tmp_path / "q.csv", rows_of(6)), tmp_path / name
+    replace = os.replace
+
+    def full(one, other, **more):
+        if str(other) == str(output):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(one, other, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        code, err = answer(source, output, "--batch_size", 3)
+    assert code == 1 and f"--output {output} 寫不進去（磁碟滿了" in err and f"{name}.part，同一個指令" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{name}.part", "q.csv"])
+    code, err = answer(source, output, "--batch_size", 3)
+    assert code == 0 and "已答 6/6 列" in err and len(read_rows(output)) == 6
+
+
+def test_answers_that_outgrow_the_disk_are_kept_as_far_as_they_went(answer, tmp_path, capsys):
+    """A quota of the kernel's on the size of files."""
+    source, output = write_rows(tmp_path / "q.csv", rows_of(20)), tmp_path / "a.csv"
+    assert answer(source, tmp_path / "whole.csv", "--batch_size", 5)[0] == 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        code, err = answer(source, output, "--batch_size", 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1 and "a.csv.part 寫不進去（檔案超過了大小的上限" in err and "同一個指令會接著做" in err
+    code, err = answer(source, output, "--batch_size", 5)
+    assert code == 0 and "已答 5/20 列" in err
+    assert output.read_text() == (tmp_path / "whole.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_from_outside_ends_a_file_in_order_and_it_goes_on(answer, tmp_path, monkeypatch, name):
+    source, output = write_rows(tmp_path / "q.csv", rows_of(10)), tmp_path / "a.jsonl"
+    add = Journal.add
+
+    def ended(journal, records):
+        add(journal, records)
+        signal.raise_signal(getattr(signal, name))
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # we may run under nohup
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", ended)
+        code, err = answer(source, output, "--batch_size", 5)
+    signal.signal(signal.SIGHUP, before)
+    assert code == 143 and "■ 已中斷；答好的存於" in err and "同一個指令會接著做" in err
+    code, err = answer(source, output, "--batch_size", 5)
+    assert code == 0 and "已答 5/10 列" in err and len(read_rows(output)) == 10
+
+
+def test_no_link_is_followed_when_answers_are_written_and_odd_places_are_refused(answer, tmp_path):
+    source = write_rows(tmp_path / "q.csv", rows_of(3))
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.jsonl.part").symlink_to(tmp_path / "victim")
+    code, err = answer(source, tmp_path / "a.jsonl")
+    assert code == 2 and "a.jsonl.part 打不開（是一個連結" in err
+    (tmp_path / ".b.jsonl.half").symlink_to(tmp_path / "victim")
+    assert answer(source, tmp_path / "b.jsonl")[0] == 0
+    (tmp_path / ".c.jsonl.lock").symlink_to(tmp_path / "victim")
+    code, err = answer(source, tmp_path / "c.jsonl")
+    assert code == 2 and ".c.jsonl.lock 是一個連結" in err
+    assert (tmp_path / "victim").read_text() == "precious"
+    (tmp_path / "d.jsonl.part").mkdir()
+    os.link(source, tmp_path / "same.csv")
+    for place, said in (
+        ("d.jsonl", "d.jsonl.part 打不開（是一個資料夾"), ("same.csv", "是同一個檔案"),
+        ("q.csv/a.jsonl", "q.csv 不能寫入"), ("x" * 249 + ".jsonl", "檔名太長"),
+    ):  # fmt: skip
+        code, err = answer(source, tmp_path / place)
+        assert code == 2 and said in err, (place, err)
+    assert answer(source, tmp_path / "new/deep/a.csv")[0] == 0
+    assert answer(source, tmp_path / ("天" * 80 + ".jsonl"))[0] == 0
 
 
 @pytest.mark.parametrize("how", ["appended", "replaced"])
