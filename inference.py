@@ -161,7 +161,10 @@ def predict_mask(model, tokenizer, prompt, device, top_k=5):
         list of at most `top_k` words, best first: ["好", "熱", …]
     """
     examinee = _asked_as("masked", model, tokenizer, device)
-    return [word for word, _ in examinee.fill([examinee.read(prompt)], top_k)[0]]
+    blanks = examinee.read(prompt)
+    if blanks.meant:
+        examinee.tell_of(blanks)
+    return [word for word, _ in examinee.fill([blanks], top_k)[0]]
 
 
 def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, candidates=None):
@@ -179,6 +182,9 @@ def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, cand
         finetune.errors.UserError: a prompt that does not fit, a candidate this model does not know.
     """
     filler = _asked_as("masked", model, tokenizer, device)
+    blanks = filler.read(prompt)
+    if blanks.meant:
+        filler.tell_of(blanks)
     found = filler.words(prompt, top_k, word_length, candidates)
     return [(filling.word, filling.score) for filling in found]
 
@@ -233,14 +239,15 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
         orders: of `letter`: `1`, `cyclic` or `all`.
 
     Returns:
-        list of at most `top_k` (label, text, score), best first; the score is a log-probability in nats.
+        list of at most `top_k` (label, text, score), best first; the score is a log-probability in nats. Its
+        `tied` names the options that share the highest score, where several do: the first given comes first.
 
     Raises:
         finetune.errors.UserError: a classifier; a question or options that cannot be asked; by `generate`, a
             reply that names no option.
     """
-    from finetune.exams import parse_question
-    from finetune.scoring import ranking
+    from finetune.question_rows import parse_question
+    from finetune.scoring import Ranking
 
     try:
         asked = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
@@ -252,8 +259,7 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
     if scores.unreadable:
         said = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
         raise UserError(f"{said}；可改用 letter（--scoring letter，對話中是 method letter）")
-    labels = list(options)
-    return [(labels[i], options[labels[i]], scores[0][i]) for i in ranking(scores[0])][:top_k]
+    return Ranking.of(options, scores[0], top_k)
 
 
 def interactive_mode(
@@ -367,7 +373,7 @@ def open_exam(flags, source: str, flag: str, on_bad_rows: str):
         exam.questions = choose_rows(exam.questions, flags.subjects)
         return exam
     hub.prepare_for(source)
-    return read_exam(source, flags.revision, flags.subjects, on_bad_rows, flag)
+    return read_exam(source, flags.revision, flags.subjects, on_bad_rows, flag, flags.answers_from)
 
 
 def _reader(flags):
@@ -429,6 +435,7 @@ def show_answer(flags, model, tokenizer, device) -> None:
             "question": flags.question,
             "answer": best if flags.answer_format == "letter" else list(options).index(best),
             "scores": {label: score for label, _, score in ranked},
+            **({"tied": list(ranked.tied)} if ranked.tied else {}),
         }
         cli.show(cli.as_json(record))
     else:

@@ -15,20 +15,19 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from . import reading
 from .cli import as_json, say, tell
 from .disk import told
 from .errors import RunError, Stopped, UserError, listed, reason
 from .examinee import Examinee
 from .instructions import asks
 from .journal import Journal
+from .question_columns import find_columns
 from .sheets import SUBMISSION, TELLS, LabelSheet, PromptSheet, QuestionSheet, ReplySheet, Sheet
 from .tables import Unreadable, read_table, write_table
 from .turns import is_answered, is_talk, is_told
 
 ROUND = 64  # rows a process answers between two writes
 SHOWN = 3  # problems told at the end
-ASKS = {"question", "問題"}  # columns by which a row is a question
 
 
 def answer_file(flags, examinee: Examinee, world) -> int:
@@ -157,7 +156,7 @@ def _first_row(source: Path) -> dict:
 
 def _asks(row: dict) -> bool:
     """True for a row that is a question with options."""
-    return bool(row.keys() & ASKS) or reading.is_reading(row)
+    return bool(find_columns(tuple(map(str, row))).asked)
 
 
 def _is_open(row: dict) -> bool:

@@ -9,6 +9,7 @@ a killed run goes on from, it has its own best model and ends as the run that wa
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil

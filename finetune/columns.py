@@ -14,10 +14,12 @@ from itertools import islice
 from pathlib import Path
 
 from .bad_rows import Unreadable, abridged, where
-from .cli import nearest
+from .cells import is_blank, written_list
+from .cli import nearest, say
 from .columnar import features_of
 from .data_files import DataFile, names_of_feature
 from .errors import UserError, listed, shown
+from .label_values import names_beside
 
 TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容")
 TEXTS += ("句子", "評論", "留言")
@@ -31,6 +33,7 @@ LABELS = ("label", "labels", "category", "class", "sentiment", "標籤", "類別
 LOOKED = 100  # rows that tell the columns
 SEPARATORS = re.compile(r"[|;；、,，]")  # of several labels in one text
 SWITCHES = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
+NO_LABEL = {"-", "－", "—"}  # how a text says that there is none
 
 
 # ---- columns -----------------------------------------------------------------------------------------------
@@ -41,6 +44,7 @@ class Columns:
     texts: tuple[str, ...]  # one, or two of a pair
     labels: tuple[str, ...]
     multi: bool
+    written: bool = False  # a cell writes out a list: "['喜', '怒']"
 
 
 def first_rows(files: Sequence[DataFile], named: str) -> list[dict]:
@@ -75,7 +79,13 @@ def find_columns(rows: list[dict], text_column: str, label_column: str, multi: b
         problems = [*error.problems, *problems]
     if problems:
         raise UserError(problems)
-    return Columns(texts, labels, multi or len(labels) > 1 or any(_is_list(row, labels[0]) for row in rows))
+    if not label_column and (names := names_beside(there, labels[0])):
+        say(f"{named}：類別用 {names} 欄的名稱，不用 {labels[0]} 欄的編號")
+        labels = (names,)
+    cells = [row.get(labels[0]) for row in rows if not is_blank(row.get(labels[0]))]
+    written = bool(cells) and all(isinstance(c, str) and isinstance(written_list(c), list) for c in cells)
+    lists = any(isinstance(cell, list) for cell in cells)
+    return Columns(texts, labels, multi or len(labels) > 1 or lists or written, written)
 
 
 def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
@@ -132,15 +142,11 @@ def _likely_texts(there: list[str]) -> list[tuple[str, ...]]:
     return found or [(name,) for name in _among(TITLES, there)]
 
 
-def _is_list(row: dict, column: str) -> bool:
-    return isinstance(row.get(column), list)
-
-
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
 class NoLabel(ValueError):
-    """A row without a label. `meant`: -1 of a class label, which says so on purpose."""
+    """A row without a label. `meant`: `-`, or -1 of a class label, which say so on purpose."""
 
     def __init__(self, reason: str, meant: bool = False):
         super().__init__(reason)
@@ -161,7 +167,7 @@ def _no_row(row: object) -> str:
 
 
 def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The texts and the names of the labels of a row.
+    """The texts and the names of the labels of a row; of a list as it is, see label_values.settle.
 
     Raises:
         ValueError: with the reason in Chinese; NoLabel where only the label is missing.
@@ -174,29 +180,31 @@ def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[li
         if value is not None and not isinstance(value, (str, int, float)):
             raise ValueError(f"{name} 應該是文字，得到 {type(value).__name__}")
         texts.append(str(value))
-        if _is_blank(value):
+        if is_blank(value):
             raise ValueError(f"{name} 是空的" if name in row else f"沒有 {name} 這一欄")
     if len(columns.labels) > 1:
         return texts, _switched_on(row, columns.labels)
     column, value = columns.labels[0], row.get(columns.labels[0])
+    if columns.written and isinstance(value, str):
+        value = written_list(value) if isinstance(written_list(value), list) else value
+    if isinstance(value, str) and value.strip() in NO_LABEL:
+        raise NoLabel("", meant=True)
     if columns.multi and isinstance(value, str):
         value = [part for part in SEPARATORS.split(value) if part.strip()]
-    if _is_blank(value):
+    if is_blank(value):
         raise NoLabel(f"{column} 是空的，沒有標籤")
     if isinstance(value, list) and not columns.multi:
         raise ValueError(f"{column} 是一串標籤，別的列是一個")
     if classes and value == -1:
         raise NoLabel("", meant=True)
     values = value if isinstance(value, list) else [value]
-    return texts, tuple(dict.fromkeys(_label(column, one, classes) for one in values))
-
-
-def _is_blank(value: object) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    if len(values) == len(classes) and len({*map(str, values)} - {"0", "1"}) == 0 and len(classes) > 2:
+        values = [place for place, on in enumerate(values) if int(on)]  # a switch for each class
+    return texts, tuple(_label(column, one, classes) for one in values)
 
 
 def _switched_on(row: dict, columns: tuple[str, ...]) -> tuple[str, ...]:
-    if all(_is_blank(row.get(name)) for name in columns):
+    if all(is_blank(row.get(name)) for name in columns):
         raise NoLabel(f"{'、'.join(columns)} 都是空的，沒有標籤")
     for name in columns:
         if str(row.get(name)).strip().lower() not in SWITCHES:

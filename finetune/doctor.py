@@ -42,10 +42,13 @@ def diagnose(exam: Exam) -> dict:
     """All that can be said without a model. Rows are named by their ids: subject/split/line."""
     splits = {split or "all": rows for split, rows in exam.questions.items() if rows}
     everything = [(split, question) for split, rows in splits.items() for question in rows]
-    questions = [question for _, question in everything]
+    keyless = {split or "all": len(rows) for split, rows in exam.keyless.items() if rows}
+    questions = _all(exam)
     return {
         "origin": exam.origin,
-        "rows": len(questions),
+        "rows": len(everything),
+        "keyless": keyless,
+        "read_as": exam.notes,
         "unusable": exam.skipped,
         "splits": {split: _balance(rows) for split, rows in splits.items()},
         "subjects": _subjects(splits),
@@ -54,6 +57,13 @@ def diagnose(exam: Exam) -> dict:
         "suspect": _suspect(questions),
         "speaks_of_others": sum(any(map(speaks_of_others, q.options)) for q in questions),
     }
+
+
+def _all(exam: Exam) -> list[Question]:
+    """Every question, those without an answer last."""
+    return [
+        question for parts in (exam.questions, exam.keyless) for rows in parts.values() for question in rows
+    ]
 
 
 def _balance(rows: Sequence[Question]) -> dict:
@@ -122,16 +132,19 @@ def _odd(text: str) -> bool:
 
 def legible(exam: Exam, prompts: ExamPrompts) -> dict:
     """What a model's tokenizer makes of the questions: characters it does not know, lengths in tokens, how
-    many would be shortened or could not be asked at the length of `prompts`.
+    many would be shortened or could not be asked at the length of `prompts`, which have options that are the
+    same to it.
 
     Raises:
         UserError: the tokenizer has no token that can stand for an option.
     """
-    questions = [question for rows in exam.questions.values() for question in rows]
+    from .scoring import alike  # brings torch
+
+    questions = _all(exam)
     tokenizer = prompts.tokenizer
     unknown: Counter[str] = Counter()
     subjects: dict[str, list[bool]] = defaultdict(list)
-    lengths, shortened, refused = [], [], []
+    lengths, shortened, refused, same = [], [], [], []
     whole = replace(prompts, max_length=sys.maxsize)
     for question in questions:
         missing = [
@@ -141,6 +154,8 @@ def legible(exam: Exam, prompts: ExamPrompts) -> dict:
         subjects[question.subject].append(bool(missing))
         order = range(len(question.options))
         lengths.append(len(whole.listed(question, order).ids))
+        if alike(prompts, question):
+            same.append(question.id)
         try:
             if prompts.listed(question, order).cut:
                 shortened.append(question.id)
@@ -159,6 +174,7 @@ def legible(exam: Exam, prompts: ExamPrompts) -> dict:
         },
         "shortened": shortened,
         "refused": refused,
+        "indistinguishable": same,
     }  # fmt: skip
 
 
@@ -174,7 +190,11 @@ KINDS = {
 def as_text(found: dict) -> str:
     """What was found, as tables for the screen (they are Markdown too)."""
     letters = sorted({letter for split in found["splits"].values() for letter in split["answers"]})
-    lines = [f"題庫 {found['origin']}：{found['rows']} 題，{len(found['subjects'])} 科", ""]
+    lines = [f"題庫 {found['origin']}：{found['rows']} 題，{len(found['subjects'])} 科"]
+    if found["keyless"]:
+        counts = "、".join(f"{split} {count}" for split, count in found["keyless"].items())
+        lines.append(f"另有沒有答案的題目：{counts}")
+    lines += [f"讀法：{note}" for note in found["read_as"]] + [""]
     lines += _table(
         ["部分", "題數", "科數", *(f"答案 {letter}" for letter in letters)],
         [
@@ -222,6 +242,9 @@ def _legible_lines(model: dict) -> list[str]:
         f"  要縮短題幹：{len(model['shortened'])} 題；連選項都放不下：{len(model['refused'])} 題",
         f"  含有 [UNK] 的題目：{model['with_unknown']:.1%}",
     ]
+    if same := model["indistinguishable"]:
+        more = f" 等 {len(same)} 題" if len(same) > ROWS_SHOWN else ""
+        lines.append(f"  選項是同樣的 token、模型分不出來（算並列）：{'、'.join(same[:ROWS_SHOWN])}{more}")
     if worst:
         lines.append("  最多的科目：" + "、".join(f"{subject_title(s)} {rate:.0%}" for s, rate in worst))
     if shown:

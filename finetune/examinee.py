@@ -3,7 +3,6 @@ method it was taught for."""
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 
@@ -164,6 +163,14 @@ class Filler(Examinee):
             return rank_candidates(self.forward, self.tokenizer, prompt, candidates, *where)
         return fill_words(self.forward, self.tokenizer, prompt, top_k, word_length, *where)
 
+    def tell_of(self, blanks: Blanks) -> None:
+        """Says where a blank is that the prompt did not write out, and what was meant for one but is none."""
+        odd = f"{blanks.meant} 不是空格，空格要寫成 [MASK]" if blanks.meant else ""
+        if blanks.appended:
+            say("；".join(filter(None, ("句子裡沒有 [MASK]，加在句尾", odd))))
+        elif odd:
+            say(f"⚠️ {odd}")
+
     def propose(
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
     ) -> list[dict]:
@@ -171,9 +178,7 @@ class Filler(Examinee):
         `word`, `score` (nats per token) and the `sentence` for words."""
         blanks = self.read(prompt)
         self.warn(*blanks.pieces)
-        if "".join(blanks.pieces) == prompt:
-            odd = "；空格要寫成 [MASK]" if re.search(r"\[mask\]|_{2,}|＿{2,}", prompt) else ""
-            say(f"句子裡沒有 [MASK]，加在句尾{odd}")
+        self.tell_of(blanks)
         if asks_for_words(blanks, word_length, candidates):
             found = self.words(prompt, top_k, word_length, candidates)
             return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in found]

@@ -7,38 +7,51 @@ written.
 from __future__ import annotations
 
 import re
-import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 from itertools import groupby
 from pathlib import Path
 
-from . import hub, reading
+from . import hub
 from .bad_rows import Unreadable, abridged, too_many, where
 from .cli import nearest, say
 from .data_files import DataFile, nothing_in, stem_of
 from .disk import whole_file
-from .errors import UserError, shown
-from .headers import STEMS
-from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, Statement, as_dict, draw
+from .errors import UserError, listed
+from .question_columns import find_columns
+from .question_rows import NOT_ASKED, Draft, Reading, Survey, draft, parse_question
+from .questions import Question, Statement, as_dict, draw
 from .rows import Rows, Shelf, joined, on_shelf, pick
 from .strictness import dumps
 from .subjects import CATEGORIES, category_of, chinese_name
+from .tables import suffix_of
+
+__all__ = ["Exam", "Pools", "parse_question", "read_exam", "sample", "split_pool"]
 
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
-ONE_TOO_MANY = "K"  # looked at, so that an eleventh option is refused and not lost
 
 
 @dataclass
 class Exam:
-    """Questions by official split, and where they came from. `told`: sentences a model may read. `dev`: the
-    split that files called so are in."""
+    """Questions by official split, and where they came from.
+
+    Attributes:
+        told: sentences a model may read.
+        keyless: questions without an answer, by split: they can be asked, and neither taught nor scored.
+        notes: what was interpreted in reading, in words.
+        columns: those of the first question, for messages.
+        dev: the split that files called so are in.
+    """
 
     questions: dict[str, Sequence[Question]]
     origin: str
     skipped: list[str] = field(default_factory=list)
     told: list[Statement] = field(default_factory=list)
+    keyless: dict[str, Sequence[Question]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     dev: str = "train"
 
     def split(self, name: str) -> str:
@@ -47,6 +60,15 @@ class Exam:
 
     def __len__(self) -> int:
         return sum(map(len, self.questions.values()))
+
+    def need_answers(self, named: str) -> None:
+        """Raises UserError where no question has an answer."""
+        if not len(self):
+            count = sum(map(len, self.keyless.values()))
+            raise UserError(
+                f"{named}：{count} 題都沒有答案（少了欄位 answer，有的是 {listed(self.columns)}）；"
+                "訓練要有答案"
+            )
 
 
 @dataclass
@@ -69,6 +91,7 @@ def read_exam(
     subjects: str = "all",
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
+    answers_from: str = "auto",
 ) -> Exam:
     """Questions from a hub name, a folder in TMMLU+'s layout, or one csv/json/jsonl/parquet file.
 
@@ -80,27 +103,102 @@ def read_exam(
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
         flag: what named the source, for messages.
+        answers_from: `0` or `1`, the number of the first option in integer answers; `auto` looks at all rows.
 
     Raises:
-        UserError: nothing there, bad rows, unknown subjects.
+        UserError: nothing there, bad rows, unknown subjects, integers that may count from 0 or from 1.
     """
     folder, files, origin = hub.find_files(source, revision, flag)
     if not files:
         layout = "（要 {科目}_{dev,val,test}.csv 之類的題目檔）"
         raise UserError(nothing_in(folder, f"{flag} {source}") + layout)
     wanted = _choose_files(_by_split(files), subjects)
-    shelf, questions = Shelf(), {}
-    problems: list[str] = []
-    for file in wanted:
-        for question in read_rows(file, problems):
-            questions.setdefault(file.split, Rows(shelf=shelf)).append(question)
+    told = None if answers_from == "auto" else int(answers_from)
+    found = _Found(Reading())
+    found.read(wanted)
+    reading = found.survey.reading(f"{flag} {source}", told)
+    notes = found.survey.notes(reading, told)
+    if reading != found.reading:  # only now is it known how the rows are meant
+        found = _Found(reading)
+        found.read(wanted)
+    if notes:
+        say(f"{flag} {source} 的讀法：{'；'.join(notes)}")
+    problems = found.problems
     if problems and on_bad_rows == "fail":
-        raise UserError(too_many(problems, sum(map(len, questions.values())), "題"))
-    questions = choose_rows(questions, subjects)
-    if not any(questions.values()):
+        raise UserError(too_many(problems, found.count, "題"))
+    both = [(True, split) for split in found.questions] + [(False, split) for split in found.keyless]
+    rows = {key: (found.questions if key[0] else found.keyless)[key[1]] for key in both}
+    kept = choose_rows(rows, subjects)
+    questions, keyless = (
+        {split: some for (has, split), some in kept.items() if has is key} for key in (True, False)
+    )
+    if not any(questions.values()) and not any(keyless.values()):
         names = "、".join(file.path.name for file in wanted[:3])
         raise UserError([*abridged(problems), f"{flag} {source}：一題也沒有（{names}）"])
-    return Exam(questions, origin, problems, dev=_dev_of(files))
+    return Exam(
+        questions, origin, problems, dev=_dev_of(files), keyless=keyless, notes=notes, columns=found.columns
+    )
+
+
+@dataclass
+class _Found:
+    """The questions of files, read in one way; those without an answer apart."""
+
+    reading: Reading
+    survey: Survey = field(default_factory=Survey)
+    questions: dict[str, Rows] = field(default_factory=dict)
+    keyless: dict[str, Rows] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    shelf: Shelf = field(default_factory=Shelf)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, [*self.questions.values(), *self.keyless.values()]))
+
+    def read(self, files: Iterable[DataFile]) -> None:
+        """A row that is no question adds `file:line：reason` to `problems`. So does one whose answer is
+        blank, unless no row of its file has one; `-1` and `-` say on purpose that there is none."""
+        for file in files:
+            kept, lines, keyed = Rows(shelf=self.shelf), array("L"), False  # lines: 0 where it is on purpose
+            for line, drafted in self._drafts(file):
+                try:
+                    question = drafted.question(self.reading, str(file.path))
+                except ValueError as error:
+                    self.problems.append(f"{where(file.path, line)}：{error}")
+                    keyed = True
+                    continue
+                if question.answer is not None:
+                    keyed = True
+                    self.questions.setdefault(file.split, Rows(shelf=self.shelf)).append(question)
+                else:
+                    kept.append(question)
+                    lines.append(line if drafted.key.blank else 0)
+            if keyed:
+                self.problems += [f"{where(file.path, line)}：answer 是空的" for line in lines if line]
+                kept = kept.pick(place for place, line in enumerate(lines) if not line)
+            if len(kept):
+                former = self.keyless.get(file.split, Rows(shelf=self.shelf))
+                self.keyless[file.split] = joined([former, kept])
+
+    def _drafts(self, file: DataFile) -> Iterator[tuple[int, Draft]]:
+        seen, stem = False, file.subject or stem_of(file.path)
+        for line, row in file.rows():
+            if isinstance(row, dict) and not seen:
+                seen, self.columns = True, self.columns or list(map(str, row))
+                if suffix_of(file.path) not in (".json", ".jsonl") and not find_columns(tuple(row)).asked:
+                    self.problems.append(f"{file.path}：{NOT_ASKED}，有的是 {listed(row)}")
+                    return  # all its rows have the same columns
+            if isinstance(row, Unreadable):
+                self.problems.append(f"{where(file.path, line)}：{row}")
+                continue
+            try:
+                drafted = draft(row, file.subject, f"{stem}/{file.split or 'all'}/{line}")
+            except ValueError as error:
+                self.problems.append(f"{where(file.path, line)}：{error}")
+                continue
+            self.survey.add(drafted, str(file.path), where(file.path, line))
+            yield line, drafted
 
 
 def _by_split(files: list[DataFile]) -> list[DataFile]:
@@ -130,78 +228,6 @@ def _dev_of(files: list[DataFile]) -> str:
     """`dev` is to train on (TMMLU+, C-Eval) beside a `val`, and to choose by beside a `train` alone."""
     splits = {file.split for file in files}
     return "validation" if "train" in splits and "validation" not in splits else "train"
-
-
-def read_rows(file: DataFile, problems: list[str]) -> Iterator[Question]:
-    """The questions of one file; each row that is none adds `file:line: reason` to `problems`."""
-    answers = () if file.split == "test" else (reading.ANSWER[::-1],)  # a test part may keep its key back
-    for line, row in file.rows(required=((*reading.ASKED[::-1], *STEMS), *answers)):
-        if isinstance(row, Unreadable):
-            problems.append(f"{where(file.path, line)}：{row}")
-            continue
-        try:
-            stem = file.subject or stem_of(file.path)
-            yield parse_question(row, file.subject, f"{stem}/{file.split or 'all'}/{line}")
-        except ValueError as error:
-            problems.append(f"{where(file.path, line)}：{error}")
-
-
-def parse_question(row: object, subject: str = "", row_id: str = "", need_answer: bool = True) -> Question:
-    """A row of any of the layouts people use, as a Question.
-
-    Layouts: columns `question, A, B, …, answer` (a letter); `choices` (a list) with an integer or letter
-    `answer`; `options` (a dict letter -> text, or a list); reading comprehension, see reading.py.
-
-    Raises:
-        ValueError: with the reason in Chinese.
-    """
-    if not isinstance(row, dict):
-        raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
-    passage = ""
-    if reading.is_reading(row):
-        passage, row = reading.passage_of(row), reading.as_question(row)
-    stem = _text(row.get("question"))
-    if not stem.strip():
-        raise ValueError("question 是空的")
-    listed = row.get("choices", row.get("options"))
-    if isinstance(listed, dict):
-        row, listed = {**row, **listed}, None
-    if listed is None:
-        options = [_text(row.get(letter)) for letter in (*LETTERS, ONE_TOO_MANY)]
-        while options and not options[-1].strip():
-            options.pop()
-    elif isinstance(listed, list):
-        options = [_text(option) for option in listed]
-    else:
-        raise ValueError(f"choices 應該是一串選項，得到 {type(listed).__name__}")
-    if not MIN_OPTIONS <= len(options) <= MAX_OPTIONS:
-        raise ValueError(f"有 {len(options)} 個選項，應為 {MIN_OPTIONS} 到 {MAX_OPTIONS} 個")
-    if blank := [LETTERS[i] for i, option in enumerate(options) if not option.strip()]:
-        raise ValueError(f"選項 {'、'.join(blank)} 是空的")
-    answer = _answer_index(row.get("answer"), len(options), need_answer)
-    subject, name = _text(row.get("subject")) or subject, _text(row.get("id")) or row_id
-    return Question(stem, tuple(options), answer, subject, name, passage)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, (list, dict)):
-        raise ValueError(f"應該是文字，得到 {type(value).__name__}")
-    return "" if value is None or value != value else str(value)  # NaN is not itself
-
-
-def _answer_index(value: object, count: int, needed: bool) -> int | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        if needed:
-            raise ValueError("answer 是空的")
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        index = value
-    else:
-        letter = unicodedata.normalize("NFKC", str(value)).strip().upper()
-        index = LETTERS.find(letter) if len(letter) == 1 else -1
-    if not 0 <= index < count:
-        raise ValueError(f"答案 {shown(value)} 沒有對應的選項（選項是 {LETTERS[0]} 到 {LETTERS[count - 1]}）")
-    return index
 
 
 # ---- choosing subjects -------------------------------------------------------------------------------------
@@ -303,6 +329,8 @@ def describe(exam: Exam, pools: Pools) -> None:
     subjects = set().union(*(on_shelf(rows).subjects for rows in exam.questions.values()))
     named = f"{len(subjects)} 科" if subjects else "未註明科目"
     say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{named}")
+    if keyless := "、".join(f"{split or '不分'} {len(rows)}" for split, rows in exam.keyless.items() if rows):
+        say(f"  另有沒有答案的題目（{keyless}）：不訓練、不計分；--exam 會作答")
     if exam.skipped:
         say(f"  略過 {len(exam.skipped)} 列：")
         for problem in abridged(exam.skipped):

@@ -7,6 +7,7 @@ words of different lengths can be compared.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,18 @@ from .probes import BATCH_BLANKS, BATCH_TOKENS, Forward, Probe, Prober, batched
 from .prompts import ends
 
 BEAM = 32  # partial fillings kept; at least four times the number asked for
+
+
+# What people write for a blank and no tokenizer obeys. A word for it is one wherever it stands; a line or an
+# empty bracket may be part of a sentence whose blank stands elsewhere.
+_WORDS_FOR_BLANK = re.compile(
+    r"[\[［【〔<＜{｛(（]\s*(?:[mMｍＭ][aAａＡ][sSｓＳ][kKｋＫ]|blank|BLANK|空格|填空|extra_id_\d+)"
+    r"\s*[\]］】〕>＞}｝)）]|\[\s*MASK(?![A-Za-z])"
+)
+_EMPTY_PLACES = re.compile(
+    r"_{2,}|＿+|﹏+|[（(][ \t\u3000\xa0]+[)）]|（）|【[ \u3000]*】|〔[ \u3000]*〕|［[ \u3000]*］"
+    r"|\[[ \u3000]+\]|「[ \u3000]*」|『[ \u3000]*』|[□▢◻⬜]+"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,16 @@ class Blanks:
     ids: tuple[int, ...]
     places: tuple[int, ...]
     pieces: tuple[str, ...]  # the text between the blanks, one more than there are
+    appended: bool = False  # the prompt had none
+
+    @property
+    def meant(self) -> str:
+        """What was meant for a blank and is none: [mask], ＿＿, （　）; "" without."""
+        for piece in self.pieces:
+            found = _WORDS_FOR_BLANK.search(piece) or (_EMPTY_PLACES.search(piece) if self.appended else None)
+            if found:
+                return found[0]
+        return ""
 
     @property
     def runs(self) -> list[list[int]]:
@@ -72,7 +95,8 @@ def read_blanks(tokenizer, prompt: str, max_length: int, width: int = 1) -> Blan
     except UnicodeEncodeError:
         raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
     prompt = prompt.replace("[MASK]", tokenizer.mask_token)  # some tokenizers call it <mask>
-    if tokenizer.mask_token not in prompt:
+    appended = tokenizer.mask_token not in prompt
+    if appended:
         prompt += tokenizer.mask_token
     pieces = prompt.split(tokenizer.mask_token)
     start, end = ends(tokenizer)
@@ -85,7 +109,7 @@ def read_blanks(tokenizer, prompt: str, max_length: int, width: int = 1) -> Blan
     ids.append(end)
     if len(ids) > max_length:
         raise UserError(f"句子有 {len(ids)} 個 token，這個模型最多 {max_length} 個；請縮短")
-    return Blanks(tuple(ids), tuple(places), tuple(pieces))
+    return Blanks(tuple(ids), tuple(places), tuple(pieces), appended)
 
 
 @torch.inference_mode()

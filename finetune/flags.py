@@ -77,6 +77,8 @@ def build_parser() -> cli.Parser:
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
     add("--encoding",
         help="不是 UTF-8 的檔案用的編碼，例如 cp950（Big5）、gb18030（GBK）；不給就由內容判斷")
+    add("--answers_from", type=one_of("auto", "0", "1"), default="auto",
+        help="整數答案裡，第一個選項是 0 還是 1；auto 看全部的列，看不出來就問（預設）")
     add("--max_length", type=whole(16), default=512,
         help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
     add("--show_examples", type=whole(0), default=0, help="印出幾個模型看到的例子")

@@ -13,7 +13,8 @@ def generate_qa_benchmark(
     dataset: str = "test",
     source: str = "ikala/tmmluplus",
 ) -> list[dict]:
-    """Questions of one subject, as dicts with id, question, options (letter → text) and answer (letter).
+    """Questions of one subject, as dicts with id, question, options (letter → text) and answer (letter; None
+    where no question of the split has one).
 
     Args:
         random_seed: how many questions (its name is the predecessor's); fewer when the subject has fewer.
@@ -22,7 +23,8 @@ def generate_qa_benchmark(
         source: hub name, folder or file.
     """
     exam = read_exam(source, subjects=field)
-    questions = exam.questions.get(exam.split(dataset), [])
+    split = exam.split(dataset)
+    questions = exam.questions.get(split) or exam.keyless.get(split) or []
     chosen = sample(questions, random_seed, seed=0) if random_seed else []
     return [{**as_dict(question), "id": number} for number, question in enumerate(chosen, 1)]
 
@@ -50,7 +52,9 @@ def get_dataset(
     from .objectives import Objective
 
     ratio = (1 - test_ratio - val_ratio, val_ratio, test_ratio)
-    pools = split_pool(read_exam(source), ratio, "fit", seed)
+    exam = read_exam(source)
+    exam.need_answers(source)
+    pools = split_pool(exam, ratio, "fit", seed)
     prompts = ExamPrompts(tokenizer, max_length)
 
     def tensors(questions):

@@ -93,6 +93,8 @@ def build_parser() -> cli.Parser:
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
     add("--encoding",
         help="讀的檔案不是 UTF-8 時用的編碼，例如 cp950（Big5）、gb18030（GBK）；不給就由內容判斷")
+    add("--answers_from", type=one_of("auto", "0", "1"), default="auto",
+        help="整數答案裡，第一個選項是 0 還是 1；auto 看全部的列，看不出來就問（預設）")
 
     add = parser.add_argument_group("檢查題庫").add_argument
     add("--inspect", type=place,

@@ -20,7 +20,9 @@ from .bad_rows import Unreadable, abridged, too_many, where
 from .chats import Message
 from .data_files import DataFile, nothing_in, stem_of, without_test
 from .errors import UserError, listed
-from .exams import Exam, parse_question, read_exam
+from .exams import Exam, read_exam
+from .question_columns import looks_asked
+from .question_rows import draft
 from .turns import CHATS, Turn, Untaught, check_taught, is_answered, is_talk, is_told, turns_of
 
 LOOKED = 20  # rows of a file that tell what it holds
@@ -74,6 +76,7 @@ def read_course(
     subjects: str = "all",
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
+    answers_from: str = "auto",
 ) -> Course | Exam:
     """Instructions from a file, a folder or the hub; an Exam where the rows are questions.
 
@@ -86,7 +89,7 @@ def read_course(
     rows = (row for file in files for _, row in islice(file.rows(), LOOKED) if isinstance(row, dict))
     first = list(islice(rows, LOOKED))
     if any(map(asks, first)) and not any(map(is_talk, first)):
-        return read_exam(source, revision or "main", subjects, on_bad_rows, flag)
+        return read_exam(source, revision or "main", subjects, on_bad_rows, flag, answers_from)
     if first and first[0].keys() & {"text", "paragraphs", "content"} and not any(map(_speaks, first)):
         raise UserError(f"{flag} {source}：看起來是文章（欄位 {listed(first[0])}）；請用 --task cpt")
     course = Course([], origin)
@@ -103,12 +106,10 @@ def read_course(
 
 def asks(row: dict) -> bool:
     """True for a row that is, or is meant as, a question with options."""
-    from .reading import is_reading
-
-    if is_reading(row) or ("question" in row and bool(row.keys() & {"A", "choices", "options"})):
+    if looks_asked(row):
         return True
     try:
-        return bool(parse_question({**row, "answer": None}, need_answer=False))
+        return bool(draft({**row, "answer": None}))
     except ValueError:
         return False
 

@@ -12,9 +12,9 @@ from functools import lru_cache
 from . import hub
 from .cli import say
 from .errors import UserError
-from .exams import parse_question
 from .instructions import parse_instruction
-from .questions import LETTERS, Question
+from .question_rows import parse_question
+from .questions import Question
 from .turns import is_told
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
@@ -199,15 +199,6 @@ def as_question(item: object) -> Question:
         if not match:
             raise UserError(f"這一題看不懂：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
         item = {"question": match[1], "answer": match[2].strip()}
-    if isinstance(item, dict) and not item.keys() & {"options", "choices", "A"}:
-        stem, *options = re.split(rf"\n([{LETTERS}]):", str(item.get("question", "")))
-        texts = [text.strip() for text in options[1::2]]
-        answer = str(item.get("answer", "")).strip()
-        item = {
-            "question": stem,
-            "choices": texts,
-            "answer": texts.index(answer) if answer in texts else answer,
-        }
     try:
         return parse_question(item)
     except ValueError as error:

@@ -20,6 +20,7 @@ from .columns import Columns, NoLabel, class_names, find_columns, first_rows, pa
 from .data_files import ORDER, DataFile, card_classes, nothing_in
 from .errors import UserError
 from .exams import Pools
+from .label_values import padded, settle
 from .questions import draw, normalised
 
 FEW = 50  # rows up to which every row may have a label of its own
@@ -108,6 +109,7 @@ def read_labelled(
     found = _Found(columns, folder, config_name)
     for file in files:
         found.read(file)
+    found.settle(named, multi_label)
     problems = found.without_unlabelled()
     if problems and on_bad_rows == "fail":
         raise UserError(too_many(problems, sum(map(len, found.drafts.values()))))
@@ -158,6 +160,8 @@ class _Found:
         self.unlabelled: dict[str, list[str]] = {}  # rows that should have a label
         self.meant: Counter[str] = Counter()  # rows that should have none
         self.problems: list[str] = []
+        self.spaced: Counter[str] = Counter()  # labels that had white space around them
+        self.multi = columns.multi
         self.classes: dict[str, None] = {}  # names that `datasets` gave, in their order
 
     def read(self, file: DataFile) -> None:
@@ -180,6 +184,19 @@ class _Found:
                 own, place = row.get("id", row.get("ID")), f"{path.relative_to(self.folder)}:{line}"
                 named = isinstance(own, (str, int)) and own != ""
                 drafts.append((texts, labels, str(own) if named else place))
+                cell = row.get(self.columns.labels[0])
+                self.spaced.update(labels if isinstance(cell, str) and cell != cell.strip() else ())
+
+    def settle(self, named: str, asked: bool) -> None:
+        """Reads the labels of all rows together, and says what was interpreted. Raises UserError."""
+        if len(self.columns.labels) > 1:
+            return
+        column, first = self.columns.labels[0], tuple(self.classes)
+        found = settle(self.drafts, self.columns.multi, column, first, asked)
+        self.drafts, self.multi, self.meant = found.drafts, found.multi, self.meant + found.without
+        self.classes = dict.fromkeys(found.first)
+        for note in [*found.notes, *padded(self.spaced)]:
+            say(f"{named}：{note}")
 
     def without_unlabelled(self) -> list[str]:
         """Drops splits that have no label at all, as a competition's test split. Returns all bad rows."""
@@ -189,7 +206,7 @@ class _Found:
             if any(labels for _, labels, _ in drafts):
                 problems += self.unlabelled[split]
                 if meant:
-                    say(f"略過 {named} 的 {meant} 列：標籤是 -1，表示沒有標籤")
+                    say(f"略過 {named} 的 {meant} 列：標籤是 -1 或 -，表示沒有標籤")
             elif count := len(drafts) + len(self.unlabelled[split]) + meant:
                 say(f"略過 {named}：{count} 列都沒有標籤")
                 self.drafts[split] = []
@@ -210,7 +227,7 @@ class _Found:
             if drafts
         }
         text, pair = (*columns.texts, "")[:2]
-        return Catalogue(rows, names, columns.multi, origin, text, pair, columns.labels, skipped)
+        return Catalogue(rows, names, self.multi, origin, text, pair, columns.labels, skipped)
 
 
 def _number(value: object) -> object:

@@ -71,6 +71,7 @@ class Report:
         notes: sentences that must stand beside every figure.
         growth: what a causal model gained on texts or replies.
         labels: how good a classifier is, figures by set.
+        unscored: of questions without a key; their answers stand in predictions.jsonl.
     """
 
     facts: dict[str, str]
@@ -83,6 +84,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     growth: dict = field(default_factory=dict)  # of a causal model, see perplexity.py
     labels: dict = field(default_factory=dict)  # see classes.py
+    unscored: Sitting | None = None
 
     @property
     def heading(self) -> str:
@@ -208,11 +210,10 @@ def _write(folder: Path, report: Report) -> None:
     if report.labels:
         summary["labels"] = report.labels
     write_json(folder / "results.json", summary)
-    if report.asked():
-        with whole_file(folder / "predictions.jsonl") as stream:
-            for name, (sitting, other) in report.sittings.items():
-                for record in examining.records(sitting, other, report.other_key):
-                    stream.write(dumps({"set": name, **record}) + "\n")
+    if report.asked() or report.unscored:
+        _write_predictions(folder, report)
+    if report.unscored and not report.asked():
+        return  # nothing to draw
     pictures = {}
     for chapter in report.chapters():
         file = f"subjects_{chapter.name}.png" if len(report.asked()) > 1 else "subjects.png"
@@ -222,6 +223,16 @@ def _write(folder: Path, report: Report) -> None:
     write_whole(folder / "report.md", markdown(report, {**pictures, **heat}))
     shown = {name: (folder / file).read_bytes() for name, file in heat.items()}
     write_whole(folder / "index.html", page.render(report, shown))
+
+
+def _write_predictions(folder: Path, report: Report) -> None:
+    """predictions.jsonl, an object a question."""
+    answered = [(name, *pair) for name, pair in report.sittings.items()]
+    answered += [("unscored", report.unscored, None)] if report.unscored else []
+    with whole_file(folder / "predictions.jsonl") as stream:
+        for name, sitting, other in answered:
+            for record in examining.records(sitting, other, report.other_key):
+                stream.write(dumps({"set": name, **record}) + "\n")
 
 
 def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:

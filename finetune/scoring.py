@@ -127,6 +127,10 @@ def score_options(
         again = ask(exact, [questions[i] for i in close], scores.prior or None, None)
         for number, index in enumerate(close):
             scores[index], scores.by_order[index] = again[number], again.by_order[number]
+    for index, question in enumerate(questions):
+        if twins := alike(prompts, question):
+            scores[index] = _shared(scores[index], twins)
+            scores.by_order[index] = [(order, _shared(row, twins)) for order, row in scores.by_order[index]]
     return scores
 
 
@@ -159,7 +163,48 @@ def best(scores: Sequence[float]) -> int:
 
 def ranking(scores: Sequence[float]) -> list[int]:
     """Indices from the highest score to the lowest; equals keep their order."""
-    return sorted(range(len(scores)), key=lambda option: -scores[option])
+    first = tied(scores)
+    return [*first, *sorted({*range(len(scores))} - {*first}, key=lambda option: -scores[option])]
+
+
+class Ranking(list):
+    """(label, text, score) of options, best first. `tied`: the labels of those that share the highest score,
+    which stand in the order they were given in; () where one alone has it."""
+
+    tied: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: dict[str, str], scores: Sequence[float], top_k: int) -> Ranking:
+        labels = list(options)
+        ranked = cls((labels[i], options[labels[i]], scores[i]) for i in ranking(scores)[:top_k])
+        first = tied(scores)
+        ranked.tied = tuple(labels[i] for i in first) if len(first) > 1 else ()
+        return ranked
+
+
+def alike(prompts, question: Question) -> list[tuple[int, ...]]:
+    """Options that are the same to the model, because the tokenizer makes the same tokens of them: [UNK] of
+    every rare character, say. Only their places tell them apart."""
+    places = range(len(question.options))
+    if isinstance(prompts, ExamPrompts):
+        texts = [prompts.text_of(question, option) for option in places]
+    else:
+        texts = prompts.tokenizer(list(question.options), add_special_tokens=False)["input_ids"]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for option in places:
+        groups.setdefault(tuple(texts[option]), []).append(option)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _shared(row: list[float], twins: list[tuple[int, ...]]) -> list[float]:
+    """Log-probabilities in which options that are the same share theirs equally: a choice among them is the
+    place's, and says nothing of the question."""
+    for group in twins:
+        top = max(row[option] for option in group)
+        if math.isfinite(top):
+            mean = top + math.log(fmean(math.exp(row[option] - top) for option in group))
+            row = [mean if option in group else score for option, score in enumerate(row)]
+    return row
 
 
 # ---- questions, a window of them at a time -----------------------------------------------------------------

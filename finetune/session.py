@@ -29,7 +29,8 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
         UserError: no such split, or a second model that is none.
     """
     split, rows = choose(exam, flags.split)
-    rows = sample(rows, flags.exam_limit, seed=0)
+    rows, keyless = sample(rows, flags.exam_limit, seed=0), without_key(exam, split)
+    keyless = sample(keyless, flags.exam_limit, seed=0)
     method, card = examinee.method(flags.scoring), examinee.card
     asked_in = "1" if method == GENERATE else flags.orders
     rival = load(flags.compare_with) if flags.compare_with else None  # before hours of work, if it is none
@@ -39,6 +40,12 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     def seat(who: Examinee, questions: Sequence[Question], what: str) -> Sitting:
         return sit(who.score, questions, method, asked_in, world, what)
 
+    unscored = seat(examinee, keyless, "測驗（沒有答案的題目）") if len(keyless) else None
+    if not len(rows):
+        if world.is_main:
+            facts = facts_of(examinee, exam, method, asked_in)
+            tell_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
+        return
     mine = seat(examinee, rows, "測驗")
     alone = other = None
     if not flags.skip_option_only:
@@ -51,21 +58,17 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     if not world.is_main:
         return
     found = examining.figures(mine, other, card.taught if card else None, alone, held_out)
-    orders = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[asked_in]
-    facts = {
-        "模型": examinee.name, "題庫": exam.origin, "題目": f"{chapters.title_of(split)} {len(rows)} 題",
-        "作答方式": method + (f"，{orders}" if parse(method).by_letter else ""),
-    }  # fmt: skip
-    if card:
-        facts |= {"底模": card.base_model, "訓練資料": card.dataset}
-        facts |= {"訓練題數": str(len(card.fingerprints))} if card.fingerprints else {}
+    facts = facts_of(examinee, exam, method, asked_in)
+    facts["題目"] = f"{chapters.title_of(split)} {len(rows)} 題"
     notes = [chapters.NOT_COMPARABLE] if card and card.pool == "all" else []
+    if unscored:
+        notes.append(f"另有 {len(keyless)} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:
         notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有考（--on_bad_rows skip）")
     history = card.history if card else []
     written = report.Report(
         facts, {split: found}, {split: (mine, other)}, other_title, "other", history,
-        card.step if card else 0, notes,
+        card.step if card else 0, notes, unscored=unscored,
     )  # fmt: skip
     folder = Path(flags.report or default_folder(flags.exam))
     if (folder / "results.json").exists():
@@ -81,16 +84,37 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     say(f"報告：{folder / 'index.html'}")
 
 
+def facts_of(examinee: Examinee, exam: Exam, method: str, asked_in: str) -> dict[str, str]:
+    """What is examined, by whom and how, in words.
+
+    Args:
+        asked_in: orders of the options: `1`, `cyclic`, `all`.
+    """
+    orders = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[asked_in]
+    card = examinee.card
+    facts = {
+        "模型": examinee.name, "題庫": exam.origin, "題目": "",
+        "作答方式": method + (f"，{orders}" if parse(method).by_letter else ""),
+    }  # fmt: skip
+    if card:
+        facts |= {"底模": card.base_model, "訓練資料": card.dataset}
+        facts |= {"訓練題數": str(len(card.fingerprints))} if card.fingerprints else {}
+    return facts
+
+
 def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
     """The questions of a split, and its official name. A file without splits is one.
 
     Raises:
         UserError: with the splits there are.
     """
-    if split == "all" or set(exam.questions) == {""}:
+    there = {*exam.questions, *exam.keyless}
+    if split == "all" or there == {""}:
         return "all", [question for rows in exam.questions.values() for question in rows]
     name = exam.split(split)
     if not exam.questions.get(name):
+        if exam.keyless.get(name):
+            return name, []
         only = [known for known, rows in exam.questions.items() if rows]
         if len(only) == 1 and Path(exam.origin).is_file():  # named …_val.csv, say: what else could be meant
             say(f"這份題庫只有 {only[0]} 這一部分，就考它")
@@ -98,6 +122,24 @@ def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
         there = "、".join(f"{known}（{len(rows)} 題）" for known, rows in exam.questions.items() if rows)
         raise UserError(f"--split {split}：這份題庫沒有這一部分，有的是 {there or '（無）'}；或用 all")
     return name, exam.questions[name]
+
+
+def without_key(exam: Exam, split: str) -> Sequence[Question]:
+    """The questions without an answer of a split that `choose` named."""
+    if split == "all":
+        return [question for rows in exam.keyless.values() for question in rows]
+    return exam.keyless.get(split, [])
+
+
+def tell_unscored(flags, facts: dict[str, str], sitting: Sitting) -> None:
+    """Writes the answers to questions that have no key: there is nothing to score, and so no page."""
+    folder = Path(flags.report or default_folder(flags.exam))
+    count = len(sitting.questions)
+    said = f"{count} 題都沒有答案：作答了，不計分"
+    report.write(folder, report.Report(facts, {}, {}, notes=[said], unscored=sitting))
+    if flags.json:
+        tell(as_json({"report": str(folder), "answered": count, "scored": 0}))
+    say(f"{said}。答案在 {folder / 'predictions.jsonl'}")
 
 
 def unseen(

@@ -12,20 +12,20 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from . import reading
 from .chats import Message
+from .cli import say
 from .columns import LOOKED, find_texts
 from .decoding import Decoding
 from .errors import UserError
 from .examinee import Examinee, asks_for_words
-from .exams import parse_question
 from .inference_flags import tell_of_idle_writing
 from .instructions import parse_instruction
 from .kv_cache import manner_of
 from .labeller import Labeller
 from .methods import GENERATE, parse
+from .question_rows import Reading, draft, survey
 from .questions import LETTERS, Question
-from .scoring import best
+from .scoring import tied
 from .strictness import dumps
 from .tables import Unreadable, read_table
 from .turns import is_answered, is_told
@@ -34,7 +34,7 @@ PRIOR_ROWS = 2000  # rows from whose questions the prior of letters is estimated
 LEAST = 1e-45  # a probability that rounded to nothing
 QUESTION_COLUMNS = {
     "row": "whole", "id": "text", "question": "text", "answer": "text", "answer_text": "text",
-    "scores": "scores", "error": "text",
+    "scores": "scores", "tied": "list", "error": "text",
 }  # fmt: skip
 PROMPT_COLUMNS = {
     "row": "whole", "id": "text", "prompt": "text", "word": "text", "words": "list", "scores": "numbers",
@@ -138,6 +138,7 @@ class QuestionSheet(Sheet):
         if examinee.writes:
             tell_of_idle_writing(flags)
         self.columns = dict(QUESTION_COLUMNS)
+        self.reading, self.first = self._reading()
         if self.method == GENERATE:
             self.columns["response"] = "text"
         self.prior = self._prior() if parse(self.method).correction == "prior" else None
@@ -153,48 +154,79 @@ class QuestionSheet(Sheet):
     def _submits(self, suffix: str) -> bool:
         return self.examinee.writes and suffix == ".csv"
 
+    def _reading(self) -> tuple[Reading, int]:
+        """How the rows are meant, and the number of the first option where answers are written as numbers: as
+        in the file's own answers, where it has such."""
+        told = None if self.flags.answers_from == "auto" else int(self.flags.answers_from)
+        seen, reading = survey(row for _, row in read_table(Path(self.flags.input)))
+        notes = [note for note in seen.notes(reading) if "選項" in note and "答案" not in note]
+        if notes:
+            say(f"--input {self.flags.input} 的讀法：{'；'.join(notes)}")
+        try:
+            first = seen.reading("", told).manner.first
+        except UserError:  # the file's own answers do not tell
+            first = None
+        return reading, (first if first is not None else seen.first) or 0
+
     def _prior(self):
         questions = []
         for _, row in islice(read_table(Path(self.flags.input)), PRIOR_ROWS):
             try:
-                questions.append(_as_question(row))
+                questions.append(self._as_question(row))
             except ValueError:
                 pass  # told when its turn comes
         return self.examinee.prior(questions)
 
-    def ask(self, record: dict, row: dict | Unreadable) -> tuple[Question, int]:
-        question = _as_question(row)
-        record["question"] = _plain(question.stem)
-        return question, int(reading.is_reading(row))  # 選項1 counts from 1; letters and lists do from 0
+    def _as_question(self, row: dict | Unreadable) -> Question:
+        """Raises ValueError with the reason why it is none. The key, if any, is not looked at."""
+        if isinstance(row, Unreadable):
+            raise ValueError(row)
+        question = draft(row).asked(self.reading)
+        if not all(map(_is_text, (question.stem, *question.options, question.subject))):
+            raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
+        return question
 
-    def reply(self, asked: list[tuple[dict, tuple[Question, int]]]) -> None:
-        questions = [question for _, (question, _) in asked]
+    def ask(self, record: dict, row: dict | Unreadable) -> Question:
+        question = self._as_question(row)
+        record["question"] = _plain(question.stem)
+        return question
+
+    def reply(self, asked: list[tuple[dict, Question]]) -> None:
+        questions = [question for _, question in asked]
         scores = self.examinee.score(questions, self.method, self.flags.orders, prior=self.prior)
-        for index, (record, (question, first)) in enumerate(asked):
+        for index, (record, question) in enumerate(asked):
             if self.method == GENERATE:
                 record["response"] = scores.replies.get(index)
             if index in scores.refused or index in scores.unreadable:
                 record["error"] = scores.refused.get(index) or f"回答看不出選了哪一個：{record['response']!r}"
                 continue
-            chosen = best(scores[index])
+            chosen, *others = tied(scores[index])
             record |= {
-                "answer": LETTERS[chosen] if self.flags.answer_format == "letter" else chosen + first,
+                "answer": LETTERS[chosen] if self.flags.answer_format == "letter" else chosen + self.first,
                 "answer_text": _plain(question.options[chosen]),
             }
             if self.method != GENERATE:
                 rounded = (round(score, 6) for score in scores[index])
                 record["scores"] = dict(zip(LETTERS, rounded, strict=False))
+            if others:  # the first of them is the answer
+                record["tied"] = [LETTERS[option] for option in (chosen, *others)]
 
 
 class PromptSheet(Sheet):
     """Sentences with blanks."""
 
     columns = PROMPT_COLUMNS
+    told_of_end = False  # that a blank was put where there was none
 
     def ask(self, record: dict, row: dict | Unreadable):
         """The blanks, each to be filled with a token; None where words were found already."""
         prompt = _as_prompt(row)
         blanks = self.examinee.read(prompt)
+        if blanks.meant:
+            raise ValueError(f"{blanks.meant} 不是空格；空格要寫成 [MASK]（半形方括號、大寫）")
+        if blanks.appended and not self.told_of_end:
+            self.told_of_end = True
+            say(f"第 {record['row']} 列的句子沒有 [MASK]：這樣的列都加在句尾")
         how = self.flags.word_length, self.flags.candidates
         if not asks_for_words(blanks, *how):
             return blanks
@@ -306,16 +338,6 @@ def _as_text(row: dict | Unreadable, column: str) -> str:
     if not _is_text(str(value)):
         raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
     return str(value)
-
-
-def _as_question(row: dict | Unreadable) -> Question:
-    """Raises ValueError with the reason why it is none. The key, if any, is not looked at."""
-    if isinstance(row, Unreadable):
-        raise ValueError(row)
-    question = parse_question({**row, "answer": None} if isinstance(row, dict) else row, need_answer=False)
-    if not all(map(_is_text, (question.stem, *question.options, question.subject))):
-        raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
-    return question
 
 
 def _as_prompt(row: dict | Unreadable) -> str:

@@ -53,9 +53,11 @@ class ExamTask:
         return CHOICE if flags.objective == CHOICE else "masked"
 
     def read(self, flags) -> Exam:
-        return read_exam(flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows)
+        more = flags.subjects, flags.on_bad_rows, "--dataset", flags.answers_from
+        return read_exam(flags.dataset, flags.revision, *more)
 
     def split(self, exam: Exam, flags) -> Pools:
+        exam.need_answers(f"--dataset {flags.dataset}")
         pools = split_pool(exam, flags.split_ratio, flags.pool, flags.seed)
         describe(exam, pools)
         return pools
@@ -140,7 +142,8 @@ class ReplyTask(TextTask):
     """Instruction tuning: replies, and questions answered with a letter, for a causal language model."""
 
     def read(self, flags) -> Course | Exam:
-        return read_course(flags.dataset, flags.revision, flags.subjects, flags.on_bad_rows)
+        more = flags.subjects, flags.on_bad_rows, "--dataset", flags.answers_from
+        return read_course(flags.dataset, flags.revision, *more)
 
     def split(self, course: Course | Exam, flags) -> Pools:
         if isinstance(course, Exam):

@@ -266,6 +266,8 @@ def print_words(found: list[dict]) -> None:
 def print_ranking(ranked) -> None:
     for place, (label, text, score) in enumerate(ranked, 1):
         show(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
+    if tied := getattr(ranked, "tied", ()):
+        show(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；照給的順序排列")
 
 
 def whole(name: str, value: str, low: int, high: int) -> int:

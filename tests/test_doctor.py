@@ -122,3 +122,18 @@ def test_a_healthy_exam_has_nothing_to_say(inspect):
     found = json.loads(out)
     assert code == 0 and found["rows"] == 727 and not any(found["duplicates"].values())
     assert not any(found["suspect"].values()) and not found["near_duplicates"]
+
+
+def test_what_was_interpreted_what_has_no_answer_and_what_a_model_cannot_tell_apart_is_said(
+    tmp_path, inspect, model_dir
+):
+    rows = [row("天？", "😀", "😭", "😡", answer="(A)"), row("地？", "天", "地", answer="(B)")]
+    write_csv(tmp_path / "e/x_dev.csv", rows, HEADER)
+    write_csv(tmp_path / "e/x_test.csv", [row("玄？", "龘", "靐", "地")[:-1]], HEADER[:-1])
+    code, out = inspect(tmp_path / "e", "--json", "--model_path", model_dir)
+    found = json.loads(out)
+    assert code == 0 and found["rows"] == 2 and found["keyless"] == {"test": 1}
+    assert "'(A)' 這樣" in found["read_as"][0]
+    assert found["model"]["indistinguishable"] == ["x/train/2", "x/test/2"]
+    text = inspect(tmp_path / "e", "--model_path", model_dir)[1]
+    assert "模型分不出來（算並列）：x/train/2、x/test/2" in text and "另有沒有答案的題目：test 1" in text

@@ -12,7 +12,7 @@ from finetune.logits import BlankLogits
 from finetune.methods import METHODS, ORDERS, TEXT, parse
 from finetune.prompts import ExamPrompts
 from finetune.questions import Question
-from finetune.scoring import best, ranking, score_options
+from finetune.scoring import Ranking, best, ranking, score_options, tied
 from finetune.words import simplified, word_spans
 
 
@@ -77,6 +77,16 @@ def slow_letter(model, prompts, question, orders):
     return rows
 
 
+def shared(prompts, question, row):
+    """Options of the same tokens have the mean of their probabilities."""
+    texts = [prompts.text_of(question, option) for option in range(len(row))]
+    means = []
+    for text in texts:
+        same = [math.exp(score) for score, other in zip(row, texts, strict=True) if other == text]
+        means.append(math.log(sum(same) / len(same)))
+    return means
+
+
 def mean_rows(rows):
     return [sum(column) / len(column) for column in zip(*rows, strict=True)]
 
@@ -139,9 +149,24 @@ def test_letter_scores_equal_one_pass_an_order_averaged_by_option(world, orders)
     for question, scores, asked in zip(questions, got, got.by_order, strict=True):
         expected_orders = slow_orders(question, orders)
         rows = slow_letter(model, prompts, question, expected_orders)
-        assert scores == pytest.approx(mean_rows(rows), abs=1e-4)
+        assert scores == pytest.approx(shared(prompts, question, mean_rows(rows)), abs=1e-4)
         assert [order for order, _ in asked] == expected_orders
+        rows = [shared(prompts, question, row) for row in rows]
         assert [row for _, row in asked] == [pytest.approx(row, abs=1e-4) for row in rows]
+
+
+def test_options_that_the_tokenizer_makes_the_same_tokens_of_are_a_tie_in_every_method(world):
+    model, tokenizer, prompts, _ = world
+    rare = Question("笑臉是？", ("😀", "天", "😡", "😱"), 0)
+    for method in ("letter", "letter+prior", "pll", "joint", "pmi"):
+        for orders in ("1", "cyclic") if "letter" in method else ("1",):
+            found = score_options(model, tokenizer, [rare], method, orders, prompts=prompts)
+            row = found[0]
+            assert row[0] == row[2] == row[3] != row[1], method
+            assert tied(row) == ((0, 2, 3) if row[0] > row[1] else (1,))
+            assert all(one[0] == one[2] == one[3] for _, one in found.by_order[0])
+            ranked = Ranking.of(dict(zip("ABCD", rare.options, strict=True)), row, 4)
+            assert ranked.tied == (("A", "C", "D") if row[0] > row[1] else ())
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("letter")])

@@ -240,3 +240,23 @@ def test_64_questions_can_be_learnt_by_heart(train, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "r/results.json").read_text())["train"]
     assert found["model"]["accuracy"] == 1.0 and found["model"]["n"] == 64
     assert found["contamination"]["same"] == 64 and found["contamination"]["without"] == {}
+
+
+def test_questions_without_an_answer_are_answered_counted_and_not_scored(examine, tmp_path, model_dir):
+    from conftest import random_text
+
+    rng = random.Random(5)
+    rows = [[f"{random_text(rng, 3, 9)}？", *(random_text(rng, 1, 3) for _ in "ABCD"), "A"] for _ in range(6)]
+    header = ("question", "A", "B", "C", "D", "answer")
+    write_csv(tmp_path / "e/x_dev.csv", rows, header)
+    write_csv(tmp_path / "e/x_test.csv", [row[:-1] for row in rows[:4]], header[:-1])
+    code, results, _, err = examine(tmp_path / "e")
+    answers = records(tmp_path)
+    assert code == 0 and not results and "4 題都沒有答案：作答了，不計分" in err
+    assert [(a["gold"], a["prediction"] in "ABCD", a["set"]) for a in answers] == [
+        (None, True, "unscored")
+    ] * 4
+    write_csv(tmp_path / "e/x_test.csv", [*rows[:2], [*rows[2][:-1], "-"]], header)
+    code, results, out, _ = examine(tmp_path / "e", "--skip_option_only")
+    assert code == 0 and results["test"]["model"]["n"] == 2 and "另有 1 題沒有答案" in out
+    assert [a["gold"] for a in records(tmp_path)] == ["A", "A", None]

@@ -113,6 +113,73 @@ def test_prompts_with_blanks_work_the_same_way(answer, tmp_path, loaded):
     assert [sorted(words) for words in ranked[:3]] == [sorted(["地", "玄黃"])] * 3
 
 
+MEANT = (
+    "[mask]",
+    "【MASK】",
+    "［MASK］",
+    "<mask>",
+    "＿＿",
+    "____",
+    "（　）",
+    "( )",
+    "[ MASK ]",
+    "[MASK",
+    "[Mask]",
+)
+
+
+def test_what_is_meant_for_a_blank_and_is_none_is_an_error_that_names_the_right_form(
+    answer, tmp_path, loaded, capsys
+):
+    prompts = [f"天地{meant}。" for meant in MEANT] + ["天[MASK]與[mask]", "天地[MASK]（ ）", "天地"]
+    source = write_rows(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in prompts])
+    code, err = answer(source, tmp_path / "a.jsonl")
+    *wrong, right, added = read_rows(tmp_path / "a.jsonl")
+    assert code == 0 and f"{len(MEANT) + 1} 列答不了" in err and "第 14 列的句子沒有 [MASK]" in err
+    for meant, row in zip((*MEANT, "[mask]"), wrong, strict=True):
+        assert row["error"].startswith(meant) and "空格要寫成 [MASK]" in row["error"] and not row["word"]
+    assert right["word"] and added["word"]
+    for call in (inference.predict_mask, inference.predict_words):
+        capsys.readouterr()
+        assert call(*loaded[:2], "天地（　）。", "cpu") and "不是空格" in capsys.readouterr().err
+        assert call(*loaded[:2], "天地", "cpu") and "不是空格" not in capsys.readouterr().err
+
+
+def test_options_that_the_model_cannot_tell_apart_are_marked_in_every_answer(
+    answer, tmp_path, loaded, capsys
+):
+    asked = {"question": "天？", "A": "😀", "B": "😭", "C": "😡"}
+    source = write_rows(tmp_path / "q.jsonl", [asked, rows_of(1)[0]])
+    for suffix in (".jsonl", ".csv"):
+        answer(source, tmp_path / f"a{suffix}", "--scoring", "letter")
+    tied, plain = read_rows(tmp_path / "a.jsonl")
+    assert (tied["answer"], tied["tied"], plain["tied"]) == ("A", ["A", "B", "C"], None)
+    assert json.loads(read_rows(tmp_path / "a.csv")[0]["tied"]) == ["A", "B", "C"]
+    ranked = inference.qa_inference(*loaded[:2], "天？", {"甲": "😀", "乙": "😭"}, "cpu")
+    assert ranked.tied == ("甲", "乙") and ranked[0][0] == "甲"
+    capsys.readouterr()
+    words = ["--model_path", loaded[0].name_or_path, "--cpu", "--question", "天？", "--options", "A:😀 B:😭"]
+    assert inference.main(words) == 0 and "A、B 並列最高分" in capsys.readouterr().out
+    assert inference.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tied"] == ["A", "B"]
+
+
+def test_a_file_is_answered_as_the_rows_are_meant_when_taught(answer, tmp_path):
+    borne = {"題目": "天？", "選項": "(A) 地 (B) 玄", "答案": 2}
+    columns = {"題目": "天？", "A": "A. 地", "B": "B. 玄", "答案": "2"}
+    for name, row in (("a", borne), ("b", columns)):
+        source = write_rows(tmp_path / f"{name}.jsonl", [row, row])
+        code, err = answer(source, tmp_path / f"{name}.out.jsonl", "--answer_format", "index")
+        found = read_rows(tmp_path / f"{name}.out.jsonl")[0]
+        assert (
+            code == 0
+            and "的讀法" in err
+            and found["answer_text"] in ("地", "玄")
+            and found["question"] == "天？"
+        )
+        assert found["answer"] in (1, 2)  # as the file's own answers count
+
+
 BAD = [
     ("沒有選項", {"question": "天？"}, "0 個選項"),
     ("一個選項", {"question": "天？", "A": "地"}, "1 個選項"),
@@ -215,7 +282,7 @@ def test_a_file_that_is_there_is_not_overwritten_unasked(answer, tmp_path):
     ("name", "content", "reason"),
     [
         ("q.csv", b"", "空的檔案"),
-        ("q.csv", b"stem,A,B\nx,1,2\n", "沒有 question、prompt 或 instruction 欄，有的是 stem、A、B"),
+        ("q.csv", b"body,A,B\nx,1,2\n", "沒有 question、prompt 或 instruction 欄，有的是 body、A、B"),
         ("q.csv", "好,吃\n".encode("gbk"), "不是 UTF-8"),
         ("q.txt", b"x", "是純文字，看不出欄位"),
         ("q.doc", b"x", "是 Word 文件"),
