@@ -311,6 +311,8 @@ class Survey:
             found.append(f"{count} 列的答案寫成 {shown(self.examples[ORDINAL])} 這樣，照次序讀")
         if count := self.only[TEXT]:
             found.append(f"{count} 列的答案是選項的文字（例如 {shown(self.examples[TEXT])}），對回選項")
+        if self.both[NUMBER] and NUMBER not in manner.texts | manner.places:
+            found.append(f"{self.both[NUMBER]} 列的答案既像編號也像選項的文字，兩種讀法不同的算壞列")
         for kind, called in ((LETTER, "字母"), (ORDINAL, "次序"), (NUMBER, "編號")):
             if self.both[kind] and kind in manner.texts | manner.places:
                 how = "選項的文字" if kind in manner.texts else called
@@ -330,8 +332,10 @@ def chosen(key: Key, options: Sequence[str], manner: Manner) -> int | None:
         raise ValueError(key.reason)
     count = len(options)
     place = key.place
-    if key.kind == NUMBER:
-        place = -1 if manner.first is None else key.place - manner.first
+    if key.kind == NUMBER and manner.first is not None:
+        place = key.place - manner.first
+    elif key.kind == NUMBER:  # no row tells what it counts from: as a text it is read where both say the same
+        place = max(0, key.place - 1) if key.texts else -1
     if key.kind in ("", TEXT):
         place = -1
     if not 0 <= place < count:

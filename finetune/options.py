@@ -173,8 +173,13 @@ def _parted(text: str) -> object:
     lines = text if "\n" in text.strip() else text.replace("\\n", "\n")
     for mark in ("\n", "|", "｜", "\t", ";", "；"):
         parts = [part.strip() for part in (lines if mark == "\n" else text).split(mark)]
+        if mark == "\n":
+            parts = [part for part in parts if part]
         if len(parts) >= MIN_OPTIONS and any(parts):
-            return [part for part in parts if part] if mark == "\n" else parts
+            spaced = [re.match(rf"{LETTERS[i : i + 1]}\s+", part) for i, part in enumerate(parts)]
+            if all(spaced):  # `A 玉山`, each on its line
+                return [part[match.end() :] for part, match in zip(parts, spaced, strict=True)]
+            return parts
     raise ValueError('看不出選項怎麼分；寫成一串 ["…", "…"]，或用 |、換行、(A)(B) 隔開')
 
 

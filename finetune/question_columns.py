@@ -29,7 +29,8 @@ ANSWER = (
 )  # fmt: skip
 NUMBERED_FROM_1 = ("correctanswernum",)  # an answer that counts so by its column's name
 TOGETHER = (
-    "choices", "options", "選項", "选项", "choice", "endings", "candidates", "候選", "候选", "選項列表",
+    "choices", "options", "選項", "选项", "choice", "option", "endings", "candidates", "候選", "候选",
+    "選項列表",
     "答案選項", "答案选项",
 )  # fmt: skip
 SUBJECT = (
@@ -54,6 +55,7 @@ class Columns:
 
     options: columns of one option each, by place; "" where one is missing between two.
     first: the number of the first option column: `ending0` 0, 選項1 1; None where they bear letters.
+    twice: names of options that another column has too, but for how it is written: `a` beside `A`.
     wrong: columns of the wrong options, beside the right one in `answers`.
     """
 
@@ -64,6 +66,7 @@ class Columns:
     options: tuple[str, ...] = ()
     first: int | None = None
     wrong: tuple[str, ...] = ()
+    twice: tuple[str, ...] = ()
     subject: str = ""
     id: str = ""
 
@@ -88,8 +91,10 @@ class Columns:
 def find_columns(names: tuple[str, ...]) -> Columns:
     """The columns of a row by the names it has."""
     named: dict[str, str] = {}
+    twice = []
     for name in names:
-        named.setdefault(plain_name(name), name)
+        if named.setdefault(plain_name(name), name) != name and _ONE.fullmatch(plain_name(name)):
+            twice.append(name)
     options, first = _option_columns(named)
     wrong = tuple(
         named[key] for key in named if key.rstrip("0123456789") in WRONG or key.rstrip("s") in WRONG
@@ -102,7 +107,7 @@ def find_columns(names: tuple[str, ...]) -> Columns:
         asked = _first(known, MAYBE_ASKED)
     return Columns(
         asked, _first(known, tuple(word for word in PASSAGE if known.get(word) != asked)),
-        tuple(known[key] for key in ANSWER if key in known), together, options, first, wrong,
+        tuple(known[key] for key in ANSWER if key in known), together, options, first, wrong, tuple(twice),
         _first(known, SUBJECT), _first(known, ID),
     )  # fmt: skip
 

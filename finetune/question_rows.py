@@ -148,6 +148,8 @@ def _options(row: dict, columns: Columns) -> tuple[list[str], list[str], str]:
     if not is_blank(together):
         texts, labels = options.held_together(together)
         return texts, labels, "cell" if isinstance(together, str) else ""
+    if clash := [name for name in columns.twice if not is_blank(row.get(name))]:
+        raise ValueError(f"欄位 {listed(clash)} 和另一欄只差大小寫或寬度，看不出哪一欄是選項")
     if columns.options:
         return [as_text(row.get(name)) if name else "" for name in columns.options], [], ""
     if columns.wrong:

@@ -159,6 +159,22 @@ def test_an_option_that_is_a_letter_or_a_number_is_not_taken_for_the_key(tmp_pat
     assert "沒有對應" in refused(tmp_path / "q.csv", rows_with("無", "None", "NA"))
 
 
+def test_a_number_among_numbers_is_refused_where_its_readings_differ(tmp_path):
+    numbers = ("2", "1", "3", "4")
+    assert "可能是選項" in refused(tmp_path / "q.csv", rows_with("2", options=numbers))
+    assert read(tmp_path / "q.csv", rows_with("2", options=("1", "2", "3", "4")))[0] == [1]
+    row = {"question": "？", "choices": [2, 1, 3, 4], "answer": 2}
+    assert "可能是選項" in refused(write_rows(tmp_path / "q.jsonl", [row]))
+    rows = [{"question": f"{n}？", "choices": list(numbers), "answer": n} for n in (0, 3, 2)]
+    assert read(write_rows(tmp_path / "q.jsonl", rows))[0] == [0, 3, 2]  # whole numbers beside texts count
+
+
+def test_two_columns_of_one_option_are_refused(tmp_path):
+    assert "只差大小寫" in refused(
+        tmp_path / "q.csv", [["？", "甲", "乙", "丙", "A"]], ("question", "A", "a", "B", "answer")
+    )
+
+
 def test_the_text_of_two_equal_options_is_no_answer(tmp_path):
     same = ("玉山", "玉山", "雪山", "阿里山")
     assert "相同" in refused(tmp_path / "q.csv", rows_with("雪山", "玉山", options=same))
