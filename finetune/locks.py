@@ -23,6 +23,7 @@ from .errors import UserError
 
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
 INTRODUCTION = 0.5  # seconds in which a process that has just taken a lock writes down who it is
+TRIES = 1000  # at a place that others come to and leave at the same moment
 FAR = 1 << 30  # where Windows locks a byte, since what is locked there cannot be read
 
 
@@ -59,7 +60,6 @@ def _held(name: str, path: Path) -> Iterator[None]:
     handle = None
     try:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             handle = _take(name, path)
         except OSError as error:
             if error.errno == errno.ELOOP or path.is_symlink():
@@ -82,8 +82,12 @@ def _take(name: str, path: Path) -> int:
         UserError: another process has.
         OSError: it cannot be opened.
     """
-    while True:
-        handle = _opened(path)
+    for _ in range(TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = _opened(path)
+        except FileNotFoundError:  # whoever made the folder has just deleted it again
+            continue
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise UserError(f"{name}：{path} 不是一般的檔案；請移開它")
@@ -97,6 +101,7 @@ def _take(name: str, path: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)  # whoever held it has just ended, and deleted it
+    raise UserError(f"{name}：{path} 一直在換人；稍後再試")
 
 
 def _opened(path: Path) -> int:
