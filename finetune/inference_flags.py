@@ -162,10 +162,11 @@ def _one_job(flags) -> None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
         ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("text_column", "input"),
-        ("pair", "prompt"),
+        ("pair", "prompt"), ("max_length", "inspect"),
     ):  # fmt: skip
         if name in flags.given and getattr(flags, owner) is None:
-            raise UserError(f"--{name} 要與 --{owner} 一起給")
+            more = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
+            raise UserError(f"--{name} 要與 --{owner} 一起給{more}")
     if flags.report and Path(flags.report).is_file():
         raise UserError(f"--report {flags.report} 是一個檔案，應為資料夾")
 

@@ -109,8 +109,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_pat
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}  # nothing was touched
     seen = capsys.readouterr().err
     assert "learning_rate：檢查點 0.001，這次 0.002" in seen and "objective" in seen
-    for way in ("--learning_rate 0.001（這次 0.002）", "--objective answer+mlm（這次 mlm）",
-                "換一個 --save_dir", "--model_name_or_path checkpoints/best"):  # fmt: skip
+    flags = ("--learning_rate 0.001（這次 0.002）", "--objective answer+mlm（這次 mlm）")
+    for way in (*flags, "換一個 --save_dir", "--model_name_or_path checkpoints/best"):
         assert way in seen
 
 
