@@ -43,6 +43,10 @@ LABELS = {  # of what a checkpoint is bound to, where its key is no flag
     "masks": "--masking、--mask_rate 等", "engine": "引擎", "precision": "--precision",
     "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
 }  # fmt: skip
+NONE_THERE = (
+    "這個資料夾裡一個完整的檢查點（step100 之類）也沒有；要從頭訓練請不加 --load_dir，"
+    "要從一個模型的權重開始請用 --model_name_or_path"
+)
 NAME = re.compile(r"step(\d{1,12})")
 HALF_DONE = re.compile(r"\.(step\d{1,12}|best)(\.(half|old|gone|step\d{1,12}))+")
 
@@ -375,7 +379,7 @@ def find(load_dir: str | Path, ckpt_id: str) -> Path:
     guess = nearest(ckpt_id, there)
     raise UserError(
         f"{flag}：沒有這個檢查點。"
-        + (f"有的是：{'、'.join(there)}" if there else "這個資料夾裡一個完整的檢查點也沒有")
+        + (f"有的是：{'、'.join(there)}" if there else NONE_THERE)
         + (f"；是不是 {guess[0]}？" if guess else "")
     )
 

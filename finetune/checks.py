@@ -68,6 +68,9 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
     with problems:
         check_tracker(flags.report_to)
     with problems:
+        one = Path(flags.load_dir)
+        if not flags.ckpt_id and one.name in complete(one.parent):  # the checkpoint itself was named
+            flags.load_dir, flags.ckpt_id = str(one.parent), one.name
         if flags.ckpt_id and not flags.load_dir:
             raise UserError(
                 f"--ckpt_id {flags.ckpt_id} 要與 --load_dir 一起給，例如 --load_dir {flags.save_dir}"

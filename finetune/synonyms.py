@@ -142,11 +142,14 @@ class Reading:
     def meant(self, rule: Rule, value: str, spelled: str) -> list[tuple[str, str]]:
         """(flag of ours, value) of a name out of the table; remarks and refusals are kept."""
         meaning = rule.read(value, self.given)
-        said = f"{spelled} {shown(value)}" if value else spelled
+        said = f"{spelled} {shown(value)}" if value and meaning.refusal != SECRET else spelled
         if meaning.refusal:
             self.problems.append(f"{said}：{meaning.refusal}")
         if meaning.remark:
             self.remarks.append(f"{said} {meaning.remark}")
+        if any(not value and not self.flags[f"--{name}"] for name, value in meaning.flags):
+            self.problems.append(f"{spelled} 後面少了值")
+            return []
         self.later += meaning.unless_given
         return [pair for name, value in meaning.flags for pair in self.own(name, value, spelled)]
 
@@ -239,7 +242,7 @@ SECRET = "存取權杖不寫在命令列上；請設環境變數 HF_TOKEN，或�
 BOTH = {
     **names(on("cpu"), "no_cuda use_cpu cpu_only force_cpu"),
     **names(Rule(_device), "device device_map gpu gpus gpu_id cuda_device"),
-    **names(on("precision", "fp16"), "fp16 half use_fp16"),
+    **names(on("precision", "fp16"), "fp16 half half_precision use_fp16"),
     **names(on("precision", "bf16"), "bf16 use_bf16 pure_bf16 bfloat16"),
     **names(on("precision", "fp32"), "fp32 no_fp16"),
     **names(

@@ -102,6 +102,15 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(train, tmp_
     assert written == sorted(p.name for p in tmp_path.rglob("*"))
 
 
+def test_a_checkpoint_may_be_named_by_its_own_folder(train, tmp_path, capsys):
+    more = "--save_interval", 1, "--save_total_limit", 0
+    assert train(*STEPS, *more) == 0
+    assert train(*STEPS, *more, "--load_dir", "checkpoints/step2", "--save_dir", "other") == 0
+    assert "從 checkpoints/step2 接續" in capsys.readouterr().err
+    assert train(*STEPS, "--load_dir", "checkpoints/best") == 2
+    assert "--model_name_or_path" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_path, capsys):
     assert train(*STEPS) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

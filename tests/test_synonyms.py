@@ -112,6 +112,7 @@ def test_the_using_script_knows_such_flags_too(theirs, ours):
         ("—lr 1", "兩個減號"),
         ("lr=1", "兩個減號"),
         ("--no_cuda maybe", "'maybe'"),
+        ("--epochs --cpu", "--epochs 後面少了值"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_had_so_is_answered_with_what_to_do(line, words):
@@ -127,6 +128,10 @@ def test_what_cannot_be_had_so_is_answered_with_what_to_do(line, words):
 )  # fmt: skip
 def test_the_using_script_answers_too(line, words):
     assert words in refused(used, line)
+
+
+def test_a_secret_on_the_command_line_is_not_shown_again():
+    assert "hf_abc" not in refused(trained, "--hub_token hf_abc")
 
 
 def test_what_is_not_quite_the_same_or_has_no_effect_is_said_in_one_line_each(capsys):
