@@ -21,6 +21,7 @@ from .logits import check_numbers
 from .padding import padded
 from .probes import BATCH_BLANKS, BATCH_TOKENS, Forward, Probe, Prober, batched
 from .prompts import ends
+from .strictness import too_long
 
 BEAM = 32  # partial fillings kept; at least four times the number asked for
 
@@ -94,6 +95,8 @@ def read_blanks(tokenizer, prompt: str, max_length: int, width: int = 1) -> Blan
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
+    if reason := too_long(prompt):
+        raise UserError(f"句子{reason}")
     prompt = prompt.replace("[MASK]", tokenizer.mask_token)  # some tokenizers call it <mask>
     appended = tokenizer.mask_token not in prompt
     if appended:

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from . import hub_client
 from .cli import nearest, say
 from .data_files import DataFile, data_file, data_files
 from .errors import UserError
@@ -82,6 +83,7 @@ def go_offline_if_unreachable() -> bool:
     thread.start()
     thread.join(PROBE_SECONDS)
     if answered.is_set():
+        hub_client.use()
         return True
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "huggingface_hub" in sys.modules:  # it read the variable at its import
@@ -139,6 +141,21 @@ def fetch(model: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
+def fetch_small(model: str) -> Path | None:
+    """The folder of a model's files but its weights, to be looked at before any of them is used; None where
+    they cannot be had, which whoever needs one says. Imports huggingface_hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    patterns = ["*.json", "*.jinja", "vocab.txt", "merges.txt"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*.json"]))
+    except Exception:  # the hub's, its HTTP client's or the disk's
+        return None
+
+
 def cached(model: str, file: str) -> Path | None:
     """The same of what has been fetched already."""
     from huggingface_hub import try_to_load_from_cache
@@ -153,6 +170,7 @@ def cached(model: str, file: str) -> Path | None:
 
 def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     """The error for a model or data set that could not be had, with the three ways on."""
+    why = hub_client.MANNERS.reason and f"hub {hub_client.MANNERS.reason}" or why
     reason = " ".join(str(why).split())[:200] or type(why).__name__
     ways = ["用鏡像站：HF_ENDPOINT=https://鏡像站網址 python …"]
     if flag in ("--model_path", "--compare_with"):

@@ -14,6 +14,7 @@ from .exams import SPLITS
 from .inference_synonyms import USING
 from .methods import GENERATE, METHODS, ORDERS, SHORT
 from .options import parse_options
+from .strictness import too_long
 from .tables import READABLE, SUFFIXES, WAYS_OUT, is_readable
 
 LONGEST_WORD = 4  # characters that one blank may become
@@ -175,6 +176,8 @@ def _prompt(flags) -> None:
     for name in ("prompt", "pair"):
         if getattr(flags, name) is not None and not getattr(flags, name).strip():
             raise UserError(f"--{name} 是空的")
+        if reason := too_long(getattr(flags, name) or ""):
+            raise UserError(f"--{name} {reason}")
 
 
 def _question(flags) -> None:
@@ -186,6 +189,9 @@ def _question(flags) -> None:
         f"{flags.question}{flags.options}".encode()
     except UnicodeEncodeError:
         raise UserError("--question、--options 不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
+    for name in ("question", "options"):
+        if reason := too_long(getattr(flags, name) or ""):
+            raise UserError(f"--{name} {reason}")
     if flags.options is not None:
         try:
             flags.choices = parse_options(flags.options)

@@ -12,6 +12,7 @@ from .examinee import Examinee
 from .labelling import encode, names_of, probabilities
 from .logits import is_multi
 from .run_card import RunCard
+from .strictness import too_long
 from .tokenizing import prompt_length
 
 Ranked = list[tuple[str, float]]  # every label with its probability, best first
@@ -97,4 +98,6 @@ def _both(text: object) -> tuple[str, str]:
         "".join(both).encode()
     except UnicodeEncodeError:
         raise UserError("文字不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
+    if reason := too_long(*both):
+        raise UserError(f"文字{reason}")
     return both[0], both[1]

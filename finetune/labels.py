@@ -22,6 +22,7 @@ from .errors import UserError
 from .exams import Pools
 from .label_values import padded, settle
 from .questions import draw, normalised
+from .strictness import too_long
 
 FEW = 50  # rows up to which every row may have a label of its own
 SHOWN = 10  # classes that are listed
@@ -175,6 +176,8 @@ class _Found:
                 if noted and isinstance(row, dict):
                     row = {**row, column: _number(row.get(column))}
                 texts, labels = parse_row(row, self.columns, classes or noted)
+                if reason := too_long(*texts):
+                    raise ValueError(f"文字{reason}")
             except NoLabel as error:
                 self.meant[split] += error.meant
                 unlabelled += [] if error.meant else [f"{where(path, line)}：{error}"]

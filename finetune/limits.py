@@ -57,14 +57,15 @@ def check_sizes(folder: Path, what: str) -> list[str]:
     """
     problems = []
     for path in sorted([*folder.glob("*"), *folder.glob("*/*.jinja")]):
-        most = _most_bytes(path.name)
+        most = most_bytes(path.name)
         if most and path.is_file() and (size := path.stat().st_size) > most:
             where = path.relative_to(folder)
             problems.append(f"{what}：{where} 有 {size:,} 個位元組，上限是 {most:,}，不讀取")
     return problems
 
 
-def _most_bytes(name: str) -> int:
+def most_bytes(name: str) -> int:
+    """The largest size of a file of a model, by its name; 0 is any."""
     return next((most for ending, most in FILES.items() if name == ending or name.endswith(ending)), 0)
 
 

@@ -132,6 +132,8 @@ def load_config(name: str, flag: str, kind: str = ""):
     from transformers import AutoConfig
 
     quiet_libraries()
+    if not Path(name).expanduser().is_dir() and (folder := hub.fetch_small(name)):
+        strangers.check_folder(name, flag, folder)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the hub's, its HTTP client's, or a file that makes no sense

@@ -19,6 +19,7 @@ from .cells import as_text, is_blank
 from .errors import listed, shown
 from .question_columns import Columns, find_columns
 from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, draw
+from .strictness import too_long
 
 NEARLY_ALL = 0.9  # of a file's rows: then the labels in front of their options are no part of them
 NOT_ASKED = "看不出哪一欄是題目（question、題目）"
@@ -104,6 +105,8 @@ def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
     if empty := [LETTERS[i] for i, text in enumerate(texts) if is_blank(text)]:
         raise ValueError(f"選項 {'、'.join(empty)} 是空的")
     passage = _passage(row, columns)
+    if reason := too_long(passage, stem, *texts):
+        raise ValueError(f"題目或選項{reason}")
     bare, key = _keyed(row, columns, texts, labels, value)
     return Draft(
         f"{passage}\n\n{stem}" if passage else stem, tuple(texts), bare, key,

@@ -26,7 +26,7 @@ from .methods import GENERATE, parse
 from .question_rows import Reading, draft, survey
 from .questions import LETTERS, Question
 from .scoring import tied
-from .strictness import dumps
+from .strictness import dumps, too_long
 from .tables import Unreadable, read_table
 from .turns import is_answered, is_told
 
@@ -337,6 +337,8 @@ def _as_text(row: dict | Unreadable, column: str) -> str:
         raise ValueError(f"{column} 是空的" if column in row else f"沒有 {column} 欄")
     if not _is_text(str(value)):
         raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
+    if reason := too_long(str(value)):
+        raise ValueError(f"{column} {reason}")
     return str(value)
 
 

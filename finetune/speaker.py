@@ -17,6 +17,7 @@ from .questions import Question
 from .replies import chosen_letter
 from .run_card import RunCard
 from .scoring import Scores
+from .strictness import too_long
 
 LETTER_TOKENS = 16  # of a reply that is to name a letter
 UNTOLD = "none"  # no template: a prompt is a text to go on from
@@ -112,7 +113,10 @@ class Speaker(Examinee):
         try:
             if not isinstance(said, str):
                 said = parse_instruction({"messages": list(said)}, need_answer=False).messages
-            "".join([said] if isinstance(said, str) else [one["content"] for one in said]).encode()
+            texts = [said] if isinstance(said, str) else [one["content"] for one in said]
+            "".join(texts).encode()
+            if reason := too_long(*texts):
+                raise UserError(f"句子{reason}")
             if isinstance(said, str):
                 if self.style == UNTOLD:
                     return self.tokenizer(said, split_special_tokens=True)["input_ids"]  # as texts are taught

@@ -24,13 +24,16 @@ UNREAD = ("special_tokens_map_file",)
 LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes that a file system takes
 
 
-def check_folder(name: str, flag: str) -> None:
+def check_folder(name: str, flag: str, folder: Path | None = None) -> None:
     """Looks at a model's or an adapter's folder.
+
+    Args:
+        folder: where it lies, of a model on the hub.
 
     Raises:
         UserError: with every file that leads out of it, and with all that is larger than any model's.
     """
-    folder = Path(name).expanduser()
+    folder = folder or Path(name).expanduser()
     if problems := limits.check_sizes(folder, f"{flag} {name}"):
         raise UserError(problems)
     problems = [

@@ -15,6 +15,7 @@ from typing import TextIO
 from .errors import listed
 
 LONGEST = 1 << 24  # characters of a line, of a csv field or of a row of json: twenty novels
+LONGEST_TEXT = 1 << 20  # characters of a prompt, a question, an option: beyond every model's context
 DEEPEST = 64  # nested arrays and objects
 BLOCK = 1 << 18  # characters of json at a time
 SPACE = re.compile("[ \\t\\n\\r\ufeff]*")
@@ -28,6 +29,13 @@ class TooLong(ValueError):
 
     def __init__(self):
         super().__init__(f"這一行超過 {LONGEST:,} 個字；是不是少了換行？")
+
+
+def too_long(*texts: str) -> str:
+    """Why texts are not given to a model: one has more than LONGEST_TEXT characters; "" where none has.
+    A tokenizer would take minutes and gigabytes for it, only to find that it does not fit."""
+    longest = max(map(len, texts), default=0)
+    return f"有 {longest:,} 個字，上限是 {LONGEST_TEXT:,}" if longest > LONGEST_TEXT else ""
 
 
 class Lines:
