@@ -1,4 +1,4 @@
-"""How huggingface_hub speaks with a hub: with bounds on waiting, on slowness and on the size of what it sends.
+"""How huggingface_hub speaks with a hub: with bounds on waiting, slowness and the size of what it sends.
 
 A hub may answer and then hang, send a byte a second, ten gigabytes as config.json, or 503 for ever. Whoever
 asked hears of it within a minute. Weights and data may take hours as long as they keep coming.
