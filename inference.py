@@ -310,7 +310,10 @@ def _answer(flags) -> int | None:
     if flags.inspect is not None:
         from finetune import texts
         from finetune.doctor import examine_data
+        from finetune.inspect_labels import examine_labels, holds_labels
 
+        if holds_labels(flags.inspect):
+            return examine_labels(flags.inspect, flags.json)
         if texts.holds_texts(flags.inspect):
             return texts.examine(flags.inspect, flags.json)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")

@@ -139,7 +139,8 @@ def _likely_texts(there: list[str]) -> list[tuple[str, ...]]:
     pairs = [(named[a], named[b]) for a, b in PAIRS if a in named and b in named]
     paired = {name for pair in pairs for name in pair}
     found = pairs + [(name,) for name in _among(TEXTS, there) if name not in paired]
-    return found or [(name,) for name in _among(TITLES, there)]
+    halves = {half for pair in PAIRS for half in pair} - {*TITLES}  # text_a alone, as UER and CLUE have it
+    return found or [(name,) for name in _among(halves, there) or _among(TITLES, there)]
 
 
 # ---- rows --------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def as_text(found: dict) -> str:
         counts = "、".join(f"{split} {count}" for split, count in found["keyless"].items())
         lines.append(f"另有沒有答案的題目：{counts}")
     lines += [f"讀法：{note}" for note in found["read_as"]] + [""]
-    lines += _table(
+    lines += table(
         ["部分", "題數", "科數", *(f"答案 {letter}" for letter in letters)],
         [
             [name, row["rows"], row["subjects"], *(f"{row['answers'].get(x, 0):.1%}" for x in letters)]
@@ -203,7 +203,7 @@ def as_text(found: dict) -> str:
         ],
     )
     names = list(found["splits"])
-    lines += _table(
+    lines += table(
         ["科目", *names],
         [
             [subject_title(subject), *(counts.get(name, 0) for name in names)]
@@ -219,7 +219,7 @@ def as_text(found: dict) -> str:
         (f"幾乎相同的題目（5-gram 重疊 {NEAR:.0%} 以上）", found["near_duplicates"]),
         *((KINDS[kind], ids) for kind, ids in found["suspect"].items()),
     ]
-    lines += _table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
+    lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
     lines += [f"選項提到別的選項（以上皆是、A與C）：{found['speaks_of_others']} 題，換順序時留在原位", ""]
     if model := found.get("model"):
         lines += _legible_lines(model)
@@ -252,7 +252,8 @@ def _legible_lines(model: dict) -> list[str]:
     return [*lines, ""]
 
 
-def _table(header: list, rows: list[list]) -> list[str]:
+def table(header: list, rows: list[list]) -> list[str]:
+    """Lines of a Markdown table, and an empty one."""
     body = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(_width, column)) for column in zip(*body, strict=True)]
     lines = [

@@ -99,7 +99,8 @@ def build_parser() -> cli.Parser:
 
     add = parser.add_argument_group("檢查題庫").add_argument
     add("--inspect", type=place,
-        help="題庫：列數、科目、答案分布、重複、可疑的列；給 --model_path 再看 [UNK] 與長度")
+        help="題庫：列數、科目、答案分布、重複、可疑的列；給 --model_path 再看 [UNK] 與長度。"
+             "有標籤的文字：類別、重複、矛盾")
     add("--max_length", type=whole(16), default=512, help="檢查長度時，一題最長幾個 token（預設 512）")
 
     add = parser.add_argument_group("輸出").add_argument
