@@ -65,6 +65,7 @@ def _load(path: str, device, flag: str, **how):
     """`how`: as `adapters.load` takes it."""
     from finetune import hub
 
+    path = hub.located(path)
     hub.prepare_for(path)
     import torch
 
@@ -386,7 +387,7 @@ def _reader(flags):
     from finetune.run_card import RunCard
     from finetune.speaker import asking_for
 
-    path, flag = flags.model_path, "--model_path"
+    path, flag = hub.located(flags.model_path), "--model_path"
     models.check_source(path, flag, from_scratch=True)
     hub.prepare_for(path)
     config = models.load_config(path, flag)

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from . import bert, hub, strangers
+from .adapter_checks import check_fit
 from .cli import nearest, say
 from .errors import RunError, UserError
+from .kinds import kind_of
 from .models import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     DTYPES,
     VOCABULARIES,
     check_source,
-    kind_of,
     load_config,
     load_model,
     read_json,
@@ -97,6 +98,9 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
     Args:
         base: name or folder the adapter will say it belongs to.
         seed: of the random half of the matrices; the other half is 0, so that nothing changes at first.
+
+    Raises:
+        UserError: layers that are not there, or in which LoRA does not do what it should.
     """
     if not getattr(model, "is_loaded_in_4bit", False):  # peft looks at bitsandbytes all the same
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -128,7 +132,17 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
         warnings.simplefilter("ignore", FutureWarning)  # peft's about transformers
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # which it mends itself
         torch.manual_seed(seed)
-        view = get_peft_model(model, config)
+        try:
+            view = get_peft_model(model, config)
+        except ValueError as error:  # layers that peft knows not to fit a family
+            reason = " ".join(str(error).split())[:300]
+            fitting = ",".join(name for name in targets if f"'{name}'" not in reason)
+            way_out = "--lora_dropout 0" if "lora_dropout" in reason else f"--lora_target_modules {fitting}"
+            family = f"{model.config.model_type} 模型加不了這樣的 LoRA"
+            raise UserError(
+                f"--lora_target_modules {lora.targets}：{family}：{reason}；請改用 {way_out}"
+            ) from error
+    check_fit(model, f"--lora_target_modules {lora.targets}")
     folder = Path(base).expanduser()
     config.base_model_name_or_path = str(folder.resolve()) if folder.is_dir() else base
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

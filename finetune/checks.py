@@ -45,6 +45,7 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
         UserError: with every problem found; nothing was downloaded or written.
     """
     problems, source, checkpoint = Problems(), None, None
+    flags.model_name_or_path = hub.located(flags.model_name_or_path)
     if written_by(flags):  # who only looks must not rename what another run is replacing
         for folder in (flags.output_dir, Path(flags.save_dir) / "best"):
             rescue(folder)

@@ -39,7 +39,7 @@ def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None 
 
 
 def kind_of(model) -> str:
-    """One of `models.CLASSES`, by what the model is now; a configuration may still say what its base was."""
+    """One of `kinds.CLASSES`, by what the model is now; a configuration may still say what its base was."""
     name = type(model).__name__
     heads = zip(ROW_CLASSES, ("classifier", "choice"), strict=True)
     found = next((kind for ending, kind in heads if name.endswith(ending)), "masked")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import RunError
-from .models import CLASSES, kind_of
+from .kinds import CLASSES, kind_of
 
 
 def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor], ends: Iterable[int] = ()) -> None:
@@ -33,6 +33,8 @@ def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor], ends
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if unexpected or left:
         raise RunError(f"要存的權重不完整：少了 {left[:3]}，多了 {list(unexpected)[:3]}")
+    if kind_of(config) == "causal":
+        _agree(config, tokenizer)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
     config.save_pretrained(folder)
     if ends:
@@ -47,6 +49,17 @@ def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor], ends
     )
     save_tokenizer(folder, tokenizer)
     compare_saved(folder, model)
+
+
+def _agree(config, tokenizer) -> None:
+    """Makes a causal model's configuration name the special tokens that its tokenizer has, which may have got
+    one here. An end that is one of several stays."""
+    config.pad_token_id = tokenizer.pad_token_id
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if tokenizer.eos_token_id not in ends:
+        config.eos_token_id = tokenizer.eos_token_id
+    if tokenizer.bos_token_id is not None:
+        config.bos_token_id = tokenizer.bos_token_id
 
 
 def save_tokenizer(folder: Path, tokenizer) -> None:

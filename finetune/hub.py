@@ -6,6 +6,7 @@ limit, before `transformers` or `huggingface_hub` are imported (they read HF_HUB
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -51,6 +52,33 @@ def looks_local(name: str) -> bool:
 def is_local(name: str) -> bool:
     """True for a file or folder that is there, or that can only be meant as one."""
     return Path(name).expanduser().exists() or looks_local(name)
+
+
+def located(name: str) -> str:
+    """The folder of a model that is meant by a folder of the hub's cache, models--owner--name: its snapshot
+    of `main`, or the only one there; any other name as it is."""
+    folder = Path(name).expanduser()
+    if not (folder / "snapshots").is_dir() or (folder / "config.json").is_file():
+        return name
+    main = folder / "refs" / "main"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        commit = main.read_text(encoding="ascii").strip()
+        if re.fullmatch("[0-9a-f]{40}", commit) and (folder / "snapshots" / commit).is_dir():
+            return str(folder / "snapshots" / commit)
+    there = _snapshots(folder)
+    return str(there[0]) if len(there) == 1 else name
+
+
+def no_snapshot(folder: Path) -> str:
+    """Why a folder of the hub's cache says nothing of which snapshot is meant."""
+    there = "、".join(path.name for path in _snapshots(folder)[:5])
+    if not there:
+        return "這是 hub 的快取資料夾，裡面沒有下載好的版本（snapshots）；請重新下載"
+    return f"這是 hub 的快取資料夾，有好幾個版本，不知道是哪一個；請指到 snapshots 下的一個：{there}"
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
 
 
 def prepare_for(name: str) -> None:

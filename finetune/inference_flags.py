@@ -116,7 +116,7 @@ WRITING = (  # how a causal model writes, by the names of decoding.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
     "length_penalty", "early_stopping", "seed",
 )  # fmt: skip
-KINDS = {  # of models, by the names of models.CLASSES
+KINDS = {  # of models, by the names of kinds.CLASSES
     "masked": "填空的遮罩模型", "causal": "因果模型", "classifier": "分類模型", "choice": "選擇題模型",
 }  # fmt: skip
 FOR_KINDS = {  # flags that only some kinds of model have a use for

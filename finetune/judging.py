@@ -32,6 +32,7 @@ VERDICT = re.compile(r"Model A:\s*(\d{1,2})\s*/\s*10\s*[,，;；]?\s*Model B:\s*
 @lru_cache(maxsize=1)
 def load_judge(name: str, device: str | None):
     """The judge as a `speaker.Speaker`. Raises UserError when the model is none, or cannot chat."""
+    name = hub.located(name)
     hub.prepare_for(name)
     import torch
 

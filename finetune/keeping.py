@@ -14,8 +14,8 @@ from .disk import give_usual_modes, hidden, replace_folder, told
 from .errors import RunError, UserError, listed
 from .folders import save_model, save_tokenizer
 from .growth import Growth
+from .kinds import NEW_HEAD
 from .lineage import as_line, weights_hash
-from .models import NEW_HEAD
 from .own_files import carry_over, own_files
 from .plots import plot_curve
 from .run_card import RunCard

@@ -16,31 +16,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import hub, strangers
+from . import hub, strangers, weight_files
 from .cli import say
 from .disk import rescue
 from .errors import UserError
+from .kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, unfit
 from .labelling import names_of
-from .logits import CAUSAL_CLASSES, HEADS, MULTI_LABEL, PACKABLE, is_multi
+from .logits import HEADS, MULTI_LABEL, PACKABLE, is_multi
 
-CLASSES = {  # of transformers
-    "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
-    "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
-}  # fmt: skip
 # What transformers raises over weights and configurations that make no sense.
 SPOILT = (OSError, ValueError, ArithmeticError, RuntimeError)
-NEW_HEAD = ("classifier", "choice")  # kinds whose head is put on here, whatever the base was trained for
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TITLES = {
-    "masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型", "classifier": "文字分類模型",
-    "choice": "選擇題模型",
-}  # fmt: skip
-INSTEAD = {
-    "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
-    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 教",
-    "classifier": "請換 bert-base-chinese 這類模型",
-    "choice": "請換 bert-base-chinese 這類編碼器；因果語言模型用 --task sft 教選擇題",
-}
 ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = ("model.safetensors", strangers.INDEX)
@@ -82,6 +68,8 @@ def check_source(
         if folder.exists() or hub.looks_local(name):
             raise UserError(f"{flag} {name}：沒有這個資料夾")
         return
+    if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{flag} {name}：{hub.no_snapshot(folder)}")
     strangers.check_folder(name, flag)
     if (folder / ADAPTER).is_file():
         if whole:
@@ -101,6 +89,8 @@ def check_source(
         raise UserError(f"{flag} {name}：沒有 tokenizer（要有 {'、'.join(VOCABULARIES[:2])} 之類的檔案）")
     _check_code(folder, f"{flag} {name}")
     known = (*WEIGHTS, *PICKLES) if allow_pickle else WEIGHTS
+    if problems := weight_files.problems(folder, () if from_scratch else known):
+        raise UserError([f"{flag} {name}：{problem}" for problem in problems])
     if not from_scratch and not any((folder / weights).is_file() for weights in known):
         pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
         hint = f"只有 {pickled[0]}（{NO_PICKLE}）" if pickled else "沒有 model.safetensors"
@@ -143,43 +133,15 @@ def load_config(name: str, flag: str, kind: str = ""):
         if said.get("auto_map"):
             raise UserError(strangers.not_run(f"{flag} {name}", said.get("model_type"))) from error
         raise hub.cannot_fetch("模型", name, flag, error) from error
-    if reason := _unfit(config, kind, name):
+    if reason := unfit(config, kind, name):
         raise UserError(f"{flag} {name} {reason}")
+    if reason := weight_files.quantization(config, taught=flag == "--model_name_or_path"):
+        raise UserError(f"{flag} {name}：{reason}")
     if not Path(name).expanduser().is_dir():  # folders are looked at by check_source
         said = strangers.read(hub.cached(name, "config.json") or Path())
         if problems := strangers.check_config(said, f"{flag} {name}"):
             raise UserError(problems)
     return config
-
-
-def _unfit(config, kind: str, name: str) -> str:
-    """Why a model cannot be what is wanted; "" when it can."""
-    import transformers
-
-    own, classes = kind_of(config), config.architectures or []
-    found = f"是 {config.model_type} 模型（{'、'.join(classes) or '未註明架構'}）"
-    if kind in NEW_HEAD and own != kind:
-        if own in NEW_HEAD:
-            return f"{found}：已經是{TITLES[own]}，不能改成{TITLES[kind]}；請換它的底模"
-        if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
-            return f"{found}：這類模型不能當{TITLES[kind]}的底模；{INSTEAD[kind]}"
-        return ""
-    if kind == "masked" and config.model_type == "electra" and "ElectraForMaskedLM" not in classes:
-        return (
-            f"{found}：ELECTRA 的 discriminator 學的是認出哪些字被換過，沒有填 [MASK] 的輸出層；"
-            "可用 --task classify 或 --objective choice，或改用 bert-base-chinese"
-        )
-    taught_here = (Path(name).expanduser() / "run_card.json").is_file()  # it has learned to fill blanks
-    if kind == "masked" and "macbert" in Path(name).name.lower() and not taught_here:
-        return (
-            f"{found}：MacBERT 預訓練時以近義詞代替 [MASK]，它的輸出層不會填空（見 MacBERT 的說明）；"
-            "可用 --task classify 或 --objective choice，或改用 hfl/chinese-roberta-wwm-ext；"
-            "其實不是 MacBERT 的話，請把資料夾改名"
-        )
-    if kind not in ("", own) or not own:
-        wanted = TITLES.get(kind) or "、".join(TITLES.values())
-        return f"{found}，不是{wanted}；{INSTEAD.get(kind) or INSTEAD['masked']}"
-    return ""
 
 
 def classes_of(config) -> list[str]:
@@ -224,31 +186,6 @@ def check_layers(config, kind: str, flags) -> None:
         learning(flags.freeze, flags.train_only, 0, 1.0, Layers(model))
 
 
-def kind_of(config) -> str:
-    """What a model was saved as: one of CLASSES, or "" for none of them."""
-    names = config.architectures or []
-    # known without the import below, which takes longer than a prompt
-    if names == ["BertForMaskedLM"] and config.model_type == "bert":
-        return "masked"
-    for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
-        if any(name.endswith(ending) for name in names):
-            return kind
-    if any(name.endswith(CAUSAL_CLASSES) for name in names):
-        return "causal"
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        return "masked"
-    return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
-
-
-def _is_decoder(config) -> bool:
-    """True for a family that only writes on."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-
-
 def load_model(
     name: str, config, tokenizer, flag: str, from_scratch: bool = False, seed: int = 0, kind: str = "",
     allow_pickle: bool = False, **more,
@@ -291,6 +228,7 @@ def load_model(
                 weights_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with both sizes
                 attn_implementation=_attention(config),
                 **{"dtype": torch.float32, **more},
             )
@@ -302,13 +240,17 @@ def load_model(
             if Path(name).expanduser().is_dir():
                 raise UserError(f"{flag} {name}：權重讀不進來：{str(error).splitlines()[0]}") from error
             raise hub.cannot_fetch("模型", name, flag, error) from error
+        if not Path(name).expanduser().is_dir() and (fetched := hub.cached(name, "config.json")):
+            known = (*WEIGHTS, *PICKLES) if allow_pickle else WEIGHTS
+            if problems := weight_files.problems(fetched.parent, known):
+                raise UserError([f"{flag} {name}：{problem}" for problem in problems])
         missing = set(loading["missing_keys"]) - _tied_keys(model)
         if kind in NEW_HEAD and saved_as != kind:
             new = missing & _head_of(model)
         if missing - new:
             raise UserError(f"{flag} {name}：{_lacking(model, kind, missing - new)}")
         if mismatched := loading.get("mismatched_keys"):
-            raise UserError(f"{flag} {name}：權重的形狀與 config.json 不合：{sorted(mismatched)[:3]}")
+            raise UserError(f"{flag} {name}：{_misfit(model, mismatched)}")
         if reason := _untied(model):
             raise UserError(f"{flag} {name}：{reason}")
     if (
@@ -321,7 +263,7 @@ def load_model(
             f"{flag} {name}：tokenizer 有 {len(tokenizer)} 個 token，模型只有 {config.vocab_size} 個，"
             "兩者不是一套"
         )
-    if kind in NEW_HEAD and (_is_decoder(config) or getattr(config, "pad_token_id", None) is None):
+    if kind in NEW_HEAD and (is_decoder(config) or getattr(config, "pad_token_id", None) is None):
         # By it a decoder finds the last token of a row. Encoders that have one may count positions from it.
         model.config.pad_token_id = tokenizer.pad_token_id
     model.new_weights = frozenset(new)
@@ -348,6 +290,23 @@ def _head_of(model: nn.Module) -> set[str]:
     body = f"{model.base_model_prefix}."
     names = (name for name, _ in model.named_parameters())
     return {name for name in names if not name.startswith(body) or ".pooler." in name}
+
+
+def _misfit(model: nn.Module, mismatched) -> str:
+    """What is wrong with a file whose tensors have other shapes than the configuration says.
+
+    Args:
+        mismatched: (name, shape in the file, shape by the configuration) of each.
+    """
+    name, found, wanted = sorted((name, tuple(a), tuple(b)) for name, a, b in mismatched)[0]
+    more = f"（另有 {len(mismatched) - 1} 個張量也是）" if len(mismatched) > 1 else ""
+    words = model.config.get_text_config().vocab_size
+    if len(found) == len(wanted) == 2 and found[1] == wanted[1] and wanted[0] == words:
+        return (
+            f"config.json 的 vocab_size 是 {words}，權重檔的 {name} 卻有 {found[0]} 列，兩者不是一套{more}；"
+            "請用同一個模型的 config.json 與權重"
+        )
+    return f"權重的形狀與 config.json 不合：{name} 在權重檔裡是 {found}，照 config.json 應是 {wanted}{more}"
 
 
 def _lacking(model: nn.Module, kind: str, missing: set[str]) -> str:

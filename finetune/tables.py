@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from . import git_lfs
 from .bad_rows import Rows, Unreadable
 from .columnar import read_arrow, read_parquet
 from .delimited import read_delimited, read_plain
@@ -53,7 +54,6 @@ SIGNS = (  # with which the bytes of a file begin, whatever it is called
     (b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"),
     (b"\xd0\xcf\x11\xe0", ".xls"), (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
 )  # fmt: skip
-POINTER = b"version https://git-lfs.github.com"
 
 
 def suffix_of(file: Path) -> str:
@@ -91,6 +91,9 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
     if file.exists() and not file.is_file():  # a pipe would be waited for, a device never ends
         yield 0, Unreadable("不是一般的檔案")
         return
+    if git_lfs.is_pointer(file):
+        yield 0, Unreadable(git_lfs.told(file))
+        return
     number, line = 0, 0
     try:
         for line, row in _reader(file, required, part):
@@ -126,11 +129,7 @@ def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
     if suffix in readers:
         return readers[suffix]()
     named = f"{suffix} 檔" if suffix else "沒有副檔名的檔案"
-    why = {
-        "pointer": "是 git-lfs 的指標，不是資料本身；先執行 git lfs pull",
-        ".html": WAYS_OUT[".html"],
-    }.get(suffix, f"不認得 {named}，要 {'、'.join(READABLE)}")
-    return iter([(0, Unreadable(why))])
+    return iter([(0, Unreadable(f"不認得 {named}，要 {'、'.join(READABLE)}"))])
 
 
 def _by_content(file: Path, suffix: str) -> str:
@@ -140,8 +139,6 @@ def _by_content(file: Path, suffix: str) -> str:
             first = stream.read(512)
     except BROKEN_PACK:
         return suffix
-    if first.startswith(POINTER):
-        return "pointer"
     if first.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return ".html"
     if first.startswith(b"PK\x03\x04"):

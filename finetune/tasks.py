@@ -49,7 +49,7 @@ class ExamTask:
     by_token = False  # losses are means over tokens, so that they have a perplexity; else over examples
 
     def kind(self, flags) -> str:
-        """Of the model, see `models.CLASSES`."""
+        """Of the model, see `kinds.CLASSES`."""
         return CHOICE if flags.objective == CHOICE else "masked"
 
     def read(self, flags) -> Exam:

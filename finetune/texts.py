@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import median
 
-from . import cli, hub
+from . import cli, git_lfs, hub
 from .bad_rows import Unreadable, abridged, too_many, where
 from .cleaning import Cleaning, Draft, Text, clean
 from .cli import say
@@ -135,6 +135,9 @@ def _drafts(file: DataFile, folder: Path, flag: str, problems: list[str]) -> Ite
 def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
     """(first line, document) of each document."""
     start, document, empty = 1, [], True
+    if git_lfs.is_pointer(file):
+        yield 0, Unreadable(git_lfs.told(file))
+        return
     try:
         with open_text(file) as stream:
             lines = Lines(stream)

@@ -7,7 +7,8 @@ from pathlib import Path
 from . import hub, strangers
 from .cli import say
 from .errors import UserError
-from .models import NEW_HEAD, quiet_libraries
+from .kinds import NEW_HEAD
+from .models import quiet_libraries
 from .trials import try_tokenizer
 
 # Tokens that models keep for padding, the likeliest first.
@@ -55,8 +56,14 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
     _tell_of_code(name, flag)
     if kind == "causal":
         if tokenizer.eos_token_id is None:
-            raise UserError(f"{flag} {name}：tokenizer 沒有結束符號（eos_token），模型學不會停")
-        separate_padding(tokenizer)
+            _end_of_config(tokenizer, name)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"{flag} {name}：沒有結束符號，模型學不會停；請在 tokenizer_config.json 寫明 eos_token，"
+                "或在 config.json 寫明 eos_token_id"
+            )
+        if added := separate_padding(tokenizer):
+            say(f"  tokenizer 沒有補齊專用的符號，以 {added} 補齊")
         return tokenizer
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
@@ -75,14 +82,29 @@ def _tell_of_code(name: str, flag: str) -> None:
         say(strangers.ignored(f"{flag} {name}"))
 
 
-def separate_padding(tokenizer) -> None:
+def _end_of_config(tokenizer, name: str) -> None:
+    """The end of text that the model's own configuration names, for a tokenizer that comes without one: a
+    tokenizer.json alone does not say which of its tokens it is."""
+    folder = Path(name).expanduser()
+    for file in ("generation_config.json", "config.json"):
+        found = folder / file if folder.is_dir() else hub.cached(name, file)
+        ids = strangers.read(found).get("eos_token_id") if found else None
+        for token in ids if isinstance(ids, list) else [ids]:
+            if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < len(tokenizer):
+                tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
+                say(f"  tokenizer 沒有註明結束符號，照 {file} 用 {tokenizer.eos_token}")
+                return
+
+
+def separate_padding(tokenizer) -> str:
     """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
-    by its id would else never teach a model to stop."""
+    by its id would else never teach a model to stop. Returns it; "" where it has one of its own."""
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
-        return
+        return ""
     known = tokenizer.get_vocab()
     free = [word for word in PADS if word in known and known[word] != tokenizer.eos_token_id]
     tokenizer.add_special_tokens({"pad_token": free[0] if free else PADS[0]})
+    return tokenizer.pad_token
 
 
 def lacks_capitals(tokenizer) -> bool:
