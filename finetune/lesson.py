@@ -18,6 +18,7 @@ from .cli import say
 from .decoding import eos_ids
 from .errors import UserError
 from .exams import Pools
+from .kv_cache import manner_of
 from .layers import Layers, Learning
 from .logits import leaks
 from .machine import Machine, settle
@@ -88,7 +89,7 @@ class Lesson:
 
     @property
     def kind(self) -> str:
-        """Of the model, one of `models.CLASSES`."""
+        """Of the model, one of `kinds.CLASSES`."""
         return self.task.kind(self.flags)
 
     @property
@@ -139,7 +140,8 @@ class Lesson:
         """Takes from the loaded model what only it knows: its true size, and what ends a reply.
 
         Raises:
-            UserError: attention that cannot keep packed documents apart.
+            UserError: attention that cannot keep packed documents apart; a model that is to write and does
+                not read from left to right.
         """
         self.config, self.parameters = model.config, model.num_parameters()
         self.new_head = bool(model.new_weights)
@@ -147,6 +149,8 @@ class Lesson:
             name = self.flags.model_name_or_path
             raise UserError(f"--model_name_or_path {name}：注意力的實作不理會遮罩，一列裡隔不開兩篇文字")
         if self.kind == "causal":
+            if not getattr(model, "is_loaded_in_4bit", False):  # see adapters._never_repack
+                manner_of(model)
             taught = {self.prompts.chat.end} if self.prompts else {self.tokenizer.eos_token_id}
             self.ends = eos_ids(model, self.tokenizer) | taught
 
