@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .bad_rows import Rows, Unreadable
-from .errors import UserError
+from .errors import UserError, listed
+from .headers import known_names
 from .strictness import decode, twice_named
 
 BLOCK = 1024  # rows at a time
@@ -87,7 +88,8 @@ def _block(batch) -> Iterator[dict | Unreadable]:
     for row in rows:
         for name in binary:
             row[name] = _as_text(row[name])
-        yield row
+        lost = [name for name in binary if isinstance(row[name], bytes) and known_names([name])]
+        yield Unreadable(f"{listed(lost)} 是二進位資料，不是 UTF-8 的文字") if lost else row
 
 
 def _as_text(value: object) -> object:

@@ -55,7 +55,12 @@ def read_json(file: Path, part: str = "") -> Rows:
             shape = _shape(file, facts.st_size, facts.st_mtime_ns)
             rows = [shape] if isinstance(shape, Unreadable) else _in_object(values, shape, part, file)
         else:
-            yield 0, Unreadable(NO_ROWS if not sign or sign in '"-0123456789tfnNI' else "不是 JSON")
+            yield (
+                0,
+                Unreadable(
+                    NO_ROWS if not sign or sign in '"-0123456789tfnNI' else f"不是 JSON（開頭是 {sign!r}）"
+                ),
+            )
             return
         yield from _numbered(rows, file)
 

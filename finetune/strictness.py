@@ -192,8 +192,7 @@ class Values:
             try:
                 value, end = self._decoded()
             except json.JSONDecodeError as error:
-                near = error.msg.startswith("Unterminated") or error.pos > len(self._text) - 16
-                if not near:
+                if not self._may_go_on(error):
                     raise NoJson(f"不是 JSON（{error.msg}）") from None
                 if self._ended:
                     self._at = len(self._text)  # nothing more is to come
@@ -206,6 +205,11 @@ class Values:
                 raise NoJson(f"一筆資料超過 {LONGEST:,} 個字")
             self._fill(count)
             count *= 2
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        """True where more text could mend it: a text, a word or a number was cut."""
+        near = error.pos > len(self._text) - 16 and self._text[error.pos : error.pos + 1] not in (*"]},:",)
+        return near or error.msg.startswith("Unterminated")
 
     def _decoded(self) -> tuple[object, int]:
         try:

@@ -48,11 +48,14 @@ WAYS_OUT = {  # kinds of files that are not read, and what to do
     **dict.fromkeys((".pkl", ".pickle"), PICKLED),
     **dict.fromkeys((".yaml", ".yml", ".xml"), "不是表格；改存成 JSON 或 CSV UTF-8"),
     ".html": "是網頁；下載的時候要用「原始檔案」（raw）的連結",
+    ".gzip": "是 gzip 壓縮檔；副檔名要有 .gz，例如 x.csv.gz",
+    ".png": "是圖片，沒有可讀的文字",
     ".feather": "是 Feather；把副檔名改成 .arrow",
 }
 SIGNS = (  # with which the bytes of a file begin, whatever it is called
-    (b"PAR1", ".parquet"), (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"),
-    (b"\xd0\xcf\x11\xe0", ".xls"), (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
+    (b"\x1f\x8b", ".gzip"), (b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".png"), (b"PAR1", ".parquet"),
+    (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"), (b"\xd0\xcf\x11\xe0", ".xls"),
+    (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
 )  # fmt: skip
 
 
