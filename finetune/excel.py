@@ -12,7 +12,7 @@ from .bad_rows import Rows, Unreadable
 from .errors import listed
 from .headers import known_names, rows_of
 
-LARGEST = 1 << 29  # bytes, unpacked: all its texts are in memory
+LARGEST = 1 << 28  # bytes, unpacked: all its texts are in memory
 LEADING = 6  # rows among which the header is
 SAVE = "在 Excel 按「另存新檔」，存檔類型選「CSV UTF-8」"
 
@@ -87,9 +87,12 @@ def _cells(book, name: str) -> Iterator[tuple[int, list[str]]]:
     sheet = book[name]
     if not hasattr(sheet, "iter_rows"):  # a chart
         return
+    sheet.reset_dimensions()  # what the file says of its size may be wrong by millions of empty cells
+    width = 0
     try:
         for line, row in enumerate(sheet.iter_rows(values_only=True), 1):
-            yield line, list(map(_text, row))
+            width = max(width, len(row))  # empty cells at the end are left out
+            yield line, [*map(_text, row), *[""] * (width - len(row))]
     except Exception as error:
         raise _NotExcel(f"不是 Excel 的 .xlsx，或檔案不完整（{type(error).__name__}）；{SAVE}") from error
 

@@ -24,6 +24,10 @@ TITLES = 5  # rows at most above the header
 SHORT = 20  # characters of a label
 # Names by which a header is known; what they mean is read elsewhere (reading.py, columns.py).
 STEMS = ("question", "問題", "題目", "題幹", "題干", "问题", "题目", "stem", "query")
+ANSWERS = (
+    "answer", "答案", "正確答案", "正解", "解答", "正确答案", "answerKey", "correct_answer", "target", "gold",
+    "correct_answer_num", "correct_option", "correct", "label", "ans", "key",
+)  # fmt: skip
 KNOWN = {
     *STEMS,
     "answer", "答案", "正確答案", "正解", "解答", "正确答案", "answerkey", "correctanswer", "target", "gold",
@@ -188,7 +192,7 @@ def _ragged(row: list[str], header: list[str], mark: str) -> dict | Unreadable:
     """A row with too many or too few cells, or under a header with empty names: empty cells at the end are
     nothing, nor is what stands in a first column without a name, an index."""
     width = len(header)
-    named = max(at for at, name in enumerate(header) if name) + 1
+    named = max((at for at, name in enumerate(header) if name), default=-1) + 1
     if len(row) < named or any(cell.strip() for cell in row[width:]):
         return Unreadable(f"有 {len(row)} 欄，標題列是 {width} 欄（內容含{mark}要加引號）")
     cells = [*row[:width], *[""] * (width - len(row))]

@@ -352,6 +352,23 @@ def test_the_sheet_that_fits_is_read_as_excel_shows_it(tmp_path):
     assert "有幾張工作表：甲、乙" in rows(file)[0] and "CSV UTF-8" in rows(file)[0]
 
 
+def test_a_workbook_is_as_large_as_its_cells_whatever_it_says_and_leaves_empty_ones_out(tmp_path):
+    import zipfile
+
+    columns = ("text", "label", "note")
+    file = workbook(tmp_path / "a.xlsx", {"a": [columns, ["天", 1], ["地", 0, "x"], ["玄", 1]]})
+    with zipfile.ZipFile(file) as packed:
+        members = {name: packed.read(name) for name in packed.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    assert b'ref="A1:C4"' in members[name]
+    members[name] = members[name].replace(b'ref="A1:C4"', b'ref="A1:XFD1048576"')
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    cells = [("天", "1", ""), ("地", "0", "x"), ("玄", "1", "")]
+    assert rows(file) == [dict(zip(columns, row, strict=True)) for row in cells]
+
+
 @pytest.mark.parametrize("kind", ["xlsx", "json"])
 def test_a_file_that_holds_splits_is_read_split_by_split(tmp_path, put, kind):
     if kind == "xlsx":
