@@ -89,7 +89,7 @@ def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
         raise ValueError(f"{NOT_ASKED}，有的是 {listed(row)}")
     stem = as_text(row[columns.asked])
     if is_blank(stem):
-        raise ValueError(f"{columns.asked} 是空的")
+        raise ValueError("question 是空的" + f"（{columns.asked} 欄）" * (columns.asked != "question"))
     value = _answer(row, columns)
     texts, labels, found = _options(row, columns)
     if found == "stem":
