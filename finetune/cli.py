@@ -273,7 +273,7 @@ class Parser(argparse.ArgumentParser):
                 problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
         if problems:
             raise UserError(problems)
-        for remark in reading.remarks:
+        for remark in reading.told():
             say(remark)
         return flags
 
@@ -311,15 +311,16 @@ class Parser(argparse.ArgumentParser):
         for key, line, value in entries:
             name, at = named[key], f"--config {path}：第 {line} 行的 {shown(key)}"
             rule = self.rules.get(name)
-            empty = isinstance(value, config_file.NoText) and value.empty
-            if empty and name not in actions:
-                here.remarks.append(f"{at} 沒有用到：值是空的")
-            elif isinstance(value, config_file.NoText) and rule and rule.takes == synonyms.MANY:
-                pairs += here.meant(rule, "…", at)
-            elif isinstance(value, config_file.NoText):
+            odd = value if isinstance(value, config_file.NoText) else None
+            of_ours = name in actions and not switches[f"--{name}"]
+            if odd and (odd.null or (odd.empty and name not in actions)) or (value == "" and not of_ours):
+                here.unused.append(key)
+            elif odd and rule and rule.takes == synonyms.MANY:
+                pairs += here.meant(rule, "…", at, key)
+            elif odd:
                 here.problems.append(f"{at}：{value}")
             elif rule:
-                pairs += here.meant(rule, value, at)
+                pairs += here.meant(rule, value, at, key)
             elif name in actions:
                 pairs += here.own(name, value, at)
             else:
@@ -339,6 +340,7 @@ class Parser(argparse.ArgumentParser):
             self.given.add(action.dest)
         reading.problems += here.problems
         reading.remarks += here.remarks
+        reading.unused += here.unused
 
 
 def run(body: Callable[[], int | None], debug: bool = False) -> int:

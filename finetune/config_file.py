@@ -18,11 +18,15 @@ KINDS = {"mapping": "「鍵: 值」", "sequence": "一串值"}
 
 
 class NoText(ValueError):
-    """A value that is neither text nor a list of texts, with the reason; `empty`: there is none."""
+    """A value that is neither text nor a list of texts, with the reason.
 
-    def __init__(self, reason: str, empty: bool = False):
+    Args:
+        empty: there is none; `null`: and that is written.
+    """
+
+    def __init__(self, reason: str, empty: bool = False, null: bool = False):
         super().__init__(reason)
-        self.empty = empty
+        self.empty, self.null = empty, null
 
 
 def read(path: Path) -> list[tuple[str, int, str | NoText]]:
@@ -86,7 +90,7 @@ def _value(node) -> str:
 def _text(node, what: str) -> str:
     """Raises NoText."""
     if node.tag == TAG + "null" or (node.id == "scalar" and not node.value.strip() and not node.style):
-        raise NoText(f"{what}是空的；不要這個旗標就刪掉這一行", empty=True)
+        raise NoText(f"{what}是空的；不要這個旗標就刪掉這一行", True, bool(node.value.strip()))
     if node.tag == TAG + "merge" or node.tag not in PLAIN:
         raise NoText(f"不收標籤 {shown(node.tag)}")
     if node.id != "scalar":

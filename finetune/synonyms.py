@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from .errors import shown
+from .errors import listed, shown
 
 YES, NO = ("true", "yes", "on", "1", ""), ("false", "no", "off", "0", "none", "null")
 SWITCH, ONE, MANY = "true or false, or no word at all", "one word", "all words up to the next flag"
@@ -26,12 +26,14 @@ class Meaning:
         unless_given: such flags, where they are given in no other way.
         remark: said in one line, where it is not quite the same.
         refusal: what to do instead; the run does not begin.
+        unused: it has no counterpart here; all such flags are said in one line.
     """
 
     flags: tuple[tuple[str, str], ...] = ()
     unless_given: tuple[tuple[str, str], ...] = ()
     remark: str = ""
     refusal: str = ""
+    unused: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,13 @@ def on(flag: str, value: str = "true") -> Rule:
 
 def idle(remark: str = "") -> Rule:
     """What has no counterpart, and changes no result."""
-    return Rule(lambda value, given: Meaning(remark=remark and f"沒有用到：{remark}"), MANY)
+
+    def read(value: str, given: Mapping[str, str]) -> Meaning:
+        if remark:
+            return Meaning(remark=f"沒有用到：{remark}")
+        return Meaning(unused=value.lower() not in NO)
+
+    return Rule(read, MANY)
 
 
 def instead(refusal: str) -> Rule:
@@ -126,6 +134,7 @@ class Reading:
     def __init__(self, rules: Mapping[str, Rule], flags: Mapping[str, bool], given: Mapping[str, str]):
         self.rules, self.flags, self.given = rules, flags, given
         self.remarks: list[str] = []
+        self.unused: list[str] = []
         self.problems: list[str] = []
         self.later: list[tuple[str, str]] = []  # unless given in another way
         self._seen: dict[str, tuple[str, str]] = {}
@@ -139,19 +148,26 @@ class Reading:
             )
         return [(name, value)]
 
-    def meant(self, rule: Rule, value: str, spelled: str) -> list[tuple[str, str]]:
+    def meant(self, rule: Rule, value: str, spelled: str, name: str = "") -> list[tuple[str, str]]:
         """(flag of ours, value) of a name out of the table; remarks and refusals are kept."""
         meaning = rule.read(value, self.given)
         said = f"{spelled} {shown(value)}" if value and meaning.refusal != SECRET else spelled
         if meaning.refusal:
             self.problems.append(f"{said}：{meaning.refusal}")
+        if meaning.unused:
+            self.unused.append(name or spelled)
         if meaning.remark:
             self.remarks.append(f"{said} {meaning.remark}")
-        if any(not value and not self.flags[f"--{name}"] for name, value in meaning.flags):
+        if any(not value and not self.flags[f"--{flag}"] for flag, value in meaning.flags):
             self.problems.append(f"{spelled} 後面少了值")
             return []
         self.later += meaning.unless_given
-        return [pair for name, value in meaning.flags for pair in self.own(name, value, spelled)]
+        return [pair for flag, value in meaning.flags for pair in self.own(flag, value, spelled)]
+
+    def told(self) -> list[str]:
+        """The remarks, a line each."""
+        more = [f"沒有用到：{listed(self.unused)}（這裡沒有這些，不影響結果）"] if self.unused else []
+        return self.remarks + more
 
     def rest(self, given: Iterable[str]) -> list[tuple[str, str]]:
         """What follows from the others, but where it was said."""

@@ -100,6 +100,10 @@ def _evaluates(value: str, given: Mapping[str, str]) -> Meaning:
     return Meaning(refusal="這支腳本一定會訓練；只評測請用 inference.py --model_path 模型 --exam 題庫")
 
 
+def _trains(value: str, given: Mapping[str, str]) -> Meaning:
+    return Meaning() if value.lower() in YES else Meaning(remark="沒有用到：這支腳本一定會訓練")
+
+
 def _saving(value: str, given: Mapping[str, str]) -> Meaning:
     if value.lower() in NO:
         return Meaning((("save_interval", "0"),))
@@ -172,7 +176,7 @@ TRAINING = {
             "evals_per_epoch eval_accumulation_steps"),
     **names(idle("每一步都記在 --output_dir 旁的 train_log.jsonl"),
             "logging_steps log_interval log_every log_steps logging_strategy logging_first_step logging_dir log_dir logging_nan_inf_filter"),
-    "load_best_model_at_end": only(YES, "存下的一定是驗證成績最好的模型"),
+    "load_best_model_at_end": idle("存下的一定是驗證成績最好的模型"),
     **names(idle("以驗證成績挑最好的模型"), "metric_for_best_model greater_is_better"),
     **names(Rule(_resume), "resume_from_checkpoint resume_from resume_checkpoint ckpt_path auto_resume_from_checkpoints"),
     **names(Rule(_lora, SWITCH), "use_lora lora use_peft peft"),
@@ -190,7 +194,9 @@ TRAINING = {
     **names(same("output_dir"), "o output out output_path out_dir save_path model_save_path"),
     **names(same("save_dir"), "checkpoint_dir ckpt_dir checkpoints_dir checkpoint_path"),
     "overwrite_output_dir": idle("--output_dir 裡若是這支程式存的模型，會整個換掉"),
-    "do_train": Rule(lambda value, given: Meaning() if value.lower() in YES else _evaluates("true", {}), SWITCH),
+    "do_train": Rule(_trains, SWITCH),
+    "activation_checkpointing": on("gradient_checkpointing"),
+    **names(only(("none", "null", "{}"), "學習率一律先暖身，再線性降到 0"), "lr_scheduler_kwargs"),
     **names(Rule(_evaluates, SWITCH), "do_eval do_predict do_test eval_only predict_only"),
     **names(Rule(_warmup), "warmup_steps num_warmup_steps lr_warmup_steps"),
     **names(same("warmup_ratio"), "warmup warmup_proportion"),
@@ -221,7 +227,7 @@ TRAINING = {
     "use_tensorboard": on("report_to", "tensorboard"),
     **names(idle("這些由追蹤工具自己的環境變數設定"), "run_name wandb_project wandb_entity wandb_run_id wandb_watch wandb_name "
             "wandb_log_model wandb_run_name project_name"),
-    **names(instead(NO_UPLOAD), "push_to_hub hub_model_id hub_strategy hub_private_repo push_to_hub_model_id"),
+    **names(instead(NO_UPLOAD), "push_to_hub hub_model_id push_to_hub_model_id"),
     **names(instead(LAUNCHER), "num_gpus n_gpu ngpus nproc_per_node num_processes nnodes num_nodes master_port "
             "master_addr hostfile include num_machines"),
     **names(instead("要少用資料請先裁檔案；訓練後的測驗幾題用 --exam_limit"), "max_samples max_train_samples max_eval_samples "
@@ -242,7 +248,13 @@ TRAINING = {
             "save_safetensors save_only_model save_on_each_node full_determinism skip_memory_metrics prediction_loss_only "
             "gradient_checkpointing_kwargs dataset_prepared_path sample_packing eval_sample_packing pad_to_sequence_len packing "
             "strict enable_liger_kernel unsloth use_unsloth predict_with_generate streaming buffer_size saves_per_epoch "
-            "use_reentrant_gc length_column_name past_index accelerator_config average_tokens_across_devices neat_packing "
+            "hub_strategy hub_private_repo hub_revision optim_args optim_target_modules activation_checkpointing_kwargs "
+            "torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config torch_empty_cache_steps log_on_each_node "
+            "log_level_replica project trackio_space_id trackio_bucket_id trackio_static_space_id eval_do_concat_batches "
+            "eval_use_gather_object include_for_metrics batch_eval_metrics enable_jit_checkpoint ignore_data_skip "
+            "restore_callback_states_from_checkpoint parallelism_config dataloader_persistent_workers "
+            "dataloader_multiprocessing_context dataloader_in_order label_names train_sampling_strategy ddp_broadcast_buffers "
+            "ddp_static_graph length_column_name past_index accelerator_config average_tokens_across_devices neat_packing "
             "special_tokens max_target_length hub_always_push line_by_line s2_attention shuffle_merged_datasets bf16_backend half_precision_backend "
             "use_mps_device"),
 }  # fmt: skip

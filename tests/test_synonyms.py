@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -135,9 +138,11 @@ def test_a_secret_on_the_command_line_is_not_shown_again():
 
 
 def test_what_is_not_quite_the_same_or_has_no_effect_is_said_in_one_line_each(capsys):
-    trained("--per_device_train_batch_size 8 --eval_steps 10 --logging_steps 5 --lr 1e-4 --tf32 True")
+    trained(
+        "--per_device_train_batch_size 8 --eval_steps 10 --logging_steps 5 --lr 1e-4 --tf32 True --packing"
+    )
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4 and "--tf32、--packing" in lines[3]
     assert "--micro_batch_size" in lines[0] and "每輪驗證一次" in lines[1] and "train_log.jsonl" in lines[2]
 
 
@@ -216,3 +221,16 @@ def test_a_word_that_looks_but_little_like_another_is_no_guess():
     assert nearest("gradient_checkpointing", ["gradient_clipping"]) == []
     assert nearest("--num_epohcs", ["--num_epochs", "--seed"]) == ["--num_epochs"]
     assert "是不是" not in refused(trained, "--foo_bar 3")
+
+
+def test_every_argument_of_transformers_trainer_is_known(tmp_path):
+    """Read from its source: importing it takes seconds."""
+    source = Path(find_spec("transformers").origin).parent / "training_args.py"
+    (body,) = [
+        node.body
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    ]
+    names = {node.target.id for node in body if isinstance(node, ast.AnnAssign)}
+    options = {option[2:] for action in flags.build_parser()._actions for option in action.option_strings}
+    assert len(names) > 80 and not names - TRAINING.keys() - options
