@@ -87,6 +87,7 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
         from finetune.tasks import TASKS
 
         return show_texts(TASKS["cpt"].read(flags))
+    from finetune import learning_rate
     from finetune.checkpoints import sound
     from finetune.lesson import prepare, read_data
     from finetune.machine import meet
@@ -97,6 +98,8 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     if checkpoint:
         exact = bool(flags.ckpt_id) and checkpoint.name == flags.ckpt_id
         checkpoint = world.by_main(lambda: sound(checkpoint, exact))
+        if "learning_rate" not in given:  # a run that was begun under another default keeps its rate
+            flags.learning_rate = learning_rate.of_checkpoint(checkpoint) or flags.learning_rate
     source, pools = read_data(flags, world, source)
     lesson = prepare(flags, world, machine, source, pools)
     if flags.preview_masks:

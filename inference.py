@@ -308,6 +308,8 @@ def answer(flags) -> int | None:
 
 def _answer(flags) -> int | None:
     """A look at data, an exam, a file, a prompt, a question, the terminal."""
+    from finetune.loading import exam_prompts, is_classifier, open_exam
+
     if flags.inspect is not None:
         from finetune import texts
         from finetune.doctor import examine_data
@@ -318,16 +320,18 @@ def _answer(flags) -> int | None:
         if texts.holds_texts(flags.inspect):
             return texts.examine(flags.inspect, flags.json)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")
-        return examine_data(flags, exam, lambda: _reader(flags))
+        return examine_data(flags, exam, lambda: exam_prompts(flags))
     exam = None
+    sorts = flags.exam is not None and is_classifier(flags.model_path)
     if flags.exam is not None:
         from finetune import report, session
 
         report.check_folder(flags.report or session.default_folder(flags.exam), "--report")
-        exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
-        session.choose(exam, flags.split)  # what is wrong with the data is said before a model is loaded
+        if not sorts:
+            exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
+            session.choose(exam, flags.split)  # what is wrong with the data is said before a model is loaded
     world = None
-    if exam is not None or flags.input is not None:  # first of all: it says which GPU is this process's
+    if flags.exam is not None or flags.input is not None:  # first of all: it says which GPU is this process's
         from finetune.world import World
 
         world = World.join(flags.cpu, doing="作答")
@@ -348,6 +352,11 @@ def _answer(flags) -> int | None:
     if exam is not None:
         session.hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
         world.leave()
+    elif sorts:
+        from finetune import label_exam
+
+        label_exam.hold(flags, examinee, world)
+        world.leave()
     elif flags.input is not None:
         from finetune.answering import answer_file
 
@@ -365,40 +374,6 @@ def _answer(flags) -> int | None:
         if flags.question is not None:
             show_answer(flags, model, tokenizer, device)
     return None
-
-
-def open_exam(flags, source: str, flag: str, on_bad_rows: str):
-    """The built-in exam for `demo`, else what `exams.read_exam` finds; a hub that is away is asked once."""
-    from finetune import demo, hub
-    from finetune.exams import choose_rows, read_exam
-
-    if source == "demo":
-        exam = demo.exam()
-        exam.questions = choose_rows(exam.questions, flags.subjects)
-        return exam
-    hub.prepare_for(source)
-    return read_exam(source, flags.revision, flags.subjects, on_bad_rows, flag, flags.answers_from)
-
-
-def _reader(flags):
-    """How the model of --model_path would write a question out; its weights are not needed."""
-    from finetune import hub, models, tokenizing
-    from finetune.examinee import prompts_for
-    from finetune.run_card import RunCard
-    from finetune.speaker import asking_for
-
-    path, flag = hub.located(flags.model_path), "--model_path"
-    models.check_source(path, flag, from_scratch=True)
-    hub.prepare_for(path)
-    config = models.load_config(path, flag)
-    kind, card = models.kind_of(config), RunCard.read(path)
-    if kind == "classifier":
-        raise UserError(f"{flag} {path} 是{KINDS[kind]}，不答選擇題；不給 {flag}，--inspect 只看題庫本身")
-    tokenizer = tokenizing.load_tokenizer(path, flag, kind)
-    wanted = flags.max_length if "max_length" in flags.given else None
-    if kind == "causal":
-        return asking_for(tokenizer, card, tokenizing.prompt_length(config, tokenizer, wanted or 1 << 30))
-    return prompts_for(config, tokenizer, card, wanted)
 
 
 def show_prompt(flags, examinee: Examinee) -> None:

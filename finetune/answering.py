@@ -112,6 +112,7 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
         nonlocal errors, count
         for record in journal.records():
             count += 1
+            sheet.tally(record)
             if record["error"]:
                 errors += 1
                 if len(shown) < SHOWN:
@@ -122,8 +123,12 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
     columns = sheet.columns_in(suffix)
     write_table(output, map(sheet.written(suffix), counted()), columns, suffix, columns is not SUBMISSION)
     journal.remove()
+    lines, figures = sheet.summary()
     if in_json:
-        tell(as_json({"output": str(output), "rows": count, "errors": errors}))
+        tell(as_json({"output": str(output), "rows": count, "errors": errors, **figures}))
+    else:
+        for line in lines:
+            tell(line)
     say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
     for line in shown:
         say(line)

@@ -9,6 +9,7 @@ from pathlib import Path
 from . import metrics
 from .examining import Sitting
 from .methods import GENERATE, parse
+from .metrics import CERTAIN, SIGNIFICANT
 from .page import counted, points, small
 from .subjects import CATEGORIES, subject_title
 
@@ -18,7 +19,6 @@ TITLES = {
 NOT_COMPARABLE = "不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）"
 UNTUNED = "微調前"  # the other model, when it is the one that training began from
 FAR = 0.25  # the interval lies so far above chance: 遠高於
-SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,15 @@ def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict
 
 def grade(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> dict:
     """The figures of a classifier on labelled rows, see classes.py. All ranks call it."""
-    found = probabilities(forward, config, pad_id, objective.encoded, world.device, world)
+    return figures_of(objective, config, answers_of(objective, config, forward, pad_id, world))
+
+
+def answers_of(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> list:
+    """A classifier's probabilities of the classes, (n, K). All ranks call it."""
+    return probabilities(forward, config, pad_id, objective.encoded, world.device, world)
+
+
+def figures_of(objective: Classification, config, found: list) -> dict:
+    """Figures from `answers_of`."""
     truth = [row.labels for row in objective.rows]
     return classes.figures(truth, found, names_of(config), is_multi(config))

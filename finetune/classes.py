@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy
 
-from .metrics import calibration, share
+from .metrics import CERTAIN, SIGNIFICANT, calibration, share
 from .plots import MOST_CELLS, short
 from .sets import in_order
 
@@ -24,7 +24,8 @@ FLAT = (  # of the figures of a set: those worth a curve or a flat name
     "n", "accuracy", "interval_95", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "mcc",
     "hamming_loss", "log_loss", "ece", "majority", "macro_f1_majority",
 )  # fmt: skip
-TITLES = {"test": "測試", "held_back": "保留", "validation": "驗證"}
+TITLES = {"test": "測試", "held_back": "保留", "validation": "驗證", "train": "訓練", "all": "全部"}
+BASELINE = "TF-IDF＋邏輯迴歸"  # see baseline.py
 NONE = "沒有留下驗證資料（--split_ratio），不知道分得多準。"
 CHOSEN_BY = "最好的一步就是照這些列挑的，成績會略為偏高"
 AVERAGES = (
@@ -69,11 +70,8 @@ def figures(
         return {}
     from sklearn import metrics
 
-    p = numpy.asarray(probabilities, dtype=numpy.float64)
-    gold, classes = numpy.zeros(p.shape, dtype=int), range(len(names))
-    for row, there in zip(gold, truth, strict=True):
-        row[list(there)] = 1
-    chosen = (p >= THRESHOLD).astype(int) if multi else numpy.eye(len(names), dtype=int)[p.argmax(axis=1)]
+    p, classes = numpy.asarray(probabilities, dtype=numpy.float64), range(len(names))
+    gold, chosen = _as_switches(truth, p, multi)
     found = {"multi": multi, **share(int((gold == chosen).all(axis=1).sum()), len(gold))}
     for average in ("macro", "micro"):
         parts = metrics.precision_recall_fscore_support(gold, chosen, average=average, zero_division=0.0)
@@ -102,6 +100,21 @@ def figures(
     return {**found, "confusion": counts.tolist(), **_majority(gold, names)}
 
 
+def _as_switches(truth: Sequence[Sequence[int]], p: numpy.ndarray, multi: bool) -> tuple:
+    """What is true and what is answered of n rows, each (n, K) of 0 and 1."""
+    gold = numpy.zeros(p.shape, dtype=int)
+    for row, there in zip(gold, truth, strict=True):
+        row[list(there)] = 1
+    answered = (p >= THRESHOLD).astype(int) if multi else numpy.eye(p.shape[1], dtype=int)[p.argmax(axis=1)]
+    return gold, answered
+
+
+def hits(truth: Sequence[Sequence[int]], probabilities: numpy.ndarray, multi: bool) -> numpy.ndarray:
+    """Of each row 1 where all its labels are right, else 0; as `figures` counts them."""
+    gold, chosen = _as_switches(truth, numpy.asarray(probabilities), multi)
+    return (gold == chosen).all(axis=1).astype(float)
+
+
 def _majority(gold: numpy.ndarray, names: Sequence[str]) -> dict:
     """What must be beaten: the commonest answer of these rows, given always; the first one of equals."""
     from sklearn.metrics import f1_score
@@ -122,7 +135,10 @@ def _majority(gold: numpy.ndarray, names: Sequence[str]) -> dict:
 
 def headlines(found: dict) -> dict[str, float]:
     """Of the figures of a set those that are one number for the whole."""
-    return {name: found[name] for name in FLAT if found[name] is not None}
+    flat = {name: found[name] for name in FLAT if found[name] is not None}
+    if trivial := found.get("baseline"):
+        flat |= {f"baseline_{name}": trivial[name] for name in ("accuracy", "macro_f1", "p_value")}
+    return flat
 
 
 def verdict(labels: dict) -> list[str]:
@@ -138,6 +154,8 @@ def verdict(labels: dict) -> list[str]:
         row += f"巨觀 F1 {found['macro_f1']:.3f}、微觀 F1 {found['micro_f1']:.3f}、"
         row += f"漢明損失 {found['hamming_loss']:.3f}" if found["multi"] else f"MCC {found['mcc']:.3f}"
         row += f"；{_always(found)}：{found['majority']:.3f}、巨觀 F1 {found['macro_f1_majority']:.3f}"
+        if trivial := found.get("baseline"):
+            row += f"；{BASELINE}：{trivial['accuracy']:.3f}、巨觀 F1 {trivial['macro_f1']:.3f}"
         lines += [row, *(f"  {remark}" for remark in remarks(name, found))]
     return lines
 
@@ -152,7 +170,20 @@ def sentence(found: dict, figure: Figure = plain) -> str:
     text = whole or f"{found['n']} 列答對 {found['right']} 列"
     (low, high), trivial = found["interval_95"], found["majority"]
     verb = "高於" if low > trivial else "不如" if high < trivial else "看不出勝過"
-    return f"{text}（{figure(found['accuracy'])}），{verb}{_always(found)}的 {figure(trivial)}。"
+    text += f"（{figure(found['accuracy'])}），{verb}{_always(found)}的 {figure(trivial)}"
+    return text + _beside_the_baseline(found, figure, verb == "高於") + "。"
+
+
+def _beside_the_baseline(found: dict, figure: Figure, good: bool) -> str:
+    """The clause on the baseline; `good` is what was said before it."""
+    if not (trivial := found.get("baseline")):
+        return ""
+    p, gap, them = trivial["p_value"], trivial["difference"], f"{BASELINE}的 {figure(trivial['accuracy'])}"
+    if p >= SIGNIFICANT:
+        return f"，與 {them} 分不出高下"
+    sure = "極不可能只是運氣" if p < CERTAIN else f"不像是運氣（p = {p:.2g}）"
+    link = "也" if (gap > 0) == good else "但"
+    return f"，{link}{'高於' if gap > 0 else '不如'} {them}；差異{sure}"
 
 
 def _always(found: dict) -> str:
@@ -167,7 +198,7 @@ def _accuracy(found: dict) -> str:
 
 def remarks(name: str, found: dict) -> list[str]:
     """What must stand beside the figures of a set."""
-    lines = [CHOSEN_BY] if name == "validation" else []
+    lines = [*warning(found), *([CHOSEN_BY] if name == "validation" else [])]
     support = {label: row["support"] for label, row in found["per_class"].items()}
     if absent := [label for label, count in support.items() if not count]:
         lines.append(f"這些列裡沒有{_quoted(absent)}：巨觀平均仍把每一類都算進去，沒有的類別算 0")
@@ -175,6 +206,20 @@ def remarks(name: str, found: dict) -> list[str]:
     if never := [label for label, count in support.items() if count and not given[label]]:
         lines.append(f"一次也沒有答過{_quoted(never)}")
     return [*lines, *filter(None, [mistakes(found)])]
+
+
+def warning(found: dict) -> list[str]:
+    """That a model is no better than what a second of scikit-learn gives, in one line; else none."""
+    trivial = found.get("baseline")
+    if not trivial or trivial["difference"] > 0:
+        return []
+    mine = trivial["accuracy"] + trivial["difference"]  # on the rows that both answered
+    less = "低於" if trivial["difference"] < 0 else "只等於"
+    told = f"{BASELINE}，同樣的 {trivial['trained_on']:,} 列訓練"
+    return [
+        f"⚠️ 這個模型的{_accuracy(found)} {mine:.3f} {less}簡單的基準 {trivial['accuracy']:.3f}（{told}）："
+        "在這份資料上它還不值得用"
+    ]
 
 
 def mistakes(found: dict) -> str:
@@ -232,6 +277,13 @@ def overview(found: dict, figure: Figure = plain) -> list[tuple[str, str]]:
         (_accuracy(found), f"{figure(found['accuracy'])}（{'–'.join(map(figure, found['interval_95']))}）"),
         (_always(found), f"{figure(found['majority'])}（巨觀 F1 {figure(found['macro_f1_majority'])}）"),
     ]
+    if trivial := found.get("baseline"):
+        value = f"{figure(trivial['accuracy'])}（巨觀 F1 {figure(trivial['macro_f1'])}）"
+        low, high = (f"{100 * end:+.1f}" for end in trivial["difference_interval_95"])
+        p = f"p = {trivial['p_value']:.2g}" if trivial["p_value"] >= CERTAIN else f"p < {CERTAIN:.4f}"
+        rows.append((BASELINE, value))
+        gap = f"{100 * trivial['difference']:+.1f} 個百分點（95 % 區間 {low} 到 {high}）；McNemar {p}"
+        rows.append((f"比 {BASELINE}", gap))
     for average, title in (("macro", "巨觀"), ("micro", "微觀")):
         for what, named in (("f1", " F1"), ("precision", "精確率"), ("recall", "召回率")):
             rows.append((f"{title}{named}", figure(found[f"{average}_{what}"])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 from .batching import Example
@@ -34,6 +36,16 @@ class Classification:
         self.lengths = [len(row.ids) for row in self.encoded]
         self.shortened = sum(row.cut for row in self.encoded)
 
+    def guess(self) -> tuple[float, float]:
+        """The loss of always giving each class its share of these rows, weighted as the loss is; and what one
+        decision is worth that knows nothing: ln K, of several labels ln 2. Nats."""
+        n, found = len(self.rows), Counter(label for row in self.rows for label in row.labels)
+        masses = [self.weights[at] * found[at] for at in range(self.count)]
+        if not self.multi:
+            return _entropy(masses) / n, math.log(self.count)
+        each = [_entropy([mass, n - found[at]]) / n for at, mass in enumerate(masses)]
+        return sum(each) / self.count, math.log(2)
+
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
         """Every row once."""
         return [("label", index) for index in range(len(self.rows))]
@@ -51,3 +63,9 @@ class Classification:
             row.ids, tuple(classes), tuple(wanted), row=self.rows[index].id, segments=row.segments,
             importance=tuple(importance),
         )  # fmt: skip
+
+
+def _entropy(masses: Sequence[float]) -> float:
+    """−Σ m ln(m / Σ m)"""
+    total = sum(masses)
+    return -sum(mass * math.log(mass / total) for mass in masses if mass)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .checking import grade
+from .baseline import stand_beside
+from .checking import answers_of, figures_of
 from .examining import CALIBRATION_ROWS, Sitting, asked_by, sit
 from .exams import Pools, sample
 from .growth import Growth
+from .labelling import names_of
 from .logits import forward_of, light_of
 from .questions import Question
 from .rows import questions_of
@@ -83,9 +85,7 @@ class Finals:
     def hold(self, model, who: str, world, machine) -> None:
         """Examines a model, `tuned` or `untuned`. All ranks call it."""
         lesson, model = self.lesson, model.to(world.device).eval()
-        for name, objective in self.labelled.items():
-            pad = lesson.tokenizer.pad_token_id
-            self.labels[name] = grade(objective, model.config, forward_of(model).eval(), pad, world)
+        self._hold_labels(model, world)
         forward = model
         if machine.precision == "bf16" and world.device.type == "cpu" and lesson.kind == "masked":
             forward = light_of(model)
@@ -99,6 +99,16 @@ class Finals:
             self.held_out = sit(asked, self.apart, lesson.scoring, lesson.flags.exam_orders, world, title)
         if self.growth:
             self.growth.add(who, model, lesson, world, machine.tokens)
+
+    def _hold_labels(self, model, world) -> None:
+        """The figures of a classifier, and beside them those of the baseline."""
+        answered, pad = {}, self.lesson.tokenizer.pad_token_id
+        for name, objective in self.labelled.items():
+            found = answers_of(objective, model.config, forward_of(model).eval(), pad, world)
+            self.labels[name] = figures_of(objective, model.config, found)
+            answered[name] = objective.rows, found
+        if answered and world.is_main:
+            stand_beside(self.labels, self.lesson.teach.rows, answered, names_of(model.config))
 
 
 def _unseen(lesson, validation: Sequence[Question]) -> Sequence[Question] | str:

@@ -125,7 +125,8 @@ def build_parser() -> cli.Parser:
     add("--auto_micro_batch", action="store_true",
         help="GPU 記憶體不足時自己把一次的列數減半，從最近的檢查點接續；每一步的列數不變")
     add("--learning_rate", type=number(0, above=True), default=3e-5,
-        help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5）")
+        help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5；"
+             "亂數權重 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
     add("--on_nan", type=one_of("fail", "skip"), default="fail",
         help="損失不是數字時：fail 停止並說是哪些列（預設）；skip 略過那一步")
     add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
@@ -199,6 +200,8 @@ def read_flags(argv: list[str]):
     parser = build_parser()
     flags = parser.read(argv)
     defaults = {**TASK_DEFAULTS[flags.task], **(DEMO_DEFAULTS if flags.demo else {})}
+    if flags.from_scratch and not flags.demo:
+        defaults["learning_rate"] = None  # by the model, see learning_rate.py
     for name, value in defaults.items():
         if name not in parser.given:
             setattr(flags, name, value)

@@ -76,12 +76,15 @@ def build_parser() -> cli.Parser:
                         "csv、tsv、json、jsonl、parquet、arrow、xlsx、txt")
     add("--text_column", default="",
         help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
+    add("--label_column", default="",
+        help="分類：正解的欄位，--input 與 --exam 用來算正確率（預設自己找）")
     add("--output", type=place, help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
 
     add = parser.add_argument_group("考試").add_argument
-    add("--exam", type=place, help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）")
+    add("--exam", type=place,
+        help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）；分類模型則是有標籤的文字")
     add("--split", type=one_of(*sorted(SPLITS), "all"), default="test", help="考哪一部分（預設 test）")
     add("--report", type=place, help="報告寫到這個資料夾（預設 ./report_{題庫}）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
@@ -122,10 +125,11 @@ KINDS = {  # of models, by the names of kinds.CLASSES
 FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
     WRITING: ("causal",),
-    ("pair", "text_column"): ("classifier",),
+    ("pair", "text_column", "label_column"): ("classifier",),
+    ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
     ("orders",): ("masked", "causal"),
-    ("question", "options", "scoring", "exam", "answer_format"): ("masked", "causal", "choice"),
+    ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
 }
 JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
 
@@ -163,12 +167,15 @@ def _one_job(flags) -> None:
     if flags.candidates and flags.prompt is None and flags.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
-        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("text_column", "input"),
-        ("pair", "prompt"), ("max_length", "inspect"),
+        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
+        ("max_length", "inspect"),
     ):  # fmt: skip
         if name in flags.given and getattr(flags, owner) is None:
             more = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
             raise UserError(f"--{name} 要與 --{owner} 一起給{more}")
+    for name in ("text_column", "label_column"):
+        if name in flags.given and flags.input is None and flags.exam is None:
+            raise UserError(f"--{name} 要與 --input 或 --exam 一起給")
     if flags.report and Path(flags.report).is_file():
         raise UserError(f"--report {flags.report} 是一個檔案，應為資料夾")
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from . import adapters, classes, examining, manifests, model_card, perplexity, report
+from . import adapters, classes, examining, learning_rate, manifests, model_card, perplexity, report
 from .checkpoints import writing
 from .cli import say
 from .disk import give_usual_modes, hidden, replace_folder, told
@@ -118,7 +118,7 @@ def write_results(
         model_card.write(output, card, progress)
         plot_curve(beside / "validation_loss_curve.png", progress.course, progress.best_step)
     written = report.of_training(card, sittings, progress)
-    written.notes += [note] if note else []
+    written.notes += filter(None, [note, learning_rate.unlearnt(lesson, card.history)])
     if lesson.new_head:
         written.other += "（輸出層還是亂數）"
     report.write(beside / "report", written, way_on)

@@ -60,6 +60,18 @@ class Labeller(Examinee):
         Raises:
             UserError: what is no text, half characters.
         """
+        return [self.ranked(row) for row in self.shares(texts)]
+
+    def ranked(self, shares: Sequence[float]) -> Ranked:
+        """Labels with their probabilities, best first."""
+        return sorted(zip(self.names, shares, strict=True), key=lambda one: -one[1])
+
+    def shares(self, texts: Sequence[str | tuple[str, str]], world=None) -> list[list[float]]:
+        """The probabilities of the classes, (n, K), in their order; see `classify`.
+
+        Args:
+            world: shares the rows among the processes; every process gets all of them.
+        """
         rows = [encode(self.tokenizer, *_both(text), self.max_length) for text in texts]
         if not self.told_of_cut and any(row.cut for row in rows):
             self.told_of_cut = True
@@ -67,8 +79,7 @@ class Labeller(Examinee):
         # Not the tokenizer's: by this one a decoder finds where a row ends.
         pad = getattr(self.model.config, "pad_token_id", None)
         pad = self.tokenizer.pad_token_id if pad is None else pad
-        found = probabilities(self.forward, self.model.config, pad, rows, self.device)
-        return [sorted(zip(self.names, row, strict=True), key=lambda one: -one[1]) for row in found]
+        return probabilities(self.forward, self.model.config, pad, rows, self.device, world)
 
     def chosen(self, ranked: Ranked) -> str | list[str]:
         """The label or, of a multi-label model, all those from THRESHOLD on, of which there may be none."""

@@ -78,6 +78,7 @@ def read_labelled(
     config_name: str = "",
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
+    learn: bool = True,
 ) -> Catalogue:
     """Labelled texts from a hub name, a folder (all files in it and below) or one csv/tsv/json/jsonl/parquet
     file. The names of files and folders tell the splits: `train.csv`, `x_dev.csv`, `test/0000.parquet`.
@@ -91,6 +92,7 @@ def read_labelled(
         config_name: the sub-folder to be read where several hold the same splits.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons.
         flag: what named the source, for messages.
+        learn: they are to be learned from; else a model that knows its labels already is only examined.
 
     Raises:
         UserError: nothing there, columns that cannot be told, bad rows, labels that are none, a single class,
@@ -118,7 +120,8 @@ def read_labelled(
         there = f"{named}：沒有一列有標籤（標籤欄 {'、'.join(columns.labels)}；--label_column 可指定別欄）"
         raise UserError([*abridged(problems), there])
     catalogue = found.catalogue(f"{origin} {config_name}".rstrip(), problems)
-    _check(catalogue, named, bool(found.classes))
+    if learn:
+        _check(catalogue, named, bool(found.classes))
     return catalogue
 
 

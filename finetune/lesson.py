@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from . import causal, demo, layers, lineage, models, tokenizing
+from . import causal, demo, layers, learning_rate, lineage, models, tokenizing
 from .adapters import Lora
 from .batching import Batch, Contest, Example, Plan, collate, cut, cut_by_tokens, plan_epoch
 from .cli import say
@@ -278,6 +278,9 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
     name, flag, task = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task]
     kind = task.kind(flags)
     config = world.main_first(lambda: models.load_config(name, flag, kind))
+    if flags.learning_rate is None:
+        flags.learning_rate = learning_rate.of_random_weights(config)
+        say(f"  亂數權重，學習率用 {flags.learning_rate:g}（--learning_rate 可另外指定）")
     task.agree(config, source, pools)
     task.shape(config, source)
     settle(machine, world, config.get_text_config().hidden_size)

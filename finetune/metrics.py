@@ -23,6 +23,7 @@ Prediction = int | tuple[int, ...]
 RESAMPLES = 10_000  # of a bootstrap: the ends of its interval then move by a fiftieth of its width
 BINS = 15  # equal-width bins of confidence (arXiv:1706.04599, section 2)
 INTERVAL = (2.5, 97.5)  # percentiles
+SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
     one (Fisher's randomisation test, two-sided, RESAMPLES draws)."""
     from scipy.stats import binomtest
 
-    steps = [round(a - b, 9) for a, b in zip(first, second, strict=True)]
+    steps = [round(float(a - b), 9) for a, b in zip(first, second, strict=True)]
     only_first, only_second = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
     sizes = Counter(abs(step) for step in steps if step)
     if not sizes:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from .chats import Message
 from .cli import say
-from .columns import LOOKED, find_texts
+from .columns import LOOKED, column_names, find_texts
 from .decoding import Decoding
 from .errors import UserError
 from .examinee import Examinee, asks_for_words
 from .inference_flags import tell_of_idle_writing
 from .instructions import parse_instruction
 from .kv_cache import manner_of
+from .label_truth import Truth, tell_of_numbers
 from .labeller import Labeller
 from .methods import GENERATE, parse
 from .question_rows import Reading, draft, survey
@@ -116,6 +117,13 @@ class Sheet(ABC):
                 asked[0][0]["error"] = str(error)
             return
         yield from ((record, result) for (record, _), result in zip(asked, found, strict=True))
+
+    def tally(self, record: dict) -> None:  # noqa: B027  most kinds count nothing
+        """Counts a record that is about to be written."""
+
+    def summary(self) -> tuple[list[str], dict]:
+        """What was counted: for the screen, and for --json."""
+        return [], {}
 
     def blank(self, number: int, row: dict | Unreadable) -> dict:
         """The record of a row that is not answered yet."""
@@ -280,19 +288,49 @@ class LabelSheet(Sheet):
         self.top_k = flags.top_k if "top_k" in flags.given else None
         self.named = _text_columns(Path(flags.input), flags.text_column, examinee.taught_columns)
         examinee.warn_of_count(len(self.named))
-        label = {"labels": "list"} if examinee.multi else {"label": "text"}
+        self.key, kind = ("labels", "list") if examinee.multi else ("label", "text")
         texts = dict.fromkeys(("text", "pair")[: len(self.named)], "text")
-        self.columns = {
-            "row": "whole", "id": "text", **texts, **label, "probabilities": "scores", "error": "text",
-        }  # fmt: skip
+        first, there = _columns_of(Path(flags.input))
+        taught = str(examinee.card.flags.get("label_column") or "") if examinee.card else ""
+        wanted = flags.label_column or (taught if {*column_names(taught)} <= {*there} else "")
+        how = wanted, examinee.names, examinee.multi, f"--input {flags.input}"
+        self.truth = Truth(there, self.named, *how)
+        tell_of_numbers(self.truth, first)
+        own = {
+            "row": "whole",
+            "id": "text",
+            **texts,
+            self.key: kind,
+            "probabilities": "scores",
+            "error": "text",
+        }
+        true = {f"true_{self.key}": kind} if self.truth else {}
+        # what else the file says of a row, by its own name, or where that is taken as input_…
+        self.kept = {name if name not in {*own, *true} else f"input_{name}": name for name in there}
+        for name in ("id", "ID", *(name for name in self.named if name in ("text", "pair"))):
+            self.kept.pop(f"input_{name}" if name in own else name, None)  # it stands there already
+        if len(self.truth.columns.labels) == 1:
+            self.kept.pop(f"input_{self.truth.columns.labels[0]}", None)
+        self.columns = own | true | dict.fromkeys(self.kept, "text")
 
     def identity(self, source: Path) -> dict:
-        return super().identity(source) | {"text_column": ",".join(self.named), "top_k": self.top_k}
+        columns = {"text_column": ",".join(self.named), "label_column": ",".join(self.truth.columns.labels)}
+        return super().identity(source) | columns | {"top_k": self.top_k}
 
     def blank(self, number: int, row: dict | Unreadable) -> dict:
         given = row if isinstance(row, dict) else {}
         shown = {name: _plain(given.get(column)) for name, column in self._places()}
-        return super().blank(number, row) | shown
+        kept = {name: _plain(given[column]) for name, column in self.kept.items() if column in given}
+        if self.truth:
+            true = self.truth.of(row)
+            kept[f"true_{self.key}"] = true if self.examinee.multi else true and true[0]
+        return super().blank(number, row) | shown | kept
+
+    def tally(self, record: dict) -> None:
+        self.truth.count(record.get(f"true_{self.key}"), None if record["error"] else record[self.key])
+
+    def summary(self) -> tuple[list[str], dict]:
+        return (self.truth.lines(), self.truth.told()) if self.truth else ([], {})
 
     def _places(self):
         """(name in a record, column in the file) of each text."""
@@ -322,6 +360,16 @@ def _text_columns(source: Path, wanted: str, taught: tuple[str, ...]) -> tuple[s
     if not wanted and taught and {*taught} <= {*there}:
         return taught
     return find_texts(there, wanted, f"--input {source}")
+
+
+def _columns_of(source: Path) -> tuple[list[dict], list[str]]:
+    """The first rows, and every column that a row of the file has, in the order they come."""
+    first, there = [], {}
+    for _, row in read_table(source):
+        if isinstance(row, dict):
+            there |= dict.fromkeys(map(str, row))
+            first += [row] if len(first) < LOOKED else []
+    return first, list(there)
 
 
 def _as_text(row: dict | Unreadable, column: str) -> str:

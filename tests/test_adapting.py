@@ -351,6 +351,9 @@ def test_labels_are_learnt_reported_and_kept_by_name(train, tmp_path, model_dir,
     card = json.loads((tmp_path / NAME / "run_card.json").read_text(encoding="utf-8"))
     found = card["labels"]["held_back"]
     assert found["macro_f1"] > 0.8 and set(found["per_class"]) == {"天", "地", "人"}
+    assert found["baseline"]["n"] == found["n"] and found["baseline"]["trained_on"] == 192
+    for name in ("report/report.md", "report/index.html", f"{NAME}/README.md"):
+        assert "TF-IDF＋邏輯迴歸" in (tmp_path / name).read_text(encoding="utf-8")
     curve = [entry["validation_macro_f1"] for entry in card["history"]]
     best = max(range(len(curve)), key=lambda at: (curve[at], -card["history"][at]["validation_loss"]))
     assert card["history"][best]["step"] == card["step"]

@@ -274,7 +274,8 @@ def test_a_file_of_texts_becomes_a_file_of_labels_in_every_format(run, tmp_path,
     found = inference.classify(*models["single"][:2], texts, "cpu")
     assert [row["row"] for row in rows] == list(range(1, 73))
     for number, (row, text, ranked) in enumerate(zip(rows, texts, found, strict=True)):
-        assert list(row) == ["row", "id", "text", "label", "probabilities", "error"]
+        assert list(row) == ["row", "id", "text", "label", "probabilities", "error", "true_label"]
+        assert row["true_label"] == "正面"
         assert (row["id"], row["text"], row["label"]) == (f"n{number}", text, ranked[0][0])
         assert row["probabilities"] == pytest.approx(dict(ranked), abs=1e-4) and not row["error"]
 
@@ -286,7 +287,8 @@ def test_pairs_and_several_labels_have_columns_of_their_own(run, tmp_path, model
     rows = list(map(json.loads, (tmp_path / "y.jsonl").read_text().splitlines()))
     found = inference.classify(*models["multi"][:2], pairs, "cpu")
     for row, pair, ranked in zip(rows, pairs, found, strict=True):
-        assert list(row) == ["row", "id", "text", "pair", "labels", "probabilities", "error"]
+        kept = ["premise", "hypothesis"]
+        assert list(row) == ["row", "id", "text", "pair", "labels", "probabilities", "error", *kept]
         assert (row["text"], row["pair"]) == pair
         assert row["labels"] == [label for label, share in ranked if share >= 0.5]
         assert row["probabilities"] == pytest.approx(dict(ranked), abs=1e-4)

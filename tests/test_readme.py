@@ -16,6 +16,16 @@ ELSEWHERE = {
     "deepspeed --num_accelerators 2 fine_tuning_llm.py --demo",
 }
 ITSELF = {"make test", "make check", "make bench"}  # would run these tests again, or the demo three times
+RIGHT = {  # what commands must print, beside running: a part of the command, and its answer
+    '--prompt "《紅樓夢》的作者是曹[MASK]芹。"': "  1. 雪\n",
+    '--prompt "日本的首都是[MASK]。" --word_length 3': "  1. 東京 (",
+    '--question "化學元素鐵的符號是什麼？"': "  1. B: Fe (",
+    '--question "《紅樓夢》的作者是誰？"': '"answer": "B"',
+    '--model_path my_model/model --question "泰國的首都是哪一座城市？"': "  1. A: 曼谷 (",
+    "--exam my_exam.csv --split all": "4 題答對 4 題",
+    '--prompt "法國的首都是[MASK][MASK]。"': "  1. 巴黎 (",
+    "--candidates 巴黎,倫敦,東京": "  1. 巴黎 (",
+}
 SLOW_BENCH = "benchmarks/demo_seeds.py"
 
 
@@ -36,6 +46,11 @@ def python_blocks(name: str) -> list[str]:
 def test_both_readmes_hold_the_same_commands():
     assert commands("README.md") == commands("README.zh-TW.md")
     assert python_blocks("README.md") == python_blocks("README.zh-TW.md")
+
+
+@pytest.mark.parametrize("part", RIGHT)
+def test_every_answer_that_is_looked_at_belongs_to_a_command(part):
+    assert any(part in line for line in commands("README.md")[0])
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -91,6 +106,8 @@ def test_the_readmes_commands_run_in_their_order(demo_run):
             timeout=300,
         )
         assert done.returncode == 0, (line, done.stderr[-2000:])
+        for answer in (answer for part, answer in RIGHT.items() if part in line):
+            assert answer in done.stdout, (line, done.stdout)
     for block in python_blocks("README.md"):
         done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
