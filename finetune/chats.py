@@ -187,14 +187,14 @@ class Chat:
     @cached_property
     def form(self) -> Form:
         """Raises UserError where the template cannot write a question and its answer."""
-        question = [user(ASKED)]
         try:
-            closed, asked = (self._render(question, reply) for reply in (False, True))
-            whole = self._render([*question, assistant(ANSWER)], False)
-            if ANSWER not in whole:
-                raise ValueError("對話樣板不寫模型的回答")
+            closed, asked, whole = self._tried([user(ASKED)])
         except ValueError as error:
-            raise UserError(f"{self.flag}：{error}；一問一答也寫不出來，請換一個對話樣板") from error
+            try:  # a template may insist on a system
+                closed, asked, whole = self._tried([{"role": "system", "content": SYSTEM}, user(ASKED)])
+            except ValueError:
+                message = f"{self.flag}：{error}；一問一答也寫不出來，請換一個對話樣板"
+                raise UserError(message) from error
         before, _, after = whole.rpartition(ANSWER)
         joins = before.startswith(asked)
         adds = asked == closed and bool(not joins or before[len(asked) :].strip())
@@ -209,6 +209,13 @@ class Chat:
         end = self._special.search(after)
         token = self.tokenizer.convert_tokens_to_ids(end[0]) if end else self.tokenizer.eos_token_id
         return Form(lead, after[: end.start()] if end else "", token, adds, thinks, joins)
+
+    def _tried(self, question: Sequence[Message]) -> tuple[str, str, str]:
+        """A question without and with the place for its answer, and with an answer. Raises ValueError."""
+        whole = self._render([*question, assistant(ANSWER)], False)
+        if ANSWER not in whole:
+            raise ValueError("對話樣板不寫模型的回答")
+        return self._render(question, False), self._render(question, True), whole
 
     def _shows(self, messages: Sequence[Message], *texts: str) -> bool:
         """True when the template writes all these texts."""
@@ -280,8 +287,9 @@ class Chat:
         """Token ids of what the assistant says after `before`, without the end."""
         return self._after(before, self.lead + self.defused(content))
 
-    def _after(self, before: str, said: str) -> list[int]:
-        prompt, whole = self.ids(before), self.ids(before + said)
+    def _after(self, before: str, said: str, prompt: list[int] | None = None) -> list[int]:
+        """Token ids of `said` where it follows `before`, whose ids are `prompt`."""
+        prompt, whole = prompt or self.ids(before), self.ids(before + said)
         # Read together, as the model will write it, unless the seam would change the prompt's own tokens.
         return whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(said)
 
@@ -306,8 +314,9 @@ class Chat:
             if message["role"] != "assistant" or not message.get("train", True):
                 continue
             before = self.text(messages[:at], reply=True)
-            prompt = self.start + self.ids(before)
-            said = self._after(before, self._words(before, messages[: at + 1]))
+            asked = self.ids(before)
+            said = self._after(before, self._words(before, messages[: at + 1]), asked)
+            prompt = self.start + asked
             spoken = range(len(prompt), len(prompt) + len(said) + 1)
             last = passages[-1] if passages else None
             if last and prompt[: len(last.ids)] == last.ids:

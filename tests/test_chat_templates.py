@@ -15,6 +15,7 @@ from finetune.chat_prompts import AskingPrompts
 from finetune.chats import Chat
 from finetune.errors import UserError
 from finetune.instructions import Instruction, parse_instruction
+from finetune.questions import Question
 from finetune.tokenizing import load_tokenizer
 
 IGNORING = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "")
@@ -211,6 +212,30 @@ def test_only_answers_and_their_ends_are_learnt_and_come_out_bare(named):
             assert "".join(chat.cleaned(pieces)).strip() == content
 
 
+def test_white_space_around_what_was_said_changes_nothing_that_is_taught_or_asked(named):
+    _, chat = named
+    padded = [{**one, "content": f"\n {one['content']} \n"} for one in TALK]
+    for at, (before, said) in zip((1, 3, 5), answers(chat, padded), strict=True):
+        assert before == chat.prompt(padded[:at])
+        shown = chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
+        assert "".join(chat.cleaned([shown])).strip() == TALK[at]["content"]
+    bare = [
+        {**one, "content": one["content"].strip()} if one["role"] == "assistant" else one for one in padded
+    ]
+    assert chat.prompt(padded[:5]) == chat.prompt(bare[:5])
+
+
+def test_a_letter_is_looked_for_where_a_conversation_has_it(named):
+    _, chat = named
+    question = Question("天地？", ("玄黃", "宇宙", "洪荒", "日月"), 2, id="q")
+    asking = AskingPrompts(chat, 500)
+    prompt = asking.listed(question, range(4))
+    talk = [*asking.messages(question, range(4), question.stem), {"role": "assistant", "content": "C"}]
+    (whole,) = chat.conversation(talk)
+    assert tuple(whole.ids[: len(prompt.ids)]) == prompt.ids
+    assert whole.ids[len(prompt.ids)] == asking.verbalizer_ids(4)[2]
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "zephyr"])
 def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(qwen_dir, name):
     chat = chat_of(qwen_dir, name)
@@ -383,6 +408,9 @@ def test_what_is_odd_about_a_template_is_said(qwen_dir):
         return "".join(Chat(tokenizer, "chat").notes())
 
     assert notes(CHATML) == ""
+    assert notes(
+        "{% if messages[0].role != 'system' %}{{ raise_exception('A system, please') }}{% endif %}" + CHATML
+    ) == ""  # fmt: skip
     assert "日期" in notes("{{ strftime_now('%d %b %Y') }}" + CHATML)
     assert "add_generation_prompt" in notes(IGNORING)
     assert "接不上" in notes(CHATML.replace("<|im_start|>assistant\n{% endif %}", "Assistant: {% endif %}"))
