@@ -156,6 +156,8 @@ def parse_instruction(
         turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
         if not turns or turns[-1].role != "user":
             raise ValueError("最後一句要是使用者說的，才能回答")
+        if not turns[-1].content.strip():
+            raise ValueError("最後一句是空的")
     names = [row.get(key) for key in ("id", "ID")] if isinstance(row, dict) else []
     name = next((str(one) for one in names if one not in (None, "") and one == one), "")
     return Instruction(

@@ -72,7 +72,7 @@ def check_taught(row: object) -> None:
         raise Untaught("weight 是 0 的列")
     if isinstance(mask := row.get("mask"), str) and ROLES.get(mask.strip().lower()) == "assistant":
         raise Untaught("mask 說不教回答的列")
-    if "completion" in row and str(row.get("label")).strip().lower() == "false":
+    if _filled(row, ("completion", *CHATS)) and str(row.get("label")).strip().lower() == "false":
         raise Untaught("label 是 false（不要的回答）的列")
 
 
@@ -114,6 +114,8 @@ def turns_of(row: object, remarks: set[str]) -> list[Turn]:
     system = [Turn("system", _text(given, name).strip()) for name in _filled(given, SYSTEMS)[:1]]
     if chats := _filled(given, CHATS):
         turns = _chat(chats[0], given[chats[0]], remarks)
+        if turns[-1].role == "user" and _filled(given, ("chosen",)):
+            turns = _answer(given, turns, remarks)
     elif isinstance(given.get("prompt"), dict):
         turns = _branch(given["prompt"], remarks)
     elif {*CHATS} & given.keys() and not _filled(given, (*INSTRUCTIONS, *ASKED)):
@@ -167,9 +169,14 @@ def _check_row(row: dict, remarks: set[str]) -> None:
 
 
 def _listed(value: object, name: str) -> list | None:
-    """A list, also where a cell holds it as JSON or as Python writes it; None where it is none."""
+    """A list, also where a cell holds it as JSON or as Python writes it, or where each key has a list of its
+    own, as `datasets` keeps a sequence of objects; None where it is none."""
     if isinstance(value, (list, tuple)):
         return list(value)
+    if isinstance(value, dict) and value and all(isinstance(one, list) for one in value.values()):
+        if len({len(one) for one in value.values()}) > 1:
+            raise ValueError(f"{name} 裡的幾串不一樣長")
+        return [dict(zip(value, one, strict=True)) for one in zip(*value.values(), strict=True)]
     text = value.strip() if isinstance(value, str) else ""
     if not text.startswith("["):
         return None
@@ -309,10 +316,10 @@ def _branch(node: dict, remarks: set[str]) -> list[Turn]:
 
 def _turn(message: dict, remarks: set[str]) -> Turn:
     named = next(message[key] for key in WHO if key in message) if message.keys() & {*WHO} else None
-    who = named.strip().lower() if isinstance(named, str) else named
+    who = named.strip().lower() if isinstance(named, str) else ""
     if who in TOOLS:
         raise ValueError(f"有工具的訊息（角色 {shown(named)}），這裡不教工具的對話")
-    role = ROLES.get(who) if isinstance(who, str) else None
+    role = ROLES.get(who)
     if role is None:
         raise ValueError(f"不認得角色 {shown(named)}，要是 {'、'.join(_NAMES)}")
     if called := _filled(message, ("tool_calls", "function_call")):
@@ -388,6 +395,8 @@ def _weighed(turns: list[Turn], remarks: set[str]) -> list[Turn]:
     asked, found = False, []
     for turn in turns:
         asked = asked or turn.role == "user"
+        if turn.role == "user" and not turn.content.strip():
+            remarks.add("使用者的話是空的")
         if turn.role == "assistant" and turn.taught:
             empty = not (turn.content.strip() or turn.thought)
             if empty and turn is not turns[-1]:

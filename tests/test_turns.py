@@ -48,6 +48,7 @@ PLAIN = {
     "in Chinese": {"指令": "你好", "輸出": "嗨"},
     "a file of lists": [U, A],
     "pairs": {"conversations": [["你好", "嗨"]]},
+    "a list for each key": {"conversations": {"from": ["human", "gpt"], "value": ["你好", "嗨"]}},
     "who: text": {"conversation": [{"human": "你好", "assistant": "嗨"}]},
     "weights of one": {"messages": [U, {**A, "weight": 1}]},
     "weights that are null": {"messages": [{**U, "weight": None}, {**A, "weight": 1.0, "train": "true"}]},
@@ -119,6 +120,8 @@ TOLD = {
     "twice in a row": ({"messages": [U, U, A]}, 2, (), "接成一則"),
     "tools": ({**TALK, "tools": [{"type": "function"}]}, 2, (), "tools"),
     "chosen": ({"prompt": "你好", "chosen": "嗨", "rejected": "不"}, 2, (), "rejected"),
+    "chosen beside a talk": ({"conversations": [U], "chosen": A, "rejected": BAD}, 2, (), "rejected"),
+    "an empty question": ({"messages": [{**U, "content": ""}, A, U, A]}, 4, (), "是空的"),
     "chosen, whole talks": ({"chosen": [U, A], "rejected": [U, BAD]}, 2, (), "rejected"),
     "a tree": ({"prompt": TREE}, 2, (), "排名最前"),
     "two answers": ({**PAIR, "answer": "不"}, 2, (), "不看 answer"),
@@ -141,6 +144,7 @@ LEFT_OUT = [
     ({"messages": [A, U, {**BAD, "train": False}]}, "標了不教的列"),
     ({**TALK, "weight": 0}, "weight 是 0"),
     ({"prompt": "你好", "completion": "嗨", "label": False}, "label 是 false"),
+    ({**TALK, "label": False}, "label 是 false"),
     ({**TALK, "mask": "Assistant"}, "mask"),
 ]
 
@@ -167,6 +171,8 @@ REFUSED = {
     "a message alone": ({"role": "user", "content": "你好"}, "一列只有一則訊息"),
     "a tree in rows": ({"message_id": "1", "parent_id": None, "role": "prompter", "text": "天"}, "一則訊息"),
     "options": ({"prompt": "1+1", "A": "1", "B": "2", "answer": "B"}, "選擇題要有 question"),
+    "a role that is no text": ({"messages": [{"role": {"x": 1}, "content": "天"}, A]}, "不認得角色"),
+    "lists of unlike length": ({"messages": {"role": ["user"], "content": []}}, "不一樣長"),
     "nobody": ({"messages": [{"content": "你好"}, A]}, "沒有 role"),
 }  # fmt: skip
 
