@@ -109,7 +109,7 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument_group("輸出").add_argument
     add("--json", action="store_true", help="結果以 JSON 輸出，一行一個物件")
     add("--answer_format", type=one_of("letter", "index"), default="letter",
-        help="答案：letter（A、B…）或 index（從 0 起；有選項1、選項2… 的檔案從 1 起）")
+        help="答案：letter（A、B…）或 index（和檔案裡的答案同樣算法；選項1… 從 1，看不出來就從 0）")
     add("--batch_size", type=whole(0), default=0, help="檔案一次讀幾列；0 = 自動")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser

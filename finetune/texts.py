@@ -20,6 +20,7 @@ from .data_files import DataFile, data_files, files_below, without_test
 from .delimited import is_table
 from .encodings import BROKEN_PACK, NOT_DECODED, UnknownEncoding, open_text, undecoded
 from .errors import UserError, listed
+from .question_columns import looks_asked
 from .questions import draw, normalised
 from .strictness import Lines, TooLong
 from .tables import READABLE, is_readable, suffix_of
@@ -108,7 +109,7 @@ def holds_texts(source: str) -> bool:
     row = next((row for _, row in files[0].rows() if not isinstance(row, Unreadable)), {})
     if not isinstance(row, dict):
         return isinstance(row, str)
-    return bool(row.keys() & {*COLUMNS} and not row.keys() & {"question", "問題"})
+    return bool(row.keys() & {*COLUMNS} and not row.keys() & {"question", "問題"} and not looks_asked(row))
 
 
 def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
