@@ -13,6 +13,8 @@ from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS
 EXAMPLE = "A:地球 B:木星 C:火星"
 STEMS = "甲乙丙丁戊己庚辛壬癸"
 CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩"
+MOST_CHAINED = 100  # labels that are followed: one more than any caller takes is enough to refuse them
+STARTS = 4  # first labels in a question that are tried from its start, and from its end
 SERIES = (LETTERS + "K", (LETTERS + "K").lower(), STEMS, CIRCLED)  # of labels of one character
 _LABEL = r"(?:[A-Z]|[a-z]|[0-9]{1,2})"
 _OPEN = r"(?:^|(?<=[\s,，;；、。？?！!]))"
@@ -74,6 +76,8 @@ def _chain(text: str, style: re.Pattern, start: int) -> list[tuple[str, int, int
         label = next(filter(None, match.groups())).translate(_WIDE)
         if label == (_after(found[-1][0]) if found else label) and (found or match.start() == start):
             found.append((label, match.start(), match.end()))
+            if len(found) > MOST_CHAINED:
+                break
     return found
 
 
@@ -187,16 +191,20 @@ def in_stem(text: str) -> tuple[str, dict[str, str]]:
     """A question's text and the options at its end: `… (A) 東京 (B) 首爾` on one line or on several. {} where
     there are none. Labels that are letters come before numbers: ①② may be statements that are asked about."""
     best: list[tuple[str, int, int]] = []
+    begin = len(text) - len(text.lstrip())
     for style in _STYLES:
-        for match in style.finditer(text):
-            label = next(filter(None, match.groups())).translate(_WIDE)
-            before = text[: match.start()].rstrip()
-            apart = not re.search(r"[A-Za-z0-9]$", text[: match.start()])  # `f(a)` is no option
-            if before and apart and label in "Aa1甲①":
-                found = _chain(text, style, match.start())
-                letters = bool(best) and best[0][0] in "Aa" and label not in "Aa"
-                if len(found) >= MIN_OPTIONS and not letters and len(found) >= len(best):
-                    best = found
+        starts = [
+            (match.start(), label)
+            for match in style.finditer(text)
+            if (label := next(filter(None, match.groups())).translate(_WIDE)) in "Aa1甲①"
+            and match.start() > begin
+            and not (text[match.start() - 1].isascii() and text[match.start() - 1].isalnum())  # `f(a)`
+        ]
+        for start, label in dict.fromkeys([*starts[:STARTS], *starts[-STARTS:]]):
+            found = _chain(text, style, start)
+            letters = bool(best) and best[0][0] in "Aa" and label not in "Aa"
+            if len(found) >= MIN_OPTIONS and not letters and len(found) >= len(best):
+                best = found
     if not best:
         return text, {}
     return text[: best[0][1]].rstrip(), _cut(text, best)
