@@ -20,6 +20,7 @@ from .errors import UserError, shown
 from .options import STEMS
 from .questions import LETTERS
 
+LONGEST_KEY = 1000  # characters; a longer one can only be an option's text
 LETTER, ORDINAL, NUMBER, TEXT = "letter", "ordinal", "number", "text"
 _ORDINALS = {
     c: place
@@ -117,6 +118,8 @@ def read_key(
 def _said(value: object, plain: str, options: Sequence[str], labels: Sequence[str], texts: tuple) -> Key:
     """A text as a letter, an ordinal or a number, maybe dressed: with brackets, a mark, a word before it, the
     option's text after it."""
+    if len(plain) > LONGEST_KEY:
+        return Key(value, texts=texts)
     bare = "".join(c if c in _ORDINALS else _wide(c) for c in plain).strip()
     while (lead := _LEAD.match(bare)) and lead.end() < len(bare):
         bare = bare[lead.end() :].strip()

@@ -13,7 +13,7 @@ from .questions import LETTERS, MAX_OPTIONS, MIN_OPTIONS
 EXAMPLE = "A:地球 B:木星 C:火星"
 STEMS = "甲乙丙丁戊己庚辛壬癸"
 CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩"
-MOST_CHAINED = 100  # labels that are followed: one more than any caller takes is enough to refuse them
+MOST_CHAINED = 100  # what looks like a label and does not follow, between two that do
 STARTS = 4  # first labels in a question that are tried from its start, and from its end
 SERIES = (LETTERS + "K", (LETTERS + "K").lower(), STEMS, CIRCLED)  # of labels of one character
 _LABEL = r"(?:[A-Z]|[a-z]|[0-9]{1,2})"
@@ -72,12 +72,12 @@ def labelled(text: str) -> dict[str, str]:
 def _chain(text: str, style: re.Pattern, start: int) -> list[tuple[str, int, int]]:
     """(label, where it starts, where its text starts) of labels that follow one another, from `start` on."""
     found: list[tuple[str, int, int]] = []
-    for match in style.finditer(text, start):
+    for seen, match in enumerate(style.finditer(text, start)):
         label = next(filter(None, match.groups())).translate(_WIDE)
         if label == (_after(found[-1][0]) if found else label) and (found or match.start() == start):
             found.append((label, match.start(), match.end()))
-            if len(found) > MOST_CHAINED:
-                break
+        if seen > MOST_CHAINED * (1 + len(found)):
+            break
     return found
 
 
