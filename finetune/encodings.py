@@ -38,7 +38,7 @@ LEGACY = ("cp950", "big5hkscs", "gb18030", "cp932")
 LIKELY, FAR, ENOUGH = 0.6, 0.2, 10  # share of common characters; between two of them; different characters
 SAMPLE = 16  # characters
 NOT_DECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
-HAN_IN_UTF8 = re.compile(rb"(?:[\xe3-\xe9][\x80-\xbf]{2}){2}")
+HAN_IN_UTF8 = re.compile(rb"(?:[\xe2-\xef][\x80-\xbf]{2}){2}")
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN_PACK = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -59,6 +58,8 @@ class _Workbook:
     """
 
     def __init__(self, file: Path):
+        import zipfile
+
         import openpyxl
 
         try:

@@ -21,6 +21,7 @@ from .strictness import EndOfJson, Lines, NoJson, TooLong, Values, decode
 
 AROUND = ("data", "rows", "examples", "records", "questions", "items", "instances")  # usual names of the rows
 TEXTS = ("text", "content", "sentence")  # of which a lone list is a column
+HEAD = 1 << 16  # characters that tell lines from one text
 NO_ROWS = "空的檔案，或不是一串資料 [ {…}, {…} ]"
 LARGEST_TABLE = 1 << 28  # bytes of a file whose columns stand one after the other
 NESTED = "是 SQuAD 式的巢狀問答（paragraphs 裡有 qas），請先攤成一列一題"
@@ -150,37 +151,20 @@ def _is_lines(file: Path) -> bool:
     by_name = ".jsonl" in (suffix.lower() for suffix in file.suffixes[-2:])
     try:
         with open_text(file) as stream:
-            first = [
-                line.strip() for line in islice((line for line in _whole(Lines(stream)) if line.strip()), 2)
-            ]
-            rest = len(first) > 1
-    except (OSError, EOFError):
+            head = stream.read(HEAD)
+    except EOFError:
         return by_name
-    if not first:
-        return by_name
-    if first[0][0] == "[":
+    whole = len(head) < HEAD
+    first = [line for line in head.lstrip("\ufeff").split("\n") if line.strip()][:2]
+    sign = first[0].strip()[0] if first else ""
+    if sign == "[":
         inside = _decoded(first[0])
-        return (
-            by_name
-            and isinstance(inside, list)
-            and not any(isinstance(one, (list, dict)) for one in inside[:1])
-        )
-    if first[0][0] != "{":
+        return by_name and isinstance(inside, list) and not isinstance((*inside, 0)[0], (list, dict))
+    if sign != "{" or (len(first) < 2 and not whole):
         return by_name
-    objects = [isinstance(_decoded(line), dict) for line in first]
-    if any(objects):
-        return rest
+    if any(isinstance(_decoded(line), dict) for line in first):
+        return len(first) > 1
     return by_name and not _begins_with_a_value(file)
-
-
-def _whole(lines: Lines) -> Iterator[str]:
-    while True:
-        try:
-            yield next(lines)
-        except TooLong:
-            yield "…"
-        except StopIteration:
-            return
 
 
 def _decoded(text: str) -> object:

@@ -17,7 +17,7 @@ from .errors import listed
 LONGEST = 1 << 24  # characters of a line, of a csv field or of a row of json: twenty novels
 LONGEST_TEXT = 1 << 20  # characters of a prompt, a question, an option: beyond every model's context
 DEEPEST = 64  # nested arrays and objects
-BLOCK = 1 << 18  # characters of json at a time
+BLOCK = 1 << 16  # characters of json at a time
 SPACE = re.compile("[ \\t\\n\\r\ufeff]*")
 TOO_DEEP = f"不是 JSON（巢狀超過 {DEEPEST} 層）"
 TOO_MANY_DIGITS = "有一個幾千位的數字"
@@ -165,9 +165,10 @@ class Values:
         self._stream, self._text, self._at, self._ended = stream, "", 0, False
 
     def _fill(self, count: int) -> None:
+        rest, self._text = self._text[self._at :], ""
         more = self._stream.read(count)
         self._ended = not more
-        self._text, self._at = self._text[self._at :] + more, 0
+        self._text, self._at = rest + more, 0
 
     def next_sign(self) -> str:
         """The first character of what comes next, "" at the end."""
