@@ -1,4 +1,4 @@
-"""How huggingface_hub speaks with a hub: with bounds on waiting, slowness and the size of what it sends.
+"""How huggingface_hub speaks with a hub: with bounds on waiting, on slowness and on the size of what comes.
 
 A hub may answer and then hang, send a byte a second, ten gigabytes as config.json, or 503 for ever. Whoever
 asked hears of it within a minute. Weights and data may take hours as long as they keep coming.
@@ -82,10 +82,19 @@ def use() -> None:
     class Stream(httpx2.SyncByteStream):
         """What comes, counted."""
 
-        def __init__(self, stream, address: str):
-            self._stream, self._address = stream, address
+        def __init__(self, stream, address: str, good: bool):
+            self._stream, self._address, self._good = stream, address, good
 
         def __iter__(self) -> Iterator[bytes]:
+            try:
+                yield from self._counted()
+            except httpx2.TransportError:
+                MANNERS.failed()
+                raise
+            if self._good:
+                MANNERS.answered()
+
+        def _counted(self) -> Iterator[bytes]:
             whole, began, since = 0, time.monotonic(), 0
             for piece in self._stream:
                 whole += len(piece)
@@ -96,7 +105,6 @@ def use() -> None:
                         MANNERS.give_up(f"太慢（每秒 {since / seconds:.0f} 個位元組，至少要 {SLOWEST:,}）")
                     began, since = time.monotonic(), 0
                 yield piece
-            MANNERS.answered()
 
         def close(self) -> None:
             self._stream.close()
@@ -114,7 +122,8 @@ def use() -> None:
             except httpx2.TransportError:
                 MANNERS.failed()
                 raise
-            if response.status_code in (408, 429) or response.status_code >= 500:
+            good = response.status_code < 500 and response.status_code not in (408, 429)
+            if not good:
                 MANNERS.failed()
                 for name in ("retry-after", "ratelimit"):  # hours, maybe
                     response.headers.pop(name, None)
@@ -126,7 +135,7 @@ def use() -> None:
                 size = response.headers.get(name, "")
                 if size.isdecimal() and response.status_code < 400:
                     MANNERS.check_size(address, int(size))
-            response.stream = Stream(response.stream, address)
+            response.stream = Stream(response.stream, address, good)
             return response
 
     def client():

@@ -123,6 +123,7 @@ def check_tokens(folder: Path, said: dict, config: dict, what: str) -> list[str]
         if isinstance(value, (dict, list))
     }
     counts["tokenizer.json 的 'added_tokens'"] = _added(folder / "tokenizer.json")
+    counts["tokenizer.json 的 'post_processor'"] = _around(folder / "tokenizer.json")
     counts["added_tokens.json"] = len(read(folder / "added_tokens.json"))
     for key, value in entries(read(folder / "special_tokens_map.json")):
         if isinstance(value, (dict, list)):
@@ -153,6 +154,14 @@ def _added(file: Path) -> int:
         return len(json.loads(raw)["added_tokens"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return 0  # whoever needs it says what is wrong with it
+
+
+def _around(file: Path) -> int:
+    """Pieces in the templates of tokenizer.json around a text; each has a field of this name."""
+    try:
+        return file.read_bytes().count(b'"type_id"')
+    except OSError:
+        return 0
 
 
 def check_weights(folder: Path, said: dict, what: str) -> list[str]:

@@ -18,13 +18,21 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class LoopbackHub:
-    """Use as a context manager; `url` is what HF_ENDPOINT should be, `asked` every path requested."""
+    """Use as a context manager; `url` is what HF_ENDPOINT should be, `asked` every path requested.
+
+    Attributes:
+        mood: how files are sent: "" as they are; `hangs`, `drips`, `halves` after an honest head; `floods`
+            and says so; `pours` without end after an honest head; `is busy`; `sends on` to itself, for ever.
+    """
+
+    mood = ""
 
     def __init__(self, models: dict[str, Path], datasets: dict[str, Path], revisions=("main", "v1.1")):
         self.repos = {("models", name): path for name, path in models.items()}
         self.repos |= {("datasets", name): path for name, path in datasets.items()}
         self.revisions = {*revisions, COMMIT}
         self.asked: list[str] = []
+        self.over = threading.Event()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -39,12 +47,38 @@ class LoopbackHub:
             def respond(self, body: bool):
                 hub.asked.append(self.path)
                 status, content, headers = hub.answer(unquote(self.path.split("?")[0]))
+                mood = hub.mood if "/resolve/" in self.path and status == 200 else ""
+                if mood == "is busy":
+                    status, headers = 503, {"Retry-After": "3600"}
+                elif mood == "sends on":
+                    status, headers = 302, {"Location": self.path}
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
+                poured = mood == "pours" and body
+                if not poured:
+                    size = 10**10 if mood == "floods" else len(content)
+                    self.send_header("Content-Length", str(size))
                 self.end_headers()
                 if body:
+                    try:
+                        self.send(content, mood)
+                    except OSError:  # who asked is gone
+                        self.close_connection = True
+
+            def send(self, content: bytes, mood: str):
+                if mood in ("hangs", "drips"):
+                    for at in range(len(content)):
+                        if hub.over.wait(0.1 if mood == "drips" else 600):
+                            break
+                        self.wfile.write(content[at : at + 1])
+                elif mood in ("pours", "floods"):
+                    while not hub.over.is_set():
+                        self.wfile.write(b" " * (1 << 20))
+                elif mood == "halves":
+                    self.wfile.write(content[: len(content) // 2])
+                    self.close_connection = True
+                else:
                     self.wfile.write(content)
 
             def log_message(self, *_):
@@ -59,6 +93,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_) -> None:
+        self.over.set()
         self.server.shutdown()
         self.server.server_close()
 

@@ -173,6 +173,57 @@ def test_an_exam_is_held_on_the_hubs_questions_by_a_model_of_the_hub(tmp_path, m
     assert "--exam demo" in away.stderr and "Traceback" not in away.stderr
 
 
+MOODS = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from loopback_hub import LoopbackHub
+from finetune import hub, hub_client
+from finetune.errors import UserError
+hub_client.PATIENCE = hub_client.WINDOW = 1.5
+hub_client.SECONDS = 1.0
+with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:
+    import os
+    os.environ["HF_ENDPOINT"] = here.url
+    assert hub.go_offline_if_unreachable()
+    for here.mood in ("hangs", "drips", "is busy", "sends on", "halves", "floods", "pours", ""):
+        hub_client.MANNERS.__init__()
+        began = time.monotonic()
+        try:
+            kind = "models" if here.mood in ("floods", "pours") else "datasets"
+            here.repos[kind, "some/rows"] = Path({rows!r})
+            if kind == "models":
+                assert hub.fetch_small("some/rows") is None
+                raise hub.cannot_fetch("模型", "some/rows", "--model_path", "")
+            folder, _ = hub.fetch_dataset("some/rows", "main")
+            said = sorted(path.name for path in folder.iterdir())
+        except UserError as error:
+            said = str(error)
+        print([here.mood, time.monotonic() - began, said])
+"""
+
+
+def test_a_hub_that_hangs_drips_floods_or_puts_off_is_left_with_its_reason_and_a_good_one_is_not(tmp_path):
+    import ast
+
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "a.csv").write_text("question,A,B,answer\n" + "天？,地,玄,A\n" * 2000)
+    (rows / "config.json").write_text("{}")
+    code = MOODS.format(root=str(ROOT), tests=str(ROOT / "tests"), rows=str(rows))
+    words = [sys.executable, "-c", code]
+    done = run_process(words, tmp_path, timeout=200, **environment("", tmp_path / "home"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {mood: (seconds, said) for mood, seconds, said in map(ast.literal_eval, done.stdout.splitlines())}
+    assert "a.csv" in found.pop("")[1]
+    assert all(seconds < 30 for seconds, _ in found.values()), found  # by the real bounds, 60
+    assert "太慢" in found["drips"][1]
+    assert all("沒有好好回答" in found[mood][1] for mood in ("hangs", "is busy")), found
+    for mood in ("floods", "pours"):
+        assert "config.json" in found[mood][1] and "16,777,216" in found[mood][1], found[mood]
+    assert all("HF_ENDPOINT" in said for _, said in found.values()), found
+
+
 @pytest.mark.slow
 def test_two_ranks_download_once(tmp_path, model_dir, dataset):
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
