@@ -374,6 +374,15 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
         text = f"✗ {rank}{_one_message(_in_chinese(error))}\n  加上 --debug 可看完整的錯誤經過"
         print(text, file=sys.stderr, flush=True)
         return 1
+    except BaseException as error:  # Rust's panics are no Exception, and cannot be imported by name
+        if type(error).__name__ != "PanicException":
+            raise
+        if debug:
+            _trace()
+        _complain(
+            "✗", [f"tokenizer 讀不了這段文字：{first_line(error)[:200]}；它的 tokenizer.json 可能有問題"]
+        )
+        return 2
 
 
 def leave(code: int) -> NoReturn:

@@ -41,8 +41,8 @@ class Confined:
     Where processes cannot be forked (Windows) it is called as it is, without bounds.
     """
 
-    def __init__(self, function: Callable, what: str, seconds: int = SECONDS, megabytes: int = MEGABYTES):
-        self._function, self.what, self._seconds, self._megabytes = function, what, seconds, megabytes
+    def __init__(self, function: Callable, what: str):
+        self._function, self.what = function, what
         self._child = self._owner = 0  # process ids
         self._ears = self._mouth = -1  # file descriptors
         self._over = ""  # why nothing is tried any more
@@ -71,7 +71,7 @@ class Confined:
             raise
         if answer is None:
             self.close()
-            bounds = f"{self._seconds} 秒、{self._megabytes} MB"
+            bounds = f"{SECONDS} 秒、{MEGABYTES} MB"
             self._over = f"{self.what}：執行超過上限（{bounds}），不使用"
             raise UserError(self._over)
         value, error = json.loads(answer)
@@ -101,8 +101,8 @@ class Confined:
             try:
                 os.close(self._mouth)
                 os.close(self._ears)
-                _bound_memory(self._megabytes)
-                _serve(self._function, theirs, answers, self._seconds)
+                _bound_memory()
+                _serve(self._function, theirs, answers)
             finally:
                 os._exit(0)
         os.close(theirs)
@@ -110,7 +110,7 @@ class Confined:
 
     def _ask(self, question: bytes) -> bytes | None:
         """None when time is up."""
-        end = time.monotonic() + PATIENCE * self._seconds / SECONDS
+        end = time.monotonic() + PATIENCE
         waiting = memoryview(_HEAD.pack(len(question)) + question)
         os.set_blocking(self._mouth, False)
         while waiting:
@@ -135,7 +135,7 @@ def _read(source: int, size: int, end: float = float("inf")) -> bytes | None:
     return bytes(found)
 
 
-def _serve(function: Callable, questions: int, answers: int, seconds: int) -> None:
+def _serve(function: Callable, questions: int, answers: int) -> None:
     """The child: answers until its parent is gone. What ends a run is its parent's to heed."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
@@ -146,7 +146,7 @@ def _serve(function: Callable, questions: int, answers: int, seconds: int) -> No
     while True:
         given = json.loads(_read(questions, _HEAD.unpack(_read(questions, _HEAD.size))[0]))
         used = math.ceil(time.process_time())
-        resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, resource.RLIM_INFINITY))
         try:
             said = json.dumps([function(*given), None]).encode()
         except MemoryError:
@@ -160,11 +160,11 @@ def _serve(function: Callable, questions: int, answers: int, seconds: int) -> No
             waiting = waiting[os.write(answers, waiting) :]
 
 
-def _bound_memory(megabytes: int) -> None:
+def _bound_memory() -> None:
     """Of address space, so much beyond what there is now; where the system counts none, time alone bounds."""
     try:
         pages = int(open("/proc/self/statm").read().split()[0])
     except OSError:
         return
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + (megabytes << 20)
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + (MEGABYTES << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
