@@ -40,8 +40,8 @@ def answer_file(flags, examinee: Examinee, world) -> int:
     path = output.with_name(output.name + ".part")
     if output.exists() and not path.exists() and not flags.overwrite:
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
-    sheet = _sheet_for(source, flags, examinee)
     now = _state(source)  # before its rows are read and hashed
+    sheet = _sheet_for(source, flags, examinee)
     total = sum(1 for _ in read_table(source))
     journal = Journal(path, sheet.identity(source)) if world.is_main else None
     size = flags.batch_size or ROUND
@@ -81,8 +81,11 @@ def answer_file(flags, examinee: Examinee, world) -> int:
 
 
 def _state(source: Path) -> tuple:
-    """What of a file changes when it is written to, or replaced."""
-    found = source.stat()
+    """What of a file changes when it is written to, replaced or deleted."""
+    try:
+        found = source.stat()
+    except OSError:
+        return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
