@@ -150,6 +150,9 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
             f"{where} 的 zero_optimization.stage 是 0，不能配 {settings.precision}；請用 1 以上或 "
             "--precision fp32"
         )
+    if config.get("activation_checkpointing"):  # read by models that call DeepSpeed's own function for it
+        instead = "要以時間換記憶體請加 --gradient_checkpointing"
+        say(f"  {where} 的 activation_checkpointing 對這些模型沒有作用；{instead}")
     resolved.setdefault("zero_allow_untested_optimizer", True)
     resolved.setdefault("zero_force_ds_cpu_optimizer", False)  # offloading would compile DeepSpeedCPUAdam
     resolved.setdefault("steps_per_print", 1_000_000_000)  # this project prints its own progress

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from .errors import nearest, shown
 
@@ -34,6 +35,7 @@ TOP = {
     ), BLOCK),
 }  # fmt: skip
 MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")  # each a block at the top
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}  # that monitors write with
 WRAPPED = {  # blocks that DeepSpeed's own objects are named after, and what it reads of them at the top
     "monitor_config": {**dict.fromkeys(MONITORS, BLOCK), "enabled": SWITCH, "tag": TEXT},
     "comms_config": {
@@ -164,6 +166,11 @@ def impossible(config: dict, world_size: int, on_gpu: bool, where: str) -> list[
         f"{where} 的 {name}.enabled 是 true，這支腳本沒有這項功能；{instead}，並刪掉 {name}"
         for name, instead in NOT_HERE.items()
         if config.get(name, {}).get("enabled") is True
+    ]
+    found += [
+        f"{where} 的 {name}.enabled 是 true，但沒有安裝 {package}；請 pip install {package}，或改成 false"
+        for name, package in PACKAGES.items()
+        if config.get(name, {}).get("enabled") is True and find_spec(package) is None
     ]
     compiled = config.get("compile", {})
     if compiled and compiled.get("disable") is not True:

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from finetune import ds_config
+from finetune import ds_config, ds_keys
 from finetune.errors import RunError, UserError
 
 SETTINGS = ds_config.Settings(32, 8, 2, 1.0, "fp32", 3e-5, 0.01, 10, 100)
@@ -115,6 +115,7 @@ def test_a_whole_number_written_as_a_float_is_whole(tmp_path):
     """As JSON has `1e5`."""
     read = read_text(tmp_path, {"steps_per_print": 1e5, "train_batch_size": 32.0, "_comment": "x", "//": "y"})
     assert read == {"steps_per_print": 100000, "train_batch_size": 32}
+    assert all(isinstance(value, int) for value in read.values())
     with pytest.raises(UserError, match="steps_per_print 應該是 1 以上的整數，得到 1.5"):
         read_text(tmp_path, {"steps_per_print": 1.5})
 
@@ -172,10 +173,12 @@ def test_a_conflict_of_batches_names_a_number_that_works():
         ({"compile": {"disable": False, "backend": "inductor"}}, "compile"),
         ({"amp": {"enabled": True}}, "amp.enabled"),
         ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled"),
+        ({"comet": {"enabled": True}}, "comet.enabled"),
         ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast.enabled"),
     ],
 )
-def test_what_cannot_be_done_here_is_named_by_its_key(more, key):
+def test_what_cannot_be_done_here_is_named_by_its_key(more, key, monkeypatch):
+    monkeypatch.setitem(ds_keys.PACKAGES, "comet", "no_such_package")
     assert key in problems({**SHIPPED, **more})
 
 
@@ -187,7 +190,6 @@ def test_what_is_switched_off_is_no_obstacle():
 
 def test_the_names_within_zero_are_those_of_this_deepspeed():
     """The table is read without importing DeepSpeed, which takes seconds; here it is held against it."""
-    from finetune import ds_keys
     from finetune.engine import import_deepspeed
 
     import_deepspeed(False)
@@ -210,3 +212,10 @@ def test_deepspeeds_own_reading_of_the_file_is_asked_before_a_model_is_loaded():
         ds_config.check_accepted(resolved)
     zero["offload_optimizer"].pop("pin_memry")
     ds_config.check_accepted({**resolved, "zero_optimization": zero})
+
+
+def test_activation_checkpointing_is_answered_with_the_flag_that_does_it(capsys):
+    ds_config.resolve(
+        {**SHIPPED, "activation_checkpointing": {"cpu_checkpointing": True}}, SETTINGS, 64, "ds.json"
+    )
+    assert "--gradient_checkpointing" in capsys.readouterr().err
