@@ -55,6 +55,7 @@ def test_a_run_without_a_fall_of_the_loss_says_so_with_a_rate_to_try_and_resumin
         assert "訓練損失幾乎沒有下降" in (tmp_path / "report" / name).read_text(encoding="utf-8")
     assert train(*CLASSIFY, "--from_scratch", "--resume") == 0  # begun when the default was another one
     assert rate(tmp_path) == 1e-7
+    capsys.readouterr()
     learns = ["--learning_rate", "5e-3", "--num_epochs", 15, "--save_dir", "b"]
     assert train(*CLASSIFY, "--from_scratch", *learns) == 0
     assert "訓練損失幾乎沒有下降" not in capsys.readouterr().out and rate(tmp_path) == 5e-3

@@ -81,8 +81,8 @@ def test_training_validation_exam_and_report_agree_on_questions_of_ties(train, t
     assert found["model"]["accuracy"] == found["other"]["accuracy"] == 0.25 and found["ties"] == 1
     assert found["subjects"]["physics"]["accuracy"] == 0.25 and found["paired"]["p_value"] == 1
     assert {entry["validation_accuracy"] for entry in card["history"]} == {0.25}
-    html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert "8 題答對 2 題" in html and "8 題有並列最高分的選項" in html.replace("\u00a0", " ")
+    html = (tmp_path / "report/index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "8 題答對 2 題" in html and "8 題有並列最高分的選項" in html
     answers = (tmp_path / "report/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert all(json.loads(line)["tied"] == ["A", "B", "C", "D"] for line in answers)
 
