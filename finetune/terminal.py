@@ -254,13 +254,15 @@ def show_words(flags, examinee: Examinee) -> None:
         show(as_json({"prompt": flags.prompt, "predictions": found}))
     else:
         show(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
-        print_words(found)
+        print_words(found, bare=True)  # `  1. 好`: programs read it so
 
 
-def print_words(found: list[dict]) -> None:
+def print_words(found: list[dict], bare: bool = False) -> None:
+    """Args: `bare` leaves out the probability of a word of one blank."""
     for place, row in enumerate(found, 1):
         what, value = ("分數", row["score"]) if "score" in row else ("機率", row["probability"])
-        show(f"  {place}. {plain(row['word'], lines=False)} ({what}: {value:.4f})")
+        beside = "" if bare and what == "機率" else f" ({what}: {value:.4f})"
+        show(f"  {place}. {plain(row['word'], lines=False)}{beside}")
 
 
 def print_ranking(ranked) -> None:
