@@ -27,11 +27,15 @@ def hold(flags, labeller: Labeller, world) -> None:
     card = labeller.card
     taught = card.flags if card else {}
     hub.prepare_for(flags.exam)
-    found = read_labelled(
-        flags.exam, flags.revision if "revision" in flags.given else None,
-        flags.text_column or _where_there(flags.exam, taught.get("text_column")),
-        flags.label_column, labeller.multi, "", flags.on_bad_rows, "--exam", learn=False,
-    )  # fmt: skip
+    columns = flags.text_column or _where_there(flags.exam, taught.get("text_column"))
+    try:
+        found = read_labelled(
+            flags.exam, flags.revision if "revision" in flags.given else None, columns, flags.label_column,
+            labeller.multi, "", flags.on_bad_rows, "--exam", learn=False,
+        )  # fmt: skip
+    except UserError as error:
+        meant = f"{labeller.name} 是分類模型，只會分類：--exam 要有標籤的文字，不是選擇題"
+        raise UserError([*error.problems, meant]) from error
     split, rows = _choose(found, flags.split)
     if flags.exam_limit:
         rows = sorted(rows, key=lambda row: draw(0, row.fingerprint))[: flags.exam_limit]

@@ -568,7 +568,7 @@ def test_a_file_or_an_exam_for_another_kind_of_model_is_refused(run, tmp_path, e
     write_csv(tmp_path / "p.csv", [["天"]], ("prompt",))
     named, compared = ("--text_column", "text"), ("--compare_with", folders["single"])
     for which, argv, says in (
-        ("single", ("--exam", exam_dir), "--exam 用於"),
+        ("single", ("--exam", exam_dir), "是分類模型，只會分類：--exam 要有標籤的文字"),
         ("single", ("--inspect", exam_dir), "不答選擇題"),
         ("masked", ("--exam", exam_dir, *compared), "不會答選擇題"),
         ("masked", ("--input", "t.csv", "--output", "y.csv", *named), "--text_column 用於分類"),
