@@ -127,13 +127,6 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_pat
         assert way in seen
 
 
-def test_a_checkpoint_of_other_data_is_refused_with_the_flag_that_chose_them(train, tmp_path, capsys):
-    assert train(*STEPS) == 0
-    assert train(*STEPS, "--subjects", "trade", "--resume") == 2
-    seen = capsys.readouterr().err
-    assert "資料：與檢查點的不同" in seen and "--subjects all（這次 trade）" in seen
-
-
 def test_the_limit_keeps_the_newest(tmp_path):
     keeper = Checkpoints(tmp_path, {}, keep=2, world=ONE)
     for step in (2, 10, 9):
