@@ -19,6 +19,7 @@ from itertools import islice
 from .errors import UserError
 from .orders import Unaskable
 from .questions import LETTERS, MAX_OPTIONS, Question, Statement
+from .strictness import LONGEST_TEXT
 from .subjects import chinese_name
 from .words import token_words
 
@@ -280,6 +281,8 @@ def ends(tokenizer) -> tuple[int, int]:
 
 def unknown_parts(tokenizer, text: str) -> list[str]:
     """The parts of a text that become [UNK]."""
+    if len(text) > LONGEST_TEXT:  # it is refused wherever it is read
+        return []
     encoded = tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
