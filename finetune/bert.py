@@ -166,6 +166,8 @@ def load(name: str, config) -> PlainBert | None:
         and config.tie_word_embeddings
         and not config.is_decoder
         and not config.chunk_size_feed_forward
+        and 0 < config.num_attention_heads <= config.hidden_size
+        and not config.hidden_size % config.num_attention_heads
         and file.is_file()
     )
     if not plain:

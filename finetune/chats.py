@@ -14,6 +14,7 @@ from functools import cached_property
 
 from .confined import Confined
 from .errors import UserError
+from .strictness import too_long
 
 STYLES = ("chat", "plain")
 SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}  # of the plain form
@@ -122,9 +123,12 @@ class Chat:
     def _render(self, messages: Sequence[Message], reply: bool) -> str:
         if self.style == "chat":
             try:
-                return self._apply(messages, reply)
+                written = self._apply(messages, reply)
             except ValueError as error:  # a template is a program: it may divide by 0
                 raise ValueError(f"對話樣板不接受：{error}") from error
+            if reason := too_long(written):
+                raise ValueError(f"對話樣板寫出的文字{reason}")
+            return written
         lines = [f"{SPEAKERS[message['role']]}: {message['content']}" for message in messages]
         for at, message in enumerate(messages):
             if message["role"] == "assistant":

@@ -27,7 +27,7 @@ except ImportError:  # Windows, where nothing is forked
 SECONDS = 5  # of the processor, for one call; honest ones take milliseconds
 PATIENCE = 12.0  # seconds to wait for it, on a machine with much else to do
 MEGABYTES = 768  # that a child may need beyond what it shares with its parent
-LONGEST = 1 << 26  # bytes of an answer
+LONGEST = 1 << 24  # bytes of an answer
 _HEAD = struct.Struct("<Q")  # length of a message that follows
 
 

@@ -23,6 +23,7 @@ from .errors import UserError, listed
 from .exams import Exam, read_exam
 from .question_columns import looks_asked
 from .question_rows import draft
+from .strictness import too_long
 from .turns import CHATS, Turn, Untaught, check_taught, is_answered, is_talk, is_told, turns_of
 
 LOOKED = 20  # rows of a file that tell what it holds
@@ -150,6 +151,8 @@ def parse_instruction(
     if need_answer:
         check_taught(row)
     turns = turns_of(row, remarks)
+    if reason := too_long(*(turn.content for turn in turns)):
+        raise ValueError(f"有一句話{reason}")
     if need_answer:
         turns = _up_to_the_last_answer(turns, remarks)
     else:

@@ -24,8 +24,8 @@ from .kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, unfit
 from .labelling import names_of
 from .logits import HEADS, MULTI_LABEL, PACKABLE, is_multi
 
-# What transformers raises over weights and configurations that make no sense.
-SPOILT = (OSError, ValueError, ArithmeticError, RuntimeError)
+# What libraries raise over files and numbers that make no sense.
+SPOILT = (OSError, ValueError, ArithmeticError, RuntimeError, AssertionError, TypeError, LookupError)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -215,7 +215,11 @@ def load_model(
     torch.manual_seed(seed)
     new: set[str] = set()
     if from_scratch:
-        model = head.from_config(config, attn_implementation=_attention(config))
+        try:
+            model = head.from_config(config, attn_implementation=_attention(config))
+        except SPOILT as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{flag} {name}：照 config.json 建不出模型：{said}") from error
         new = _head_of(model) if kind in NEW_HEAD else new
     else:
         if not Path(name).expanduser().is_dir():
@@ -238,7 +242,8 @@ def load_model(
             if not allow_pickle and f"named {WEIGHTS[0]}" in str(error):
                 raise UserError(f"{flag} {name}：hub 上沒有 {WEIGHTS[0]}（{NO_PICKLE}）") from error
             if Path(name).expanduser().is_dir():
-                raise UserError(f"{flag} {name}：權重讀不進來：{str(error).splitlines()[0]}") from error
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"{flag} {name}：權重讀不進來：{said}") from error
             raise hub.cannot_fetch("模型", name, flag, error) from error
         if not Path(name).expanduser().is_dir() and (fetched := hub.cached(name, "config.json")):
             known = (*WEIGHTS, *PICKLES) if allow_pickle else WEIGHTS

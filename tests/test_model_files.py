@@ -275,3 +275,28 @@ def test_an_adapter_whose_merging_changes_what_the_model_says_is_refused():
     assert layer is not None
     with pytest.raises(UserError, match="合併 LoRA 之後說的與合併前不同"):
         check_fit(model, "--lora_target_modules auto")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", 3), ("num_attention_heads", 16_000), ("hidden_act", "x"), ("vocab_size", -5)],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(key, value, model_dir, tmp_path, capsys):
+    shutil.copytree(model_dir, tmp_path / "bert")
+    change(tmp_path / "bert", **{key: value})
+    assert inference.main(["--model_path", str(tmp_path / "bert"), "--cpu", "--prompt", "天[MASK]"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("✗") == 1 and "--model_path" in told
+    words = [
+        "--model_name_or_path",
+        tmp_path / "bert",
+        "--from_scratch",
+        "--task",
+        "mlm",
+        "--cpu",
+        "--max_steps",
+        1,
+    ]
+    texts = write_csv(tmp_path / "texts.csv", [["天地玄黃宇宙洪荒"]] * 9, ("text",))
+    assert fine_tuning_llm.main([*map(str, [*words, "--dataset", texts, "--min_chars", 1])]) == 2
+    assert "Traceback" not in capsys.readouterr().err
