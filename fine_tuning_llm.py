@@ -23,7 +23,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli, hub
+from finetune import cli
 from finetune.cli import say
 from finetune.errors import NotANumber, RunError, Stopped
 from finetune.flags import read_flags
@@ -82,6 +82,8 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     if flags.inspect and source is not None:
         return show_texts(source)
     if not flags.demo and (source is None or not Path(flags.model_name_or_path).expanduser().is_dir()):
+        from finetune import hub
+
         hub.go_offline_if_unreachable()  # before transformers is imported, which reads what this sets
     if flags.inspect:
         from finetune.tasks import TASKS

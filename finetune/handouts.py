@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from .exams import read_exam, sample, split_pool
-from .prompts import ExamPrompts
-from .questions import as_dict
+from .questions import as_dict  # the rest waits until it is called: --help answers at once
 
 
 def generate_qa_benchmark(
@@ -22,6 +20,8 @@ def generate_qa_benchmark(
         dataset: the split: train, validation or test.
         source: hub name, folder or file.
     """
+    from .exams import read_exam, sample
+
     exam = read_exam(source, subjects=field)
     split = exam.split(dataset)
     questions = exam.questions.get(split) or exam.keyless.get(split) or []
@@ -52,6 +52,9 @@ def get_dataset(
     from .objectives import Objective
 
     ratio = (1 - test_ratio - val_ratio, val_ratio, test_ratio)
+    from .exams import read_exam, sample, split_pool
+    from .prompts import ExamPrompts
+
     exam = read_exam(source)
     exam.need_answers(source)
     pools = split_pool(exam, ratio, "fit", seed)

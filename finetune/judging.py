@@ -9,13 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from . import hub
 from .cli import say
 from .errors import UserError
-from .instructions import parse_instruction
-from .question_rows import parse_question
 from .questions import Question
-from .turns import is_told
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
 FULL_SCORE = 10
@@ -32,6 +28,8 @@ VERDICT = re.compile(r"Model A:\s*(\d{1,2})\s*/\s*10\s*[,，;；]?\s*Model B:\s*
 @lru_cache(maxsize=1)
 def load_judge(name: str, device: str | None):
     """The judge as a `speaker.Speaker`. Raises UserError when the model is none, or cannot chat."""
+    from . import hub
+
     name = hub.located(name)
     hub.prepare_for(name)
     import torch
@@ -136,6 +134,9 @@ class Asked:
         Raises:
             UserError: with the reason.
         """
+        from .instructions import parse_instruction
+        from .turns import is_told
+
         if is_told(item):
             try:
                 messages = parse_instruction(item, need_answer=False).messages
@@ -149,6 +150,8 @@ class Asked:
 
 def _answer_to(messages: list, row: dict) -> str:
     """What the row itself answers to these messages, "" where it does not."""
+    from .instructions import parse_instruction
+
     try:
         *asked, reply = parse_instruction(row).messages
     except ValueError:
@@ -200,6 +203,8 @@ def as_question(item: object) -> Question:
         if not match:
             raise UserError(f"這一題看不懂：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
         item = {"question": match[1], "answer": match[2].strip()}
+    from .question_rows import parse_question
+
     try:
         return parse_question(item)
     except ValueError as error:

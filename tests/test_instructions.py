@@ -178,18 +178,36 @@ def test_a_file_without_rows_to_answer_is_refused(tmp_path, train, qwen_dir, cap
 
 @pytest.mark.parametrize(
     ("answer", "index"),
-    [("1", 0), ("2", 1), (3, 2), (4, 3), ("２", 1), ("3.0", 2), (3.0, 2), (" 4 ", 3), ("B", 1), ("ｂ", 1)],
+    [
+        ("1", 0),
+        ("2", 1),
+        (3, 2),
+        (4, 3),
+        ("２", 1),
+        ("3.0", 2),
+        (3.0, 2),
+        (" 4 ", 3),
+        ("B", 1),
+        ("ｂ", 1),
+        ("一", 0),
+    ],
 )
 def test_answers_of_reading_comprehension_count_from_1(answer, index):
     assert parse_question({**PASSAGE, "正確答案": answer}).answer == index
 
 
-@pytest.mark.parametrize("answer", ["0", 0, "5", 5, "-1", "1.5", "E", True, "一", 12])
+@pytest.mark.parametrize("answer", ["0", 0, "5", 5, "1.5", "E", "五", 12])
 def test_an_answer_that_is_no_option_is_refused_as_it_was_written(answer):
     with pytest.raises(ValueError, match=f"答案 '?{answer}'? 沒有對應的選項"):
         parse_question({**PASSAGE, "正確答案": answer})
     with pytest.raises(ValueError, match="answer 是空的"):
         parse_question({**PASSAGE, "正確答案": ""})
+
+
+@pytest.mark.parametrize(("answer", "reason"), [("-1", "是空的"), (True, "答案 True 是布林值")])
+def test_no_answer_and_what_can_be_none_are_refused_in_words(answer, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_question({**PASSAGE, "正確答案": answer})
 
 
 def test_the_passage_stands_before_what_is_asked_and_its_id_is_kept():
