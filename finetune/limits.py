@@ -236,10 +236,13 @@ def _rank(path: Path) -> int:
 
 
 def _header(path: Path) -> tuple[int, int]:
-    """Bytes of a safetensors file's header, and how many tensors it names: each has a field of this name."""
+    """Bytes of a safetensors file's header, and how many tensors it names: each has a field of this name. 0
+    where there is less of the file than that, which whoever reads it says."""
     try:
         with path.open("rb") as stream:
             size = struct.unpack("<Q", stream.read(8))[0]
+            if size > path.stat().st_size:
+                return 0, 0
             return size, stream.read(size).count(b'"data_offsets"') if size <= HEADER else 0
     except (OSError, struct.error):
         return 0, 0
