@@ -274,7 +274,8 @@ def test_a_folder_that_is_no_model_is_refused_with_its_reason(tmp_path, model_di
     (bare / "pytorch_model.bin").write_bytes(b"x")
     assert "pickle" in refused(bare, capsys)
     (bare / "model.safetensors").write_bytes(b"rubbish" * 10)
-    assert "權重讀不進來" in refused(bare, capsys)
+    assert "不完整，或不是 safetensors" in refused(bare, capsys)
+    shutil.copy(model_dir / "model.safetensors", bare)
     (bare / "config.json").write_text("{")
     assert "config.json 讀不懂" in refused(bare, capsys)
 
