@@ -201,19 +201,20 @@ def _tab_records(lines: Lines) -> Grid:
         start, text = lines.number, line.rstrip("\r\n")
         cells = text.split("\t")
         if text.startswith('"') or '\t"' in text:
-            cells = _unquoted(text, cells, lines, width, quoting)
+            cells = _unquoted(line, cells, lines, width, quoting)
             quoting = quoting or not width and text.startswith('"') and cells[0] != text.split("\t")[0]
         width = width or (len(cells) if len(cells) > 1 else 0)
         yield start, cells if text else []
 
 
-def _unquoted(text: str, cells: list[str], lines: Lines, width: int, quoting: bool) -> list[str]:
+def _unquoted(line: str, cells: list[str], lines: Lines, width: int, quoting: bool) -> list[str]:
     """The cells of a line in which one begins with a quote, and of the lines that it takes along."""
+    text = line.rstrip("\r\n")
     parsed, taken = _parsed([text])
     if parsed is None and taken:
         more = lines.peek(QUOTED_LINES, PEEKED_CHARACTERS)
-        parsed, taken = _parsed([text + "\n", *more])
-        pieces = [text, *(line.rstrip("\r\n") for line in more[: taken - 1])]
+        parsed, taken = _parsed([line, *more])
+        pieces = [text, *(one.rstrip("\r\n") for one in more[: taken - 1])]
         if parsed is None or len(parsed) != (width or len(parsed)):
             return cells
         if not any('""' in piece for piece in pieces) and all(len(p.split("\t")) == width for p in pieces):

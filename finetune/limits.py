@@ -199,7 +199,7 @@ def check_adapter(folder: Path, said: dict, what: str) -> list[str]:
         return problems
     kind, init = said.get("peft_type"), said.get("init_lora_weights")
     if kind != "LORA":
-        problems.append(f"{what} 的 'peft_type' 是 {shown(kind)}，只讀 'LORA'")
+        problems.append(f"{what} 的 'peft_type' 是 {shown(kind)}，只讀 LoRA（'LORA'）")
     if isinstance(init, str) and (rounds := re.search(r"niter_(\d+)", init)) and len(rounds[1]) > 2:
         problems.append(f"{what} 的 'init_lora_weights' 是 {shown(init)}，niter 上限是 99，不載入")
     ranks = {"r": said.get("r"), **_object(said.get("rank_pattern"))}

@@ -115,7 +115,7 @@ def test_a_safetensors_header_of_many_megabytes_or_of_nonsense_is_refused(refuse
     one = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     overlapping = json.dumps({"a": {**one, "shape": [2], "data_offsets": [0, 8]},
                               "b": {**one, "shape": [2], "data_offsets": [4, 12]}}).encode()  # fmt: skip
-    for header, size, says in ((b"{}", 2**63, "上限是"), (overlapping, None, "權重"),
+    for header, size, says in ((b"{}", 2**63, "不完整"), (overlapping, None, "權重"),
                                (b"{}" + b" " * 20_000_000, None, "上限是")):  # fmt: skip
         head = struct.pack("<Q", size or len(header))
         (folder / "model.safetensors").write_bytes(head + header + b"\0" * 12)
