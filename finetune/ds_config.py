@@ -229,8 +229,10 @@ def check_accepted(resolved: dict) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
+    asked = copy.deepcopy(resolved)
+    asked.pop("train_batch_size", None)  # it is held against a number of ranks that is not known yet
     try:
-        DeepSpeedConfig(copy.deepcopy(resolved))
+        DeepSpeedConfig(asked)
     except ValidationError as error:
         raise UserError(not_accepted(error)) from error
     except Exception as error:  # assertions, and errors of its own that have no common class

@@ -56,6 +56,8 @@ class Progress:
     @classmethod
     def of(cls, saved: object, where: str) -> Progress:
         """What `asdict` made of one. Raises UserError when it is something else."""
+        if isinstance(saved, dict) and saved.get("best_loss", 0) is None:  # JSON knows no infinity
+            saved = {**saved, "best_loss": float("inf")}
         kinds = {kind.name: type(getattr(cls(), kind.name)) for kind in fields(cls)}
         fine = isinstance(saved, dict) and all(
             type(value) is kinds.get(name) or (kinds.get(name) is float and type(value) is int)
