@@ -188,7 +188,7 @@ TRAINING = {
     **names(instead("這裡只有一般的 LoRA"), "use_dora use_rslora pissa_init loraplus_lr_ratio use_galore use_badam"),
     **names(same("max_length"), "max_seq_length max_seq_len cutoff_len max_len seq_len seq_length block_size sequence_len "
             "model_max_length max_sequence_length max_source_length maxlen"),
-    **names(same("model_name_or_path"), "m model model_name base_model pretrained_model_name_or_path pretrained_model model_path model_id model_dir"),
+    **names(same("model_name_or_path"), "m model_name base_model pretrained_model_name_or_path pretrained_model model_path model_id model_dir"),
     **names(idle("模型的類別由 config.json 決定"), "model_type tokenizer_type"),
     **names(instead("tokenizer 與設定要和模型放在同一個資料夾"), "tokenizer tokenizer_name tokenizer_name_or_path config_name base_model_config"),
     **names(same("output_dir"), "o output out output_path out_dir save_path model_save_path"),

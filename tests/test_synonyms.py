@@ -111,7 +111,6 @@ def test_the_using_script_knows_such_flags_too(theirs, ours):
         ("--device cuda:1", "CUDA_VISIBLE_DEVICES"),
         ("--prompt 天", "inference.py"),
         ("--lr 1 --learning_rate 2", "值卻不同：1、2"),
-        ("--model a --model_name_or_path b", "值卻不同：a、b"),
         ("--fp16 --bf16", "值卻不同：fp16、bf16"),
         ("—lr 1", "兩個減號"),
         ("lr=1", "兩個減號"),
