@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 LONGEST = 1024  # bytes of a pointer, by the specification of git-lfs
-BEGINS = b"version https://git-lfs.github.com/spec/"
+BEGINS = b"version https://git-lfs.github.com/spec"
 
 
 def is_pointer(file: Path) -> bool:

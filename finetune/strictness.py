@@ -202,9 +202,9 @@ class Values:
                 if end < len(self._text) or self._ended or self._text[end - 1] in '"}]':
                     self._at = end
                     return value
-            if len(self._text) - self._at > LONGEST:
+            if (room := LONGEST - len(self._text) + self._at) < 0:
                 raise NoJson(f"一筆資料超過 {LONGEST:,} 個字")
-            self._fill(count)
+            self._fill(min(count, room + 1))
             count *= 2
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:

@@ -102,11 +102,12 @@ def test_the_help_reaches_every_console(script):
 def test_bytes_that_are_no_text_spoil_one_line_of_stdin_and_no_other(tmp_path):
     """They would take the lines after them along, up to 8 KB."""
     body = (
-        "from finetune.terminal import _typed\n"
+        "from finetune.errors import UserError\n"
+        "    from finetune.terminal import _typed\n"
         "    for _ in range(3):\n"
         "        try:\n"
         "            cli.show(_typed(''))\n"
-        "        except UnicodeError:\n"
+        "        except UserError:\n"
         "            cli.show('看不懂')\n"
     )
     (tmp_path / "lines").write_bytes("天\n".encode() + b"\xa4\xd1\n" + "地\n".encode())

@@ -211,7 +211,7 @@ def test_order_bias_is_told_or_why_there_is_none(method, orders, said):
 
 def test_a_temperature_that_could_not_be_fitted_is_said():
     found = examining.figures(sat(ask(["physics"], 20), 0.5))
-    assert "沒有可用的驗證題" in report.calibration(found)
+    assert "沒有題目可用來調整溫度" in report.calibration(found)
 
 
 @pytest.mark.parametrize("sure, said", [(8.0, "過度自信"), (0.01, "信心不足"), (1.2, "可能只是抽樣的起伏")])
@@ -288,7 +288,8 @@ def test_what_a_question_holds_is_shown_and_never_run(chromium, tmp_path):
         assert tab.locator("script, img, iframe, object, link, base").count() == 0
         shown = tab.locator("body").inner_text()
         for place in (".mistakes p", ".mistakes span", ".mistakes small", ".contamination td.text"):
-            assert "<script>alert(1)</script>" in tab.locator(place).first.text_content(), place
+            held = tab.locator(place).all_text_contents()
+            assert any("<script>alert(1)</script>" in text for text in held), place
         assert HOSTILE in shown and "49" not in tab.locator(".facts").inner_text()
 
 
@@ -353,7 +354,8 @@ def test_figures_on_the_page_are_those_of_results_json(chromium, whole, examined
         expected += [found["other"]["accuracy"]] if found["other"] else []
         expected += [found["macro_4"]["macro_4"]] if found["macro_4"] else []
         assert {percent(value) for value in expected} <= shown
-        assert list(map(int, counts)) == [count for row in found["letters"]["confusion"] for count in row]
+        confusion = [count for row in found["letters"]["confusion"] for count in row]
+        assert list(map(float, counts)) == pytest.approx(confusion, abs=0.01)  # a tie counts 1/k
         for at in ("as_scored", "fitted"):
             if figures := found["calibration"][at]:
                 told = f"{percent(figures['ece'])}\t{figures['nll']:.3f}\t{figures['brier']:.3f}"

@@ -252,7 +252,7 @@ def test_questions_without_an_answer_are_answered_counted_and_not_scored(examine
     write_csv(tmp_path / "e/x_test.csv", [row[:-1] for row in rows[:4]], header[:-1])
     code, results, _, err = examine(tmp_path / "e")
     answers = records(tmp_path)
-    assert code == 0 and not results and "4 題都沒有答案：作答了，不計分" in err
+    assert code == 0 and {*results} == {"facts", "notes"} and "4 題都沒有答案：作答了，不計分" in err
     assert [(a["gold"], a["prediction"] in "ABCD", a["set"]) for a in answers] == [
         (None, True, "unscored")
     ] * 4
