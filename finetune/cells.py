@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
 import re
 import tokenize
 import unicodedata
@@ -25,9 +26,12 @@ def is_blank(value: object) -> bool:
 
 
 def as_text(value: object) -> str:
-    """The text of a cell, "" where it is blank because nothing is there. Raises ValueError for a list."""
+    """The text of a cell, "" where it is blank because nothing is there. Raises ValueError for a list, and
+    for a number beyond all numbers."""
     if isinstance(value, (list, dict)):
         raise ValueError(f"應該是文字，得到 {type(value).__name__}")
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("應該是文字，得到無限大的數")
     return "" if value is None or value != value else str(value)  # NaN is not itself
 
 

@@ -198,7 +198,10 @@ class _Found:
         if len(self.columns.labels) > 1:
             return
         column, first = self.columns.labels[0], tuple(self.classes)
-        found = settle(self.drafts, self.columns.multi, column, first, asked)
+        try:
+            found = settle(self.drafts, self.columns.multi, column, first, asked)
+        except UserError as error:
+            raise UserError([f"{named}：{problem}" for problem in error.problems]) from error
         self.drafts, self.multi, self.meant = found.drafts, found.multi, self.meant + found.without
         self.classes = dict.fromkeys(found.first)
         for note in [*found.notes, *padded(self.spaced)]:

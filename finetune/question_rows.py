@@ -88,6 +88,8 @@ def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
             raise ValueError(f"{several[0]} 是好幾題；請拆成一列一題")
         raise ValueError(f"{NOT_ASKED}，有的是 {listed(row)}")
     stem = as_text(row[columns.asked])
+    if isinstance(row[columns.asked], bool):
+        raise ValueError(f"{columns.asked} 應該是文字，得到 bool")
     if is_blank(stem):
         raise ValueError("question 是空的" + f"（{columns.asked} 欄）" * (columns.asked != "question"))
     value = _answer(row, columns)

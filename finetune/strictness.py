@@ -69,12 +69,15 @@ class Lines:
             return line if line[0] != "\ufeff" else line.lstrip("\ufeff")
         while line and not line.endswith(("\n", "\r")):
             line = self._stream.readline(1 << 20)
+        self._last = line
         raise TooLong
 
     def peek(self, count: int, characters: int) -> list[str]:
         """The next lines, at most so many and about so long together; they are still to come."""
         total = sum(map(len, self._ahead))
         while len(self._ahead) < count and total < characters:
+            if self._ahead and len(self._ahead[-1]) > LONGEST:
+                break  # the rest of that line is still in the stream, to be passed over
             if not (line := self._stream.readline(LONGEST + 1)):
                 break
             self._ahead.append(line)

@@ -22,7 +22,7 @@ def tree(folder) -> dict:
         (["--dataset", "missing.csv"], "沒有這個檔案或資料夾"),
         (["--dataset", "no_option.csv"], "沒有對應的選項"),
         (["--dataset", "empty.csv"], "空的檔案"),
-        (["--dataset", "bare"], "裡面沒有題目檔"),
+        (["--dataset", "bare"], "空的資料夾"),
         (["--model", "./missing"], "沒有這個資料夾"),
         (["--model", "bare"], "config.json"),
         (["--model", "above"], "是不是 above/model？"),

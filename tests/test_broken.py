@@ -31,10 +31,11 @@ pytestmark = pytest.mark.timeout(120)
 # Files that some door can read, or read around: what is right then is an answer, and no exit code 2.
 READABLE = {
     "huge_answer.csv": {"classify by columns", "use"},  # a label may be any text; the key is not looked at
-    "spoilt_features.parquet": {"classify"},  # the rows are whole: only the names of the classes are lost
+    # the rows are whole: only the names of the classes are lost
+    "spoilt_features.parquet": {"classify", "look"},
     "escapes.csv": {"use"}, "huge_answer.jsonl": {"use"}, "odd_types.parquet": {"use"},
     "numbers.jsonl": {"use"}, "booleans.jsonl": {"use"}, "huge_float.jsonl": {"use"},
-    "bytes_no_text.parquet": {"use"},
+    "bytes_no_text.parquet": {"use"}, "reading_huge_answer.csv": {"use"},
     "run_card.json/template_empty": {"use", "teach"},  # what it leaves open is as it always was
     "tokenizer_config.json/no_keys": {"use", "teach"},
 }  # fmt: skip
@@ -182,7 +183,8 @@ def test_broken_rows_are_refused_by_an_exam_and_told_by_a_look_at_them(name, doo
     door.refused(inference.main, *exam, names=name)
     before = door.tree()
     ended = door.run(inference.main, "--model_path", model_dir, "--cpu", "--inspect", source)
-    assert ended.code == 2 and ended.err.count("✗") <= 1 and name in ended.err + ended.out
+    assert ended.code == 0 if "look" in READABLE.get(name, ()) else ended.code == 2, ended
+    assert ended.err.count("✗") <= 1 and name in ended.err + ended.out
     assert door.tree() == before
 
 
