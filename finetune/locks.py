@@ -60,7 +60,8 @@ def _held(name: str, path: Path) -> Iterator[None]:
     handle = None
     try:
         try:
-            handle = _take(name, path)
+            if writable(path.parent):  # else whoever writes there says so
+                handle = _take(name, path)
         except OSError as error:
             if error.errno == errno.ELOOP or path.is_symlink():
                 raise UserError(f"{name}：{path} 是一個連結，可能是別人放的；請刪掉它") from None
