@@ -180,7 +180,10 @@ def fetch_small(model: str) -> Path | None:
     patterns = ["*.json", "*.jinja", "vocab.txt", "merges.txt"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*.json"]))
-    except Exception:  # the hub's, its HTTP client's or the disk's
+    except Exception:  # the hub's, its HTTP client's or the disk's: at least the file that all begins with
+        with contextlib.suppress(Exception):  # which cannot be had either: whoever needs it says why
+            found = fetch(model, "config.json")
+            return found.parent if found else None
         return None
 
 
