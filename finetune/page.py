@@ -7,6 +7,7 @@ escaped. Charts are HTML and SVG with real text: they grow with the screen, prin
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,19 +28,7 @@ def render(report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str
         heat_maps: PNG of the confusion of each set of labels. It is shown where the classes are too many for
             a table.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    house = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    house.filters |= {
-        "percent": lambda share: unbroken(percent(share)),
-        "unbroken": unbroken,
-        "counted": counted,
-        "subject": subject_title,
-    }
-    template = house.get_template("report.html.j2")
+    template = _template()
     chapters = report.chapters()
     told = {
         "report": report,
@@ -55,6 +44,24 @@ def render(report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str
         "heat_maps": {name: data_address("image/png", picture) for name, picture in heat_maps.items()},
     }
     return template.render(told, font=embedded(template.render(told, font="")))
+
+
+@functools.cache
+def _template():
+    """report.html.j2, compiled once a process."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    house = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    house.filters |= {
+        "percent": lambda share: unbroken(percent(share)),
+        "unbroken": unbroken,
+        "counted": counted,
+        "subject": subject_title,
+    }
+    return house.get_template("report.html.j2")
 
 
 # ---- figures as text ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from .errors import nearest
 from .synonyms import (
     BOTH,
     MANY,
@@ -126,7 +127,8 @@ def _targets(value: str, given: Mapping[str, str]) -> Meaning:
 
 
 def _template(value: str, given: Mapping[str, str]) -> Meaning:
-    if value in ("chat", "plain"):
+    slip = nearest(value.lower(), ("chat", "plain"))  # is refused with the two names
+    if slip and value.lower() != "chatml":  # one of LLaMA-Factory's
         return Meaning((("template", value),))
     return Meaning(remark="沒有用到：對話樣板取自 tokenizer（--template chat）")
 

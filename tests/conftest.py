@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import random
@@ -26,6 +27,39 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread ea
 SUBJECTS = ("physics", "taxation", "trade", "education_(profession_level)")
 HAN = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏閏餘成歲律呂調陽雲騰致雨露結為霜金生麗水玉出崑岡"
 ODD_OPTIONS = ("NA", "None", "1.0", "無", "甲,乙", '他說"好"', "第一行\n第二行", "007")
+
+
+PIXEL = bytes.fromhex(  # a PNG of one white pixel
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63f80f00010101"
+    "00b138f6140000000049454e44ae426082"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures(request):
+    """Pictures of one pixel and pages without a font of their own: drawing and cutting take most of the time
+    of a small run. Modules that look at them are marked `pictures`."""
+    if request.node.get_closest_marker("pictures"):
+        yield
+        return
+    from finetune.disk import whole_file
+
+    def save(figure, path: Path, dpi: int) -> None:
+        with whole_file(path, "wb") as stream:
+            stream.write(PIXEL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.plots._save", save)
+        patch.setattr("finetune.page.embedded", lambda characters: "")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_libraries():
+    """The hundreds of thousands of objects of torch and transformers, which each run's `gc.collect` would
+    look through again for 0.4 s, are set aside once they are imported."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_vocabulary() -> list[str]:

@@ -18,6 +18,8 @@ from finetune.page import percent
 from finetune.plots import plot_confusion
 from finetune.run_card import RunCard
 
+pytestmark = pytest.mark.pictures
+
 HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(2)>|{{ 7 * 7 }}\n# [x](http://x) **$y$**"""
 SETS = {"validation": 60, "held_back": 90, "test": 120}
 

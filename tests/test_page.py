@@ -21,6 +21,8 @@ from finetune.questions import Question
 from finetune.scoring import Scores
 from finetune.subjects import SUBJECTS
 
+pytestmark = pytest.mark.pictures
+
 HOSTILE = (
     """<script>alert(1)</script>"><img src=x onerror=alert(2)>'</style></p><b>{{ 7 * 7 }}&lt;$\\frac{$"""
 )

@@ -19,6 +19,8 @@ from finetune.questions import Question
 from finetune.run_card import RunCard
 from finetune.subjects import category_of
 
+pytestmark = pytest.mark.pictures
+
 MODEL = "my_bert_finetuned_model_hf_format"
 
 

@@ -394,7 +394,7 @@ def test_prompts_longer_than_the_context_are_counted_and_all_of_them_is_an_error
         (["--lora_alpha", 4], "--lora_alpha 要與 --lora_rank 一起給"),
         (["--min_chars", 4], "--min_chars 只用於 --task cpt"),
         (["--demo"], "--demo 只用於 --task exam"),
-        (["--template", "vicuna"], "chat、plain 其中之一"),
+        (["--template", "plian"], "chat、plain 其中之一"),
     ],
 )
 def test_flags_that_make_no_sense_end_with_2_and_a_way_out(teach, tmp_path, capsys, flags, said):
@@ -525,7 +525,7 @@ def test_an_adapter_is_not_gone_on_with_beside_other_weights(teach, tmp_path, ca
         "b/ck",
     ]
     assert teach("sft", data, *flags, *more, model=second) == 2
-    assert "底模的權重：檢查點" in capsys.readouterr().err
+    assert "底模的權重：與檢查點的不同" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "bloom", "window"])
