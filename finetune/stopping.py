@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -36,7 +37,7 @@ class StopRequest:
     def __init__(self, signals: tuple[int, ...] = SIGNALS):
         self.signals = signals
         self.signum = 0
-        self.asked_at = 0.0
+        self.asked_at = math.inf
         self._patient = False
         self._before: dict[int, object] = {}
 
@@ -62,11 +63,12 @@ class StopRequest:
 
     def _note(self, signum, frame) -> None:
         wish = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
-        if self.signum and time.monotonic() - self.asked_at > ECHO_SECONDS:
-            os._exit(128 + wish)
         if self.signum:
+            if time.monotonic() - self.asked_at > ECHO_SECONDS:
+                os._exit(128 + wish)
             return
-        self.signum, self.asked_at = wish, time.monotonic()
+        self.signum = wish  # before any call: the launcher's echo may be handled within it
+        self.asked_at = time.monotonic()
         if not self._patient:
             raise Stopped(wish, "已中斷")
         if is_main_process():  # not `say`: a buffered stream may be in the middle of a line already

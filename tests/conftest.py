@@ -107,6 +107,15 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+TALK = [  # three questions and replies; in them a line break, a letter alone, spaces
+    {"role": "user", "content": "天地玄黃？"},
+    {"role": "assistant", "content": "宇宙洪荒。"},
+    {"role": "user", "content": "日月\n盈昃 Night"},
+    {"role": "assistant", "content": "B"},
+    {"role": "user", "content": "寒來暑往"},
+    {"role": "assistant", "content": "秋收\n冬藏 x y"},
+]
+
 
 def make_causal_dir(folder: Path, model_type: str = "qwen2", chat: bool = True, **changes) -> Path:
     """A causal model of two tiny layers (qwen2 or llama), with a byte-level BPE tokenizer trained here.
@@ -276,6 +285,22 @@ def train(monkeypatch, tmp_path, model_dir, exam_dir):
     def run(*argv: str, base: bool = True) -> int:
         source = ["--model_name_or_path", str(model_dir), "--dataset", str(exam_dir), "--cpu"] if base else []
         return fine_tuning_llm.main([*source, *map(str, argv)])
+
+    return run
+
+
+@pytest.fixture
+def run(folders, capsys, tmp_path, monkeypatch):
+    """Runs inference.main on one of the module's `folders`, in an empty folder; returns (exit code, stdout,
+    stderr)."""
+    import inference
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(which: str, *argv) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = inference.main(["--model_path", str(folders[which]), "--cpu", *map(str, argv)])
+        return code, *capsys.readouterr()
 
     return run
 

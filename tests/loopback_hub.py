@@ -23,6 +23,7 @@ class LoopbackHub:
     Attributes:
         mood: how files are sent: "" as they are; `hangs`, `drips`, `halves` after an honest head; `floods`
             and says so; `pours` without end after an honest head; `is busy`; `sends on` to itself, for ever.
+            `has no list`: a mirror that serves files and does not tell which.
     """
 
     mood = ""
@@ -100,6 +101,8 @@ class LoopbackHub:
     def answer(self, path: str) -> tuple[int, bytes, dict]:
         if path == "/":
             return 200, b"hub", {}
+        if self.mood == "has no list" and path.startswith("/api/"):
+            return self.missing("")
         if match := re.fullmatch(r"/api/(models|datasets)/(.+?)/tree/([^/]+)(?:/(.+))?", path):
             return self.tree(match[1], match[2], match[3], match[4] or "")
         if match := re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/revision/([^/]+))?", path):

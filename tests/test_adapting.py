@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import losses, make_model_dir, random_text, write_csv, write_texts
+from conftest import ROOT, losses, make_model_dir, random_text, write_csv, write_texts
+from forked import run_ranks
 from torch.nn import functional as F
 
 from finetune.batching import collate, cut
@@ -429,11 +430,8 @@ def test_two_ranks_teach_heads_as_one_does(train, tmp_path, exam_dir, engine, ta
 
 
 def run_on_two(engine, folder, model, source, *words):
-    from conftest import ROOT, command, free_port, run_process
-
-    start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
     flags = ["--model", model, "--dataset", source, "--cpu", "--engine", engine, *words]
-    done = run_process([*start, ROOT / "fine_tuning_llm.py", *flags], folder)
+    done = run_ranks(folder, ROOT / "fine_tuning_llm.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     return losses(folder)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import CHATML, make_causal_dir
+from conftest import CHATML, TALK, make_causal_dir
 
 import fine_tuning_llm
 import inference
@@ -133,14 +133,6 @@ TEMPLATES = {
 IGNORE = {name for name in TEMPLATES if name.startswith("ignoring") or name == "vicuna"}
 
 SYSTEM = {"role": "system", "content": "你是雲"}
-TALK = [
-    {"role": "user", "content": "天地玄黃？"},
-    {"role": "assistant", "content": "宇宙洪荒。"},
-    {"role": "user", "content": "日月\n盈昃 Night"},
-    {"role": "assistant", "content": "B"},
-    {"role": "user", "content": "寒來暑往"},
-    {"role": "assistant", "content": "秋收\n冬藏 x y"},
-]
 
 
 def chat_of(folder, name) -> Chat:

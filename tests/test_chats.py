@@ -4,7 +4,7 @@ import random
 from itertools import permutations
 
 import pytest
-from conftest import CHATML, random_text
+from conftest import CHATML, TALK, random_text
 
 from finetune import tokenizing
 from finetune.causal import Responses
@@ -31,14 +31,6 @@ FORGETFUL = CHATML.replace("messages %}", "messages[-2:] %}", 1)
 TEMPLATES = {"chatml": CHATML, "spaced": SPACED, "lined": LINED}
 
 SYSTEM = {"role": "system", "content": "你是天地之間的雲"}
-TALK = [
-    {"role": "user", "content": "天地玄黃？"},
-    {"role": "assistant", "content": "宇宙洪荒。"},
-    {"role": "user", "content": "日月\n盈昃 Night"},
-    {"role": "assistant", "content": "B"},
-    {"role": "user", "content": "寒來暑往"},
-    {"role": "assistant", "content": "秋收\n冬藏 x y"},
-]
 TALKS = [TALK[:2], TALK[:4], TALK, [SYSTEM, *TALK[:2]], [SYSTEM, *TALK]]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, command, environment, free_port, losses, random_text, run_process
+from forked import run_ranks
 
 from finetune.batching import collate, cut
 from finetune.engine import Engine, Recipe, learning_rate_at
@@ -188,9 +189,7 @@ def train_on_two(
     if config is not None:
         (folder / "ds.json").write_text(json.dumps(config))
         words += ["--deepspeed_config", "ds.json"]
-    start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
-    words += ["--engine", engine]
-    done = run_process([*start, *words], folder)
+    done = run_ranks(folder, *words, "--engine", engine)
     assert done.returncode == 0, done.stderr[-3000:]
     return losses(folder), done
 
@@ -309,7 +308,7 @@ def test_a_key_that_only_deepspeed_can_tell_to_be_unknown_is_named_and_ends_with
     (tmp_path / "ds.json").write_text(json.dumps(config))
     words = ["--model", make(tmp_path), "--dataset", make_exam(tmp_path), "--engine", "deepspeed", "--cpu"]
     words += ["--deepspeed_config", "ds.json", "--max_steps", 1]
-    done = run_process([*command("python"), ROOT / "fine_tuning_llm.py", *words], tmp_path)
+    done = run_ranks(tmp_path, ROOT / "fine_tuning_llm.py", *words, ranks=0)
     assert done.returncode == 2 and done.stderr.count("✗") == 1 and "enabeld" in done.stderr, done.stderr
 
 
@@ -327,11 +326,9 @@ def make_exam(folder):
 
 @pytest.mark.slow
 def test_an_error_on_two_ranks_is_said_once_and_ends_both(tmp_path, model_dir):
-    start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
-    done = run_process(
-        [*start, ROOT / "fine_tuning_llm.py", "--model", model_dir, "--dataset", "nothing.csv"], tmp_path
-    )
-    assert done.returncode != 0
+    script = ROOT / "fine_tuning_llm.py"
+    done = run_ranks(tmp_path, script, "--model", model_dir, "--dataset", "nothing.csv")
+    assert done.returncode == 2
     assert done.stderr.count("沒有這個檔案或資料夾") == 1
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, free_port, losses, read_log, run_process
+from conftest import ROOT, losses, read_log
+from forked import run_ranks
 from safetensors.torch import load_file
 
 import fine_tuning_llm
@@ -406,7 +407,7 @@ def test_under_zero_too_a_gradient_that_is_no_number_never_touches_the_weights(
         "--cpu --engine deepspeed --max_steps 4 --train_batch_size 8 --precision fp32 --on_nan skip".split()
     )
     words += ["--deepspeed_config", "ds.json", "--model", model_dir, "--dataset", exam_dir, "--exam_limit", 2]
-    done = run_process([*command("python"), "run.py", *words], tmp_path)
+    done = run_ranks(tmp_path, "run.py", *words, ranks=0)
     assert done.returncode == 0 and "UNCHANGED" in done.stdout, done.stderr[-3000:]
 
 
@@ -441,9 +442,8 @@ def skipped_on_two(tmp_path_factory, model_dir, exam_dir):
         words = ["--engine", "torch"] if stage is None else ["--engine", "deepspeed"]
         words += ["--deepspeed_config", "ds.json", "--precision", precision]
         words += "--cpu --max_steps 6 --train_batch_size 16 --micro_batch_size 4 --learning_rate 1e-3".split()
-        start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
         words += ["--model", model_dir, "--dataset", exam_dir, "--on_nan", "skip", "--exam_limit", 2]
-        done = run_process([*start, "run.py", *words], folder)
+        done = run_ranks(folder, "run.py", *words)
         assert done.returncode == 0, done.stderr[-3000:]
         log = [entry for entry in read_log(folder) if "epoch" not in entry]
         assert [entry["step"] for entry in log if "skipped" in entry] == [3]

@@ -200,6 +200,9 @@ with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:
         except UserError as error:
             said = str(error)
         print([here.mood, time.monotonic() - began, said])
+    here.mood = "has no list"
+    here.repos["models", "other/rows"] = Path({rows!r})
+    print([here.mood, 0, sorted(path.name for path in hub.fetch_small("other/rows").iterdir())])
 """
 
 
@@ -216,6 +219,7 @@ def test_a_hub_that_hangs_drips_floods_or_puts_off_is_left_with_its_reason_and_a
     assert done.returncode == 0, done.stderr[-3000:]
     found = {mood: (seconds, said) for mood, seconds, said in map(ast.literal_eval, done.stdout.splitlines())}
     assert "a.csv" in found.pop("")[1]
+    assert found.pop("has no list")[1] == ["config.json"]  # what says whether a model brings code of its own
     assert all(seconds < 30 for seconds, _ in found.values()), found  # by the real bounds, 60
     assert "太慢" in found["drips"][1]
     assert all("沒有好好回答" in found[mood][1] for mood in ("hangs", "is busy")), found

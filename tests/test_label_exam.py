@@ -22,19 +22,6 @@ def folders(tmp_path_factory, model_dir):
     }
 
 
-@pytest.fixture
-def run(folders, capsys, tmp_path, monkeypatch):
-    """Runs inference.main on a model, in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(which: str, *argv) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = inference.main(["--model_path", str(folders[which]), "--cpu", *map(str, argv)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def said(folders, which: str, texts) -> list:
     """The model's labels of each text."""
     found = inference.classify(*inference.load_model(folders[which], "cpu")[:2], texts, "cpu")

@@ -69,19 +69,6 @@ def models(folders):
     return {name: inference.load_model(folder, "cpu") for name, folder in folders.items()}
 
 
-@pytest.fixture
-def run(folders, capsys, tmp_path, monkeypatch):
-    """Runs inference.main on a model, in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(which: str, *argv) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = inference.main(["--model_path", str(folders[which]), "--cpu", *map(str, argv)])
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def reference(folder, text: str, pair: str | None = None, max_length: int = 48) -> list[float]:
     """The probabilities of the classes by transformers alone, of one row without padding."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -7,7 +7,8 @@ import random
 import statistics
 
 import pytest
-from conftest import SUBJECTS, command, free_port, make_exam_dir, random_text, run_process, write_csv
+from conftest import SUBJECTS, make_exam_dir, random_text, write_csv
+from forked import run_ranks
 
 import inference
 from finetune.examinee import Filler
@@ -150,8 +151,7 @@ def test_two_processes_hold_the_same_exam(examine, tmp_path, model_dir, exam_dir
 
     _, alone, *_ = examine(exam_dir, "--scoring", "letter")
     words = ["--model_path", model_dir, "--cpu", "--exam", exam_dir, "--scoring", "letter", "--report", "two"]
-    start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
-    done = run_process([*start, ROOT / "inference.py", *words], tmp_path)
+    done = run_ranks(tmp_path, ROOT / "inference.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("正式測驗 40 題") == 1
     together = json.loads((tmp_path / "two/results.json").read_text())

@@ -8,15 +8,16 @@ import shutil
 import pytest
 import torch
 from conftest import (
+    ROOT,
     losses,
     make_causal_dir,
     read_log,
-    run_process,
     write_alpaca,
     write_csv,
     write_reading,
     write_texts,
 )
+from forked import run_ranks
 
 MODEL = "my_bert_finetuned_model_hf_format"
 
@@ -282,7 +283,6 @@ def test_gradient_checkpointing_computes_each_layer_twice_and_changes_nothing(te
 def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transformers_and_peft(
     tmp_path, qwen_dir, stage, lora
 ):
-    from conftest import ROOT, command, free_port
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -296,11 +296,10 @@ def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transf
         ROOT / "fine_tuning_llm.py", "--task", "sft", "--dataset", data, "--model_name_or_path", qwen_dir,
         "--cpu", "--train_batch_size", 8, "--max_steps", 4, "--learning_rate", 1e-3, *lora,
     ]  # fmt: skip
-    start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
     zero = ["--engine", "deepspeed", "--deepspeed_config", tmp_path / "ds.json"]
-    for name, before, more in (("one", command("python"), []), ("two", start, zero)):
+    for name, ranks, more in (("one", 0, []), ("two", 2, zero)):
         more = [*more, "--output_dir", f"{name}/model", "--save_dir", f"{name}/ck"]
-        done = run_process([*before, *common, *more], tmp_path)
+        done = run_ranks(tmp_path, *common, *more, ranks=ranks)
         assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
     found = [weights(tmp_path / name / "model") for name in ("one", "two")]
@@ -316,8 +315,6 @@ def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transf
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_lora_under_zero_goes_on_where_it_stopped(tmp_path, qwen_dir, stage):
-    from conftest import ROOT, command, free_port
-
     data = write_alpaca(tmp_path / "a.csv")
     config = json.loads((ROOT / "ds_config.json").read_text())
     config["zero_optimization"] |= {"stage": stage}
@@ -329,9 +326,8 @@ def test_lora_under_zero_goes_on_where_it_stopped(tmp_path, qwen_dir, stage):
         "--deepspeed_config", tmp_path / "ds.json",
     ]  # fmt: skip
     for name, more in (("whole", []), ("again", ["--load_dir", "whole/ck", "--ckpt_id", "step3"])):
-        start = command("torchrun", "--nproc_per_node", 2, "--master_port", free_port())
         more = [*more, "--output_dir", f"{name}/model", "--save_dir", f"{name}/ck"]
-        done = run_process([*start, *common, *more], tmp_path)
+        done = run_ranks(tmp_path, *common, *more)
         assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "whole")[3:] == losses(tmp_path / "again")
     same(weights(tmp_path / "whole/model"), weights(tmp_path / "again/model"), atol=0, rtol=0)

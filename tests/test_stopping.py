@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, command, environment, free_port, losses, run_process
+from conftest import ROOT, command, environment, free_port, losses
+from forked import run_ranks
 from safetensors.torch import load_file
 from test_checkpoints import STEPS, stop_at
 
@@ -55,6 +56,28 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_in_order(
     assert train(*STEPS) == 143
     seen = capsys.readouterr().err
     assert "■ 已中斷" in seen and "Traceback" not in seen and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("call", [stopping.time, stopping.os], ids=["time", "os"])
+def test_an_echo_that_comes_while_the_first_signal_is_handled_is_one_wish_all_the_same(
+    monkeypatch, capfd, call
+):
+    """Python handles a signal within any call, that of another signal's handler too."""
+    name = "monotonic" if call is stopping.time else "write"
+    real, nested = getattr(call, name), []
+
+    def echoed(*args):
+        if not nested:
+            nested.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(call, name, echoed)
+    monkeypatch.setattr(stopping.os, "_exit", lambda code: pytest.fail("ended at once"))
+    with stopping.StopRequest() as stop, stop.patient():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signum == signal.SIGINT and nested
+    assert capfd.readouterr().err.count("收到停止訊號") == 1
 
 
 def test_a_closed_terminal_is_no_signal_to_a_run_under_nohup():
@@ -345,8 +368,7 @@ def test_a_run_of_two_ranks_goes_on_bit_for_bit_and_on_one_rank_when_asked(
     def run(folder: Path, *more, ranks: int = 2):
         folder.mkdir(exist_ok=True)
         (folder / "ds.json").write_text(json.dumps(config))
-        start = command("torchrun", "--nproc_per_node", ranks, "--master_port", free_port())
-        return run_process([*start, ROOT / "fine_tuning_llm.py", *words, *more], folder)
+        return run_ranks(folder, ROOT / "fine_tuning_llm.py", *words, *more, ranks=ranks)
 
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     done = run(straight)

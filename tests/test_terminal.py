@@ -219,6 +219,7 @@ class Session:
 
     def type(self, keys: str, until: str) -> str:
         """Presses keys; returns what the script says up to `until`."""
+        time.sleep(0.2)  # Python's readline prints its prompt before it listens for signals
         os.write(self.ours, keys.encode())
         said, limit = b"", time.monotonic() + 60
         while until.encode() not in said and time.monotonic() < limit:
