@@ -1,17 +1,21 @@
-"""Ranks of a run without the nine seconds of imports that each costs: they are forked from a process that has
-the libraries already. The rank itself is a process of its own, which runs the script as `python script` does.
+"""Processes that run a script without the seven seconds of imports that each costs: they are forked from a
+server that has the libraries already. Each is a process of its own and runs the file as `python script` does.
 
-What a launcher does, and what is imported when, shows only under a real one: see test_engine, test_stopping.
+What launchers do, and what is imported when, shows only without this: see test_engine, test_stopping.
+
+As a program it is the server, or, under the name `python` in a folder that is first on PATH, a Python that
+has our two scripts run there and everything else by the real one.
 """
 
 from __future__ import annotations
 
-import atexit
-import gc
+import contextlib
 import json
 import os
-import runpy
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,10 +24,57 @@ from pathlib import Path
 
 LIBRARIES = (
     "torch", "transformers", "transformers.models.bert.modeling_bert", "peft", "safetensors.torch", "jinja2",
-    "transformers.models.qwen2.modeling_qwen2", "sklearn.metrics", "scipy.stats", "jieba", "matplotlib.pyplot",
+    "transformers.models.qwen2.modeling_qwen2", "sklearn.feature_extraction.text", "sklearn.linear_model",
+    "sklearn.metrics", "scipy.stats", "jieba", "matplotlib.pyplot",
 )  # fmt: skip
+SCRIPTS = ("fine_tuning_llm.py", "inference.py")
+SOCKET = "TESTS_FORKED_SOCKET"  # the environment variable with the server's address
 PATIENCE = 60  # seconds in which the others have to end when one rank has failed and they were told
-_server: list[subprocess.Popen] = []
+_SIZE = struct.Struct("<Q")
+
+
+class Process:
+    """A script that runs, as subprocess.Popen.
+
+    Args:
+        words: the script, and its arguments.
+        streams: what its stdin, stdout and stderr shall be.
+        server: the address of the server.
+    """
+
+    def __init__(self, words: list[str], cwd: str, environment: dict[str, str], streams, server: str):
+        self._line = socket.socket(socket.AF_UNIX)
+        self._line.connect(server)
+        wanted = json.dumps({"argv": words, "cwd": cwd, "environment": environment}).encode()
+        socket.send_fds(self._line, [_SIZE.pack(len(wanted))], [stream.fileno() for stream in streams])
+        self._line.sendall(wanted)
+        self.pid = int(self._hear())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code as Popen has it, -9 where it was killed; None while it runs."""
+        if self.returncode is None and select.select([self._line], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = int(self._hear())
+            self._line.close()
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signum)
+
+    def _hear(self) -> bytes:
+        said = b""
+        while not said.endswith(b"\n"):
+            if not (more := self._line.recv(1)):
+                raise RuntimeError("the server of tests/forked.py has ended; its last words are above")
+            said += more
+        return said
 
 
 def run_ranks(cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: float = 300):
@@ -34,105 +85,171 @@ def run_ranks(cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: flo
     """
     from conftest import environment, free_port
 
+    words = list(map(str, [script, *argv]))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     place["LOCAL_WORLD_SIZE"] = str(ranks)
     places = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)] or [{}]
-    with tempfile.TemporaryDirectory() as said:
-        streams = [Path(said) / name for name in ("out", "err")]
-        wanted = {
-            "argv": list(map(str, [Path(cwd) / script, *argv])), "cwd": str(cwd), "timeout": timeout,
-            "streams": list(map(str, streams)), "environments": [environment(**one) for one in places],
-        }  # fmt: skip
-        server = _serving()
-        server.stdin.write(json.dumps(wanted) + "\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        out, err = (path.read_text(encoding="utf-8", errors="replace") for path in streams)
-    assert not answer["late"], f"{wanted['argv']} did not end in {timeout} s\n{err[-3000:]}"
-    return subprocess.CompletedProcess(wanted["argv"], answer["code"], out, err)
+    with contextlib.ExitStack() as held:
+        nothing = held.enter_context(open(os.devnull))
+        out, err = (held.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        running = [
+            Process(words, str(cwd), environment(**one), (nothing, out, err), address()) for one in places
+        ]
+        code, end = 0, time.monotonic() + timeout
+        while running:
+            ended = [process for process in running if process.poll() is not None]
+            running = [process for process in running if process not in ended]
+            failed = [process.returncode for process in ended if process.returncode]
+            if failed and not code:
+                code, end = failed[0], min(end, time.monotonic() + PATIENCE)
+                for process in running:  # as launchers do
+                    process.send_signal(signal.SIGTERM)
+            late = time.monotonic() > end
+            for process in running if late else ():
+                process.send_signal(signal.SIGKILL)
+            assert not late, f"{words} did not end in {timeout} s\n{_read(err)[-3000:]}"
+            time.sleep(0.01)
+        return subprocess.CompletedProcess(words, code, _read(out), _read(err))
 
 
-def _serving() -> subprocess.Popen:
-    """The server of this worker."""
+def _read(stream) -> str:
+    stream.seek(0)
+    return stream.read().decode(errors="replace")
+
+
+def quick_python(folder: Path) -> dict[str, str]:
+    """Environment variables under which `python fine_tuning_llm.py …` is run by the server.
+
+    Args:
+        folder: an empty one, for the Python that is found first.
+    """
     from conftest import environment
 
-    if not _server or _server[0].poll() is not None:
-        words = [sys.executable, __file__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        _server[:] = [subprocess.Popen(words, env=environment(), start_new_session=True, **pipes)]
-        atexit.register(_server[0].stdin.close)  # which ends it
-    return _server[0]
+    program = folder / "python"
+    program.write_text(f"#!{sys.executable} -IS\n" + Path(__file__).read_text("utf-8"), encoding="utf-8")
+    program.chmod(0o755)
+    return environment(**{SOCKET: address(), "PATH": f"{folder}{os.pathsep}{environment()['PATH']}"})
+
+
+def address() -> str:
+    """Where the server of this worker listens; it is started at the first call, and ends with the worker."""
+    from conftest import environment
+
+    if not _server:
+        folder = tempfile.mkdtemp(prefix="forked_")
+        server = subprocess.Popen(
+            [sys.executable, __file__, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=environment(), start_new_session=True,
+        )  # fmt: skip
+        assert server.stdout.readline(), "the server did not start"
+        _server.extend([server, f"{folder}/socket"])
+    return _server[1]
+
+
+_server: list = []  # its process, whose stdin it waits for, and its address
 
 
 # ---- the server --------------------------------------------------------------------------------------------
 
 
-def serve() -> None:
+def serve(folder: str) -> None:
+    """Forks a process at each request, until its stdin is closed."""
+    import gc
     import importlib
     import pkgutil
+    import shutil
 
     root = Path(__file__).resolve().parents[1]
     sys.path[0] = str(root)
-    speaks, complains = os.fdopen(os.dup(1), "w"), os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print at their import is no answer
+    ready, complains = os.dup(1), os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print at their import is nobody's answer
     os.dup2(1, 2)
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    import finetune.engine
-
-    finetune.engine.import_deepspeed(on_gpu=False)
-    for module in pkgutil.iter_modules([str(root / "finetune")]):
-        importlib.import_module(f"finetune.{module.name}")
-    os.dup2(complains, 2)
+    try:
+        for name in LIBRARIES:
+            importlib.import_module(name)
+        importlib.import_module("finetune.engine").import_deepspeed(on_gpu=False)
+        for module in pkgutil.iter_modules([str(root / "finetune")]):
+            importlib.import_module(f"finetune.{module.name}")
+    finally:
+        os.dup2(complains, 2)
     gc.freeze()
-    for line in sys.stdin:
-        speaks.write(json.dumps(_run(json.loads(line))) + "\n")
-        speaks.flush()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen(64)
+        os.write(ready, b"ready\n")
+        os.close(ready)
+        running: dict[int, socket.socket] = {}
+        while True:
+            heard = select.select([listener, 0], [], [], 0.02)[0]
+            if listener in heard:
+                line, _ = listener.accept()
+                running[_begin(line, [listener, line, *running.values()])] = line
+            if 0 in heard:
+                break
+            _tell_ends(running)
+    shutil.rmtree(folder)
 
 
-def _run(wanted: dict) -> dict:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    running = set()
-    for environment in wanted["environments"]:
-        if not (child := os.fork()):
-            _become(wanted, environment)
-        os.setpgid(child, child)
-        running.add(child)
-    code, end, late = 0, time.monotonic() + wanted["timeout"], False
+def _tell_ends(running: dict[int, socket.socket]) -> None:
     while running:
         child, status = os.waitpid(-1, os.WNOHANG)
-        if child in running:
-            running.remove(child)
-            failed = os.waitstatus_to_exitcode(status)
-            if failed and not code:
-                code, end = failed, min(end, time.monotonic() + PATIENCE)
-                for other in running:  # as launchers do
-                    os.killpg(other, signal.SIGTERM)
-        elif time.monotonic() > end:
-            late, end = True, float("inf")
-            for child in running:
-                os.killpg(child, signal.SIGKILL)
-        else:
-            time.sleep(0.01)
-    return {"code": code, "late": late}
+        if not child:
+            return
+        with contextlib.suppress(OSError):  # who asked has gone
+            running[child].sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        running.pop(child).close()
 
 
-def _become(wanted: dict, environment: dict) -> None:
+def _begin(line: socket.socket, ours: list[socket.socket]) -> int:
+    """Starts what is asked for; returns its process id."""
+    head, streams, *_ = socket.recv_fds(line, _SIZE.size, 3)
+    (size,) = _SIZE.unpack(head)
+    raw = b""
+    while len(raw) < size:
+        raw += line.recv(size - len(raw))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not (child := os.fork()):
+        os.setpgid(0, 0)
+        for one in ours:
+            one.close()
+        _become(json.loads(raw), streams)
+    os.setpgid(child, child)
+    for stream in streams:
+        os.close(stream)
+    line.sendall(f"{child}\n".encode())
+    return child
+
+
+def _become(wanted: dict, streams: list[int]) -> None:
     """Makes of this fork what `python script …` would be, and ends it."""
-    os.setpgid(0, 0)
+    import runpy
+
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.chdir(wanted["cwd"])
     os.environ.clear()
-    os.environ.update(environment)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = open(0, closefd=False)
-    for number, path in enumerate(wanted["streams"], 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-    script = wanted["argv"][0]
-    sys.argv, sys.path[0] = wanted["argv"], str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
+    os.environ.update(wanted["environment"])
+    script = Path(wanted["argv"][0])
+    if script.resolve().parent != Path(__file__).resolve().parents[1]:  # it may have a package of its own
+        for name in [name for name in sys.modules if name.split(".")[0] == "finetune"]:
+            del sys.modules[name]
+    sys.argv, sys.path[0] = wanted["argv"], str(script.resolve().parent)
+    runpy.run_path(str(script), run_name="__main__")
     sys.exit(0)
 
 
+def stand_in() -> None:
+    """What `python …` is where quick_python() comes first."""
+    if not sys.argv[1:] or Path(sys.argv[1]).name not in SCRIPTS:
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    streams, server = (sys.stdin, sys.stdout, sys.stderr), os.environ[SOCKET]
+    sys.exit(Process(sys.argv[1:], os.getcwd(), dict(os.environ), streams, server).wait() % 256)
+
+
 if __name__ == "__main__":
-    serve()
+    stand_in() if Path(sys.argv[0]).name == "python" else serve(sys.argv[1])

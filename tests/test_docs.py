@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT
+from forked import quick_python
 from test_readme import commands, python_blocks
 
 from finetune import flags
@@ -100,7 +101,8 @@ def test_the_commands_of_a_page_run_in_their_order_and_make_its_pictures(name, t
     for file in ("fine_tuning_llm.py", "inference.py", *["ds_config.json"] * (name == "machines")):
         shutil.copy(ROOT / file, tmp_path)
     shutil.copytree(ROOT / "finetune", tmp_path / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
-    ours = environment(HF_HUB_OFFLINE="1")
+    (tmp_path / "bin").mkdir()
+    ours = quick_python(tmp_path / "bin")
     how = {"cwd": tmp_path, "env": ours, "input": ENTRIES, "capture_output": True, "text": True}
     for line in commands(page(name))[0]:
         done = subprocess.run(["bash", "-c", line], timeout=300, **how)

@@ -4,7 +4,8 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, environment, make_causal_dir, write_alpaca, write_reading, write_texts
+from conftest import ROOT, make_causal_dir, write_alpaca, write_reading, write_texts
+from forked import quick_python
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def project(tmp_path):
 
 def run(project, script, *data, **env):
     words = ["bash", f"examples/{script}", *map(str, data)]
-    env |= {"PYTHONPATH": str(ROOT), "MORE": "--cpu --max_steps 2 --max_length 96"}
-    pipes = {"capture_output": True, "text": True}
-    return subprocess.run(words, cwd=project, env=environment(**env), timeout=300, **pipes)
+    (project / "bin").mkdir()
+    env |= quick_python(project / "bin") | {"MORE": "--cpu --max_steps 2 --max_length 96"}
+    return subprocess.run(words, cwd=project, env=env, timeout=300, capture_output=True, text=True)
 
 
 def test_the_taigi_example_goes_from_texts_to_answers(project, tmp_path):
