@@ -117,36 +117,39 @@ def _read(stream) -> str:
     return stream.read().decode(errors="replace")
 
 
-def quick_python(folder: Path) -> dict[str, str]:
-    """Environment variables under which `python fine_tuning_llm.py …` is run by the server.
+def quick_python(folder: Path, **env: str) -> dict[str, str]:
+    """Environment variables under which `python fine_tuning_llm.py …` is run by a server.
 
     Args:
         folder: an empty one, for the Python that is found first.
+        env: more of them. Libraries read some at their import, so each set of them has its own server.
     """
     from conftest import environment
 
     program = folder / "python"
     program.write_text(f"#!{sys.executable} -IS\n" + Path(__file__).read_text("utf-8"), encoding="utf-8")
     program.chmod(0o755)
-    return environment(**{SOCKET: address(), "PATH": f"{folder}{os.pathsep}{environment()['PATH']}"})
+    path = f"{folder}{os.pathsep}{environment()['PATH']}"
+    return environment(**env, **{SOCKET: address(**env), "PATH": path})
 
 
-def address() -> str:
-    """Where the server of this worker listens; it is started at the first call, and ends with the worker."""
+def address(**env: str) -> str:
+    """Where a server of this worker listens; it is started at the first call, and ends with the worker."""
     from conftest import environment
 
-    if not _server:
+    key = tuple(sorted(env.items()))
+    if key not in _servers:
         folder = tempfile.mkdtemp(prefix="forked_")
         server = subprocess.Popen(
             [sys.executable, __file__, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=environment(), start_new_session=True,
+            env=environment(**env), start_new_session=True,
         )  # fmt: skip
         assert server.stdout.readline(), "the server did not start"
-        _server.extend([server, f"{folder}/socket"])
-    return _server[1]
+        _servers[key] = server, f"{folder}/socket"
+    return _servers[key][1]
 
 
-_server: list = []  # its process, whose stdin it waits for, and its address
+_servers: dict[tuple, tuple[subprocess.Popen, str]] = {}  # who waits for its stdin, and its address
 
 
 # ---- the server --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT
 from forked import quick_python
 
 NEEDS = ("needs the hub", "needs a GPU", "需要 hub", "需要 GPU")
@@ -75,8 +75,9 @@ def test_the_commands_for_causal_models_run_against_a_hub_that_has_a_small_one(t
     for name in ("fine_tuning_llm.py", "inference.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     with LoopbackHub({"Qwen/Qwen2.5-0.5B": qwen_dir}, {}) as hub:
-        env = environment(
-            HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", PYTHONPATH=str(ROOT)
+        (tmp_path / "bin").mkdir()
+        env = quick_python(
+            tmp_path / "bin", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0"
         )
         for line in block.strip().splitlines()[1:]:
             done = subprocess.run(

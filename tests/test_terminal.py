@@ -9,6 +9,7 @@ import pty
 import random
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -203,6 +204,13 @@ def test_every_entry_is_answered_by_a_line(talk):
         assert len(talk(entry).splitlines()) > len(quiet.splitlines()) + 1, repr(entry)
 
 
+def _take_terminal() -> None:
+    """In a new process: its stdin is its terminal, and Ctrl-C is heard though a shell started the tests in
+    the background, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Session:
     """A script in a pseudo-terminal, which is what Ctrl-C and readline work with."""
 
@@ -212,7 +220,7 @@ class Session:
         self.process = subprocess.Popen(
             list(map(str, words)), stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, close_fds=True,
             env=environment(TERM="xterm", XDG_STATE_HOME=str(home)), start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(theirs)
         self.seen = ""
