@@ -24,8 +24,9 @@ OF_TASKS = {  # flags that only these tasks look at
     "exam": ("objective",),
     "exam、mlm": ("demo", "masking", "mask_rate", "all_masked", "preview_masks"),
     "exam、sft": ("subjects", "pool", "exam_limit", "exam_orders"),
+    "classify、cpt、mlm": ("text_column",),
     "classify": (
-        "text_column", "label_column", "multi_label", "class_weights", "dataset_config_name",
+        "label_column", "multi_label", "class_weights", "dataset_config_name",
     ),
 }  # fmt: skip
 INSTEAD = {

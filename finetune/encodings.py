@@ -129,16 +129,18 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _is_utf8(*parts: Iterable[bytes]) -> str:
-    """ "" where the blocks are no UTF-8; "whole", or "nul" where there are NULs."""
-    decoder, found = codecs.getincrementaldecoder("utf-8")(), "whole"
+    """ "" where the blocks are no UTF-8; "whole", "nul" where there are NULs, or "cut" where they break off
+    within a character that is not the only one."""
+    decoder, found, plain = codecs.getincrementaldecoder("utf-8")(), "whole", True
     try:
         for block in chain(*parts):
-            decoder.decode(block)
+            plain = decoder.decode(block).isascii() and plain
             found = "nul" if b"\0" in block else found
-        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return ""
-    return found
+    if not decoder.getstate()[0]:
+        return found
+    return "" if plain else "cut"
 
 
 def _utf16(first: bytes) -> str:

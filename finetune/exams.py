@@ -134,7 +134,7 @@ def read_exam(
     )
     if not any(questions.values()) and not any(keyless.values()):
         names = "、".join(file.path.name for file in wanted[:3])
-        raise UserError([*abridged(problems), f"{flag} {source}：一題也沒有（{names}）"])
+        raise UserError(abridged(problems) or f"{flag} {source}：一題也沒有（{names}）")
     return Exam(
         questions, origin, problems, dev=_dev_of(files), keyless=keyless, notes=notes, columns=found.columns
     )

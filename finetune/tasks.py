@@ -101,7 +101,9 @@ class TextTask(ExamTask):
 
     def read(self, flags) -> Corpus:
         cleaning = Cleaning(tuple(flags.clean), flags.min_chars, flags.max_chars)
-        return read_corpus(flags.dataset, cleaning, flags.revision, flags.on_bad_rows)
+        return read_corpus(
+            flags.dataset, cleaning, flags.revision, flags.on_bad_rows, text_column=flags.text_column
+        )
 
     def split(self, corpus: Corpus, flags) -> Pools:
         describe_corpus(corpus)

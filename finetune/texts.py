@@ -25,10 +25,11 @@ from .questions import draw, normalised
 from .strictness import Lines, TooLong
 from .tables import READABLE, is_readable, suffix_of
 
-COLUMNS = ("text", "content", "paragraphs", "paragraph")
+COLUMNS = ("text", "content", "paragraphs", "paragraph", "文字", "文本", "內容", "内容", "內文", "正文")
 OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
     (({"question", "問題"}, {"A", "choices", "options", "選項1"}), "考題", "--task sft 或 --task exam"),
     (({"instruction"}, {"output"}), "指令與回答", "--task sft"),
+    (({"messages", "conversations"},), "對話", "--task sft"),
 )
 
 
@@ -65,10 +66,11 @@ def read_corpus(
     revision: str | None = None,
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
+    text_column: str = "",
 ) -> Corpus:
     """Texts from a hub name, a folder (all files in it and below), or one json/jsonl/csv/parquet/txt file.
 
-    Rows: a text itself, or `title` (optional) with `text`, `content`, `paragraph` or `paragraphs` (a list).
+    Rows: a text itself, or `title` (optional) with one of COLUMNS; `paragraphs` may be a list.
     In a .txt, documents are separated by blank lines; without any the whole file is one.
 
     Args:
@@ -76,6 +78,7 @@ def read_corpus(
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
         flag: what named the source, for messages.
+        text_column: the one that holds the texts; "" is the first of COLUMNS.
 
     Raises:
         UserError: nothing there, bad rows, rows that are questions, nothing left after cleaning.
@@ -86,11 +89,14 @@ def read_corpus(
     if not files:
         raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join((*READABLE, '.txt'))}）")
     problems: list[str] = []
-    drafts = [draft for file in without_test(files) for draft in _drafts(file, folder, flag, problems)]
+    columns = (text_column,) if text_column else COLUMNS
+    drafts = [
+        draft for file in without_test(files) for draft in _drafts(file, folder, flag, columns, problems)
+    ]
     if problems and on_bad_rows == "fail":
         raise UserError(too_many(problems, len(drafts), "篇"))
     if not drafts:
-        raise UserError([*abridged(problems), f"{flag} {source}：一篇文字也沒有"])
+        raise UserError(abridged(problems) or f"{flag} {source}：一篇文字也沒有")
     texts, log = clean(drafts, cleaning)
     corpus = Corpus(texts, origin, dict(log.counts), dict(log.examples), problems)
     if not texts:
@@ -121,12 +127,14 @@ def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
         say(f"略過 {names}{more}：不是 {'、'.join((*READABLE, '.txt'))}，或是說明檔")
 
 
-def _drafts(file: DataFile, folder: Path, flag: str, problems: list[str]) -> Iterator[Draft]:
+def _drafts(
+    file: DataFile, folder: Path, flag: str, columns: Sequence[str], problems: list[str]
+) -> Iterator[Draft]:
     """The texts of one file; each row that is none adds `file:line: reason` to `problems`."""
     path = file.path
     for line, row in _txt_rows(path) if suffix_of(path) == ".txt" else file.rows():
         try:
-            yield _parsed(row, f"{path.relative_to(folder)}:{line}")
+            yield _parsed(row, f"{path.relative_to(folder)}:{line}", columns)
         except _OtherTask as error:
             raise UserError(f"{flag} {path}：{error}") from None
         except ValueError as error:
@@ -172,8 +180,11 @@ class _OtherTask(ValueError):
     """A row for another kind of training."""
 
 
-def _parsed(row: object, row_id: str) -> Draft:
+def _parsed(row: object, row_id: str, columns: Sequence[str] = COLUMNS) -> Draft:
     """A row as a document.
+
+    Args:
+        columns: where its text may be; the first that is there counts.
 
     Raises:
         ValueError: it holds no text; the reason, in Chinese.
@@ -184,14 +195,15 @@ def _parsed(row: object, row_id: str) -> Draft:
         row = {"text": row}
     if not isinstance(row, dict):
         raise ValueError(f"應該是文字或物件，得到 {type(row).__name__}")
-    column = next((name for name in COLUMNS if row.get(name) is not None), None)
+    column = next((name for name in columns if row.get(name) is not None), None)
     if column is None:
         for wanted, looks_like, task in OTHER_TASKS:
             if all(names & row.keys() for names in wanted):
                 raise _OtherTask(f"看起來是{looks_like}（{listed(row)}），不是文章；這種資料用 {task}")
-        empty = [name for name in COLUMNS if name in row]
-        there = f"沒有 {'、'.join(COLUMNS)} 任何一欄，有的是 {listed(row) if row else '空的物件'}"
-        raise ValueError(f"{empty[0]} 是空的" if empty else there)
+        empty = [name for name in columns if name in row]
+        missing = f"沒有 {'、'.join(columns)} {'這一欄' if len(columns) == 1 else '任何一欄'}"
+        there = f"有的是 {listed(row)}；用 --text_column 指出文字在哪一欄" if row else "是空的物件"
+        raise ValueError(f"{empty[0]} 是空的" if empty else f"{missing}，{there}")
     title, value = row.get("title"), row[column]
     if isinstance(title, (list, dict)):
         raise ValueError(f"title 應該是文字，得到 {type(title).__name__}")

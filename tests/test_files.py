@@ -308,6 +308,15 @@ def test_a_file_that_breaks_off_ends_with_2_everywhere_and_says_how_much_was_rea
     assert inference.main(["--inspect", str(file)]) == 2 and "前面讀到" in capsys.readouterr().err
 
 
+def test_a_file_that_breaks_off_within_a_character_is_no_other_encoding(tmp_path, capsys):
+    whole = json.dumps([{"text": "天地玄黃"}, {"text": "宇宙洪荒"}], ensure_ascii=False).encode()
+    for lost in (4, 5):  # in the last of them, which are three bytes each
+        (tmp_path / "a.json").write_bytes(whole[:-lost])
+        problem = refused(read_corpus, str(tmp_path / "a.json"), Cleaning(min_chars=1))
+        assert "檔案在第 2 筆中斷，不完整；前面讀到 1 筆" in problem
+    assert "GB18030" not in capsys.readouterr().err
+
+
 def test_a_file_to_be_answered_that_breaks_off_is_refused_before_anything_is_written(put, model_dir, capsys):
     file = broken("json", put)
     words = ["--model_path", model_dir, "--cpu", "--input", file, "--output", file.with_name("o.jsonl")]

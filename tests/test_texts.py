@@ -141,10 +141,31 @@ def test_questions_given_by_mistake_are_recognised(tmp_path):
         ({"question": "天？", "A": "地", "B": "玄", "answer": "A"}, "--task sft 或 --task exam"),
         ({"question": "天？", "choices": ["地", "玄"], "answer": 0}, "--task exam"),
         ({"instruction": "天", "input": "", "output": "地"}, "--task sft"),
+        ({"messages": [{"role": "user", "content": "天"}]}, "--task sft"),
+        ({"conversations": [{"from": "human", "value": "天"}]}, "--task sft"),
     ):
         with pytest.raises(UserError, match=f"看起來是.*{task}"):
             read_corpus(write(tmp_path / "q.jsonl", [row]), NOTHING, on_bad_rows="skip")
     assert cleaned(tmp_path, [{"text": "天", "question": "?", "A": "x"}], NOTHING).texts
+
+
+def test_texts_are_in_the_column_that_is_named_or_in_one_of_the_usual_names(tmp_path):
+    row = {"id": "1", "review": "天地", "內文": "玄黃"}
+    (tmp_path / "a.csv").write_text("id,review,內文\n1,天地,玄黃\n", encoding="utf-8")
+    for source in (write(tmp_path / "a.jsonl", [row]), str(tmp_path / "a.csv")):
+        for column, text in (("review", "天地"), ("", "玄黃")):
+            corpus = read_corpus(source, NOTHING, text_column=column)
+            assert [one.text for one in corpus.texts] == [text]
+        with pytest.raises(UserError, match="沒有 body 這一欄，有的是 id、review、內文；用 --text_column"):
+            read_corpus(source, NOTHING, text_column="body")
+
+
+def test_the_column_of_the_texts_is_told_by_a_flag(train, tmp_path, capsys):
+    rows = [{"body": "天地玄黃" * at} for at in range(1, 20)]
+    words = ["--task", "mlm", "--min_chars", 1, "--inspect", "--dataset", write(tmp_path / "b.jsonl", rows)]
+    assert train(*words, "--text_column", "body", base=False) == 0
+    assert "讀到 19 篇" in capsys.readouterr().out
+    assert train(*words, base=False) == 2 and "--text_column" in capsys.readouterr().err
 
 
 def test_what_is_not_there_or_empty_is_an_error_that_names_it(tmp_path):
