@@ -315,10 +315,11 @@ def _answer(flags) -> int | None:
         from finetune.doctor import examine_data
         from finetune.inspect_labels import examine_labels, holds_labels
 
-        if holds_labels(flags.inspect):
-            return examine_labels(flags.inspect, flags.json)
-        if texts.holds_texts(flags.inspect):
-            return texts.examine(flags.inspect, flags.json)
+        text, label = flags.text_column, flags.label_column
+        if label or holds_labels(flags.inspect, text):
+            return examine_labels(flags.inspect, flags.json, text, label)
+        if text or texts.holds_texts(flags.inspect):
+            return texts.examine(flags.inspect, flags.json, text)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")
         return examine_data(flags, exam, lambda: exam_prompts(flags))
     exam = None

@@ -77,7 +77,7 @@ def build_parser() -> cli.Parser:
     add("--text_column", default="",
         help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
     add("--label_column", default="",
-        help="分類：正解的欄位，--input 與 --exam 用來算正確率（預設自己找）")
+        help="分類：正解的欄位，--input 與 --exam 用來算正確率，--inspect 看標籤（預設自己找）")
     add("--output", type=place, help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
@@ -174,8 +174,8 @@ def _one_job(flags) -> None:
             more = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
             raise UserError(f"--{name} 要與 --{owner} 一起給{more}")
     for name in ("text_column", "label_column"):
-        if name in flags.given and flags.input is None and flags.exam is None:
-            raise UserError(f"--{name} 要與 --input 或 --exam 一起給")
+        if name in flags.given and flags.input is None and flags.exam is None and flags.inspect is None:
+            raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
     if flags.report and Path(flags.report).is_file():
         raise UserError(f"--report {flags.report} 是一個檔案，應為資料夾")
 

@@ -23,8 +23,12 @@ from .tables import is_readable
 TELLING = {*LABELS} - {"category", "class", "類別", "分類"}
 
 
-def holds_labels(source: str) -> bool:
-    """True for a local file or folder of texts with a column of labels, and of no questions."""
+def holds_labels(source: str, text_column: str = "") -> bool:
+    """True for a local file or folder of texts with a column of labels, and of no questions.
+
+    Args:
+        text_column: that of the texts; "" finds it.
+    """
     path = Path(source).expanduser()
     files = data_files(path) if path.is_dir() else data_file(path) if is_readable(path) else []
     for file in files:
@@ -35,19 +39,23 @@ def holds_labels(source: str) -> bool:
         if not there & TELLING or any(map(looks_asked, rows)):
             return False
         try:
-            return bool(find_columns(rows, "", "", False, source).texts)
+            return bool(find_columns(rows, text_column, "", False, source).texts)
         except UserError:
             return False
     return False
 
 
-def examine_labels(source: str, in_json: bool) -> int:
+def examine_labels(source: str, in_json: bool, text_column: str = "", label_column: str = "") -> int:
     """--inspect: prints what was found. Returns the exit code, 2 when rows are unusable.
+
+    Args:
+        text_column, label_column: as in `labels.read_labelled`.
 
     Raises:
         UserError: what `labels.read_labelled` cannot read at all.
     """
-    found = diagnose(read_labelled(source, on_bad_rows="skip", flag="--inspect"))
+    columns = {"text_column": text_column, "label_column": label_column}
+    found = diagnose(read_labelled(source, **columns, on_bad_rows="skip", flag="--inspect"))
     show(as_json(found) if in_json else as_text(found))
     return 2 if found["unusable"] else 0
 

@@ -137,7 +137,7 @@ def _several(found: Labels) -> None:
         if joined and (mark in SURE or all({*_parts(name, mark)} <= alone for name in joined)):
             found.notes.append(
                 f"⚠️ {sum(names[name] for name in joined)} 列的標籤像 {listed(joined, 2)}，現在各當作一類；"
-                "若是好幾個標籤，加上 --multi_label"
+                "若是好幾個標籤，訓練時加上 --multi_label"
             )
             return
 

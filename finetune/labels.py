@@ -144,7 +144,7 @@ def _chosen(folder: Path, files: list[DataFile], config_name: str, named: str) -
             configs = sorted({file.config for file in kept} - {""})
             raise UserError(
                 f"{named}：有 {len(configs)} 個設定，各有自己的 train、test：{'、'.join(configs)}。"
-                "用 --dataset_config_name 選一個"
+                f"請指到其中一個資料夾（例如 {configs[0]}），訓練時也可用 --dataset_config_name 選"
             )
         kept = [file for file in kept if not file.config]
     if others := [str(file.path.relative_to(folder)) for file in files if file not in kept]:

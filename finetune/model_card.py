@@ -21,8 +21,9 @@ REPEATED = (  # flags that decide what a model becomes
 )  # fmt: skip
 OF_TASK = {  # and those of one task alone
     "classify": ("text_column", "label_column", "multi_label", "class_weights"),
+    "cpt": ("text_column",),
     "exam": ("objective", "masking", "mask_rate", "all_masked"),
-    "mlm": ("masking", "mask_rate", "all_masked"),
+    "mlm": ("text_column", "masking", "mask_rate", "all_masked"),
 }  # fmt: skip
 CLASSIFY = (
     "```bash",

@@ -180,7 +180,7 @@ class _OtherTask(ValueError):
     """A row for another kind of training."""
 
 
-def _parsed(row: object, row_id: str, columns: Sequence[str] = COLUMNS) -> Draft:
+def _parsed(row: object, row_id: str, columns: Sequence[str]) -> Draft:
     """A row as a document.
 
     Args:
@@ -221,8 +221,8 @@ def _nothing_left(corpus: Corpus, cleaning: Cleaning, named: str) -> str:
     told = [f"{name} {corpus.counts[key]} 篇" for key, name in took.items() if corpus.counts.get(key)]
     return (
         f"{named}：讀到 {corpus.counts['read']} 篇，清理之後一篇也不剩（{'、'.join(told) or '都是空的'}）。"
-        f"把 --min_chars 調小（現在是 {cleaning.min_chars}），或用 --clean 選要做的步驟"
-        f"（現在是 {','.join(cleaning.steps)}）"
+        f"訓練時（先看結果就加 --inspect）把 --min_chars 調小（現在是 {cleaning.min_chars}），"
+        f"或用 --clean 選要做的步驟（現在是 {','.join(cleaning.steps)}）"
     )
 
 
@@ -361,8 +361,8 @@ def show(corpus: Corpus, as_json: bool = False) -> None:
     cli.show(cli.as_json(as_dict(corpus)) if as_json else as_text(corpus))
 
 
-def examine(source: str, as_json: bool) -> int:
+def examine(source: str, as_json: bool, text_column: str = "") -> int:
     """--inspect of texts, cleaned in the usual way. Returns the exit code, 2 when rows are unusable."""
-    corpus = read_corpus(source, Cleaning(), None, "skip", "--inspect")
+    corpus = read_corpus(source, Cleaning(), None, "skip", "--inspect", text_column)
     show(corpus, as_json)
     return 2 if corpus.skipped else 0

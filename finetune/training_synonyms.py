@@ -127,8 +127,8 @@ def _targets(value: str, given: Mapping[str, str]) -> Meaning:
 
 
 def _template(value: str, given: Mapping[str, str]) -> Meaning:
-    slip = nearest(value.lower(), ("chat", "plain"))  # is refused with the two names
-    if slip and value.lower() != "chatml":  # one of LLaMA-Factory's
+    ours = nearest(value.lower(), ("chat", "plain"))  # or a slip of the finger, refused with the two names
+    if ours and value.lower() != "chatml":  # which is LLaMA-Factory's
         return Meaning((("template", value),))
     return Meaning(remark="沒有用到：對話樣板取自 tokenizer（--template chat）")
 

@@ -1,4 +1,4 @@
-"""Processes that run a script without the seven seconds of imports that each costs: they are forked from a
+"""Processes that run a script without the six seconds of imports that each costs: they are forked from a
 server that has the libraries already. Each is a process of its own and runs the file as `python script` does.
 
 What launchers do, and what is imported when, shows only without this: see test_engine, test_stopping.
@@ -207,9 +207,7 @@ def _begin(line: socket.socket, ours: list[socket.socket]) -> int:
     """Starts what is asked for; returns its process id."""
     head, streams, *_ = socket.recv_fds(line, _SIZE.size, 3)
     (size,) = _SIZE.unpack(head)
-    raw = b""
-    while len(raw) < size:
-        raw += line.recv(size - len(raw))
+    raw = line.recv(size, socket.MSG_WAITALL)
     sys.stdout.flush()
     sys.stderr.flush()
     if not (child := os.fork()):

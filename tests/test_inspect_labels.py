@@ -63,3 +63,16 @@ def test_news_with_a_category_are_texts_still(tmp_path, capsys):
     rows = [(f"{n}" + "天地玄黃宇宙洪荒" * 20, "政治") for n in range(3)]
     code, out = inspect(write(tmp_path / "a.csv", rows, ("content", "category")), capsys)
     assert code == 0 and out.startswith("語料")
+
+
+def test_columns_of_other_names_are_looked_at_when_a_flag_names_them(tmp_path, capsys):
+    rows = [(f"{n}", f"{n}" + "天地玄黃宇宙洪荒" * 20, "正負"[n % 2]) for n in range(6)]
+    source = str(write(tmp_path / "a.csv", rows, ("title", "body", "kind")))
+    named = ["--text_column", "body"]
+    for more, seen in ((named, "語料"), ([*named, "--label_column", "kind"], "文字欄 body，標籤欄 kind")):
+        assert inference.main(["--inspect", source, *more]) == 0
+        assert seen in capsys.readouterr().out
+    for flag in ("--text_column", "--label_column"):  # the names that are there are told
+        assert inference.main(["--inspect", source, *named, flag, "boody"]) == 2
+        seen = capsys.readouterr()
+        assert "body" in seen.out + seen.err and "boody" in seen.out + seen.err

@@ -534,7 +534,7 @@ ASKED = ("--question", "天？", "--options", "A:地 B:玄")
         ("single", ("--prompt", " "), ("--prompt 是空的",)),
         ("single", ("--prompt", "天", "--pair", " "), ("--pair 是空的",)),
         ("single", ("--pair", "天"), ("--pair 要與 --prompt 一起給",)),
-        ("single", ("--prompt", "天", "--text_column", "x"), ("--text_column 要與 --input 或",)),
+        ("single", ("--prompt", "天", "--text_column", "x"), ("--text_column 要與 --input、",)),
         ("single", ("--prompt", "\ud800"), ("不是 UTF-8",)),
         ("masked", ("--prompt", "天", "--pair", "地"), ("--pair 用於分類模型", "是填空的遮罩模型")),
         ("choice", ("--prompt", "天"), ("--prompt", "是選擇題模型，只答選擇題")),
