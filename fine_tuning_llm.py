@@ -23,12 +23,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli
-from finetune.cli import say
-from finetune.errors import NotANumber, RunError, Stopped
-from finetune.flags import read_flags
-from finetune.handouts import generate_qa_benchmark, get_dataset
-from finetune.judging import JUDGE, Asked, EvalLLm, compare
+from finetune.cli.train_args import read_flags
+from finetune.predict.judge import JUDGE, Asked, EvalLLm, compare
+from finetune.runtime import console
+from finetune.runtime.console import say
+from finetune.runtime.errors import NotANumber, RunError, Stopped
+from finetune.training.dataset_api import generate_qa_benchmark, get_dataset
 
 __all__ = [
     "EvalLLm",
@@ -40,24 +40,24 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    from finetune.checkpoints import Checkpoints, Progress
-    from finetune.engine import Engine
-    from finetune.exams import Pools
-    from finetune.lesson import Lesson
-    from finetune.machine import Machine
-    from finetune.stopping import StopRequest
-    from finetune.trackers import Tracker
-    from finetune.world import World
+    from finetune.data.exam import Pools
+    from finetune.runtime.distributed import World
+    from finetune.runtime.signals import StopRequest
+    from finetune.training.checkpoints import Checkpoints, Progress
+    from finetune.training.datamodule import Lesson
+    from finetune.training.engine import Engine
+    from finetune.training.hardware import Machine
+    from finetune.training.trackers import Tracker
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
     Checkpoints = Progress = Engine = Pools = Lesson = Machine = StopRequest = Tracker = World = object
 
-# ---- 1. flags (the list itself: finetune/flags.py) ---------------------------------------------------------
+# ---- 1. flags (the list itself: finetune/cli/train_args.py) ------------------------------------------------
 
 
 def main(argv=None) -> int:
     """Runs the script. Returns its exit code: 0 done, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: train(*read_flags(argv)), debug="--debug" in argv)
+    return console.run(lambda: train(*read_flags(argv)), debug="--debug" in argv)
 
 
 # ---- 2. the recipe -----------------------------------------------------------------------------------------
@@ -66,12 +66,12 @@ def main(argv=None) -> int:
 def train(flags, given: set[str]) -> int | None:
     """The whole story, from flags to report."""
     if flags.verify_checkpoint:
-        from finetune.proofs import verify_checkpoint
+        from finetune.training.verify import verify_checkpoint
 
         return verify_checkpoint(flags.verify_checkpoint)
-    from finetune import locks
-    from finetune.checks import check, written_by
-    from finetune.stopping import StopRequest
+    from finetune.runtime import locks
+    from finetune.runtime.signals import StopRequest
+    from finetune.training.preflight import check, written_by
 
     with StopRequest() as stop, locks.held(written_by(flags)):
         return carry_out(flags, *check(flags, given), given, stop)
@@ -82,18 +82,18 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     if flags.inspect and source is not None:
         return show_texts(source)
     if not flags.demo and (source is None or not Path(flags.model_name_or_path).expanduser().is_dir()):
-        from finetune import hub
+        from finetune.runtime import hub
 
         hub.go_offline_if_unreachable()  # before transformers is imported, which reads what this sets
     if flags.inspect:
-        from finetune.tasks import TASKS
+        from finetune.training.tasks import TASKS
 
         return show_texts(TASKS["cpt"].read(flags))
-    from finetune import learning_rate
-    from finetune.checkpoints import sound
-    from finetune.lesson import prepare, read_data
-    from finetune.machine import meet
-    from finetune.trackers import Tracker
+    from finetune.training import learning_rate
+    from finetune.training.checkpoints import sound
+    from finetune.training.datamodule import prepare, read_data
+    from finetune.training.hardware import meet
+    from finetune.training.trackers import Tracker
 
     world, machine = meet(flags, given)
     checkpoint = world.agree(checkpoint)
@@ -109,7 +109,7 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     elif flags.dry_run:
         show_plan(flags, world, machine, lesson)
     elif flags.verify_resume:
-        from finetune.proofs import verify_resume
+        from finetune.training.verify import verify_resume
 
         verify_resume(flags, world, machine, lesson, partial(build_engine, flags, world, machine, lesson))
     else:
@@ -132,9 +132,9 @@ def teach(
     """Model, engine, loop, saving. The engine and its memory are gone when this returns."""
     from torch import OutOfMemoryError
 
-    from finetune.exams import write_questions
-    from finetune.machine import make_do_with_less
-    from finetune.rows import questions_of
+    from finetune.data.exam import write_questions
+    from finetune.data.question_store import questions_of
+    from finetune.training.hardware import make_do_with_less
 
     asked, progress, again = questions_of(pools.test or pools.held_back), None, False
     while progress is None or not progress.finished:
@@ -167,29 +167,29 @@ def teach(
 
 def show_texts(corpus) -> None:
     """--inspect: texts before and after they were cleaned, on stdout."""
-    from finetune.texts import show
+    from finetune.data.corpus import show
 
-    if cli.is_main_process():
+    if console.is_main_process():
         show(corpus)
 
 
 def show_masks(flags, lesson: Lesson) -> None:
     """--preview_masks: rows with what is hidden from the model, on stdout."""
-    from finetune.previews import masks
+    from finetune.objectives.preview import masks
 
-    if cli.is_main_process():
+    if console.is_main_process():
         for line in masks(lesson.teach, lesson.tokenizer, flags.preview_masks):
-            cli.show(line)
+            console.show(line)
 
 
 def show_plan(flags, world: World, machine: Machine, lesson: Lesson) -> None:
     """--dry_run: what would be done, as JSON on stdout."""
-    from finetune import ds_config
+    from finetune.training import deepspeed_config
 
-    ds_config.of_run(flags, world, machine, lesson)  # what is wrong with the file ends this run too
+    deepspeed_config.of_run(flags, world, machine, lesson)  # what is wrong with the file ends this run too
     steps = {"steps_per_epoch": lesson.steps_per_epoch, "total_steps": lesson.total_steps}
-    if cli.is_main_process():
-        cli.show(cli.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
+    if console.is_main_process():
+        console.show(console.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
 
 
 # ---- 3. model and engine -----------------------------------------------------------------------------------
@@ -197,31 +197,34 @@ def show_plan(flags, world: World, machine: Machine, lesson: Lesson) -> None:
 
 def load_base(flags, lesson: Lesson, **more):
     """The model as it is before anything is taught, in fp32 unless `more` says otherwise."""
-    from finetune import models
+    from finetune.models import loading as model_loading
+    from finetune.models.loading import load_config
 
     name, flag = flags.model_name_or_path, "--model_name_or_path"
-    config = models.load_config(name, flag, lesson.kind)
+    config = load_config(name, flag, lesson.kind)
     lesson.task.shape(config, lesson.source)
     how = flags.from_scratch, flags.seed, lesson.kind, flags.allow_pickle
-    return models.load_model(name, config, lesson.tokenizer, flag, *how, **more)
+    return model_loading.load_model(name, config, lesson.tokenizer, flag, *how, **more)
 
 
 def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engine:
     """The model on its device, with adapters if any, and with optimizer and engine around it."""
-    from finetune import adapters, ds_config, models
-    from finetune.engine import DeepSpeedEngine, Engine, Recipe
+    from finetune.models.loading import DTYPES, announce
+    from finetune.models.lora import attach, quantization
+    from finetune.training import deepspeed_config
+    from finetune.training.engine import DeepSpeedEngine, Engine, Recipe
 
-    resolved = ds_config.of_run(flags, world, machine, lesson)
+    resolved = deepspeed_config.of_run(flags, world, machine, lesson)
     more = {}
     if flags.load_in_4bit:
-        more = adapters.quantization(machine.precision, world.device)
+        more = quantization(machine.precision, world.device)
     elif lesson.lora:  # frozen weights need no more digits than are computed
-        more = {"dtype": models.DTYPES[machine.precision]}
+        more = {"dtype": DTYPES[machine.precision]}
     model = world.main_first(lambda: load_base(flags, lesson, **more))
-    models.announce(flags.model_name_or_path, model, flags.from_scratch)
+    announce(flags.model_name_or_path, model, flags.from_scratch)
     lesson.meets(model)
     if lesson.lora:
-        lesson.adapter = adapters.attach(model, lesson.lora, str(flags.model_name_or_path), flags.seed)
+        lesson.adapter = attach(model, lesson.lora, str(flags.model_name_or_path), flags.seed)
     trained = frozenset(name for name, value in model.named_parameters() if value.requires_grad)
     learning = lesson.choose_layers(model)
     if flags.gradient_checkpointing:
@@ -233,13 +236,13 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     )  # fmt: skip
     if machine.engine == "torch":
         return Engine(model, world, recipe, learning)
-    say(f"  DeepSpeed 設定：{cli.as_json(resolved)}")
+    say(f"  DeepSpeed 設定：{console.as_json(resolved)}")
     return DeepSpeedEngine(model, world, recipe, resolved, learning)
 
 
 def keeper_of(flags, world: World, machine: Machine, engine: Engine, lesson: Lesson) -> Checkpoints:
     """The keeper of this run's checkpoints."""
-    from finetune.checkpoints import Checkpoints
+    from finetune.training.checkpoints import Checkpoints
 
     identity = lesson.identity(engine.kind, engine.recipe.precision, world)
     more = machine.one_pass, vars(flags)
@@ -265,9 +268,9 @@ def loop(
     Raises:
         Stopped: a signal came; a checkpoint was written.
     """
-    from finetune.checking import validate
-    from finetune.engine import learning_rate_at
-    from finetune.tracking import TrainLog, describe
+    from finetune.training.engine import learning_rate_at
+    from finetune.training.train_log import TrainLog, describe
+    from finetune.training.validation import validate
 
     path, total = beside(flags, "train_log.jsonl"), lesson.total_steps
     log = TrainLog(path, progress, total, tracker, world.is_main)
@@ -327,7 +330,7 @@ def best_so_far(flags) -> str:
 def save_best(world: World, engine: Engine, lesson: Lesson, keeper: Checkpoints, step: int) -> None:
     """Writes the model as it is now, or its adapter, to `best/` under --save_dir in the place of the former
     best."""
-    from finetune.keeping import write_model
+    from finetune.training.publish import write_model
 
     weights = engine.full_weights()  # collective
     world.by_main(lambda: keeper.save_best(lambda folder: write_model(folder, lesson, weights, step)))
@@ -335,11 +338,11 @@ def save_best(world: World, engine: Engine, lesson: Lesson, keeper: Checkpoints,
 
 def publish(flags, world: World, lesson: Lesson) -> None:
     """Puts the best model at --output_dir in the place of an earlier one; an adapter is merged first."""
-    from finetune import keeping
+    from finetune.training import publish as publishing
 
     def put():
         merge_into = None if flags.no_merge or not lesson.lora else load_base(flags, lesson)
-        keeping.publish(Path(flags.save_dir) / "best", Path(flags.output_dir), lesson, merge_into)
+        publishing.publish(Path(flags.save_dir) / "best", Path(flags.output_dir), lesson, merge_into)
 
     world.by_main(put)
 
@@ -355,34 +358,36 @@ def examine(
 ) -> None:
     """The saved model and the untuned one answer the held-back and test questions, go on from texts they have
     not seen, name the labels of others; figures are written."""
-    from finetune import adapters, classes, keeping
-    from finetune.finals import Finals
-    from finetune.machine import examined_as, loaded_as
+    from finetune.models.lora import load
+    from finetune.reports.classification import headlines
+    from finetune.training import publish as publishing
+    from finetune.training.evaluate import Finals
+    from finetune.training.hardware import examined_as, loaded_as
 
     finals = Finals.of(lesson, pools)
     more = examined_as(flags, machine, lesson.parameters, world)
     # as anyone would load it: what is examined is what was saved
     how = {"allow_pickle": flags.allow_pickle, **more}  # of the base beside which an adapter was saved
-    finals.hold(adapters.load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
+    finals.hold(load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
     if finals.compares:
         finals.hold(load_base(flags, lesson, **more), "untuned", world, machine)
     if world.is_main:
-        card, verdict = keeping.write_results(
+        card, verdict = publishing.write_results(
             lesson, finals.answers, finals.growth, progress, loaded_as(more), finals.labels
         )
-        labels = {name: classes.headlines(found) for name, found in card.labels.items()}
+        labels = {name: headlines(found) for name, found in card.labels.items()}
         figures = {**card.results, **card.growth.get("sets", {}), **labels}
         tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
         for line in verdict:
-            cli.tell(line)
+            console.tell(line)
 
 
 # ---- 6. names that others import ---------------------------------------------------------------------------
 
 
-def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = cli.MODEL_FOLDER) -> list[str]:
+def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = console.MODEL_FOLDER) -> list[str]:
     """The tuned model's likeliest words for the first [MASK] of `prompt`; a causal model's one reply."""
-    from finetune.logits import is_causal
+    from finetune.models.forward import is_causal
     from inference import generate_text, predict_mask
 
     model, tokenizer, device = _loaded(model_path)
@@ -399,7 +404,7 @@ def general_chat(prompt: str, top_k: int = 200, model_path: str = "bert-base-chi
 def exe_chat(
     test_qa,
     max_length: int = 512,
-    tuned: str = cli.MODEL_FOLDER,
+    tuned: str = console.MODEL_FOLDER,
     untuned: str = "bert-base-chinese",
     judge: str = JUDGE,
 ) -> dict:
@@ -420,7 +425,7 @@ def exe_chat(
 
 def _answered(path: str, max_length: int, asked: Asked) -> str:
     """The text of the option a model chooses, or what it says."""
-    from finetune.questions import LETTERS
+    from finetune.data.question import LETTERS
     from inference import generate_text, qa_inference
 
     model, tokenizer, device = _loaded(path)
@@ -439,4 +444,4 @@ def _loaded(path: str):
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    console.leave(main())

@@ -9,7 +9,7 @@
     python inference.py --inspect my_exam.csv
     python inference.py                              # neither: ask and answer in the terminal
 
-Order: 1 loading, 2 the questions one can ask, 3 main. Flags: finetune/inference_flags.py.
+Order: 1 loading, 2 the questions one can ask, 3 main. Flags: finetune/cli/inference_args.py.
 """
 
 import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune import cli
-from finetune.cli import MODEL_FOLDER
-from finetune.errors import UserError
-from finetune.inference_flags import KINDS, check_kind, decoding_of, read_flags, written_by
-from finetune.options import parse_options
+from finetune.cli.inference_args import KINDS, check_kind, decoding_of, read_flags, written_by
+from finetune.data.option_syntax import parse_options
+from finetune.runtime import console
+from finetune.runtime.console import MODEL_FOLDER
+from finetune.runtime.errors import UserError
 
 __all__ = [
     "classify",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    from finetune.examinee import Examinee
+    from finetune.predict.predictor import Examinee
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
     Examinee = object
 
@@ -56,32 +56,33 @@ def load_model(model_path, device=None, allow_pickle=False):
         (model, tokenizer, device). `model.run_card` holds how it was taught, None if it was not taught here.
 
     Raises:
-        finetune.errors.UserError: no such folder, no weights, a model of none of these kinds.
+        finetune.runtime.errors.UserError: no such folder, no weights, a model of none of these kinds.
     """
     return _load(str(model_path), device, "--model_path", allow_pickle=allow_pickle)
 
 
 def _load(path: str, device, flag: str, **how):
     """`how`: as `adapters.load` takes it."""
-    from finetune import hub
+    from finetune.runtime import hub
 
     path = hub.located(path)
     hub.prepare_for(path)
     import torch
 
-    from finetune import adapters, models
-    from finetune.run_card import RunCard
+    from finetune.models.loading import check_source
+    from finetune.models.lora import base_of, load
+    from finetune.models.run_card import RunCard
 
     if path == MODEL_FOLDER and not Path(path).exists():
         raise UserError(
             f"{flag} {path}：還沒有模型。先訓練一個：python fine_tuning_llm.py --demo，或指定資料夾"
         )
-    models.check_source(path, flag, how.get("from_scratch", False), how.get("allow_pickle", False))
+    check_source(path, flag, how.get("from_scratch", False), how.get("allow_pickle", False))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    base = adapters.base_of(path)
+    base = base_of(path)
     if base:
         hub.prepare_for(base)
-    model, tokenizer = adapters.load(path, flag, **how)
+    model, tokenizer = load(path, flag, **how)
     model = model.to(device).eval()
     model.run_card = RunCard.read(path)
     return model, tokenizer, device
@@ -93,9 +94,9 @@ def load_rival(name: str, mine: Examinee, flags) -> Examinee:
     A base that was random weights is made again from the configuration and the seed of the run card.
 
     Raises:
-        finetune.errors.UserError: there is none, or it does not load.
+        finetune.runtime.errors.UserError: there is none, or it does not load.
     """
-    from finetune.session import UNTUNED
+    from finetune.predict.exam import UNTUNED
 
     scratch, seed, path = False, 0, name
     if name == UNTUNED:
@@ -104,7 +105,7 @@ def load_rival(name: str, mine: Examinee, flags) -> Examinee:
         scratch, seed = bool(mine.card.flags.get("from_scratch")), int(mine.card.flags.get("seed", 0))
         path = mine.name if scratch else mine.card.base_model
         if scratch:
-            cli.say("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
+            console.say("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
     how = {"from_scratch": scratch, "seed": seed, "allow_pickle": flags.allow_pickle}
     model, tokenizer, device = _load(path, mine.device, "--compare_with", **how)
     if name == UNTUNED:
@@ -113,9 +114,9 @@ def load_rival(name: str, mine: Examinee, flags) -> Examinee:
 
 
 def _examinee(model, tokenizer, device, precision: str = "", name: str = "") -> Examinee:
-    from finetune.examinee import Chooser, Filler, kind_of
-    from finetune.labeller import Labeller
-    from finetune.speaker import Speaker
+    from finetune.predict.causal import Speaker
+    from finetune.predict.classifier import Labeller
+    from finetune.predict.predictor import Chooser, Filler, kind_of
 
     if precision:
         _set_precision(model, precision, device)
@@ -144,7 +145,7 @@ def _asked_as(kind: str, model, tokenizer, device) -> Examinee:
 
 def _set_precision(model, wanted: str, device) -> None:
     """Weights are converted once; autocast would convert them again at every call."""
-    from finetune.models import DTYPES
+    from finetune.models.loading import DTYPES
 
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
@@ -180,7 +181,7 @@ def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, cand
         joined by ….
 
     Raises:
-        finetune.errors.UserError: a prompt that does not fit, a candidate this model does not know.
+        finetune.runtime.errors.UserError: a prompt that does not fit, a candidate this model does not know.
     """
     filler = _asked_as("masked", model, tokenizer, device)
     blanks = filler.read(prompt)
@@ -195,15 +196,15 @@ def generate_text(model, tokenizer, prompts, device, **decoding):
 
     Args:
         prompts: list of texts.
-        decoding: max_new_tokens, do_sample, temperature, … as `finetune.decoding.Decoding`.
+        decoding: max_new_tokens, do_sample, temperature, … as `finetune.models.generation.Decoding`.
 
     Returns:
         list of texts, in order.
 
     Raises:
-        finetune.errors.UserError: no causal model; prompts that do not fit.
+        finetune.runtime.errors.UserError: no causal model; prompts that do not fit.
     """
-    from finetune.decoding import Decoding
+    from finetune.models.generation import Decoding
 
     speaker = _asked_as("causal", model, tokenizer, device)
     return speaker.reply([speaker.ask(prompt) for prompt in prompts], Decoding(**decoding))
@@ -222,7 +223,7 @@ def classify(model, tokenizer, texts, device, top_k=None):
         label has its own, and 0.5 or more says that the text has it.
 
     Raises:
-        finetune.errors.UserError: no classifier; a single text that is in no list; what is no text.
+        finetune.runtime.errors.UserError: no classifier; a single text that is in no list; what is no text.
     """
     labeller = _asked_as("classifier", model, tokenizer, device)
     if isinstance(texts, (str, tuple)):  # else a classifier of characters, or of the halves of a pair
@@ -236,7 +237,8 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
     Args:
         options: {label: text}, 2 to 10 of them; labels are only names.
         scoring: `auto` (as the run card says, else `pll`; a causal model `letter`; a multiple-choice head
-            by itself), or a name of finetune.methods.METHODS, of a causal model one of CAUSAL.
+            by itself), or a name of finetune.prompts.scoring_methods.METHODS, of a causal model one
+            of CAUSAL.
         orders: of `letter`: `1`, `cyclic` or `all`.
 
     Returns:
@@ -244,11 +246,11 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
         `tied` names the options that share the highest score, where several do: the first given comes first.
 
     Raises:
-        finetune.errors.UserError: a classifier; a question or options that cannot be asked; by `generate`, a
-            reply that names no option.
+        finetune.runtime.errors.UserError: a classifier; a question or options that cannot be asked; by
+            `generate`, a reply that names no option.
     """
-    from finetune.question_rows import parse_question
-    from finetune.scoring import Ranking
+    from finetune.data.question_rows import parse_question
+    from finetune.evaluation.scoring import Ranking
 
     try:
         asked = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
@@ -268,10 +270,10 @@ def interactive_mode(
 ):
     """Asks and answers, or classifies, until quit, exit, q or Ctrl-D. A wrong entry is explained and never
     ends it."""
-    from finetune.conversation import Conversation
-    from finetune.decoding import Decoding
-    from finetune.sorting import Sorting
-    from finetune.terminal import Quiz, Terminal
+    from finetune.models.generation import Decoding
+    from finetune.predict.chat_repl import Conversation
+    from finetune.predict.classifier_repl import Sorting
+    from finetune.predict.repl import Quiz, Terminal
 
     def answer(question, options, method, order):
         return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
@@ -293,14 +295,14 @@ def interactive_mode(
 def main(argv=None) -> int:
     """Runs the script. Returns its exit code: 0 done, 1 failed, 2 bad flag or input, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    return cli.run(lambda: answer(read_flags(argv)), debug="--debug" in argv)
+    return console.run(lambda: answer(read_flags(argv)), debug="--debug" in argv)
 
 
 def answer(flags) -> int | None:
     """The one thing asked for, with the places it writes to for itself alone; it ends in order when it is
     told to from outside."""
-    from finetune import locks
-    from finetune.stopping import OUTSIDE, StopRequest
+    from finetune.runtime import locks
+    from finetune.runtime.signals import OUTSIDE, StopRequest
 
     with StopRequest(OUTSIDE), locks.held(written_by(flags)):
         return _answer(flags)
@@ -308,35 +310,36 @@ def answer(flags) -> int | None:
 
 def _answer(flags) -> int | None:
     """A look at data, an exam, a file, a prompt, a question, the terminal."""
-    from finetune.loading import exam_prompts, is_classifier, open_exam
+    from finetune.predict.loading import exam_prompts, is_classifier, open_exam
 
     if flags.inspect is not None:
-        from finetune import texts
-        from finetune.doctor import examine_data
-        from finetune.inspect_labels import examine_labels, holds_labels
+        from finetune.data import corpus as text_corpus
+        from finetune.predict.inspect_exam import examine_data
+        from finetune.predict.inspect_labels import examine_labels, holds_labels
 
         text, label = flags.text_column, flags.label_column
         if label or holds_labels(flags.inspect, text):
             return examine_labels(flags.inspect, flags.json, text, label)
-        if text or texts.holds_texts(flags.inspect):
-            return texts.examine(flags.inspect, flags.json, text)
+        if text or text_corpus.holds_texts(flags.inspect):
+            return text_corpus.examine(flags.inspect, flags.json, text)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")
         return examine_data(flags, exam, lambda: exam_prompts(flags))
     exam = None
     sorts = flags.exam is not None and is_classifier(flags.model_path)
     if flags.exam is not None:
-        from finetune import report, session
+        from finetune.predict.exam import choose, default_folder, hold
+        from finetune.reports import report
 
-        report.check_folder(flags.report or session.default_folder(flags.exam), "--report")
+        report.check_folder(flags.report or default_folder(flags.exam), "--report")
         if not sorts:
             exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
-            session.choose(exam, flags.split)  # what is wrong with the data is said before a model is loaded
+            choose(exam, flags.split)  # what is wrong with the data is said before a model is loaded
     world = None
     if flags.exam is not None or flags.input is not None:  # first of all: it says which GPU is this process's
-        from finetune.world import World
+        from finetune.runtime.distributed import World
 
         world = World.join(flags.cpu, doing="作答")
-    from finetune import cpu
+    from finetune.models import cpu
 
     where = world.device if world else "cpu" if flags.cpu else None
     cpu.keep_memory()
@@ -345,26 +348,26 @@ def _answer(flags) -> int | None:
     model, tokenizer, device = _load(flags.model_path, where, "--model_path", **how)
     examinee = _examinee(model, tokenizer, device, flags.precision, flags.model_path)
     if examinee.light and not once:
-        cli.say(cpu.choose_precision(model.config.hidden_size)[1])
+        console.say(cpu.choose_precision(model.config.hidden_size)[1])
     check_kind(flags, examinee.kind)
     if "scoring" in flags.given:
         examinee.method(flags.scoring)
     flags.decoding = decoding_of(flags)
     if exam is not None:
-        session.hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
+        hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
         world.leave()
     elif sorts:
-        from finetune import label_exam
+        from finetune.predict import label_exam
 
         label_exam.hold(flags, examinee, world)
         world.leave()
     elif flags.input is not None:
-        from finetune.answering import answer_file
+        from finetune.predict.batch_file import answer_file
 
         code = answer_file(flags, examinee, world)
         world.leave()
         return code
-    elif not cli.is_main_process():
+    elif not console.is_main_process():
         return None  # one answer, however many processes a launcher started
     elif flags.prompt is None and flags.question is None:
         more = flags.scoring, flags.orders, flags.word_length, flags.decoding
@@ -379,8 +382,8 @@ def _answer(flags) -> int | None:
 
 def show_prompt(flags, examinee: Examinee) -> None:
     """The answer to --prompt."""
-    from finetune.sorting import show_labels
-    from finetune.terminal import show_words
+    from finetune.predict.classifier_repl import show_labels
+    from finetune.predict.repl import show_words
 
     shows = {"masked": show_words, "causal": show_reply, "classifier": show_labels}
     shows[examinee.kind](flags, examinee)
@@ -391,18 +394,18 @@ def show_reply(flags, speaker) -> None:
     ids = speaker.ask(flags.prompt)
     if flags.json:
         reply = speaker.reply([ids], flags.decoding)[0]
-        cli.show(cli.as_json({"prompt": flags.prompt, "response": reply}))
+        console.show(console.as_json({"prompt": flags.prompt, "response": reply}))
         return
     asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
-    cli.show(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
+    console.show(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
     for piece in speaker.speak(ids, flags.decoding):
-        cli.show(piece, end="")
-    cli.show()
+        console.show(piece, end="")
+    console.show()
 
 
 def show_answer(flags, model, tokenizer, device) -> None:
     """The answer to --question."""
-    from finetune.terminal import print_ranking
+    from finetune.predict.repl import print_ranking
 
     options = flags.choices
     _examinee(model, tokenizer, device).warn(flags.question, *options.values())
@@ -417,11 +420,11 @@ def show_answer(flags, model, tokenizer, device) -> None:
             "scores": {label: score for label, _, score in ranked},
             **({"tied": list(ranked.tied)} if ranked.tied else {}),
         }
-        cli.show(cli.as_json(record))
+        console.show(console.as_json(record))
     else:
-        cli.show(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
+        console.show(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
         print_ranking(ranked)
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    console.leave(main())

@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune import demo  # noqa: E402
-from finetune.questions import LETTERS  # noqa: E402
+from finetune.data.question import LETTERS  # noqa: E402
+from finetune.demo import builtin  # noqa: E402
 
 SPLITS = {"train": "dev", "validation": "val", "test": "test"}
 WAYS = {  # of a base with three layers; an epoch has 10 steps
@@ -51,7 +51,7 @@ PARENT = (
 def write_exam(folder: Path) -> None:
     """The demo's exam in TMMLU+'s layout."""
     folder.mkdir()
-    for split, questions in demo.exam().questions.items():
+    for split, questions in builtin.exam().questions.items():
         for subject in {question.subject for question in questions}:
             rows = [q for q in questions if q.subject == subject]
             with (folder / f"{subject}_{SPLITS[split]}.csv").open(

@@ -19,10 +19,13 @@ from statistics import stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune import masking  # noqa: E402
-from finetune.cleaning import Text  # noqa: E402
-from finetune.restoring import Hiding, Restoration  # noqa: E402
-from finetune.words import word_spans  # noqa: E402
+from finetune.data.cleaning import Text  # noqa: E402
+from finetune.data.segmentation import word_spans  # noqa: E402
+from finetune.objectives import masking  # noqa: E402
+from finetune.objectives.masked_lm import (
+    Hiding,
+    Restoration,  # noqa: E402
+)
 
 LONGEST = 512
 drawn = masking._drawn

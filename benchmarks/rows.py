@@ -56,12 +56,12 @@ def used() -> int:
 
 def measure(path: str) -> None:
     """The steps that `fine_tuning_llm.py` takes before a model is loaded; prints what they took as JSON."""
-    from finetune import engine, lesson  # noqa: F401  what the script imports
-    from finetune.batching import Plan, plan_epoch
-    from finetune.exams import read_exam, split_pool
-    from finetune.objectives import Objective
-    from finetune.prompts import ExamPrompts
-    from finetune.run_card import remembered
+    from finetune.data.exam import read_exam, split_pool
+    from finetune.models.run_card import remembered
+    from finetune.objectives.batching import Plan, plan_epoch
+    from finetune.objectives.exam import Objective
+    from finetune.prompts.exam import ExamPrompts
+    from finetune.training import engine  # noqa: F401  what the script imports
 
     prompts = ExamPrompts(workload.tokenizer(), 512)
     idle, seconds, began = used(), {}, time.perf_counter()

@@ -34,9 +34,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from harness import ROOT
 
-from finetune import manifests
-from finetune.checkpoints import complete
-from finetune.lineage import weights_hash
+from finetune.models.lineage import weights_hash
+from finetune.runtime import manifest
+from finetune.training.checkpoints import complete
 
 MODEL, SAVES = "model", "checkpoints"
 RUN = (
@@ -199,7 +199,7 @@ def look(folder: Path, newest: int, hashes: set[str]) -> tuple[int, list[str]]:
     saves, wrong = folder / SAVES, []
     names = complete(saves)
     for name in [*names, *(["best"] if (saves / "best").exists() else [])]:
-        wrong += [f"{name}: {problem}" for problem in manifests.problems(saves / name)]
+        wrong += [f"{name}: {problem}" for problem in manifest.problems(saves / name)]
     now = int(names[-1].removeprefix("step")) if names else -1
     if now < newest:
         wrong.append(f"step{newest} was lost")

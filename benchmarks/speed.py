@@ -53,7 +53,7 @@ def _peak() -> float:
     """Of the precision that is computed in here."""
     import torch
 
-    from finetune import cpu
+    from finetune.models import cpu
 
     precision = cpu.choose_precision(768)[0]
     return peak_flops(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -67,7 +67,7 @@ def _loaded(home: Path, device: str):
     from transformers import AutoModelForMaskedLM
 
     import inference
-    from finetune import cpu
+    from finetune.models import cpu
 
     cpu.keep_memory()
     folder = home / "model"
@@ -82,7 +82,7 @@ def examining(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> 
     from peers import predecessor
 
     import inference
-    from finetune.exams import parse_question
+    from finetune.data.exam import parse_question
 
     plain, model, tokenizer, device = _loaded(home, device)
     rows = workload.questions(count, seed=1)
@@ -176,7 +176,7 @@ def decoding(
     import torch
     from peers.generate import generate
 
-    from finetune.decoding import Decoding, generate_ids
+    from finetune.models.generation import Decoding, generate_ids
 
     rows: list[Found] = []
     for size, new in sizes:

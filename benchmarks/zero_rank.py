@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import torch
 from harness import ROOT
 
-# (precision, stage). ds_config.py refuses stage 0 in bf16: its fp32 weights cannot be had.
+# (precision, stage). training/deepspeed_config.py refuses stage 0 in bf16: its fp32 weights cannot be had.
 CASES = [("fp32", 0), *((precision, stage) for precision in ("fp32", "bf16") for stage in (1, 2, 3))]
 BASE = 768  # the width of a BERT of base size
 ROWS, LENGTH = 2, 32  # of a forward pass
@@ -94,14 +94,14 @@ def build(world, precision: str, stage: int, width: int):
     it has there, so the borders between ranks fall where they fall there."""
     from transformers import BertConfig, BertForMaskedLM
 
-    from finetune import ds_config
-    from finetune.engine import DeepSpeedEngine, Recipe
+    from finetune.training import deepspeed_config
+    from finetune.training.engine import DeepSpeedEngine, Recipe
 
-    config = ds_config.read(ROOT / ds_config.SHIPPED)
+    config = deepspeed_config.read(ROOT / deepspeed_config.SHIPPED)
     config["zero_optimization"]["stage"] = stage
     batch = ROWS * PASSES * world.size
-    settings = ds_config.Settings(batch, ROWS, world.size, 1.0, precision, 1e-4, 0.01, 0, STEPS)
-    resolved = ds_config.resolve(config, settings, width, ds_config.SHIPPED)
+    settings = deepspeed_config.Settings(batch, ROWS, world.size, 1.0, precision, 1e-4, 0.01, 0, STEPS)
+    resolved = deepspeed_config.resolve(config, settings, width, deepspeed_config.SHIPPED)
     shape = {
         "vocab_size": 21128 * width // BASE, "max_position_embeddings": 512 * width // BASE,
         "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64,
@@ -115,7 +115,7 @@ def build(world, precision: str, stage: int, width: int):
 
 def measure(world, precision: str, stage: int, width: int) -> dict:
     """What this rank holds after each backward pass of the last step, and how many weights the model has."""
-    from finetune.batching import Example, collate
+    from finetune.objectives.batching import Example, collate
 
     gc.collect()
     gc.freeze()  # what is there already is nobody's here, and need not be looked through
@@ -140,8 +140,8 @@ def measure(world, precision: str, stage: int, width: int) -> dict:
 
 
 def main(file: str, width: str) -> None:
-    from finetune.cli import leave
-    from finetune.world import World
+    from finetune.runtime.console import leave
+    from finetune.runtime.distributed import World
 
     world = World.join(cpu=True, force_group=True)
     found = [measure(world, *case, int(width)) for case in CASES]

@@ -42,15 +42,15 @@ def blank_pictures(request):
     if request.node.get_closest_marker("pictures"):
         yield
         return
-    from finetune.disk import whole_file
+    from finetune.runtime.files import whole_file
 
     def save(figure, path: Path, dpi: int) -> None:
         with whole_file(path, "wb") as stream:
             stream.write(PIXEL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune.plots._save", save)
-        patch.setattr("finetune.page.embedded", lambda characters: "")
+        patch.setattr("finetune.reports.plots._save", save)
+        patch.setattr("finetune.reports.html.embedded", lambda characters: "")
         yield
 
 

@@ -170,9 +170,9 @@ def serve(folder: str) -> None:
     try:
         for name in LIBRARIES:
             importlib.import_module(name)
-        importlib.import_module("finetune.engine").import_deepspeed(on_gpu=False)
-        for module in pkgutil.iter_modules([str(root / "finetune")]):
-            importlib.import_module(f"finetune.{module.name}")
+        importlib.import_module("finetune.training.engine").import_deepspeed(on_gpu=False)
+        for module in pkgutil.walk_packages([str(root / "finetune")], "finetune."):
+            importlib.import_module(module.name)
     finally:
         os.dup2(complains, 2)
     gc.freeze()

@@ -13,15 +13,15 @@ from conftest import ROOT, losses, make_model_dir, random_text, write_csv, write
 from forked import run_ranks
 from torch.nn import functional as F
 
-from finetune.batching import collate, cut
-from finetune.contests import Contests
-from finetune.logits import BlankLogits, RowLogits
-from finetune.objectives import hits, option_scores, summed_loss, token_losses
-from finetune.prompts import ExamPrompts
-from finetune.questions import Question
-from finetune.restoring import Hiding, Restoration
-from finetune.scoring import score_options
-from finetune.texts import Text
+from finetune.data.corpus import Text
+from finetune.data.question import Question
+from finetune.evaluation.scoring import score_options
+from finetune.models.forward import BlankLogits, RowLogits
+from finetune.objectives.batching import collate, cut
+from finetune.objectives.exam import hits, option_scores, summed_loss, token_losses
+from finetune.objectives.masked_lm import Hiding, Restoration
+from finetune.objectives.multiple_choice import Contests
+from finetune.prompts.exam import ExamPrompts
 
 NAME = "my_bert_finetuned_model_hf_format"
 
@@ -199,8 +199,8 @@ def test_checking_hides_the_same_words_each_time_at_15_percent_whatever_is_taugh
 def test_perplexity_and_the_share_restored_are_those_of_a_plain_loop(train, tmp_path, model_dir):
     """transformers' own forward pass, one row after the other."""
     import inference
-    from finetune.cleaning import CLEANING, Cleaning
-    from finetune.texts import read_corpus, split_texts
+    from finetune.data.cleaning import CLEANING, Cleaning
+    from finetune.data.corpus import read_corpus, split_texts
 
     source = write_texts(tmp_path / "t.json")
     words = ["--task", "mlm", "--model", model_dir, "--dataset", source, "--min_chars", 5, "--max_chars", 60]
@@ -287,9 +287,9 @@ def write_labelled(path, count=60, pair=False, multi=False, seed=3):
 def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, multi):
     from transformers import AutoModelForSequenceClassification
 
-    from finetune.classifying import Classification
-    from finetune.labels import read_labelled
-    from finetune.models import name_classes
+    from finetune.data.labelled import read_labelled
+    from finetune.models.loading import name_classes
+    from finetune.objectives.classification import Classification
 
     source = read_labelled(str(write_labelled(tmp_path / "x.csv", 12, pair, multi)), multi_label=multi)
     rows = [row for part in source.rows.values() for row in part]
@@ -311,8 +311,8 @@ def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, mult
 
 
 def test_class_weights_weigh_the_rows_of_a_class_as_torch_does(loaded):
-    from finetune.classifying import Classification
-    from finetune.labels import Labelled
+    from finetune.data.labelled import Labelled
+    from finetune.objectives.classification import Classification
 
     rows = [Labelled("天地", labels=(at,)) for at in (0, 1, 1, 2)]
     weights = [2.0, 0.5, 1.0]

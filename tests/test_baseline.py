@@ -13,8 +13,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from finetune import baseline, classes
-from finetune.labels import Labelled
+from finetune.data.labelled import Labelled
+from finetune.evaluation import baseline
+from finetune.reports import classification as classification_report
+from finetune.reports.classification import BASELINE, headlines, hits, overview, remarks, verdict
 
 NAMES = ["正面", "負面", "中立"]
 
@@ -41,7 +43,7 @@ def test_single_labels_are_those_of_scikit_learns_pipeline_and_the_test_is_mcnem
     assert found == pytest.approx(expected, abs=2e-3)
     truth, rng = [row.labels for row in asked], numpy.random.default_rng(0)
     mine = rng.dirichlet([1] * 3, len(asked))
-    figures = {"test": classes.figures(truth, mine, NAMES, False)}
+    figures = {"test": classification_report.figures(truth, mine, NAMES, False)}
     baseline.stand_beside(figures, taught, {"test": (asked, mine)}, NAMES)
     beside = json.loads(json.dumps(figures))["test"]["baseline"]
     right = [
@@ -62,7 +64,7 @@ def test_pairs_are_read_with_both_texts_and_several_labels_one_by_one(kind):
     taught, asked = rows(300, 0, **{kind: True}), rows(100, 1, **{kind: True})
     shares = baseline.Baseline(taught, 3, kind == "multi").probabilities(asked)
     truth = [row.labels for row in asked]
-    assert classes.hits(truth, shares, kind == "multi").mean() > 0.7
+    assert hits(truth, shares, kind == "multi").mean() > 0.7
     assert shares.shape == (100, 3)
     assert kind == "multi" or shares.sum(axis=1) == pytest.approx(numpy.ones(100))
 
@@ -81,11 +83,11 @@ def test_a_model_below_the_baseline_says_so_everywhere_and_one_above_does_not(sk
     mine = numpy.array([[1.0 - skill, skill / 2, skill / 2]] * len(asked))
     if skill:
         mine = numpy.eye(3)[[there[0] for there in truth]]
-    figures = {"test": classes.figures(truth, mine, NAMES, False)}
+    figures = {"test": classification_report.figures(truth, mine, NAMES, False)}
     baseline.stand_beside(figures, taught, {"test": (asked, mine)}, NAMES)
-    told = "\n".join(classes.verdict(figures))
-    warned = classes.remarks("test", figures["test"])
+    told = "\n".join(verdict(figures))
+    warned = remarks("test", figures["test"])
     assert ("還不值得用" in told) == (skill == 0) == any("還不值得用" in line for line in warned)
-    assert (f"不如 {classes.BASELINE}" in told) == (skill == 0)
-    assert any(label == classes.BASELINE for label, _ in classes.overview(figures["test"]))
-    assert "baseline_accuracy" in classes.headlines(figures["test"])
+    assert (f"不如 {BASELINE}" in told) == (skill == 0)
+    assert any(label == BASELINE for label, _ in overview(figures["test"]))
+    assert "baseline_accuracy" in headlines(figures["test"])

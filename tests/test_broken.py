@@ -302,9 +302,9 @@ def test_lines_of_a_hundred_megabytes_are_refused_in_ten_seconds_and_bounded_mem
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_after_a_line_that_is_too_long_the_next_rows_are_read(suffix, door, monkeypatch, model_dir):
-    from finetune import strictness
+    from finetune.runtime import strict_json
 
-    monkeypatch.setattr(strictness, "LONGEST", 1000)
+    monkeypatch.setattr(strict_json, "LONGEST", 1000)
     good = json.dumps({"question": "天？", "A": "地", "B": "玄"}, ensure_ascii=False)
     lines = {
         "csv": ["question,A,B", "天？,地,玄", "天" * 3000 + "？,地,玄", "日？,月,盈"],
@@ -318,9 +318,9 @@ def test_after_a_line_that_is_too_long_the_next_rows_are_read(suffix, door, monk
 
 
 def test_a_row_of_json_that_never_ends_is_refused(door, monkeypatch, model_dir):
-    from finetune import strictness
+    from finetune.runtime import strict_json
 
-    monkeypatch.setattr(strictness, "LONGEST", 1 << 17)
+    monkeypatch.setattr(strict_json, "LONGEST", 1 << 17)
     source = written(door.folder / "q.json", b'[{"question": "', b"a" * (1 << 19), b'"}]')
     door.refused(fine_tuning_llm.main, *taught(model_dir, source), names="q.json")
 

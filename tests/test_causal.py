@@ -7,23 +7,24 @@ import pytest
 import torch
 from conftest import make_causal_dir, random_text
 
-from finetune import models, tokenizing
-from finetune.batching import collate
-from finetune.causal import Continuation, Responses
-from finetune.chat_prompts import AskingPrompts
-from finetune.chats import Chat
-from finetune.cleaning import Text
-from finetune.instructions import Instruction
-from finetune.logits import BlankLogits, isolating, restarting
-from finetune.objectives import summed_loss, token_losses
-from finetune.packing import pack
-from finetune.questions import Question
+from finetune.data.cleaning import Text
+from finetune.data.instructions import Instruction
+from finetune.data.question import Question
+from finetune.models.forward import BlankLogits, isolating, restarting
+from finetune.models.loading import load_config, load_model
+from finetune.models.tokenizer import load_tokenizer
+from finetune.objectives.batching import collate
+from finetune.objectives.causal_lm import Continuation, Responses
+from finetune.objectives.exam import summed_loss, token_losses
+from finetune.objectives.packing import pack
+from finetune.prompts.causal_exam import AskingPrompts
+from finetune.prompts.chat import Chat
 
 
 def loaded(folder):
-    config = models.load_config(folder, "--model_path", "causal")
-    tokenizer = tokenizing.load_tokenizer(folder, "--model_path", "causal")
-    return models.load_model(folder, config, tokenizer, "--model_path").eval(), tokenizer
+    config = load_config(folder, "--model_path", "causal")
+    tokenizer = load_tokenizer(folder, "--model_path", "causal")
+    return load_model(folder, config, tokenizer, "--model_path").eval(), tokenizer
 
 
 @pytest.fixture(scope="module")

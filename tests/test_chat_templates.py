@@ -10,13 +10,13 @@ from conftest import CHATML, TALK, make_causal_dir
 
 import fine_tuning_llm
 import inference
-from finetune.causal import Responses
-from finetune.chat_prompts import AskingPrompts
-from finetune.chats import Chat
-from finetune.errors import UserError
-from finetune.instructions import Instruction, parse_instruction
-from finetune.questions import Question
-from finetune.tokenizing import load_tokenizer
+from finetune.data.instructions import Instruction, parse_instruction
+from finetune.data.question import Question
+from finetune.models.tokenizer import load_tokenizer
+from finetune.objectives.causal_lm import Responses
+from finetune.prompts.causal_exam import AskingPrompts
+from finetune.prompts.chat import Chat
+from finetune.runtime.errors import UserError
 
 IGNORING = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "")
 TAKING_TURNS = (

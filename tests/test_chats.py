@@ -6,13 +6,13 @@ from itertools import permutations
 import pytest
 from conftest import CHATML, TALK, random_text
 
-from finetune import tokenizing
-from finetune.causal import Responses
-from finetune.chat_prompts import AskingPrompts
-from finetune.chats import Chat
-from finetune.errors import UserError
-from finetune.prompts import TooLong
-from finetune.questions import LETTERS, Question
+from finetune.data.question import LETTERS, Question
+from finetune.models.tokenizer import load_tokenizer
+from finetune.objectives.causal_lm import Responses
+from finetune.prompts.causal_exam import AskingPrompts
+from finetune.prompts.chat import Chat
+from finetune.prompts.exam import TooLong
+from finetune.runtime.errors import UserError
 
 SPACED = (  # as Llama 2's and Mistral's: spaces around what the assistant says, no opening of its turn
     "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} <|im_end|>"
@@ -35,7 +35,7 @@ TALKS = [TALK[:2], TALK[:4], TALK, [SYSTEM, *TALK[:2]], [SYSTEM, *TALK]]
 
 
 def tokenizer_of(folder, template=None):
-    tokenizer = tokenizing.load_tokenizer(folder, "--model_path", "causal")
+    tokenizer = load_tokenizer(folder, "--model_path", "causal")
     if template:
         tokenizer.chat_template = template
     return tokenizer
@@ -350,7 +350,7 @@ def test_places_of_the_template_inside_a_question_are_text(writer):
 
 def test_letters_that_a_vocabulary_joins_to_a_space_only_in_part_are_told_apart_all_the_same(llama_dir):
     """The tokenizer of the tests has ` A` to ` D` as tokens, and no ` E`."""
-    tokenizer = tokenizing.load_tokenizer(llama_dir, "--model_path", "causal")
+    tokenizer = load_tokenizer(llama_dir, "--model_path", "causal")
     prompts = AskingPrompts(Chat(tokenizer, "plain"), 256)
     for count in (4, 5, 10):
         ids = prompts.verbalizer_ids(count)

@@ -13,10 +13,10 @@ import torch
 from conftest import losses
 from safetensors.torch import load_file
 
-from finetune.checkpoints import Checkpoints, Progress, find
-from finetune.errors import RunError, UserError
-from finetune.tracking import TrainLog
-from finetune.world import World
+from finetune.runtime.distributed import World
+from finetune.runtime.errors import RunError, UserError
+from finetune.training.checkpoints import Checkpoints, Progress, find
+from finetune.training.train_log import TrainLog
 
 NAME = "my_bert_finetuned_model_hf_format"
 STEPS = "--max_steps 7 --learning_rate 1e-3 --train_batch_size 8 --exam_limit 4".split()  # 5 to 6 an epoch
@@ -195,7 +195,7 @@ def test_without_validation_rows_the_last_model_is_the_one_kept(train, tmp_path)
 
 
 def test_a_saved_model_that_does_not_read_back_is_an_error(tmp_path, loaded):
-    from finetune.folders import compare_saved, save_model
+    from finetune.models.saving import compare_saved, save_model
 
     model, tokenizer, _ = loaded
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -217,12 +217,12 @@ def test_a_saved_model_that_does_not_read_back_is_an_error(tmp_path, loaded):
 
 def test_a_second_signal_ends_the_process_but_the_launchers_echo_does_not(monkeypatch):
     """`deepspeed` passes a Ctrl-C on as SIGTERM, right after the terminal's own SIGINT."""
-    from finetune import stopping
+    from finetune.runtime import signals
 
     ended, now = [], [100.0]
-    monkeypatch.setattr(stopping.os, "_exit", ended.append)
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
-    with stopping.StopRequest() as stop, stop.patient():
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.StopRequest() as stop, stop.patient():
         signal.raise_signal(signal.SIGINT)
         now[0] += 0.5
         signal.raise_signal(signal.SIGTERM)
@@ -396,7 +396,7 @@ def test_verify_resume_compares_a_stopped_run_with_a_straight_one_and_leaves_not
     assert train(*STEPS, "--unfreeze_every", 2, "--verify_resume", 6) == 0
     seen = capsys.readouterr()
     assert "✓ 接續與一次跑完逐位元相同：6 步的損失" in seen.out and list(tmp_path.iterdir()) == []
-    from finetune.engine import Engine
+    from finetune.training.engine import Engine
 
     load = Engine.load
 
@@ -411,15 +411,15 @@ def test_verify_resume_compares_a_stopped_run_with_a_straight_one_and_leaves_not
 
 
 def test_a_damaged_best_model_is_not_published(train, tmp_path, monkeypatch, capsys):
-    from finetune import keeping
+    from finetune.training import publish as publishing
 
-    publish = keeping.publish
+    publish = publishing.publish
 
     def after_damage(best, *rest):
         damage(best / "model.safetensors", 1000)
         publish(best, *rest)
 
-    monkeypatch.setattr(keeping, "publish", after_damage)
+    monkeypatch.setattr(publishing, "publish", after_damage)
     assert train(*STEPS) == 1
     assert "best 損壞了：model.safetensors 的內容變了" in capsys.readouterr().err
     assert not (tmp_path / NAME).exists()
@@ -430,12 +430,12 @@ def test_a_damaged_best_model_is_not_published(train, tmp_path, monkeypatch, cap
 )
 def test_progress_that_makes_no_sense_is_refused(train, tmp_path, capsys, progress):
     """By someone who knows how to write a manifest."""
-    from finetune import manifests
+    from finetune.runtime import manifest
 
     assert train(*STEPS) == 0
     card = tmp_path / "checkpoints/step7/progress.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "progress": progress}))
-    manifests.seal(card.parent)
+    manifest.seal(card.parent)
     assert train(*STEPS, "--resume") == 2
     seen = capsys.readouterr().err
     assert "進度讀不懂" in seen and "Traceback" not in seen

@@ -12,11 +12,13 @@ import browser as browsers
 import pytest
 from matplotlib import image
 
-from finetune import classes, model_card, page, plots, report
-from finetune.checkpoints import Progress
-from finetune.page import percent
-from finetune.plots import plot_confusion
-from finetune.run_card import RunCard
+from finetune.models.run_card import RunCard
+from finetune.reports import classification as classification_report
+from finetune.reports import model_card, plots, report
+from finetune.reports.classification import LISTED, NONE, sentence
+from finetune.reports.html import percent, small, training
+from finetune.reports.plots import plot_confusion
+from finetune.training.checkpoints import Progress
 
 pytestmark = pytest.mark.pictures
 
@@ -33,7 +35,7 @@ def made(count: int, names, seed: int = 0, skill: float = 3.0, multi: bool = Fal
         row = [rng.random() + (skill * rng.random() if i in there else 0) for i in range(k)]
         truth.append(tuple(there))
         rows.append([min(1.0, value) for value in row] if multi else [value / sum(row) for value in row])
-    return classes.figures(truth, rows, names, multi)
+    return classification_report.figures(truth, rows, names, multi)
 
 
 def card(names=("正面", "中立", "負面"), multi=False, sets=SETS, **changes) -> RunCard:
@@ -151,10 +153,10 @@ def test_of_many_classes_the_page_shows_the_picture_and_the_commonest_confusions
         assert "40 類" in picture.get_attribute("alt")
         shown = [row.split("\t") for row in tab.locator(".confusion tr").all_inner_texts()[1:]]
     names, counts = list(found["per_class"]), found["confusion"]
-    assert len(shown) == classes.LISTED
+    assert len(shown) == LISTED
     assert all(counts[names.index(one)][names.index(two)] == int(n) for one, two, n in shown)
     off = sorted((n for i, row in enumerate(counts) for j, n in enumerate(row) if i != j), reverse=True)
-    assert [int(n) for *_, n in shown] == off[: classes.LISTED]
+    assert [int(n) for *_, n in shown] == off[:LISTED]
 
 
 def test_no_text_is_smaller_than_11_pixels_on_a_telephone(chromium, single):
@@ -209,7 +211,7 @@ def test_the_training_curve_is_of_macro_f1_or_else_of_accuracy(chromium, single)
         assert tab.locator("svg[aria-label^='驗證巨觀 F1'] path.best").count() == 1
         assert tab.locator("svg[aria-label^=驗證正確率]").count() == 0
     without = [{k: v for k, v in entry.items() if k != "validation_macro_f1"} for entry in PROGRESS.history]
-    assert [title for title, *_ in page.training(without)] == ["損失", "驗證正確率（%）"]
+    assert [title for title, *_ in training(without)] == ["損失", "驗證正確率（%）"]
 
 
 def test_a_run_without_rows_to_judge_by_has_a_report_and_a_card_too(chromium, tmp_path):
@@ -218,7 +220,7 @@ def test_a_run_without_rows_to_judge_by_has_a_report_and_a_card_too(chromium, tm
     with browsers.opened(chromium, tmp_path / "index.html") as tab:
         assert tab.locator("svg[aria-label=損失]").count() == 1
     assert "labels" not in json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert classes.NONE in model_card.model_card(found).replace("&#95;", "_")
+    assert NONE in model_card.model_card(found).replace("&#95;", "_")
 
 
 # ---- report.md and the picture -----------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_report_md_holds_verdict_tables_and_pictures(single, many):
     for folder in (single, many):
         text, labels = (folder / "report.md").read_text(encoding="utf-8"), labels_in(folder)
         for name, found in labels.items():
-            assert f"**{classes.sentence(found, page.small)}**" in text
+            assert f"**{sentence(found, small)}**" in text
             for label, one in found["per_class"].items():
                 assert f"| {label} | {one['support']} | {percent(one['precision'])} |" in text
             for label, row in zip(found["per_class"], found["confusion"], strict=True):
@@ -300,9 +302,11 @@ def test_the_model_folder_says_how_good_it_is_and_how_to_ask_it(tmp_path):
     assert RunCard.read(tmp_path).labels == found.labels
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: text-classification" in text and "3 類：正面、中立、負面" in text
-    for line in classes.verdict(found.labels):
+    for line in classification_report.verdict(found.labels):
         assert line.strip() in text
-    assert all(line in text for labels in found.labels.values() for line in classes.table(labels))
+    assert all(
+        line in text for labels in found.labels.values() for line in classification_report.table(labels)
+    )
     assert "from inference import classify, load_model" in text and "--model_path" in text
     for flag in ("--task classify", "--learning_rate 3e-05", "--seed 7", "--num_epochs 2"):
         assert flag in text
@@ -326,7 +330,7 @@ def test_a_card_of_a_model_that_scores_no_option_is_read(tmp_path, scoring):
 
 
 def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
-    from finetune import keeping
+    from finetune.training import publish as publishing
 
     out = tmp_path / "model"
     out.mkdir()
@@ -338,11 +342,11 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
         card=lambda step, weights: card(sets={}),
         new_head=False,
     )
-    kept, verdict = keeping.write_results(lesson, {}, None, PROGRESS, "以 4 位元載入", given)
+    kept, verdict = publishing.write_results(lesson, {}, None, PROGRESS, "以 4 位元載入", given)
     assert list(kept.labels) == ["validation", "held_back"]
-    assert verdict == [*classes.verdict(kept.labels), "以 4 位元載入"]
+    assert verdict == [*classification_report.verdict(kept.labels), "以 4 位元載入"]
     assert labels_in(tmp_path / "report") == kept.labels
     assert "以 4 位元載入" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert (tmp_path / "validation_loss_curve.png").stat().st_size > 0
-    _, verdict = keeping.write_results(lesson, {}, None, PROGRESS, labels={"test": {}})
-    assert verdict == [classes.NONE]
+    _, verdict = publishing.write_results(lesson, {}, None, PROGRESS, labels={"test": {}})
+    assert verdict == [NONE]

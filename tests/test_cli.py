@@ -103,9 +103,9 @@ def test_what_goes_wrong_inside_is_one_line_and_a_traceback_only_on_request(monk
 def test_a_ranks_exit_code_is_its_own_whatever_aborts_as_the_interpreter_ends(rank):
     """As gloo's threads do now and then: here a handler of C's own exit() that always does."""
     code = (
-        "import atexit, ctypes; from finetune import cli; c = ctypes.CDLL(None);"
+        "import atexit, ctypes; from finetune.runtime import console; c = ctypes.CDLL(None);"
         "c.__cxa_atexit(ctypes.cast(c.abort, ctypes.c_void_p), None, None);"
-        "atexit.register(print, 'waited at exit'); print('printed'); cli.leave(7)"
+        "atexit.register(print, 'waited at exit'); print('printed'); console.leave(7)"
     )
     env = {name: value for name, value in os.environ.items() if name != "RANK"}
     env |= {"RANK": rank} if rank else {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from finetune import cli
+from finetune.runtime.console import place
 
 FULL = Path("/dev/full")
 SPEAKS = """
@@ -102,8 +102,8 @@ def test_the_help_reaches_every_console(script):
 def test_bytes_that_are_no_text_spoil_one_line_of_stdin_and_no_other(tmp_path):
     """They would take the lines after them along, up to 8 KB."""
     body = (
-        "from finetune.errors import UserError\n"
-        "    from finetune.terminal import _typed\n"
+        "from finetune.runtime.errors import UserError\n"
+        "    from finetune.predict.repl import _typed\n"
         "    for _ in range(3):\n"
         "        try:\n"
         "            cli.show(_typed(''))\n"
@@ -129,15 +129,15 @@ def test_an_empty_path_is_refused_with_its_flag(value, capsys):
     """As a shell makes it of a variable that is not set."""
     import fine_tuning_llm
     import inference
-    from finetune import flags, inference_flags
+    from finetune.cli import inference_args, train_args
 
     checked = 0
     for script, parser in (
-        (fine_tuning_llm, flags.build_parser()),
-        (inference, inference_flags.build_parser()),
+        (fine_tuning_llm, train_args.build_parser()),
+        (inference, inference_args.build_parser()),
     ):
         for action in parser._actions:
-            if action.type is cli.place:
+            if action.type is place:
                 assert script.main([action.option_strings[0], value]) == 2
                 assert f"--{action.dest} 是 {value!r}" in capsys.readouterr().err
                 checked += 1

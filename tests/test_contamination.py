@@ -10,10 +10,10 @@ import pytest
 from conftest import random_text
 
 import inference
-from finetune import demo
-from finetune.contamination import GRAM, NEAR, Taught, grams, overlap, pack, unpack
-from finetune.questions import Question, normalised
-from finetune.run_card import RunCard, remembered
+from finetune.data.contamination import GRAM, NEAR, Taught, grams, overlap, pack, unpack
+from finetune.data.question import Question, normalised
+from finetune.demo import builtin
+from finetune.models.run_card import RunCard, remembered
 
 
 def question(length=60, seed=0, **changes) -> Question:
@@ -52,7 +52,7 @@ def test_the_same_question_in_other_clothes_is_the_same_and_a_reworded_one_is_ne
 
 
 def test_questions_of_one_template_are_not_near_to_one_another():
-    questions = [q for rows in demo.exam().questions.values() for q in rows]
+    questions = [q for rows in builtin.exam().questions.values() for q in rows]
     taught = Taught.of(questions)
     assert not [q for q in questions if taught.find(q, exact=False)[0]]
 

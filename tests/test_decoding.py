@@ -9,10 +9,10 @@ from conftest import HAN, make_causal_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import logits_process
 
-from finetune.decoding import STOPS, Decoding, eos_ids, filtered, generate, stream
-from finetune.decoding import generate_ids as ours
-from finetune.errors import UserError
-from finetune.writer import Writer, cut_at_stops
+from finetune.models.generation import STOPS, Decoding, eos_ids, filtered, generate, stream
+from finetune.models.generation import generate_ids as ours
+from finetune.models.streaming import Writer, cut_at_stops
+from finetune.runtime.errors import UserError
 
 PAD = 3
 PROMPTS = ["天地", "玄黃宇宙洪荒日月盈昃", "User: 題目 A B C D\nAssistant:", "寒來暑往秋", "金"]

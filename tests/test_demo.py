@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import ROOT, command, free_port, run_process
 
-from finetune import demo
+from finetune.data.exam import split_pool
+from finetune.data.labelled import read_labelled
+from finetune.demo import builtin
 from finetune.demo.facts import RELATIONS
-from finetune.exams import split_pool
-from finetune.labels import read_labelled
-from finetune.methods import METHODS, TEXT, parse
-from finetune.scoring import best, score_options
+from finetune.evaluation.scoring import best, score_options
+from finetune.prompts.scoring_methods import METHODS, TEXT, parse
 
 MODEL = "my_bert_finetuned_model_hf_format"
 SCRIPT = ROOT / "fine_tuning_llm.py"
@@ -51,24 +51,24 @@ def test_there_are_at_least_600_facts_in_6_subjects_each_thing_once():
     for relation in RELATIONS:
         things = Counter(thing for thing, _ in relation.pairs)
         assert max(things.values()) == 1, relation.subject
-        assert len({answer for _, answer in relation.pairs}) >= demo.OPTIONS
+        assert len({answer for _, answer in relation.pairs}) >= builtin.OPTIONS
 
 
 def test_every_question_has_one_right_answer_and_every_fact_is_told():
-    exam = demo.exam()
+    exam = builtin.exam()
     told = {statement.text[statement.start : statement.end] for statement in exam.told}
     facts = {
         (relation.asked.format(a=thing), answer) for relation in RELATIONS for thing, answer in relation.pairs
     }
     for question in (q for rows in exam.questions.values() for q in rows):
-        assert len(set(question.options)) == demo.OPTIONS
+        assert len(set(question.options)) == builtin.OPTIONS
         right = [option for option in question.options if (question.stem, option) in facts]
         assert right == [question.options[question.answer]] and right[0] in told
-    assert demo.exam() == exam
+    assert builtin.exam() == exam
 
 
 def test_what_is_asked_in_the_exam_is_never_asked_in_training():
-    pools = split_pool(demo.exam(), (0.70, 0.25, 0.05), "fit", 42)
+    pools = split_pool(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
     assert not {q.stem for q in pools.test} & {q.stem for q in [*pools.fit, *pools.validation]}
     assert len(pools.test) > 250
     places = Counter(q.answer for q in pools.test)
@@ -76,8 +76,8 @@ def test_what_is_asked_in_the_exam_is_never_asked_in_training():
 
 
 def test_labelled_rows_are_each_fact_once_or_each_thing_once_with_all_its_subjects(tmp_path):
-    demo.write_labels(tmp_path / "one.csv")
-    demo.write_labels(tmp_path / "several.csv", several=True)
+    builtin.write_labels(tmp_path / "one.csv")
+    builtin.write_labels(tmp_path / "several.csv", several=True)
     one, several = (read_labelled(str(tmp_path / name), multi_label=name == "several.csv") for name in
                     ("one.csv", "several.csv"))  # fmt: skip
     told = [(row.text, one.names[row.labels[0]]) for row in one.rows[""]]
@@ -114,7 +114,7 @@ def test_every_text_method_answers_unseen_questions(demo_run):
     import inference
 
     model, tokenizer, _ = inference.load_model(demo_run[0] / MODEL, "cpu")
-    questions = demo.exam().questions["test"]
+    questions = builtin.exam().questions["test"]
     for method in METHODS:
         if parse(method).base in TEXT:
             scores = score_options(model, tokenizer, questions, method)

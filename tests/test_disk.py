@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from finetune import disk
+from finetune.runtime import files
 
 
 def make(folder: Path, text: str) -> Path:
-    disk.new_folder(folder)
+    files.new_folder(folder)
     for name in ("a", "b/c"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -31,12 +31,12 @@ def read(folder: Path) -> str:
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_former_one(tmp_path):
-    disk.write_whole(tmp_path / "x", "old")
-    with pytest.raises(ValueError), disk.whole_file(tmp_path / "x") as stream:
+    files.write_whole(tmp_path / "x", "old")
+    with pytest.raises(ValueError), files.whole_file(tmp_path / "x") as stream:
         stream.write("new")
         raise ValueError
     assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    disk.write_whole(tmp_path / "x", "新")
+    files.write_whole(tmp_path / "x", "新")
     assert (tmp_path / "x").read_text("utf-8") == "新" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -44,22 +44,22 @@ def test_a_file_that_could_not_be_finished_leaves_the_former_one(tmp_path):
 def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchanges):
     """In one step where the file system can, in two where it cannot."""
     if not exchanges:
-        monkeypatch.setattr(disk, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     make(tmp_path / "model", "old")
-    disk.replace_folder(make(tmp_path / ".half", "new"), tmp_path / "model")
+    files.replace_folder(make(tmp_path / ".half", "new"), tmp_path / "model")
     assert read(tmp_path / "model") == "new" and [p.name for p in tmp_path.iterdir()] == ["model"]
-    disk.replace_folder(make(tmp_path / ".half", "newer"), tmp_path / "model", tmp_path / "kept")
+    files.replace_folder(make(tmp_path / ".half", "newer"), tmp_path / "model", tmp_path / "kept")
     assert read(tmp_path / "model") == "newer" and read(tmp_path / "kept") == "new"
-    disk.replace_folder(make(tmp_path / ".half", "first"), tmp_path / "deep/er/model")
+    files.replace_folder(make(tmp_path / ".half", "first"), tmp_path / "deep/er/model")
     assert read(tmp_path / "deep/er/model") == "first"
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="others rename twice")
 def test_the_exchange_is_one_step_of_the_kernel(tmp_path):
     make(tmp_path / "one", "1"), make(tmp_path / "two", "2")
-    assert disk._exchange(tmp_path / "one", tmp_path / "two")
+    assert files._exchange(tmp_path / "one", tmp_path / "two")
     assert read(tmp_path / "one") == "2" and read(tmp_path / "two") == "1"
-    assert not disk._exchange(tmp_path / "one", tmp_path / "nowhere")
+    assert not files._exchange(tmp_path / "one", tmp_path / "nowhere")
 
 
 OPERATIONS = ("rename", "replace", "fsync", "mkdir", "open", "unlink", "rmdir")
@@ -88,18 +88,18 @@ def test_wherever_a_replacement_breaks_off_the_old_or_the_new_folder_is_there(
     tmp_path, monkeypatch, exchanges
 ):
     if not exchanges:
-        monkeypatch.setattr(disk, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     seen = set()
     for at in range(40):
         make(tmp_path / "model", "old"), make(tmp_path / ".half", "new")
         with monkeypatch.context() as patch:
             done = interrupted(patch, at)
             try:
-                disk.replace_folder(tmp_path / ".half", tmp_path / "model")
+                files.replace_folder(tmp_path / ".half", tmp_path / "model")
             except OSError:
                 pass
             whole = len(done) <= at
-        rescued = disk.rescue(tmp_path / "model")
+        rescued = files.rescue(tmp_path / "model")
         seen.add((read(tmp_path / "model"), rescued))
         shutil.rmtree(tmp_path), tmp_path.mkdir()
         if whole:
@@ -142,13 +142,13 @@ def test_a_folder_that_is_replaced_all_the_time_is_whole_whenever_the_process_is
             process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        rescued += disk.rescue(tmp_path / "model")
+        rescued += files.rescue(tmp_path / "model")
         assert read(tmp_path / "model").isdigit()
     assert exchanges == "no" or not rescued
 
 
 def test_a_folder_is_rescued_only_when_its_own_is_gone(tmp_path):
     make(tmp_path / ".model.old", "former")
-    assert disk.rescue(tmp_path / "model") and read(tmp_path / "model") == "former"
+    assert files.rescue(tmp_path / "model") and read(tmp_path / "model") == "former"
     make(tmp_path / ".model.old", "older still")
-    assert not disk.rescue(tmp_path / "model") and read(tmp_path / "model") == "former"
+    assert not files.rescue(tmp_path / "model") and read(tmp_path / "model") == "former"

@@ -15,7 +15,7 @@ from conftest import ROOT
 from forked import quick_python
 from test_readme import commands, python_blocks
 
-from finetune import flags
+from finetune.cli import train_args
 
 PAGES = ("own_exam", "own_texts", "classify", "layers", "machines", "trust")
 LARGEST = 120_000  # bytes of a picture
@@ -86,7 +86,7 @@ def test_a_page_is_short_and_names_no_path_of_a_machine(name):
 def test_the_flags_of_commands_that_are_not_run_here_exist(name):
     for line in commands(page(name))[1]:
         if "fine_tuning_llm.py" in line:
-            flags.read_flags(shlex.split(line.partition("fine_tuning_llm.py")[2]))
+            train_args.read_flags(shlex.split(line.partition("fine_tuning_llm.py")[2]))
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -5,27 +5,27 @@ import json
 import pytest
 from conftest import ROOT
 
-from finetune import ds_config, ds_keys
-from finetune.errors import RunError, UserError
+from finetune.runtime.errors import RunError, UserError
+from finetune.training import deepspeed_config, deepspeed_keys
 
-SETTINGS = ds_config.Settings(32, 8, 2, 1.0, "fp32", 3e-5, 0.01, 10, 100)
+SETTINGS = deepspeed_config.Settings(32, 8, 2, 1.0, "fp32", 3e-5, 0.01, 10, 100)
 SHIPPED = json.loads((ROOT / "ds_config.json").read_text())
 
 
 def problems(config, settings=SETTINGS) -> str:
     with pytest.raises(UserError) as caught:
-        ds_config.resolve(config, settings, 64, "ds.json")
+        deepspeed_config.resolve(config, settings, 64, "ds.json")
     return "\n".join(caught.value.problems)
 
 
 def test_every_auto_of_the_shipped_file_is_resolved_from_the_flags():
-    resolved = ds_config.resolve(SHIPPED, SETTINGS, 64, "ds.json")
+    resolved = deepspeed_config.resolve(SHIPPED, SETTINGS, 64, "ds.json")
     assert '"auto"' not in json.dumps(resolved)
     assert resolved["train_batch_size"] == 32 and resolved["train_micro_batch_size_per_gpu"] == 8
     assert resolved["gradient_accumulation_steps"] == 2 and resolved["gradient_clipping"] == 1.0
     assert (
         not resolved["bf16"]["enabled"]
-        and resolved["zero_optimization"]["reduce_bucket_size"] == ds_config.SMALLEST_BUCKET
+        and resolved["zero_optimization"]["reduce_bucket_size"] == deepspeed_config.SMALLEST_BUCKET
     )
 
 
@@ -49,7 +49,7 @@ def test_a_conflict_with_a_flag_is_named(key, value, flag):
 def test_an_optimizer_block_that_says_what_the_flags_say_is_welcome():
     block = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.01, "betas": [0.9, 0.999]}}
     schedule = {"type": "WarmupDecayLR", "params": {"warmup_num_steps": "auto", "total_num_steps": 100}}
-    resolved = ds_config.resolve(
+    resolved = deepspeed_config.resolve(
         {**SHIPPED, "optimizer": block, "scheduler": schedule}, SETTINGS, 64, "ds.json"
     )
     assert "optimizer" not in resolved and "scheduler" not in resolved  # the script builds both itself
@@ -88,10 +88,10 @@ def test_a_file_with_an_unknown_key_or_no_sense_is_refused_before_training(
 
 
 def test_what_the_file_fixes_decides_where_no_flag_was_given():
-    assert ds_config.precision_in({"bf16": {"enabled": True}}) == "bf16"
-    assert ds_config.micro_batch_in({"gradient_accumulation_steps": 4}, 32, 2) == 4
-    assert ds_config.micro_batch_in({"train_micro_batch_size_per_gpu": 2}, 32, 2) == 2
-    assert ds_config.micro_batch_in(SHIPPED, 32, 2) == 0
+    assert deepspeed_config.precision_in({"bf16": {"enabled": True}}) == "bf16"
+    assert deepspeed_config.micro_batch_in({"gradient_accumulation_steps": 4}, 32, 2) == 4
+    assert deepspeed_config.micro_batch_in({"train_micro_batch_size_per_gpu": 2}, 32, 2) == 2
+    assert deepspeed_config.micro_batch_in(SHIPPED, 32, 2) == 0
 
 
 def test_an_engine_that_believes_something_else_is_an_error():
@@ -103,12 +103,12 @@ def test_an_engine_that_believes_something_else_is_an_error():
             )
 
     with pytest.raises(RunError, match="train_batch_size：引擎 16，設定 32"):
-        ds_config.compare_built(Built(), ds_config.resolve(SHIPPED, SETTINGS, 64, "ds.json"))
+        deepspeed_config.compare_built(Built(), deepspeed_config.resolve(SHIPPED, SETTINGS, 64, "ds.json"))
 
 
 def read_text(tmp_path, config: dict) -> dict:
     (tmp_path / "ds.json").write_text(json.dumps(config))
-    return ds_config.read(tmp_path / "ds.json")
+    return deepspeed_config.read(tmp_path / "ds.json")
 
 
 def test_a_whole_number_written_as_a_float_is_whole(tmp_path):
@@ -141,7 +141,9 @@ def test_a_scheduler_that_leaves_all_to_the_flags_is_no_conflict_but_one_with_nu
         "type": kind,
         "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
     }
-    assert "scheduler" not in ds_config.resolve({**SHIPPED, "scheduler": block}, SETTINGS, 64, "ds.json")
+    assert "scheduler" not in deepspeed_config.resolve(
+        {**SHIPPED, "scheduler": block}, SETTINGS, 64, "ds.json"
+    )
     block = {"type": kind, "params": {**block["params"], "warmup_num_steps": 3}}
     assert "scheduler.params.warmup_num_steps" in problems({**SHIPPED, "scheduler": block})
 
@@ -158,7 +160,7 @@ def test_a_conflict_of_batches_names_a_number_that_works():
     assert "--train_batch_size 64（8 × 4 × 2）" in problems(config)
     from dataclasses import replace
 
-    resolved = ds_config.resolve(config, replace(SETTINGS, train_batch=64), 64, "ds.json")
+    resolved = deepspeed_config.resolve(config, replace(SETTINGS, train_batch=64), 64, "ds.json")
     assert resolved["train_batch_size"] == 64
     assert "--train_batch_size 16" in problems({**SHIPPED, "train_batch_size": 16})
 
@@ -178,19 +180,19 @@ def test_a_conflict_of_batches_names_a_number_that_works():
     ],
 )
 def test_what_cannot_be_done_here_is_named_by_its_key(more, key, monkeypatch):
-    monkeypatch.setitem(ds_keys.PACKAGES, "comet", "no_such_package")
+    monkeypatch.setitem(deepspeed_keys.PACKAGES, "comet", "no_such_package")
     assert key in problems({**SHIPPED, **more})
 
 
 def test_what_is_switched_off_is_no_obstacle():
     off = {"amp": {"enabled": False}, "hybrid_engine": {"enabled": False}, "compile": {"disable": True}}
-    resolved = ds_config.resolve({**SHIPPED, **off}, SETTINGS, 64, "ds.json")
+    resolved = deepspeed_config.resolve({**SHIPPED, **off}, SETTINGS, 64, "ds.json")
     assert "compile" not in resolved
 
 
 def test_the_names_within_zero_are_those_of_this_deepspeed():
     """The table is read without importing DeepSpeed, which takes seconds; here it is held against it."""
-    from finetune.engine import import_deepspeed
+    from finetune.training.engine import import_deepspeed
 
     import_deepspeed(False)
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -198,24 +200,24 @@ def test_the_names_within_zero_are_those_of_this_deepspeed():
     known = {
         name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias) if name
     }
-    assert known <= set(ds_keys.ZERO), known - set(ds_keys.ZERO)
+    assert known <= set(deepspeed_keys.ZERO), known - set(deepspeed_keys.ZERO)
 
 
 def test_deepspeeds_own_reading_of_the_file_is_asked_before_a_model_is_loaded():
-    from finetune.engine import import_deepspeed
+    from finetune.training.engine import import_deepspeed
 
     import_deepspeed(False)
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memry": True}}
-    resolved = ds_config.resolve({**SHIPPED, "zero_optimization": zero}, SETTINGS, 64, "ds.json")
+    resolved = deepspeed_config.resolve({**SHIPPED, "zero_optimization": zero}, SETTINGS, 64, "ds.json")
     resolved = {**resolved, "train_batch_size": 16}  # of one process
     with pytest.raises(UserError, match="offload_optimizer.pin_memry"):
-        ds_config.check_accepted(resolved)
+        deepspeed_config.check_accepted(resolved)
     zero["offload_optimizer"].pop("pin_memry")
-    ds_config.check_accepted({**resolved, "zero_optimization": zero})
+    deepspeed_config.check_accepted({**resolved, "zero_optimization": zero})
 
 
 def test_activation_checkpointing_is_answered_with_the_flag_that_does_it(capsys):
-    ds_config.resolve(
+    deepspeed_config.resolve(
         {**SHIPPED, "activation_checkpointing": {"cpu_checkpointing": True}}, SETTINGS, 64, "ds.json"
     )
     assert "--gradient_checkpointing" in capsys.readouterr().err

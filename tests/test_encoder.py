@@ -24,13 +24,14 @@ from transformers import (
 
 import fine_tuning_llm
 import inference
-from finetune import bert, cpu, dropout, scoring
-from finetune.batching import cut_by_tokens
-from finetune.logits import BlankLogits, RowLogits, light_of
-from finetune.models import load_config
-from finetune.prompts import ExamPrompts
-from finetune.questions import Question
-from finetune.tokenizing import load_tokenizer
+from finetune.data.question import Question
+from finetune.evaluation import scoring
+from finetune.models import bert, cpu, dropout
+from finetune.models.forward import BlankLogits, RowLogits, light_of
+from finetune.models.loading import load_config
+from finetune.models.tokenizer import load_tokenizer
+from finetune.objectives.batching import cut_by_tokens
+from finetune.prompts.exam import ExamPrompts
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,

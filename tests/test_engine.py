@@ -13,13 +13,13 @@ import torch
 from conftest import ROOT, command, environment, free_port, losses, random_text, run_process
 from forked import run_ranks
 
-from finetune.batching import collate, cut
-from finetune.engine import Engine, Recipe, learning_rate_at
-from finetune.errors import RunError, UserError
-from finetune.objectives import Objective
-from finetune.prompts import ExamPrompts
-from finetune.questions import Question
-from finetune.world import World
+from finetune.data.question import Question
+from finetune.objectives.batching import collate, cut
+from finetune.objectives.exam import Objective
+from finetune.prompts.exam import ExamPrompts
+from finetune.runtime.distributed import World
+from finetune.runtime.errors import RunError, UserError
+from finetune.training.engine import Engine, Recipe, learning_rate_at
 
 ONE = World(0, 1, torch.device("cpu"))
 
@@ -122,32 +122,32 @@ def test_dropout_depends_on_seed_and_step_alone(loaded):
 
 
 def test_deepspeed_that_cannot_start_is_an_error_when_asked_for_and_a_sentence_when_not(monkeypatch):
-    from finetune import machine
+    from finetune.training import hardware
 
     def broken(_):
         raise RuntimeError("CUDA_HOME does not exist")
 
-    monkeypatch.setattr(machine, "import_deepspeed", broken)
+    monkeypatch.setattr(hardware, "import_deepspeed", broken)
     with pytest.raises(UserError, match="CUDA_HOME"):
-        machine.choose_engine("deepspeed", on_gpu=True)
-    assert machine.choose_engine("auto", on_gpu=True) == (
+        hardware.choose_engine("deepspeed", on_gpu=True)
+    assert hardware.choose_engine("auto", on_gpu=True) == (
         "torch",
         "引擎：PyTorch（DeepSpeed 無法使用：RuntimeError：CUDA_HOME does not exist）",
     )
 
 
 def test_without_gpu_or_launcher_deepspeed_is_not_even_imported(monkeypatch):
-    from finetune import machine
+    from finetune.training import hardware
 
-    monkeypatch.setattr(machine, "import_deepspeed", lambda _: pytest.fail("imported"))
-    assert machine.choose_engine("auto", on_gpu=False)[0] == "torch"
+    monkeypatch.setattr(hardware, "import_deepspeed", lambda _: pytest.fail("imported"))
+    assert hardware.choose_engine("auto", on_gpu=False)[0] == "torch"
     monkeypatch.setenv("CROSS_SIZE", "1")  # the deepspeed launcher sets it
-    monkeypatch.setattr(machine, "import_deepspeed", lambda _: None)
-    assert machine.choose_engine("auto", on_gpu=False)[0] == "deepspeed"
+    monkeypatch.setattr(hardware, "import_deepspeed", lambda _: None)
+    assert hardware.choose_engine("auto", on_gpu=False)[0] == "deepspeed"
 
 
 def test_fp16_on_a_cpu_is_refused():
-    from finetune.machine import choose_precision
+    from finetune.training.hardware import choose_precision
 
     with pytest.raises(UserError, match="fp16"):
         choose_precision("fp16", torch.device("cpu"))
@@ -157,7 +157,7 @@ def test_fp16_on_a_cpu_is_refused():
     ("batch", "micro", "size", "says"), [(32, 0, 3, "30、33"), (32, 5, 2, "30、40"), (2, 0, 4, "請改成 4")]
 )
 def test_a_batch_that_cannot_be_cut_evenly_is_refused_with_sizes_that_can(batch, micro, size, says):
-    from finetune.machine import choose_micro_batch
+    from finetune.training.hardware import choose_micro_batch
 
     with pytest.raises(UserError, match=says):
         choose_micro_batch(batch, micro, 16, World(0, size, torch.device("cpu")))

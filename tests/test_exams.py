@@ -7,10 +7,10 @@ import pyarrow.parquet
 import pytest
 from conftest import ODD_OPTIONS, make_exam_dir, write_csv
 
-from finetune.errors import UserError
-from finetune.exams import Exam, parse_question, read_exam, split_pool
-from finetune.questions import Question, as_dict
-from finetune.subjects import CATEGORIES, SUBJECTS, category_of
+from finetune.data.exam import Exam, parse_question, read_exam, split_pool
+from finetune.data.question import Question, as_dict
+from finetune.data.subjects import CATEGORIES, SUBJECTS, category_of
+from finetune.runtime.errors import UserError
 
 RATIO = (0.70, 0.25, 0.05)
 ROW = {"question": "天？", "A": "地", "B": "玄", "C": "黃", "D": "宇", "answer": "C"}

@@ -27,10 +27,11 @@ from safetensors.torch import load_file, save_file
 
 import fine_tuning_llm
 import inference
-from finetune import models, tokenizing
-from finetune.layers import Layers
-from finetune.logits import forward_of
-from finetune.padding import padded
+from finetune.models.forward import forward_of
+from finetune.models.layer_schedule import Layers
+from finetune.models.loading import CLASSES, load_config, load_model, name_classes
+from finetune.models.padding import padded
+from finetune.models.tokenizer import load_tokenizer, prompt_length
 
 MODEL = "my_bert_finetuned_model_hf_format"
 FLAG = "--model_name_or_path"
@@ -187,7 +188,7 @@ def said(model) -> torch.Tensor:
 
 def loaded_by_transformers(folder, kind: str):
     """The model of a folder by the Auto class of its kind, nothing missing in the file and nothing left."""
-    loader = getattr(transformers, models.CLASSES[kind])
+    loader = getattr(transformers, CLASSES[kind])
     model, info = loader.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     assert model.config.architectures == [type(model).__name__]
@@ -271,10 +272,10 @@ def test_a_family_is_taught_and_transformers_loads_what_was_saved_and_it_says_th
 
 def untaught(base, names=LABELS):
     """The classifier that a run with the default seed begins from."""
-    config = models.load_config(base, FLAG, "classifier")
-    models.name_classes(config, names, False)
-    tokenizer = tokenizing.load_tokenizer(base, FLAG, "classifier")
-    return models.load_model(base, config, tokenizer, FLAG, seed=42, kind="classifier"), tokenizer
+    config = load_config(base, FLAG, "classifier")
+    name_classes(config, names, False)
+    tokenizer = load_tokenizer(base, FLAG, "classifier")
+    return load_model(base, config, tokenizer, FLAG, seed=42, kind="classifier"), tokenizer
 
 
 def save_untaught(base, names, folder):
@@ -381,7 +382,7 @@ def test_a_row_is_as_long_as_positions_allow_and_not_a_token_longer(family):
         intermediate_size=64, max_position_embeddings=40, pad_token_id=1, bos_token_id=0, eos_token_id=2,
         attention_window=8, entity_vocab_size=10, entity_emb_size=8, **more,
     )  # fmt: skip
-    longest = tokenizing.prompt_length(config, SimpleNamespace(model_max_length=10**30), 100)
+    longest = prompt_length(config, SimpleNamespace(model_max_length=10**30), 100)
     model = transformers.AutoModel.from_config(config).eval()
     model(torch.full((1, longest), 7))
     with pytest.raises((RuntimeError, IndexError)):
@@ -395,7 +396,7 @@ def test_a_family_without_a_table_of_positions_reads_as_far_as_it_is_asked_to(fa
     if family == "modernbert":
         config.max_position_embeddings = 8192
     tokenizer = transformers.AutoTokenizer.from_pretrained(base_of(family))
-    assert tokenizing.prompt_length(config, tokenizer, 600) == 600
+    assert prompt_length(config, tokenizer, 600) == 600
     model = transformers.AutoModel.from_config(config).eval()
     assert torch.isfinite(model(torch.full((1, 600), 7))[0]).all()
 

@@ -18,12 +18,14 @@ from forked import run_ranks
 from safetensors.torch import load_file
 
 import fine_tuning_llm
-from finetune import checkpoints, disk, engine, keeping, manifests
-from finetune.batching import collate
-from finetune.engine import Engine
-from finetune.errors import NotANumber, RunError
-from finetune.lineage import weights_hash
-from finetune.progress import PATIENCE
+from finetune.models.lineage import weights_hash
+from finetune.objectives.batching import collate
+from finetune.runtime import files, manifest
+from finetune.runtime.errors import NotANumber, RunError
+from finetune.training import checkpoints, engine
+from finetune.training import publish as publishing
+from finetune.training.engine import Engine
+from finetune.training.state import PATIENCE
 
 NAME = "my_bert_finetuned_model_hf_format"
 STEPS = "--max_steps 7 --learning_rate 1e-3 --train_batch_size 8 --exam_limit 4 --save_interval 2".split()
@@ -43,9 +45,9 @@ def same(one: dict, other: dict) -> bool:
 def state(folder: Path) -> tuple:
     """What must outlive a full disk: the model, and the checkpoints that verify."""
     saves = folder / "checkpoints"
-    whole = [name for name in checkpoints.complete(saves) if not manifests.problems(saves / name)]
+    whole = [name for name in checkpoints.complete(saves) if not manifest.problems(saves / name)]
     assert whole == checkpoints.complete(saves)  # none of them is half
-    assert not (saves / "best").exists() or not manifests.problems(saves / "best")
+    assert not (saves / "best").exists() or not manifest.problems(saves / "best")
     return weights_hash(folder / NAME), whole
 
 
@@ -103,9 +105,9 @@ def test_no_file_that_outgrows_the_disk_harms_the_former_model_or_checkpoint(
 def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(trained, tmp_path, monkeypatch):
     """Every operation on the disk, one after another, is the first that fails, at each of the three things
     that are saved: a checkpoint, the best model, the finished model."""
-    from finetune.checkpoints import Checkpoints
-    from finetune.progress import Progress
-    from finetune.world import World
+    from finetune.runtime.distributed import World
+    from finetune.training.checkpoints import Checkpoints
+    from finetune.training.state import Progress
 
     one = World(0, 1, torch.device("cpu"))
 
@@ -114,11 +116,11 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
 
         def write(half: Path) -> None:
             shutil.copytree(trained / "checkpoints/best", half, dirs_exist_ok=True)
-            (half / manifests.FILE).unlink()
+            (half / manifest.FILE).unlink()
 
         yield lambda: keeper.save(Progress(step=8), write)
         yield lambda: keeper.save_best(write)
-        yield lambda: keeping.publish(folder / "checkpoints/best", folder / NAME, _Lesson())
+        yield lambda: publishing.publish(folder / "checkpoints/best", folder / NAME, _Lesson())
 
     class _Lesson:
         lora = None
@@ -150,7 +152,7 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
                     act()
                 except (RunError, OSError):
                     broke[which] += 1
-            disk.rescue(folder / NAME)
+            files.rescue(folder / NAME)
             now, there = state(folder)
             assert now == former and set(kept) - set(there) <= {kept[0]} and there, (which, at)
             shutil.rmtree(folder)
@@ -163,9 +165,9 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
 
 def test_the_oldest_checkpoint_makes_room_for_the_newest(tmp_path):
     """It would have been deleted after the new one was written; the last that is whole stays in any case."""
-    from finetune.checkpoints import Checkpoints
-    from finetune.progress import Progress
-    from finetune.world import World
+    from finetune.runtime.distributed import World
+    from finetune.training.checkpoints import Checkpoints
+    from finetune.training.state import Progress
 
     keeper = Checkpoints(tmp_path, {}, 2, World(0, 1, torch.device("cpu")))
     room = 2
@@ -192,7 +194,7 @@ def test_words_of_a_library_about_a_full_disk_end_in_the_same_message(train, tmp
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeping, "save_model", full)
+        patch.setattr(publishing, "save_model", full)
         assert train(*STEPS, "--save_interval", 2) == 1
     seen = capsys.readouterr().err
     assert "最好的模型寫不進 --save_dir checkpoints（SafetensorError：" in seen and "加 --resume 接續" in seen
@@ -208,7 +210,7 @@ def test_a_log_that_was_cut_inside_a_character_does_not_stop_a_run_that_goes_on(
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_training(train, tmp_path, monkeypatch, capsys):
-    from finetune.tracking import TrainLog
+    from finetune.training.train_log import TrainLog
 
     began = TrainLog.__init__
 
@@ -375,7 +377,7 @@ def test_a_run_in_which_nothing_is_a_number_any_more_ends(train, monkeypatch, ca
 EXPLODING = """
 import sys, torch
 sys.path.insert(0, {root!r})
-from finetune.engine import DeepSpeedEngine
+from finetune.training.engine import DeepSpeedEngine
 step, full = DeepSpeedEngine.step, lambda self: {{k: v.clone() for k, v in self.full_weights().items()}}
 def watched(self, batches, number, *rest, **named):
     if number != 2:

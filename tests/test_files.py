@@ -13,14 +13,14 @@ import pyarrow.parquet
 import pytest
 
 import inference
-from finetune.cleaning import Cleaning
-from finetune.encodings import choose_encoding
-from finetune.errors import UserError
-from finetune.exams import read_exam
-from finetune.instructions import read_course
-from finetune.labels import read_labelled
-from finetune.tables import SUFFIXES, read_table
-from finetune.texts import read_corpus
+from finetune.data.cleaning import Cleaning
+from finetune.data.corpus import read_corpus
+from finetune.data.encodings import choose_encoding
+from finetune.data.exam import read_exam
+from finetune.data.instructions import read_course
+from finetune.data.labelled import read_labelled
+from finetune.data.tables import SUFFIXES, read_table
+from finetune.runtime.errors import UserError
 
 COLUMNS = ("question", "A", "B", "C", "D", "answer")
 EXAM = [
@@ -276,12 +276,12 @@ def test_nested_questions_of_squad_are_named(put):
 
 
 def test_json_in_blocks_of_any_size_is_the_same(put, monkeypatch):
-    from finetune import strictness
+    from finetune.runtime import strict_json
 
     made = [{"a": '甲\\"\n乙' * n, "b": [n, 10**n, {"c": None}], "d": -1.5e3, "e": True} for n in range(20)]
     files = [put("a.json", json.dumps(made)), put("b.json", json.dumps({"x": 1234, "data": made}, indent=2))]
     for size in (1, 2, 3, 7, 64):
-        monkeypatch.setattr(strictness, "BLOCK", size)
+        monkeypatch.setattr(strict_json, "BLOCK", size)
         for file in files:
             assert rows(file) == made
 
@@ -547,7 +547,7 @@ def test_the_same_rows_in_two_formats_are_read_once(put, tmp_path, capsys):
     ],
 )
 def test_a_path_that_is_not_there_is_never_a_name_on_the_hub(name, monkeypatch, tmp_path):
-    from finetune import hub
+    from finetune.runtime import hub
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "fetch_dataset", lambda *words: pytest.fail("the hub was asked"))
@@ -580,7 +580,7 @@ def test_rows_are_numbered_alike_at_every_reading(put):
 
 
 def test_every_format_that_is_written_is_still_read(tmp_path):
-    from finetune.tables import write_table
+    from finetune.data.tables import write_table
 
     made = [{"text": 'a"b\tc\n,d;|', "label": "x"}, {"text": "'", "label": '"'}, {"text": '"', "label": "NA"}]
     for suffix in SUFFIXES:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import inference
-from finetune.errors import UserError
-from finetune.examinee import Filler
-from finetune.filling import fill_words
+from finetune.predict.fill_mask import fill_words
+from finetune.predict.predictor import Filler
+from finetune.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

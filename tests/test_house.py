@@ -1,66 +1,127 @@
-"""The rules of the house: who may import whom."""
+"""The structure of the code: wings in their order, small rooms, nothing heavy where a flag is read."""
+
+from __future__ import annotations
 
 import ast
-from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
+WINGS = (  # bottom to top: a file imports from its own wing and from those below it
+    "runtime", "data", "prompts", "demo", "models", "evaluation", "cli", "objectives", "reports", "training",
+    "predict",
+)  # fmt: skip
+APART = {("predict", "training"), ("predict", "objectives")}  # although the order would allow it
+LIGHT = ("runtime", "data", "prompts", "cli")  # wings that import no heavy library at the top of a file
+HEAVY = {"torch", "transformers", "numpy", "datasets", "deepspeed"}
+MAY_IMPORT_TORCH = {"finetune/runtime/distributed.py"}
+LONGEST = 450  # lines of a file
 PACKAGE = sorted((ROOT / "finetune").rglob("*.py"))
+SCRIPTS = [ROOT / "fine_tuning_llm.py", ROOT / "inference.py"]
 
 
-def imports(path: Path) -> set[str]:
-    """Names of the project's own modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def named(path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def wing_of(name: str) -> str:
+    """`data` of finetune.data.exam; "" of the package itself."""
+    return (name.split(".") + [""])[1]
+
+
+def import_nodes(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def imported(nodes) -> set[str]:
+    """Dotted names of the modules imported, and of what is imported from them."""
+    names = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                home = path.parent if node.level == 1 else path.parent.parent
-                base = ".".join([*home.relative_to(ROOT).parts, *([base] if base else [])])
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+            names |= {alias.name for alias in node.names}
+        else:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports(path) -> set[str]:
+    return imported(import_nodes(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def at_top(path) -> set[str]:
+    """First parts of the modules that are imported with the file itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {name.partition(".")[0] for name in imported(n for n in tree.body if n in import_nodes(tree))}
+
+
+def file_of(name: str):
+    return ROOT / (name.replace(".", "/") + ".py")
+
+
+def reached_from(path) -> set:
+    """Files of the package that a file imports, and those import, and so on."""
+    found, waiting = set(), [path]
+    while waiting:
+        files = {file_of(name) for name in imports(waiting.pop()) if name.startswith("finetune.")}
+        new = {file for file in files if file.is_file()} - found
+        found |= new
+        waiting += new
     return found
 
 
-def test_the_package_never_imports_a_script():
+def test_every_file_stands_in_a_wing():
+    folders = {path.parent.name for path in PACKAGE if path.parent.name != "finetune"}
+    assert folders == set(WINGS)
+    assert [path.name for path in PACKAGE if path.parent.name == "finetune"] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_imports_only_from_itself_and_from_wings_below(wing):
+    allowed = {below for below in WINGS[: WINGS.index(wing) + 1] if (wing, below) not in APART}
+    for path in (ROOT / "finetune" / wing).glob("*.py"):
+        used = {wing_of(name) for name in imports(path) if name.startswith("finetune.")}
+        assert used <= allowed, (named(path), used - allowed)
+
+
+def test_imports_are_absolute_and_init_files_are_empty():
+    for path in [*PACKAGE, *SCRIPTS]:
+        nodes = import_nodes(ast.parse(path.read_text(encoding="utf-8")))
+        assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level], named(path)
+        if path.name == "__init__.py" and path.parent.name != "finetune":
+            assert not path.read_text(encoding="utf-8"), named(path)
+
+
+def test_no_file_imports_itself_through_others():
     for path in PACKAGE:
-        assert not imports(path) & {"fine_tuning_llm", "inference"}, path
+        assert path not in reached_from(path), named(path)
 
 
-def test_inference_stands_on_no_training_code():
-    reached, waiting = set(), [ROOT / "inference.py"]
-    while waiting:
-        for name in imports(waiting.pop()):
-            path = ROOT / (name.replace(".", "/") + ".py")
-            if name.startswith("finetune.") and path.is_file() and path not in reached:
-                reached.add(path)
-                waiting.append(path)
-    names = {path.stem for path in reached}
-    assert "scoring" in names and not names & {"engine", "checkpoints", "objectives", "masking", "batching"}
-    assert not any(imports(path) & {"datasets", "deepspeed"} for path in reached)
+def test_the_package_never_imports_a_script_and_no_script_the_other():
+    for path in [*PACKAGE, *SCRIPTS]:
+        assert not imports(path) & {"fine_tuning_llm", "inference"}, named(path)
 
 
-def test_arrows_run_one_way():
-    walked = set()  # each once: there are millions of ways from top to bottom
-
-    def reach(path, seen):
-        if path in walked:
-            return
-        for name in imports(path):
-            target = ROOT / (name.replace(".", "/") + ".py")
-            if name.startswith("finetune.") and target.is_file():
-                assert target not in seen, f"circle: {[p.stem for p in (*seen, target)]}"
-                reach(target, (*seen, target))
-        walked.add(path)
-
-    for path in PACKAGE:
-        reach(path, (path,))
+def test_only_training_imports_deepspeed():
+    for path in [*PACKAGE, *SCRIPTS]:
+        if path.parent.name != "training":
+            assert "deepspeed" not in {name.partition(".")[0] for name in imports(path)}, named(path)
 
 
-def test_a_room_has_at_most_about_400_lines():
-    for path in [*PACKAGE, ROOT / "fine_tuning_llm.py", ROOT / "inference.py"]:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
+@pytest.mark.parametrize("wing", LIGHT)
+def test_no_heavy_library_is_imported_with_a_file_of(wing):
+    for path in (ROOT / "finetune" / wing).glob("*.py"):
+        excused = {"torch"} if named(path) in MAY_IMPORT_TORCH else set()
+        assert not at_top(path) & (HEAVY - excused), named(path)
+
+
+def test_the_using_script_stands_on_no_training_code():
+    wings = {path.parent.name for path in reached_from(ROOT / "inference.py")}
+    assert "predict" in wings and not wings & {"training", "objectives"}
+
+
+def test_a_file_has_at_most_450_lines():
+    for path in [*PACKAGE, *SCRIPTS]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST, named(path)
 
 
 def test_requirements_are_exact():

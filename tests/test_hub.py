@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, free_port, losses, make_exam_dir, run_process
 from loopback_hub import COMMIT, LoopbackHub
 
-from finetune.subjects import SUBJECTS
+from finetune.data.subjects import SUBJECTS
 
 SCRIPT = [sys.executable, ROOT / "fine_tuning_llm.py"]
 
@@ -59,7 +59,7 @@ def test_the_whole_set_takes_ten_seconds_from_a_loopback_hub_and_two_from_the_ca
     code = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from finetune.exams import read_exam
+from finetune.data.exam import read_exam
 import huggingface_hub
 start = time.perf_counter()
 exam = read_exam("ikala/tmmluplus", "v1.1")
@@ -179,7 +179,7 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from loopback_hub import LoopbackHub
 from finetune import hub, hub_client
-from finetune.errors import UserError
+from finetune.runtime.errors import UserError
 hub_client.PATIENCE = hub_client.WINDOW = 1.5
 hub_client.SECONDS = 1.0
 with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:

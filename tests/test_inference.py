@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 
 import inference
-from finetune.cli import MODEL_FOLDER
-from finetune.errors import UserError
+from finetune.runtime.console import MODEL_FOLDER
+from finetune.runtime.errors import UserError
 
 QUESTION = "天地玄黃宇宙？"
 OPTIONS = {"A": "地", "B": "玄黃", "C": "日月"}
@@ -74,7 +74,7 @@ def test_answers_come_best_first_with_label_text_and_score(loaded, method):
 def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
     from types import SimpleNamespace
 
-    from finetune.filling import read_blanks
+    from finetune.predict.fill_mask import read_blanks
 
     class Angled(SimpleNamespace):
         def __call__(self, text, **_):
@@ -222,8 +222,8 @@ def test_asking_loads_no_training_code(model_dir):
     code = """
 import sys, inference
 assert inference.main(sys.argv[1:]) == 0
-training = {"engine", "checkpoints", "objectives", "masking", "batching", "datasets", "deepspeed"}
-sys.exit(len(training & {name.removeprefix("finetune.") for name in sys.modules}))
+heavy = ("datasets", "deepspeed", "finetune.training", "finetune.objectives")
+sys.exit(sum(name.startswith(heavy) for name in sys.modules))
 """
     words = ["--model_path", str(model_dir), "--cpu", "--question", "天？", "--options", "A:地 B:玄"]
     assert subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True).returncode == 0

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 import inference
-from finetune.labels import read_labelled
+from finetune.data.labelled import read_labelled
 
 ROWS = [
     ("天地", "正"),

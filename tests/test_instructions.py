@@ -4,10 +4,10 @@ exam questions."""
 import pytest
 from conftest import write_rows
 
-from finetune.errors import UserError
-from finetune.exams import Exam, parse_question
-from finetune.instructions import parse_instruction, read_course
-from finetune.tables import SUFFIXES
+from finetune.data.exam import Exam, parse_question
+from finetune.data.instructions import parse_instruction, read_course
+from finetune.data.tables import SUFFIXES
+from finetune.runtime.errors import UserError
 
 ALPACA = {"instruction": "翻成英文", "input": "天空", "output": "sky"}
 TURNS = (("user", "翻成英文\n\n天空"), ("assistant", "sky"))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from families import FAMILIES, WORDS, make
 
-from finetune.decoding import GREEDY, Decoding, generate_ids
-from finetune.errors import UserError
-from finetune.kv_cache import BEST, manner_of
-from finetune.logits import forward_of
-from finetune.padding import padded
+from finetune.models.forward import forward_of
+from finetune.models.generation import GREEDY, Decoding, generate_ids
+from finetune.models.kv_cache import BEST, manner_of
+from finetune.models.padding import padded
+from finetune.runtime.errors import UserError
 
 PAD = 2
 RNG = random.Random(1)

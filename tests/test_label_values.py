@@ -3,8 +3,8 @@
 import pytest
 from conftest import write_rows
 
-from finetune.errors import UserError
-from finetune.labels import read_labelled
+from finetune.data.labelled import read_labelled
+from finetune.runtime.errors import UserError
 
 
 def read(tmp_path, labels, name="a.jsonl", column="label", **more):

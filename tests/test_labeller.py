@@ -14,10 +14,10 @@ import torch
 from conftest import make_causal_dir, random_text, write_csv
 
 import inference
-from finetune.errors import UserError
-from finetune.journal import Journal
-from finetune.labeller import Labeller
-from finetune.run_card import RunCard
+from finetune.models.run_card import RunCard
+from finetune.predict.classifier import Labeller
+from finetune.predict.journal import Journal
+from finetune.runtime.errors import UserError
 
 NAMES = ("正面", "負面", "中立", "NA", "007", "無")
 QUESTION = "天地玄黃宇宙？"

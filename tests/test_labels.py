@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT, random_text, run_process, write_rows
 from loopback_hub import COMMIT, LoopbackHub
 
-from finetune.errors import UserError
-from finetune.labels import Catalogue, Labelled, class_weights, describe, read_labelled, split_labelled
-from finetune.tables import SUFFIXES
+from finetune.data.labelled import Catalogue, Labelled, class_weights, describe, read_labelled, split_labelled
+from finetune.data.tables import SUFFIXES
+from finetune.runtime.errors import UserError
 
 RATIO = (0.7, 0.25, 0.05)
 
@@ -197,7 +197,7 @@ def test_a_hub_name_with_two_configurations_asks_which_and_then_reads_it(tmp_pat
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from finetune.cli import run
-from finetune.labels import read_labelled
+from finetune.data.labelled import read_labelled
 def body():
     catalogue = read_labelled("nyu-mll/glue", None, config_name=sys.argv[1])
     print(catalogue.origin, catalogue.names, len(catalogue))

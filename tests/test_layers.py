@@ -7,9 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from finetune import layers as rooms
-from finetune.errors import UserError
-from finetune.layers import Layers, Learning, by_part, choose, groups, learning, set_open, table
+from finetune.models import layer_schedule
+from finetune.models.layer_schedule import (
+    Layers,
+    Learning,
+    by_part,
+    choose,
+    groups,
+    learning,
+    set_open,
+    table,
+)
+from finetune.runtime.errors import UserError
 
 BERT = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -141,7 +150,7 @@ def test_output_weights_are_of_the_head_unless_they_are_the_embeddings(tied):
     assert layers.sizes()[HEAD] == 16 + (0 if tied else 50 * 16)
     shown = "\n".join(table(layers, learn(layers)))
     assert ("同一組" in shown) == tied
-    rooms.apply(model, layers, learn(layers, freeze=EMBED))
+    layer_schedule.apply(model, layers, learn(layers, freeze=EMBED))
     assert model.lm_head.weight.requires_grad != tied
 
 
@@ -280,7 +289,7 @@ def test_what_is_named_is_frozen_or_all_but_that(flag, spec):
     layers = Layers(model)
     never = model.get_parameter("bert.encoder.layer.2.output.dense.bias").requires_grad_(False)
     named = choose(spec, "--freeze", layers)
-    rooms.apply(model, layers, learn(layers, **{flag: spec}))
+    layer_schedule.apply(model, layers, learn(layers, **{flag: spec}))
     for name, parameter in model.named_parameters():
         inside = layers.part_of(name) in named
         assert parameter.requires_grad == (parameter is not never and inside == (flag == "train_only")), name
@@ -347,7 +356,7 @@ def test_without_schedule_the_groups_are_matrices_and_the_rest_in_the_models_ord
     model = with_lora(model, ["q_proj", "gate_proj"]) if adapted else model
     layers = Layers(model)
     plan = learn(layers, freeze=frozen)
-    rooms.apply(model, layers, plan)
+    layer_schedule.apply(model, layers, plan)
     trained = [p for p in model.parameters() if p.requires_grad]
     old = [([p for p in trained if p.ndim >= 2], 0.01), ([p for p in trained if p.ndim < 2], 0.0)]
     found = groups(model, layers, plan, 0.01)
@@ -366,7 +375,7 @@ def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
     model = with_lora(model, ["query", "dense"], bias=adapted) if adapted else model
     layers = Layers(model)
     plan = learn(layers, **flags)
-    rooms.apply(model, layers, plan)
+    layer_schedule.apply(model, layers, plan)
     found = groups(model, layers, plan, 0.01)
     where = {id(p): group for group in found for p in group["params"]}
     assert sum(len(group["params"]) for group in found) == len(where)
@@ -385,7 +394,7 @@ def test_only_what_is_open_is_moved_by_an_optimizer():
     model = make()
     layers = Layers(model)
     plan = learn(layers, freeze="2", every=2)
-    rooms.apply(model, layers, plan)
+    layer_schedule.apply(model, layers, plan)
     parts = by_part(model, layers)
     assert list(parts) == [EMBED, "0", "1", HEAD]
     assert {name for name, p in model.named_parameters() if any(p is q for q in parts["1"])} == {

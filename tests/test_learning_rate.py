@@ -9,9 +9,9 @@ import pytest
 from conftest import make_model_dir, write_csv
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from finetune.classifying import Classification
-from finetune.labels import Labelled, class_weights
-from finetune.learning_rate import rate_to_try
+from finetune.data.labelled import Labelled, class_weights
+from finetune.objectives.classification import Classification
+from finetune.training.learning_rate import rate_to_try
 
 NAME = "my_bert_finetuned_model_hf_format"
 TEXTS = [("天天", "天"), ("地地", "地")] * 40

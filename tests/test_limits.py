@@ -15,16 +15,17 @@ from conftest import ROOT, make_causal_dir, peak_memory
 
 import fine_tuning_llm
 import inference
-from finetune import confined, limits, strictness, trials
-from finetune.confined import Confined
-from finetune.errors import UserError
+from finetune.models import tokenizer_checks
+from finetune.runtime import limits, sandbox, strict_json
+from finetune.runtime.errors import UserError
+from finetune.runtime.sandbox import Confined
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
     """The bounds of a child are the real ones divided, so that a test of them costs a second."""
-    monkeypatch.setattr(confined, "SECONDS", 1)
-    monkeypatch.setattr(confined, "MEGABYTES", 256)
+    monkeypatch.setattr(sandbox, "SECONDS", 1)
+    monkeypatch.setattr(sandbox, "MEGABYTES", 256)
 
 
 @pytest.fixture(scope="session")
@@ -214,7 +215,7 @@ def test_a_chat_template_that_loops_or_swells_without_end_is_refused_and_only_it
 
 
 def test_what_is_confined_returns_and_raises_as_if_it_were_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(confined, "PATIENCE", 3.0)
+    monkeypatch.setattr(sandbox, "PATIENCE", 3.0)
 
     def work(what, *more):
         if what == "raise":
@@ -239,7 +240,7 @@ def test_what_is_confined_returns_and_raises_as_if_it_were_not(tmp_path, monkeyp
         for _ in range(2):
             with pytest.raises(UserError, match="--flag 某檔：執行超過上限（1 秒、256 MB）"):
                 call(what)
-        assert time.monotonic() - began < confined.PATIENCE + 3
+        assert time.monotonic() - began < sandbox.PATIENCE + 3
 
 
 RULES = {
@@ -263,8 +264,8 @@ def test_rules_of_a_tokenizer_that_explode_swell_or_panic_are_refused(refused, l
 
 HONEST = {  # patterns of published tokenizers, which nobody may refuse
     "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "Llama 3": trials.WORDS % r"\p{N}{1,3}",
-    "Qwen2": trials.WORDS % r"\p{N}",
+    "Llama 3": tokenizer_checks.WORDS % r"\p{N}{1,3}",
+    "Qwen2": tokenizer_checks.WORDS % r"\p{N}",
     "GPT-4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
@@ -281,15 +282,15 @@ def test_patterns_of_published_tokenizers_are_read_and_the_commonest_without_a_t
 
     tokenizer = AutoTokenizer.from_pretrained(qwen_dir)
     tried = []
-    monkeypatch.setattr(trials, "Confined", lambda *given: tried.append(1) or Confined(*given))
-    trials.try_tokenizer(tokenizer, "")  # Qwen2's own pattern, as transformers puts it there
-    trials.try_tokenizer(BertTokenizer(vocab={"[UNK]": 0, "a": 1}), "")
+    monkeypatch.setattr(tokenizer_checks, "Confined", lambda *given: tried.append(1) or Confined(*given))
+    tokenizer_checks.try_tokenizer(tokenizer, "")  # Qwen2's own pattern, as transformers puts it there
+    tokenizer_checks.try_tokenizer(BertTokenizer(vocab={"[UNK]": 0, "a": 1}), "")
     assert not tried
     after = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for pattern in HONEST.values():
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, after])
-        trials.try_tokenizer(tokenizer, "")
+        tokenizer_checks.try_tokenizer(tokenizer, "")
     assert len(tried) == len(HONEST) - 2
 
 
@@ -299,7 +300,7 @@ def test_a_panic_of_the_tokenizer_in_the_middle_of_work_is_one_message(monkeypat
     def fail(*_, **__):
         raise panic("Onig: Regex search error: retry-limit-in-match over")
 
-    monkeypatch.setattr("finetune.examinee.Filler.read", fail)
+    monkeypatch.setattr("finetune.predict.predictor.Filler.read", fail)
     assert inference.main(["--model_path", str(model_dir), "--cpu", "--prompt", "天[MASK]"]) == 2
     err = capsys.readouterr().err
     assert err.count("✗") == 1 and "tokenizer" in err and "retry-limit" in err
@@ -358,4 +359,4 @@ def test_the_bounds_lie_above_what_is_published():
     old = {"pad_token_id": -1, "n_positions": 1024, "task_specific_params": None, "layer_norm_eps": 1e-5}
     for said in (llama4, llama405, old, {"vocab_size": 901_629}, {"num_local_experts": 2048}):
         assert limits.check_numbers(said, "x") == []
-    assert strictness.too_long("天" * 10**6) == ""
+    assert strict_json.too_long("天" * 10**6) == ""

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from finetune import locks
-from finetune.errors import UserError
+from finetune.runtime import locks
+from finetune.runtime.errors import UserError
 
 NAME = "my_bert_finetuned_model_hf_format"
 HOLDS = """
@@ -24,7 +24,7 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from finetune import locks
-from finetune.errors import UserError
+from finetune.runtime.errors import UserError
 print("ready", flush=True)
 taken = 0
 for number in range({times}):
@@ -77,8 +77,8 @@ def test_a_place_is_free_once_its_process_was_killed_and_the_holder_is_named_bef
 def test_a_second_training_run_in_a_place_ends_with_2_and_touches_nothing(train, tmp_path, capsys, mine):
     """In one --save_dir; with one model folder; beside one, where logs and reports would be mixed. Who only
     looks is let in."""
-    from finetune.checks import written_by
-    from finetune.flags import read_flags
+    from finetune.cli.train_args import read_flags
+    from finetune.training.preflight import written_by
 
     other = {"--save_dir": ["--output_dir", "o/m"], "beside": ["--save_dir", "s", "--output_dir", "./second"]}
     first = read_flags(["--demo", *other.get(mine, ["--save_dir", "s"])])[0]

@@ -14,10 +14,10 @@ import scipy.stats
 import sklearn.metrics
 import statsmodels.stats.proportion
 
-from finetune import examining, metrics
-from finetune.questions import Question
-from finetune.scoring import Scores
-from finetune.subjects import category_of
+from finetune.data.question import Question
+from finetune.data.subjects import category_of
+from finetune.evaluation import evaluator, metrics
+from finetune.evaluation.scoring import Scores
 
 SUBJECTS = ("physics", "junior_math_exam", "taxation", "trade", "music", "education", "economics")
 
@@ -231,7 +231,7 @@ def test_k_options_of_equal_score_count_one_kth_in_every_figure():
         scores.append(row)
         top = [i for i in range(width) if row[i] == max(row)]
         broken.append([top[turn % len(top)] for turn in range(12)])  # 12: by 2, 3 and 4
-    sitting = examining.Sitting(questions, Scores(scores), "joint", "1")
+    sitting = evaluator.Sitting(questions, Scores(scores), "joint", "1")
     ways = [[one[turn] for one in broken] for turn in range(12)]
     expected = statistics.fmean(
         sum(q.answer == p for q, p in zip(questions, way, strict=True)) / 60 for way in ways

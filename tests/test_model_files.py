@@ -15,12 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import fine_tuning_llm
 import inference
-from finetune import adapters, git_lfs, tokenizing
-from finetune.adapter_checks import check_fit
-from finetune.decoding import eos_ids
-from finetune.errors import UserError
-from finetune.folders import save_model
-from finetune.weight_files import QUANTIZED
+from finetune.models.generation import eos_ids
+from finetune.models.lora import Lora, attach
+from finetune.models.lora_checks import check_fit
+from finetune.models.saving import save_model
+from finetune.models.tokenizer import load_tokenizer
+from finetune.models.weight_files import QUANTIZED
+from finetune.runtime import git_lfs
+from finetune.runtime.errors import UserError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 411577189\n"
 
@@ -200,24 +202,24 @@ def test_the_end_of_text_comes_from_the_configuration_where_the_tokenizer_names_
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
     (folder / "generation_config.json").unlink(missing_ok=True)
     change(folder, eos_token_id=2)
-    tokenizer = tokenizing.load_tokenizer(str(folder), "--model_path", "causal")
+    tokenizer = load_tokenizer(str(folder), "--model_path", "causal")
     assert tokenizer.eos_token_id == 2 and "照 config.json 用 <|im_end|>" in capsys.readouterr().err
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 0]}))
-    tokenizer = tokenizing.load_tokenizer(str(folder), "--model_path", "causal")
+    tokenizer = load_tokenizer(str(folder), "--model_path", "causal")
     assert tokenizer.eos_token_id == 1
     model, tokenizer, _ = inference.load_model(folder, "cpu")
     assert {0, 1} <= eos_ids(model, tokenizer)
     (folder / "generation_config.json").unlink()
     change(folder, eos_token_id=None)
     with pytest.raises(UserError, match="沒有結束符號.*eos_token_id"):
-        tokenizing.load_tokenizer(str(folder), "--model_path", "causal")
+        load_tokenizer(str(folder), "--model_path", "causal")
 
 
 def test_a_padding_token_that_was_added_is_said_and_the_configuration_agrees_when_saved(tmp_path, capsys):
     folder = make_causal_dir(tmp_path / "base", "llama", chat=False)
     change(folder, "tokenizer_config.json", pad_token="<|endoftext|>", bos_token="<|im_start|>")
     change(folder, pad_token_id=None, eos_token_id=7, bos_token_id=None)
-    tokenizer = tokenizing.load_tokenizer(str(folder), "--model_path", "causal")
+    tokenizer = load_tokenizer(str(folder), "--model_path", "causal")
     assert "沒有補齊專用的符號，以 <|pad|> 補齊" in capsys.readouterr().err
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -240,11 +242,11 @@ def test_a_padding_token_that_was_added_is_said_and_the_configuration_agrees_whe
 )
 def test_lora_on_layers_that_do_not_fit_a_family_is_refused_before_training(family, goes_round, fits):
     with pytest.raises(UserError) as error:
-        adapters.attach(make(family), adapters.Lora(4, 8, 0.1), "base")
+        attach(make(family), Lora(4, 8, 0.1), "base")
     told = str(error.value)
     assert "--lora_target_modules auto" in told and family in told and goes_round in told.split("請改用")[0]
     assert goes_round not in told.split("請改用")[1]
-    adapters.attach(make(family), adapters.Lora(4, 8, 0.1, fits), "base")
+    attach(make(family), Lora(4, 8, 0.1, fits), "base")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
@@ -253,7 +255,7 @@ def test_a_look_at_perturbed_adapters_leaves_all_as_it_was(family):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     model.train()
     random = torch.get_rng_state()
-    adapters.attach(model, adapters.Lora(4, 8, 0.1), "base", seed=3)
+    attach(model, Lora(4, 8, 0.1), "base", seed=3)
     first = {name: weight.clone() for name, weight in model.named_parameters()}
     check_fit(model, "--lora_target_modules auto")
     assert model.training and not torch.equal(random, torch.get_rng_state())  # of the adapters alone
@@ -270,7 +272,7 @@ def test_an_adapter_whose_merging_changes_what_the_model_says_is_refused():
     def also_by_itself(module, given, out):  # as if the weight were used beside the layer
         return out + 0.5 * given[0] @ module.get_base_layer().weight.T
 
-    adapters.attach(model, adapters.Lora(4, 8, 0.0), "base")
+    attach(model, Lora(4, 8, 0.0), "base")
     model.model.layers[0].self_attn.q_proj.register_forward_hook(also_by_itself)
     assert layer is not None
     with pytest.raises(UserError, match="合併 LoRA 之後說的與合併前不同"):

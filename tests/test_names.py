@@ -9,8 +9,8 @@ import pytest
 from conftest import make_causal_dir
 
 import fine_tuning_llm
-from finetune.errors import UserError
-from finetune.judging import as_question, load_judge, parse_scores
+from finetune.predict.judge import as_question, load_judge, parse_scores
+from finetune.runtime.errors import UserError
 
 
 def test_questions_are_handed_out_as_dicts(exam_dir):

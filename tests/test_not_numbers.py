@@ -12,8 +12,8 @@ from conftest import make_exam_dir, make_model_dir, write_csv
 from safetensors.torch import load_file, save_file
 
 import inference
-from finetune.cli import as_json
-from finetune.strictness import dumps
+from finetune.runtime.console import as_json
+from finetune.runtime.strict_json import dumps
 
 REASON = "模型算出的不是數（NaN 或無限大）"
 

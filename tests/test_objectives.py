@@ -8,10 +8,10 @@ import torch
 from conftest import random_text
 from torch.nn import functional as F
 
-from finetune.batching import Example, collate, cut, plan_epoch
-from finetune.objectives import Objective, summed_loss, token_losses
-from finetune.prompts import ExamPrompts, hide
-from finetune.questions import Question, Statement
+from finetune.data.question import Question, Statement
+from finetune.objectives.batching import Example, collate, cut, plan_epoch
+from finetune.objectives.exam import Objective, summed_loss, token_losses
+from finetune.prompts.exam import ExamPrompts, hide
 
 
 @pytest.fixture(scope="module")

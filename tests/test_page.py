@@ -13,13 +13,14 @@ import browser as browsers
 import pytest
 
 import inference
-from finetune import examining, page, report
-from finetune.contamination import Taught
-from finetune.examining import Sitting
-from finetune.page import percent
-from finetune.questions import Question
-from finetune.scoring import Scores
-from finetune.subjects import SUBJECTS
+from finetune.data.contamination import Taught
+from finetune.data.question import Question
+from finetune.data.subjects import SUBJECTS
+from finetune.evaluation import evaluator
+from finetune.evaluation.evaluator import Sitting
+from finetune.evaluation.scoring import Scores
+from finetune.reports import report
+from finetune.reports.html import embedded, percent, training
 
 pytestmark = pytest.mark.pictures
 
@@ -71,7 +72,7 @@ def full(text="") -> report.Report:
     for name, rows in (("held_back", one), ("test", many)):
         mine, other = sat(rows, 0.6, cyclic=name == "test"), sat(rows, 0.1, seed=5)
         alone, unseen = sat(rows, 0.05, seed=6), sat(ask(["physics"], 50, seed=9), 0.5)
-        results[name] = examining.figures(mine, other, Taught.of(rows[:15]), alone, unseen)
+        results[name] = evaluator.figures(mine, other, Taught.of(rows[:15]), alone, unseen)
         sittings[name] = (mine, other)
     history = [
         {"step": s, "train_loss": 3 / s, "validation_loss": 4 / s, "validation_accuracy": 1 - 1 / s}
@@ -121,7 +122,7 @@ def examined(tmp_path_factory, model_dir, exam_dir):
 
 def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refused=0) -> dict:
     """As much of a set's figures as the verdict reads."""
-    from finetune.metrics import wilson
+    from finetune.evaluation.metrics import wilson
 
     whole = {
         "accuracy": right / n, "right": right, "n": n, "interval_95": wilson(right, n), "chance": 0.25,
@@ -207,12 +208,12 @@ def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_ver
 )
 def test_order_bias_is_told_or_why_there_is_none(method, orders, said):
     rows = ask(["physics"], 20)
-    found = examining.figures(sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter"))
+    found = evaluator.figures(sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter"))
     assert said in report.order_bias(found)
 
 
 def test_a_temperature_that_could_not_be_fitted_is_said():
-    found = examining.figures(sat(ask(["physics"], 20), 0.5))
+    found = evaluator.figures(sat(ask(["physics"], 20), 0.5))
     assert "沒有題目可用來調整溫度" in report.calibration(found)
 
 
@@ -223,7 +224,7 @@ def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure,
     for index, row in enumerate(sitting.scores):  # every second question right, whatever the confidence
         chosen = rows[index].answer if index % 2 else (rows[index].answer + 1) % 4
         row[:] = [sure * (i == chosen) for i in range(4)]
-    assert said in report.calibration(examining.figures(sitting))
+    assert said in report.calibration(evaluator.figures(sitting))
 
 
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):
@@ -373,7 +374,7 @@ def test_a_long_list_of_taught_questions_is_folded(chromium, whole):
 
 
 def test_the_surest_mistakes_show_the_right_option_and_the_chosen_one(chromium, whole):
-    expected = examining.mistakes(full().sittings["test"][0])
+    expected = evaluator.mistakes(full().sittings["test"][0])
     with browsers.opened(chromium, whole / "index.html") as tab:
         shown = tab.locator("[data-set=test] .mistakes > li").all()
         assert len(shown) == len(expected) == 20
@@ -390,8 +391,8 @@ def test_training_is_drawn_when_its_history_is_known(chromium, whole, examined):
         assert tab.locator("svg[aria-label^=驗證正確率] path.best").count() == 1
     with browsers.opened(chromium, examined / "index.html") as tab:
         assert tab.locator("svg[aria-label=損失]").count() == 0
-    assert page.training([{"step": 4, "train_loss": math.nan}])  # a run that went wrong has a page too
+    assert training([{"step": 4, "train_loss": math.nan}])  # a run that went wrong has a page too
 
 
 def test_the_font_in_the_page_is_cut_to_its_characters():
-    assert len(page.embedded("甲乙丙")) < 20_000 < len(page.embedded(map(chr, range(0x4E00, 0x5000))))
+    assert len(embedded("甲乙丙")) < 20_000 < len(embedded(map(chr, range(0x4E00, 0x5000))))

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from conftest import HAN, random_text
 
-from finetune.errors import UserError
-from finetune.orders import cyclic_orders, fixed_places, rearranged, speaks_of_others
-from finetune.prompts import ExamPrompts, Template, TooLong
-from finetune.questions import Question, Statement
+from finetune.data.question import Question, Statement
+from finetune.prompts.exam import ExamPrompts, Template, TooLong
+from finetune.prompts.option_order import cyclic_orders, fixed_places, rearranged, speaks_of_others
+from finetune.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

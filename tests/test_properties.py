@@ -23,27 +23,20 @@ from hypothesis import strategies as st
 
 import fine_tuning_llm
 import inference
-from finetune import (
-    columns,
-    config_file,
-    ds_config,
-    errors,
-    flags,
-    inference_flags,
-    manifests,
-    options,
-    strictness,
-    texts,
-)
-from finetune.bad_rows import Unreadable
-from finetune.cleaning import Cleaning
-from finetune.errors import UserError
-from finetune.exams import parse_question, read_exam
-from finetune.instructions import parse_instruction, read_course
-from finetune.labels import read_labelled
-from finetune.questions import Question
-from finetune.tables import READABLE, read_table
-from finetune.terminal import Terminal
+from finetune.cli import config_file, inference_args, train_args
+from finetune.data import columns, option_syntax
+from finetune.data import corpus as text_corpus
+from finetune.data.bad_rows import Unreadable
+from finetune.data.cleaning import Cleaning
+from finetune.data.exam import parse_question, read_exam
+from finetune.data.instructions import parse_instruction, read_course
+from finetune.data.labelled import read_labelled
+from finetune.data.question import Question
+from finetune.data.tables import READABLE, read_table
+from finetune.predict.repl import Terminal
+from finetune.runtime import errors, manifest, strict_json
+from finetune.runtime.errors import UserError
+from finetune.training import deepspeed_config
 
 MANY = int(os.environ.get("MANY", "1"))
 DRAWN = {  # inputs of each property
@@ -211,7 +204,7 @@ def test_any_row_is_a_labelled_text_or_a_reason_why_not(row, multi, pair, classe
 @given(st.builds(lambda raw: raw.decode("utf-8", "replace"), contents()) | st.builds(json.dumps, values))
 @drawn("json")
 def test_json_is_read_as_python_reads_it_or_refused_with_a_reason(text):
-    value = fine(strictness.decode, text, raises=strictness.NoJson)
+    value = fine(strict_json.decode, text, raises=strict_json.NoJson)
     if value is not None:
         assert json.dumps(value) == json.dumps(json.loads(text, parse_constant=lambda name: None))
 
@@ -221,7 +214,7 @@ def test_json_is_read_as_python_reads_it_or_refused_with_a_reason(text):
 def test_any_bytes_are_rows_or_reasons_with_their_line(room, raw, suffix):
     file = room / f"t{suffix}"
     file.write_bytes(raw)
-    for rows in (texts._txt_rows(file), read_table(file)) if suffix == ".txt" else (read_table(file),):
+    for rows in (text_corpus._txt_rows(file), read_table(file)) if suffix == ".txt" else (read_table(file),):
         for line, row in fine(lambda: list(rows)) or ():  # noqa: B023
             assert isinstance(line, int) and line >= 0
             if isinstance(row, Unreadable):
@@ -244,7 +237,7 @@ def test_any_file_of_data_is_read_by_every_task_or_refused(room, raw, suffix, on
 
 
 def read_corpus_of(file: str, on_bad_rows: str):
-    return texts.read_corpus(file, Cleaning(min_chars=0), on_bad_rows=on_bad_rows)
+    return text_corpus.read_corpus(file, Cleaning(min_chars=0), on_bad_rows=on_bad_rows)
 
 
 # ---- flags -------------------------------------------------------------------------------------------------
@@ -254,7 +247,7 @@ def names_of(parser) -> list[str]:
     return sorted({name for action in parser._actions for name in action.option_strings} - {"-h", "--help"})
 
 
-NAMES = {module: names_of(module.build_parser()) for module in (flags, inference_flags)}
+NAMES = {module: names_of(module.build_parser()) for module in (train_args, inference_args)}
 flag_values = words | st.builds(str, numbers.filter(lambda n: n != 10**4200)) | st.sampled_from(
     ["exam", "mlm", "sft", "demo", "0.7,0.2,0.1", "nan,nan,nan", "inf,-inf,1", "all", "none",
     "fp16", "letter",
@@ -271,7 +264,7 @@ def argv_of(module):
     return st.lists(one, max_size=5).map(lambda parts: [word for part in parts for word in part])
 
 
-both = st.sampled_from([flags, inference_flags]).flatmap(
+both = st.sampled_from([train_args, inference_args]).flatmap(
     lambda module: argv_of(module).map(lambda argv: (module, argv))
 )
 
@@ -282,10 +275,10 @@ def without_help(argv: list[str]) -> list[str]:
 
 @given(both)
 @drawn("flags")
-@example((flags, ["--seed", "9" * 4400]))
-@example((flags, ["--split_ratio", "nan,nan,nan"]))
-@example((inference_flags, ["--question", "\ud800", "--options", "A:1 B:2"]))
-@example((inference_flags, ["--input=\0.csv", "--output=" + "x" * 300 + ".csv"]))
+@example((train_args, ["--seed", "9" * 4400]))
+@example((train_args, ["--split_ratio", "nan,nan,nan"]))
+@example((inference_args, ["--question", "\ud800", "--options", "A:1 B:2"]))
+@example((inference_args, ["--input=\0.csv", "--output=" + "x" * 300 + ".csv"]))
 def test_any_flags_are_read_or_all_that_is_wrong_is_said_at_once(drawing):
     module, argv = drawing
     with contextlib.redirect_stderr(io.StringIO()):
@@ -294,12 +287,12 @@ def test_any_flags_are_read_or_all_that_is_wrong_is_said_at_once(drawing):
 
 @given(both)
 @drawn("main")
-@example((inference_flags, ["--prompt", "\ud800"]))
-@example((inference_flags, ["--top_k", "1e999"]))
-@example((flags, ["--demo", "--dataset", "x"]))
+@example((inference_args, ["--prompt", "\ud800"]))
+@example((inference_args, ["--top_k", "1e999"]))
+@example((train_args, ["--demo", "--dataset", "x"]))
 def test_a_script_with_any_flags_and_nothing_to_read_ends_with_2_and_one_message(room, drawing):
     module, argv = drawing
-    if module is flags:
+    if module is train_args:
         main, missing = fine_tuning_llm.main, ["--dataset=./missing.csv", "--model=./missing", "--task=exam"]
     else:
         main, missing = inference.main, ["--model_path=./missing"]
@@ -350,7 +343,7 @@ def test_any_config_file_gives_flags_or_says_what_is_wrong_and_where(room, text)
         isinstance(key, str) and isinstance(value, (str, config_file.NoText)) for key, _, value in entries
     )
     with contextlib.redirect_stderr(io.StringIO()):
-        fine(flags.read_flags, ["--config", str(file)])
+        fine(train_args.read_flags, ["--config", str(file)])
 
 
 # ---- the terminal ------------------------------------------------------------------------------------------
@@ -365,9 +358,9 @@ def test_any_config_file_gives_flags_or_says_what_is_wrong_and_where(room, text)
 @example("9:x 10:y 11:z")
 @example("Z:x [:y")
 def test_any_line_of_options_is_read_or_refused(line):
-    read = fine(options.parse_options, line)
+    read = fine(option_syntax.parse_options, line)
     assert read is None or (len(read) >= 2 and all(read.values()))
-    fine(options.from_lines, line.split(" "))
+    fine(option_syntax.from_lines, line.split(" "))
 
 
 class Deaf:
@@ -420,7 +413,7 @@ card_keys = (
 )
 @drawn("card")
 def test_any_run_card_is_read_or_refused(room, card):
-    from finetune.run_card import RunCard
+    from finetune.models.run_card import RunCard
 
     (room / "run_card.json").write_text(json.dumps(card), encoding="utf-8")
     read = fine(RunCard.read, room)
@@ -443,7 +436,7 @@ def test_any_manifest_gives_a_list_of_what_is_wrong(room, raw):
     folder = room / "sealed"
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(raw)
-    found = manifests.problems(folder)
+    found = manifest.problems(folder)
     assert found and all(isinstance(one, str) for one in found)
 
 
@@ -475,12 +468,12 @@ ds_blocks = st.dictionaries(
 def test_any_deepspeed_config_is_resolved_or_refused(room, config):
     file = room / "ds.json"
     file.write_text(json.dumps(config), encoding="utf-8")
-    read = fine(ds_config.read, file)
+    read = fine(deepspeed_config.read, file)
     if read is not None:
-        assert ds_config.precision_in(read) in ("auto", "bf16", "fp16")
-        micro = ds_config.micro_batch_in(read, 32, 2)
-        how = ds_config.Settings(32, micro or 8, 2, 1.0, "fp32", 3e-5, 0.01, 10, 100)
-        resolved = fine(ds_config.resolve, read, how, 64, "ds.json")
+        assert deepspeed_config.precision_in(read) in ("auto", "bf16", "fp16")
+        micro = deepspeed_config.micro_batch_in(read, 32, 2)
+        how = deepspeed_config.Settings(32, micro or 8, 2, 1.0, "fp32", 3e-5, 0.01, 10, 100)
+        resolved = fine(deepspeed_config.resolve, read, how, 64, "ds.json")
         # of values: a key may be called so
         assert resolved is None or not re.search(r'"auto"(?!:)', json.dumps(resolved))
 

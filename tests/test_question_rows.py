@@ -6,10 +6,10 @@ import json
 import pytest
 from conftest import write_csv, write_rows
 
-from finetune.errors import UserError
-from finetune.exams import parse_question, read_exam
-from finetune.question_rows import survey
-from finetune.tables import read_table
+from finetune.data.exam import parse_question, read_exam
+from finetune.data.question_rows import survey
+from finetune.data.tables import read_table
+from finetune.runtime.errors import UserError
 
 TEXTS = ("玉山", "雪山", "合歡山", "阿里山")
 HEAD = ("question", "A", "B", "C", "D", "answer")

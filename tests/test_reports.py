@@ -12,12 +12,12 @@ import statsmodels.stats.proportion
 from conftest import losses
 
 import inference
-from finetune import metrics
-from finetune.exams import read_exam
-from finetune.plots import LABELS, chinese_font, plot_curve
-from finetune.questions import Question
-from finetune.run_card import RunCard
-from finetune.subjects import category_of
+from finetune.data.exam import read_exam
+from finetune.data.question import Question
+from finetune.data.subjects import category_of
+from finetune.evaluation import metrics
+from finetune.models.run_card import RunCard
+from finetune.reports.plots import LABELS, chinese_font, plot_curve
 
 pytestmark = pytest.mark.pictures
 
@@ -138,7 +138,7 @@ def test_a_pool_with_test_rows_says_everywhere_that_it_is_not_comparable(train, 
     "spoil", [{"format": 99}, {"scoring": "exec"}, {"template": []}, {"max_length": "x"}]
 )
 def test_a_run_card_that_makes_no_sense_is_refused(tmp_path, spoil, capsys):
-    from finetune.errors import UserError
+    from finetune.runtime.errors import UserError
 
     RunCard().write(tmp_path)
     card = json.loads((tmp_path / "run_card.json").read_text())

@@ -11,16 +11,19 @@ from itertools import groupby
 import pytest
 from conftest import random_text
 
-from finetune import lesson, objectives, rows, run_card
-from finetune.batching import Entries, Plan, plan_epoch
-from finetune.contamination import Taught
-from finetune.errors import UserError
-from finetune.exams import Exam, sample, split_pool, write_questions
-from finetune.objectives import Objective
-from finetune.prompts import ExamPrompts
-from finetune.questions import Question, Statement, as_dict, draw
-from finetune.rows import Rows, Shelf, joined, pick
-from finetune.run_card import RunCard, remembered
+from finetune.data import question_store
+from finetune.data.contamination import Taught
+from finetune.data.exam import Exam, sample, split_pool, write_questions
+from finetune.data.question import Question, Statement, as_dict, draw
+from finetune.data.question_store import Rows, Shelf, joined, pick
+from finetune.models import run_card
+from finetune.models.run_card import RunCard, remembered
+from finetune.objectives import exam as exam_objective
+from finetune.objectives.batching import Entries, Plan, plan_epoch
+from finetune.objectives.exam import Objective
+from finetune.prompts.exam import ExamPrompts
+from finetune.runtime.errors import UserError
+from finetune.training import datamodule
 
 RATIO = (0.7, 0.2, 0.1)
 
@@ -45,7 +48,7 @@ def questions(count: int, seed: int = 0, passages: int = 0) -> list[Question]:
 @pytest.fixture(params=["in memory", "on the disk"])
 def place(request, monkeypatch):
     if request.param == "on the disk":
-        monkeypatch.setattr(rows, "IN_MEMORY", 64)
+        monkeypatch.setattr(question_store, "IN_MEMORY", 64)
 
 
 def test_what_is_put_on_the_shelf_is_read_back_as_it_was_in_any_order(place):
@@ -132,7 +135,7 @@ def test_a_full_disk_is_said_with_the_place_and_the_way_out(monkeypatch):
 
 
 def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatch):
-    monkeypatch.setattr(rows, "IN_MEMORY", 1 << 10)
+    monkeypatch.setattr(question_store, "IN_MEMORY", 1 << 10)
     kept, told = Rows(), questions(4000)
     tracemalloc.start()
     for question in told:
@@ -168,7 +171,7 @@ def test_texts_tokenized_together_have_the_ids_of_those_tokenized_alone(loaded):
 
 
 def test_token_ids_and_words_are_remembered_of_so_many_rows_and_no_more(loaded, monkeypatch):
-    monkeypatch.setattr(objectives, "WORDS_KEPT", 5)
+    monkeypatch.setattr(exam_objective, "WORDS_KEPT", 5)
     prompts = ExamPrompts(loaded[1], 64, remembered=50)
     objective = Objective("mlm", prompts, [q for q in questions(200) if q.answer is not None], 1)
     for entry in objective.epoch(0):
@@ -219,7 +222,7 @@ def test_a_run_of_very_many_says_so_and_keeps_the_sketches_of_the_stage_before_i
     first = RunCard.read("a/model")
     assert len(first.sketches) == len(first.fingerprints) > 10
     assert "只記每題的指紋" not in capsys.readouterr().err
-    for module in (run_card, lesson):
+    for module in (run_card, datamodule):
         monkeypatch.setattr(module, "SKETCHED", 3)
     again = "--model_name_or_path", "a/model", "--output_dir", "b/model", "--save_dir", "b/c"
     assert train(*few, *again, "--pool", "all") == 0

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import random_text
 
-from finetune.logits import BlankLogits
-from finetune.methods import METHODS, ORDERS, TEXT, parse
-from finetune.prompts import ExamPrompts
-from finetune.questions import Question
-from finetune.scoring import Ranking, best, ranking, score_options, tied
-from finetune.words import simplified, word_spans
+from finetune.data.question import Question
+from finetune.data.segmentation import simplified, word_spans
+from finetune.evaluation.scoring import Ranking, best, ranking, score_options, tied
+from finetune.models.forward import BlankLogits
+from finetune.prompts.exam import ExamPrompts
+from finetune.prompts.scoring_methods import METHODS, ORDERS, TEXT, parse
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_options_that_the_tokenizer_makes_the_same_tokens_of_are_a_tie_in_every_
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("letter")])
 def test_text_scores_equal_one_pass_a_token(world, method, monkeypatch):
     model, tokenizer, prompts, _ = world
-    monkeypatch.setattr("finetune.words._jieba", Words)
+    monkeypatch.setattr("finetune.data.segmentation._jieba", Words)
     questions = some_questions()
     got = score_options(model, tokenizer, questions, method, prompts=prompts)
     assert not got.refused
@@ -313,16 +313,16 @@ def test_a_long_question_with_ten_options_is_asked_in_batches_of_bounded_size(wo
 
 
 def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
-    from finetune import probes
+    from finetune.evaluation import queries
 
     model, tokenizer, prompts, _ = world
     held = []
-    run = probes.Prober.__call__
+    run = queries.Prober.__call__
     monkeypatch.setattr(
-        probes.Prober, "__call__",
+        queries.Prober, "__call__",
         lambda self, rows: held.append(sum(len(row.ids) for row in rows)) or run(self, rows),
     )  # fmt: skip
-    monkeypatch.setattr("finetune.scoring.WINDOW_TOKENS", 20_000)
+    monkeypatch.setattr("finetune.evaluation.scoring.WINDOW_TOKENS", 20_000)
     question = Question("天地玄黃" * 250, tuple(letter * 6 for letter in "地玄黃宇宙洪荒日月盈"), 0)
     scores = score_options(model, tokenizer, [question] * 12, "pll", prompts=prompts)
     assert len(held) > 3 and max(held) <= 20_000 + 10 * 6 * 128
@@ -332,7 +332,7 @@ def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
 def test_a_vocabulary_without_letters_is_asked_by_the_texts_of_its_options(tmp_path):
     import conftest
 
-    from finetune.errors import UserError
+    from finetune.runtime.errors import UserError
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地玄黃宇宙"]
     folder = conftest.make_model_dir(tmp_path / "han", vocabulary=words)

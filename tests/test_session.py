@@ -11,12 +11,12 @@ from conftest import SUBJECTS, make_exam_dir, random_text, write_csv
 from forked import run_ranks
 
 import inference
-from finetune.examinee import Filler
-from finetune.exams import read_exam
-from finetune.methods import TEXT
-from finetune.questions import LETTERS, Question
-from finetune.run_card import RunCard
-from finetune.scoring import best
+from finetune.data.exam import read_exam
+from finetune.data.question import LETTERS, Question
+from finetune.evaluation.scoring import best
+from finetune.models.run_card import RunCard
+from finetune.predict.predictor import Filler
+from finetune.prompts.scoring_methods import TEXT
 
 MODEL = "my_bert_finetuned_model_hf_format"
 
@@ -124,12 +124,12 @@ def test_a_prior_is_used_in_the_order_as_written_where_it_does_not_cancel(examin
 def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same_orders(
     examine, train, tmp_path, exam_dir, monkeypatch
 ):
-    from finetune import session
+    from finetune.predict import exam as exam_command
 
     assert train("--objective", "answer", "--max_steps", 1, "--exam_limit", 2) == 0
     asked = []
-    sit = session.sit
-    monkeypatch.setattr(session, "sit", lambda *a: asked.append((a[2], a[3])) or sit(*a))
+    sit = exam_command.sit
+    monkeypatch.setattr(exam_command, "sit", lambda *a: asked.append((a[2], a[3])) or sit(*a))
     code, *_ = examine(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
     assert code == 0 and asked == [("letter", "cyclic")] * 4
 

@@ -11,12 +11,13 @@ import pytest
 from test_class_report import card as classifier_card
 from test_page import full
 
-from finetune import classes, model_card, perplexity, report
-from finetune.classifying import Classification
-from finetune.labels import Labelled
-from finetune.lesson import tell_of_lengths
-from finetune.page import render
-from finetune.sets import ORDER, in_order
+from finetune.data.labelled import Labelled
+from finetune.evaluation.sets import ORDER, in_order
+from finetune.objectives.classification import Classification
+from finetune.reports import model_card, perplexity, report
+from finetune.reports.classification import verdict
+from finetune.reports.html import render
+from finetune.training.datamodule import tell_of_lengths
 
 NAME = "my_bert_finetuned_model_hf_format"
 
@@ -48,7 +49,7 @@ def test_so_it_does_for_labels_and_texts():
     assert order_of(model_card.model_card(card), [f"### {title}" for title in titles]) == [
         f"### {title}" for title in titles
     ]
-    assert [line[:2] for line in classes.verdict(card.labels) if line[2:3] == "："] == titles
+    assert [line[:2] for line in verdict(card.labels) if line[2:3] == "："] == titles
     one = {"loss": 1.0, "perplexity": 2.7, "tokens": 9}
     sets = {name: {"tuned": one, "untuned": one} for name in ("validation", "held_back")}
     assert [cells[0] for cells in perplexity.rows({"sets": sets, "samples": []})] == ["保留", "驗證"]

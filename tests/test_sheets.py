@@ -30,9 +30,9 @@ from conftest import (
 )
 
 import inference
-from finetune import locks
-from finetune.journal import Journal
-from finetune.tables import SUFFIXES, read_table
+from finetune.data.tables import SUFFIXES, read_table
+from finetune.predict.journal import Journal
+from finetune.runtime import locks
 
 SCRIPT = ROOT / "inference.py"
 LETTERS = "ABCDEFGHIJ"

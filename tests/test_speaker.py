@@ -13,16 +13,17 @@ import torch
 from conftest import make_causal_dir, make_exam_dir, random_text, write_csv
 
 import inference
-from finetune import adapters, models
-from finetune.cli import plain
-from finetune.decoding import Decoding
-from finetune.errors import UserError
-from finetune.instructions import parse_instruction
-from finetune.journal import Journal
-from finetune.questions import LETTERS, Question
-from finetune.replies import chosen_letter
-from finetune.run_card import RunCard
-from finetune.speaker import Speaker
+from finetune.data.instructions import parse_instruction
+from finetune.data.question import LETTERS, Question
+from finetune.models.generation import Decoding
+from finetune.models.loading import ADAPTER, ADAPTER_WEIGHTS
+from finetune.models.lora import Lora, attach, save_adapter
+from finetune.models.run_card import RunCard
+from finetune.predict.causal import Speaker
+from finetune.predict.journal import Journal
+from finetune.predict.replies import chosen_letter
+from finetune.runtime.console import plain
+from finetune.runtime.errors import UserError
 
 PASSAGES = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4")
 SHORT = ("--max_new_tokens", "8")
@@ -557,24 +558,24 @@ def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, talk):
 
 @pytest.mark.parametrize("pieces", [["  ", "\n", " 天", " ", "地", " \n", " "], ["天"], [], [" "]])
 def test_the_stream_of_a_chat_is_the_reply_without_the_white_space_around_it(qwen, monkeypatch, pieces):
-    import finetune.speaker
+    import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.speaker, "stream", lambda *_: iter(pieces))
+    monkeypatch.setattr(finetune.predict.causal, "stream", lambda *_: iter(pieces))
     assert "".join(Speaker(*qwen).speak([1], None)) == "".join(pieces).strip()
 
 
 def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_own(qwen, llama, monkeypatch):
-    import finetune.speaker
+    import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.speaker, "generate", lambda *_, **more: ["\n 天 地 \n"])
+    monkeypatch.setattr(finetune.predict.causal, "generate", lambda *_, **more: ["\n 天 地 \n"])
     assert Speaker(*qwen).reply([[1]], None) == ["天 地"]
     assert Speaker(*llama).reply([[1]], None) == ["\n 天 地 \n"]
 
 
 def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, llama_dir, monkeypatch):
-    import finetune.speaker
+    import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.speaker, "stream", lambda *_: iter([" 天", "地"]))
+    monkeypatch.setattr(finetune.predict.causal, "stream", lambda *_: iter([" 天", "地"]))
     assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n接著寫:  天地\n"
 
 
@@ -715,7 +716,7 @@ def taught_adapter(folder, base, plain: bool):
         config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         view = get_peft_model(model, config)
     else:
-        view = adapters.attach(model, adapters.Lora(4, 8, 0.0), str(base))
+        view = attach(model, Lora(4, 8, 0.0), str(base))
     for name, weight in view.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.5)
@@ -723,7 +724,7 @@ def taught_adapter(folder, base, plain: bool):
         view.save_pretrained(folder)
     else:
         inside = view.get_base_model().named_parameters()
-        adapters.save_adapter(folder, view, {name: w for name, w in inside if w.requires_grad})
+        save_adapter(folder, view, {name: w for name, w in inside if w.requires_grad})
     tokenizer.save_pretrained(folder)
     return view.merge_and_unload().eval()
 
@@ -768,8 +769,8 @@ def test_an_adapter_whose_base_is_gone_or_another_model_is_refused(run, qwen_dir
     elif base == "masked":
         shutil.copytree(model_dir, tmp_path / base)
     elif base == "no weights":
-        (tmp_path / "lora" / models.ADAPTER_WEIGHTS).rename(tmp_path / "lora/adapter_model.bin")
-    card = tmp_path / "lora" / models.ADAPTER
+        (tmp_path / "lora" / ADAPTER_WEIGHTS).rename(tmp_path / "lora/adapter_model.bin")
+    card = tmp_path / "lora" / ADAPTER
     saved = json.loads(card.read_text())
     saved["base_model_name_or_path"] = "" if base == "no record" else str(tmp_path / base)
     card.write_text(json.dumps(saved))

@@ -244,8 +244,8 @@ def test_an_adapter_kept_apart_loads_with_peft_and_is_used_as_it_is(teach, tmp_p
 def test_lora_trains_its_own_weights_alone_and_a_masked_model_too(train, tmp_path, model_dir):
     from safetensors.torch import load_file
 
-    from finetune.models import load_config, load_model
-    from finetune.tokenizing import load_tokenizer
+    from finetune.models.loading import load_config, load_model
+    from finetune.models.tokenizer import load_tokenizer
 
     assert train("--lora_rank", 4, "--max_steps", 4, "--exam_limit", 4, "--learning_rate", 1e-2) == 0
     base, tuned = (load_file(f / "model.safetensors") for f in (model_dir, tmp_path / MODEL))
@@ -537,9 +537,11 @@ def test_a_family_that_cannot_keep_documents_apart_reads_one_a_row(teach, tmp_pa
 
 
 def test_attention_that_ignores_the_mask_is_found_out_before_training(teach, tmp_path, monkeypatch, capsys):
-    from finetune import logits
+    from finetune.models import forward as model_forward
 
-    monkeypatch.setattr(logits, "isolating", lambda documents: torch.ones(1, 1, 1, documents.shape[1]).bool())
+    monkeypatch.setattr(
+        model_forward, "isolating", lambda documents: torch.ones(1, 1, 1, documents.shape[1]).bool()
+    )
     assert teach("cpt", write_texts(tmp_path / "t.json"), "--max_length", 64) == 2
     assert "隔不開兩篇文字" in capsys.readouterr().err and not (tmp_path / "checkpoints").exists()
 
@@ -566,7 +568,7 @@ def test_short_rows_leave_room_for_samples_in_the_report(teach, tmp_path):
 
 
 def test_questions_about_one_passage_stay_on_one_side(teach, tmp_path):
-    from finetune.exams import read_exam, split_pool
+    from finetune.data.exam import read_exam, split_pool
 
     rows = [[str(n), f"文章{n // 3}", f"問{n}", "甲", "乙", "丙", "丁", "1"] for n in range(60)]
     names = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案")

@@ -16,8 +16,8 @@ from forked import run_ranks
 from safetensors.torch import load_file
 from test_checkpoints import STEPS, stop_at
 
-from finetune import manifests, stopping
-from finetune.errors import Stopped
+from finetune.runtime import manifest, signals
+from finetune.runtime.errors import Stopped
 
 SOON = 60  # seconds in which the others have to end
 NAME = "my_bert_finetuned_model_hf_format"
@@ -38,32 +38,32 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(train, tmp_path
     shell they are a stop like SIGTERM."""
     stop_at(monkeypatch, 2, getattr(signal, name))
     assert train(*STEPS) == code
-    assert manifests.problems(tmp_path / "checkpoints/step3") == []
+    assert manifest.problems(tmp_path / "checkpoints/step3") == []
 
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once_and_in_order(
     train, tmp_path, monkeypatch, capsys
 ):
-    from finetune import lesson
+    from finetune.training import datamodule
 
-    prepare = lesson.prepare
+    prepare = datamodule.prepare
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGUSR1)
         return prepare(*args)
 
-    monkeypatch.setattr(lesson, "prepare", interrupted)
+    monkeypatch.setattr(datamodule, "prepare", interrupted)
     assert train(*STEPS) == 143
     seen = capsys.readouterr().err
     assert "■ 已中斷" in seen and "Traceback" not in seen and not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("call", [stopping.time, stopping.os], ids=["time", "os"])
+@pytest.mark.parametrize("call", [signals.time, signals.os], ids=["time", "os"])
 def test_an_echo_that_comes_while_the_first_signal_is_handled_is_one_wish_all_the_same(
     monkeypatch, capfd, call
 ):
     """Python handles a signal within any call, that of another signal's handler too."""
-    name = "monotonic" if call is stopping.time else "write"
+    name = "monotonic" if call is signals.time else "write"
     real, nested = getattr(call, name), []
 
     def echoed(*args):
@@ -73,8 +73,8 @@ def test_an_echo_that_comes_while_the_first_signal_is_handled_is_one_wish_all_th
         return real(*args)
 
     monkeypatch.setattr(call, name, echoed)
-    monkeypatch.setattr(stopping.os, "_exit", lambda code: pytest.fail("ended at once"))
-    with stopping.StopRequest() as stop, stop.patient():
+    monkeypatch.setattr(signals.os, "_exit", lambda code: pytest.fail("ended at once"))
+    with signals.StopRequest() as stop, stop.patient():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGINT and nested
     assert capfd.readouterr().err.count("收到停止訊號") == 1
@@ -82,7 +82,7 @@ def test_an_echo_that_comes_while_the_first_signal_is_handled_is_one_wish_all_th
 
 def test_a_closed_terminal_is_no_signal_to_a_run_under_nohup():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with stopping.StopRequest() as stop:
+    with signals.StopRequest() as stop:
         signal.raise_signal(signal.SIGHUP)
     assert not stop.signum and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
@@ -108,11 +108,11 @@ def test_a_stop_reaches_other_processes_as_a_stop():
 
 
 def test_afterwards_signals_mean_what_they_meant_before():
-    before = [signal.getsignal(signum) for signum in stopping.SIGNALS]
-    with stopping.StopRequest() as stop, stop.patient():
-        assert all(signal.getsignal(signum) == stop._note for signum in stopping.SIGNALS)
-    assert [signal.getsignal(signum) for signum in stopping.SIGNALS] == before
-    with pytest.raises(Stopped), stopping.StopRequest():
+    before = [signal.getsignal(signum) for signum in signals.SIGNALS]
+    with signals.StopRequest() as stop, stop.patient():
+        assert all(signal.getsignal(signum) == stop._note for signum in signals.SIGNALS)
+    assert [signal.getsignal(signum) for signum in signals.SIGNALS] == before
+    with pytest.raises(Stopped), signals.StopRequest():
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -156,7 +156,7 @@ def has_begun(folder: Path) -> bool:
 SLOW = """
 import sys, time
 sys.path.insert(0, {root!r})
-from finetune.engine import Engine
+from finetune.training.engine import Engine
 step = Engine.step
 def slow(self, *args, **named):
     print("in a step", flush=True)
@@ -181,7 +181,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, model_dir, exam_dir)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        time.sleep(stopping.ECHO_SECONDS + 0.5)
+        time.sleep(signals.ECHO_SECONDS + 0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
@@ -208,7 +208,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_with_one_checkpoint(
         _, alive = psutil.wait_procs(family, timeout=SOON)
         assert not alive
         saved = list((tmp_path / "checkpoints").glob("step*"))
-        assert len(saved) == 1 and manifests.problems(saved[0]) == []
+        assert len(saved) == 1 and manifest.problems(saved[0]) == []
         assert said.count("收到停止訊號") == said.count("加 --resume 接續") == 1, said[-2000:]
     finally:
         end(process)
@@ -261,8 +261,8 @@ WAITING = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from finetune import cli
-from finetune.errors import RunError
-from finetune.world import World
+from finetune.runtime.errors import RunError
+from finetune.runtime.distributed import World
 
 def body():
     world = World.join(cpu=True)
@@ -322,7 +322,7 @@ def test_a_stranger_at_the_port_is_sent_away():
     """Only who knows the secret, which goes through the process group alone, can be taken for a rank."""
     import socket
 
-    from finetune.lifeline import Lifeline
+    from finetune.runtime.watchdog import Lifeline
 
     told = []
     line = Lifeline(0, 2, lambda value: told.append(value) or value)

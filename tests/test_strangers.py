@@ -27,10 +27,10 @@ from loopback_hub import LoopbackHub
 
 import fine_tuning_llm
 import inference
-from finetune import cli, strangers
-from finetune.errors import RunError, UserError
-from finetune.prompts import Template
-from finetune.run_card import RunCard
+from finetune.models.run_card import RunCard
+from finetune.prompts.exam import Template
+from finetune.runtime import console, untrusted
+from finetune.runtime.errors import RunError, UserError
 
 SCRIPTS = ("inference", "training")
 
@@ -150,7 +150,7 @@ def test_a_pickle_that_is_allowed_gives_the_same_weights(run, copied, model_dir)
 def test_shards_of_safetensors_that_are_pickles_by_name_are_refused(run, copied, marker, script):
     torch.save(Bomb(marker), copied / "part.bin")
     (copied / "model.safetensors").unlink()
-    edit(copied / strangers.INDEX, weight_map={"held": "part.bin"}, metadata={})
+    edit(copied / untrusted.INDEX, weight_map={"held": "part.bin"}, metadata={})
     refused(run(script, copied), "part.bin", "不是 safetensors")
     assert not marker.exists()
 
@@ -240,10 +240,10 @@ def test_shards_that_lie_outside_the_folder_are_refused(run, copied, model_dir, 
         (copied / "link").symlink_to(secret)
     with safe_open(secret / "model.safetensors", "pt") as held:
         shards = dict.fromkeys(held.keys(), 7 if where == "numbers" else file)
-    edit(copied / strangers.INDEX, weight_map=shards, metadata={})
+    edit(copied / untrusted.INDEX, weight_map=shards, metadata={})
     code, out, err = run(script, copied)
     assert code == 2 and not out and "Traceback" not in err and err.count("✗") == 1
-    assert strangers.INDEX in err and ("weight_map" if where == "numbers" else "在資料夾外面") in err
+    assert untrusted.INDEX in err and ("weight_map" if where == "numbers" else "在資料夾外面") in err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -322,7 +322,7 @@ def test_the_base_that_an_adapter_names_is_looked_at_as_any_model(run, copied, t
     if attack == "link":
         (copied / "extra.json").symlink_to("/etc/passwd")
     elif attack == "index":
-        edit(copied / strangers.INDEX, weight_map={"x": "/etc/passwd"})
+        edit(copied / untrusted.INDEX, weight_map={"x": "/etc/passwd"})
     elif attack == "code":
         edit(with_code(copied, marker) / "config.json", model_type="evil")
     elif attack == "adapter":  # transformers would put it into the base without a word
@@ -374,8 +374,8 @@ def test_a_model_of_the_hub_can_do_no_more_than_a_folder(copied, model_dir, tmp_
     elif attack == "index":
         (copied / "model.safetensors").unlink()
         up = "../" * len(tmp_path.parts) + str(model_dir / "model.safetensors")
-        edit(copied / strangers.INDEX, weight_map={"x": up}, metadata={})
-        says = (strangers.INDEX, "資料夾外面")
+        edit(copied / untrusted.INDEX, weight_map={"x": up}, metadata={})
+        says = (untrusted.INDEX, "資料夾外面")
     elif attack == "code":
         edit(with_code(copied, marker) / "config.json", model_type="evil")
         says = ("auto_map", "一律不執行")
@@ -541,7 +541,7 @@ def test_a_report_shows_what_an_exam_and_a_model_hold_and_runs_none_of_it(run, m
 def test_a_model_card_shows_what_the_base_is_called_and_nothing_more(run, model_dir, tmp_path):
     name = "`<script>alert(1)<`[a](javascript:alert(3))"
     model = shutil.copytree(model_dir, tmp_path / name)
-    from finetune.lineage import weights_hash
+    from finetune.models.lineage import weights_hash
 
     stages = [{"stage": "base", "model": HOSTILE},
               {"stage": "mlm", "dataset": HOSTILE, "steps": 1, "sha256": weights_hash(model)}]  # fmt: skip
@@ -587,7 +587,7 @@ def test_no_text_in_a_table_can_start_a_formula_and_numbers_stay_numbers(run, mo
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_tables_that_no_spreadsheet_runs_hold_every_text_as_it_is(tmp_path, suffix):
-    from finetune.tables import read_table, write_table
+    from finetune.data.tables import read_table, write_table
 
     texts = [*FORMULAS, *NUMBERS]
     write_table(tmp_path / f"x{suffix}", ({"id": text} for text in texts), {"id": "text"}, suffix)
@@ -595,7 +595,7 @@ def test_tables_that_no_spreadsheet_runs_hold_every_text_as_it_is(tmp_path, suff
 
 
 def test_the_head_of_a_table_can_start_no_formula(tmp_path):
-    from finetune.tables import write_table
+    from finetune.data.tables import write_table
 
     write_table(tmp_path / "x.csv", [{"=1+1": -5, "n": "-5"}], {"=1+1": "whole", "n": "text"}, ".csv", False)
     assert (tmp_path / "x.csv").read_text().splitlines() == ["'=1+1,n", "-5,-5"]
@@ -615,11 +615,11 @@ def is_plain(*texts: str) -> bool:
 
 
 def test_what_a_terminal_obeys_is_shown_and_all_else_stays():
-    assert cli.plain("a\x1b[31m\r\x9b\u202e\u2028\udc80") == "a\\x1b[31m\\x0d\\x9b\\u202e\\u2028\\udc80"
+    assert console.plain("a\x1b[31m\r\x9b\u202e\u2028\udc80") == "a\\x1b[31m\\x0d\\x9b\\u202e\\u2028\\udc80"
     same = "天地 玄黃\n\t👨\u200d👩 é 　，。…\\x1b"
-    assert cli.plain(same) == same and cli.plain("a\n\tb", lines=False) == "a\\n\\tb"
-    assert is_plain(cli.plain("".join(CONTROLS)), cli.as_json({"".join(CONTROLS): "".join(CONTROLS)}))
-    assert json.loads(cli.as_json([OBEYED, "天\udc80"])) == [OBEYED, "天\udc80"]
+    assert console.plain(same) == same and console.plain("a\n\tb", lines=False) == "a\\n\\tb"
+    assert is_plain(console.plain("".join(CONTROLS)), console.as_json({"".join(CONTROLS): "".join(CONTROLS)}))
+    assert json.loads(console.as_json([OBEYED, "天\udc80"])) == [OBEYED, "天\udc80"]
 
 
 @pytest.mark.parametrize("error", [UserError, RunError, ValueError, lambda text: OSError(2, text, text)])
@@ -628,9 +628,9 @@ def test_an_error_cannot_tell_the_terminal_anything(capsys, error, debug):
     def fail():
         raise error(f"{OBEYED}\n✗ 假的")
 
-    assert cli.run(fail, debug) in (1, 2)
-    cli.say(OBEYED)
-    cli.show(OBEYED)
+    assert console.run(fail, debug) in (1, 2)
+    console.say(OBEYED)
+    console.show(OBEYED)
     seen = capsys.readouterr()
     assert is_plain(seen.out, seen.err) and "\\x1b]0;owned" in seen.err
     if not debug:
@@ -697,8 +697,8 @@ def test_what_a_causal_model_says_reaches_the_terminal_as_text_with_its_own_line
 ):
     monkeypatch.chdir(tmp_path)
     pieces = ["甲\x1b", "]0;owned\x07", "\n\t乙", OBEYED, "丙"]
-    monkeypatch.setattr("finetune.speaker.stream", lambda *_: iter(pieces))
-    monkeypatch.setattr("finetune.speaker.generate", lambda *_, **__: ["".join(pieces)])
+    monkeypatch.setattr("finetune.predict.causal.stream", lambda *_: iter(pieces))
+    monkeypatch.setattr("finetune.predict.causal.generate", lambda *_, **__: ["".join(pieces)])
     typed = iter(["你好", f"temperature {OBEYED}", "q"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     words = ["--model_path", str(qwen_dir), "--cpu"]
@@ -754,8 +754,14 @@ CALLS = {  # and why no file may call it
     "yaml.load", "yaml.unsafe_load", "yaml.full_load", "subprocess.getoutput", "importlib.import_module",
 }  # fmt: skip
 EXCUSED = {  # (file, call) -> why it does no harm there
-    ("finetune/world.py", "pickle.loads"): "of what it has just pickled, to see whether an error can travel",
-    ("finetune/rows.py", "marshal.loads"): "of its own temporary file, which has no name and ends with it",
+    (
+        "finetune/runtime/distributed.py",
+        "pickle.loads",
+    ): "of what it has just pickled, to see whether an error can travel",
+    (
+        "finetune/data/question_store.py",
+        "marshal.loads",
+    ): "of its own temporary file, which has no name and ends with it",
 }
 
 
@@ -816,11 +822,11 @@ def test_what_looks_for_such_calls_finds_them(tmp_path):
 
 
 def test_only_the_files_that_must_import_pickle():
-    """world.py pickles an error to see whether it can travel between ranks, models.py names the unpickler's
-    error."""
+    """runtime/distributed.py pickles an error to see whether it can travel between ranks, models/loading.py
+    names the unpickler's error."""
     files = [*sorted((ROOT / "finetune").rglob("*.py")), ROOT / "inference.py", ROOT / "fine_tuning_llm.py"]
-    users = {path.name for path in files if "pickle" in imported(path)}
-    assert users <= {"world.py", "models.py", "zero_files.py"}
+    users = {str(path.relative_to(ROOT / "finetune")) for path in files if "pickle" in imported(path)}
+    assert users <= {"runtime/distributed.py", "models/loading.py", "training/deepspeed_files.py"}
 
 
 def imported(path: Path) -> set[str]:
@@ -831,6 +837,6 @@ def imported(path: Path) -> set[str]:
 
 def test_looking_at_a_strangers_folder_needs_no_library():
     heavy = "{'torch', 'numpy', 'transformers'}"
-    code = f"import sys; from finetune import strangers; assert not {heavy} & set(sys.modules)"
+    code = f"import sys; from finetune.runtime import untrusted; assert not {heavy} & set(sys.modules)"
     done = run_process([sys.executable, "-c", code], ROOT)
     assert done.returncode == 0, done.stderr

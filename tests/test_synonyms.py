@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from finetune import flags, inference_flags
-from finetune.errors import UserError, nearest
-from finetune.inference_synonyms import USING
-from finetune.synonyms import Rule
-from finetune.training_synonyms import TRAINING
+from finetune.cli import inference_args, train_args
+from finetune.cli.inference_synonyms import USING
+from finetune.cli.synonyms import Rule
+from finetune.cli.training_synonyms import TRAINING
+from finetune.runtime.errors import UserError, nearest
 
 
 def trained(line: str) -> dict:
-    return vars(flags.read_flags(shlex.split(line))[0])
+    return vars(train_args.read_flags(shlex.split(line))[0])
 
 
 def used(line: str) -> dict:
-    return vars(inference_flags.read_flags(shlex.split(line)))
+    return vars(inference_args.read_flags(shlex.split(line)))
 
 
 def refused(read, line: str) -> str:
@@ -207,7 +207,7 @@ def test_a_yaml_file_of_another_tool_is_read_key_by_key(tmp_path):
 
 
 def test_every_rule_leads_to_flags_that_there_are():
-    for rules, parser in ((TRAINING, flags.build_parser()), (USING, inference_flags.build_parser())):
+    for rules, parser in ((TRAINING, train_args.build_parser()), (USING, inference_args.build_parser())):
         options = {option for action in parser._actions for option in action.option_strings}
         for name, rule in rules.items():
             assert isinstance(rule, Rule)
@@ -232,5 +232,7 @@ def test_every_argument_of_transformers_trainer_is_known(tmp_path):
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
     ]
     names = {node.target.id for node in body if isinstance(node, ast.AnnAssign)}
-    options = {option[2:] for action in flags.build_parser()._actions for option in action.option_strings}
+    options = {
+        option[2:] for action in train_args.build_parser()._actions for option in action.option_strings
+    }
     assert len(names) > 80 and not names - TRAINING.keys() - options

@@ -182,7 +182,7 @@ def test_a_question_or_options_left_empty_are_no_question(talk):
 
 
 def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, talk, monkeypatch):
-    from finetune.examinee import Filler
+    from finetune.predict.predictor import Filler
 
     propose = Filler.propose
 

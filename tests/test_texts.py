@@ -10,11 +10,13 @@ from collections import Counter
 import pytest
 from conftest import random_text
 
-from finetune import contamination, hub, texts
-from finetune.cleaning import CLEANING, EXCERPT, numbered, parts_of, tidy, without_urls
-from finetune.errors import UserError
-from finetune.questions import normalised
-from finetune.texts import Cleaning, Corpus, Text, as_dict, as_text, describe, read_corpus, split_texts
+from finetune.data import contamination
+from finetune.data import corpus as text_corpus
+from finetune.data.cleaning import CLEANING, EXCERPT, numbered, parts_of, tidy, without_urls
+from finetune.data.corpus import Cleaning, Corpus, Text, as_dict, as_text, describe, read_corpus, split_texts
+from finetune.data.question import normalised
+from finetune.runtime import hub
+from finetune.runtime.errors import UserError
 
 NOTHING = Cleaning(())
 SHORT = Cleaning(min_chars=1)
@@ -428,12 +430,14 @@ def test_each_step_is_a_switch(tmp_path):
     ]  # fmt: skip
     everything = Cleaning(max_chars=400)
     done = cleaned(tmp_path, rows, everything).counts
-    assert all(done[step] for step in texts.DONE), done
+    assert all(done[step] for step in text_corpus.DONE), done
     for step in CLEANING:
         without = Cleaning(tuple(other for other in CLEANING if other != step), max_chars=400)
         assert step not in cleaned(tmp_path, rows, without).counts
         alone = cleaned(tmp_path, rows, Cleaning((step,), max_chars=400))
-        assert set(alone.counts) & set(texts.DONE) == ({"too_short", "cut"} if step == "length" else {step})
+        assert set(alone.counts) & set(text_corpus.DONE) == (
+            {"too_short", "cut"} if step == "length" else {step}
+        )
     assert cleaned(tmp_path, rows, Cleaning(CLEANING[::-1], max_chars=400)) == cleaned(
         tmp_path, rows, everything
     )

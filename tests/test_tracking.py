@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, losses, run_process
 
-from finetune import trackers
-from finetune.errors import Stopped, UserError
-from finetune.run_card import RunCard
-from finetune.trackers import FILE, Tracker, check_tracker, flatten
-from finetune.tracking import TrainLog
+from finetune.models.run_card import RunCard
+from finetune.runtime.errors import Stopped, UserError
+from finetune.training import trackers
+from finetune.training.trackers import FILE, Tracker, check_tracker, flatten
+from finetune.training.train_log import TrainLog
 
 LOSSES = {1: 3.5, 2: 2.5, 3: 1.5}  # by step
 RESULTS = {
@@ -169,7 +169,7 @@ def test_a_folder_with_a_trackers_name_is_no_tracker(tmp_path, monkeypatch):
 
 
 def test_each_tracker_has_its_install_line():
-    from finetune.trackers import TRACKERS
+    from finetune.training.trackers import TRACKERS
 
     for name in TRACKERS:
         lines = (ROOT / f"requirements-{name}.txt").read_text().splitlines()
@@ -190,7 +190,7 @@ def test_a_stopped_training_closes_its_tracker(train, tmp_path, monkeypatch, cap
 
 
 def test_a_tracker_ends_as_the_run_ended(tmp_path, monkeypatch):
-    from finetune.trackers import TRACKERS
+    from finetune.training.trackers import TRACKERS
 
     ends = []
     monkeypatch.setattr(TRACKERS["tensorboard"], "end", lambda self, *how: ends.append(how))

@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import write_rows
 
-from finetune.errors import UserError
-from finetune.instructions import Untaught, parse_instruction, read_course, split_course
+from finetune.data.instructions import Untaught, parse_instruction, read_course, split_course
+from finetune.runtime.errors import UserError
 
 U, A = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}
 HELLO = (("user", "你好"), ("assistant", "嗨"))
@@ -229,7 +229,7 @@ def test_the_same_talk_with_other_weights_counts_once_and_nothing_that_one_row_t
 
 
 def test_questions_with_options_stay_an_exam_whatever_stands_beside_them(tmp_path):
-    from finetune.exams import Exam
+    from finetune.data.exam import Exam
 
     row = {"question": "天？", "A": "地", "B": "玄", "answer": "B"}
     for more in ({}, {"messages": None}, {"instruction": ""}, {"instruction": "請作答"}):
@@ -240,7 +240,7 @@ def test_questions_with_options_stay_an_exam_whatever_stands_beside_them(tmp_pat
 
 def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwen_dir, capsys, monkeypatch):
     import inference
-    from finetune.speaker import Speaker
+    from finetune.predict.causal import Speaker
 
     asked = []
     monkeypatch.setattr(

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from test_adapting import run_on_two
 from test_engine import ONE, examples_of, recipe, train_on_two
 
-from finetune import adapters
-from finetune.batching import collate
-from finetune.engine import Engine
-from finetune.layers import Layers, learning
+from finetune.models.layer_schedule import Layers, learning
+from finetune.models.lora import load
+from finetune.objectives.batching import collate
+from finetune.training.engine import Engine
 
 NAME = "my_bert_finetuned_model_hf_format"
 
@@ -35,8 +35,8 @@ def moved(before: dict, after: dict, layers: Layers) -> set[str]:
 
 def parts_moved(base, folder) -> set[str]:
     """The same of two model folders."""
-    model, _ = adapters.load(str(base), "--model")
-    tuned, _ = adapters.load(str(folder), "--model")
+    model, _ = load(str(base), "--model")
+    tuned, _ = load(str(folder), "--model")
     states = [{name: value.detach() for name, value in one.named_parameters()} for one in (model, tuned)]
     return moved(*states, Layers(model))
 
@@ -56,7 +56,7 @@ def test_what_is_frozen_is_bit_identical_after_training_and_the_rest_moved(
 ):
     words = ["--max_steps", 12, "--learning_rate", 1e-3, "--exam_limit", 4, "--early_stopping_patience", 0]
     assert train(*words, *flags) == 0
-    model, _ = adapters.load(str(model_dir), "--model")
+    model, _ = load(str(model_dir), "--model")
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     model.load_state_dict(load_file(tmp_path / "checkpoints/step12/model.safetensors"), strict=False)
     assert moved(before, dict(model.named_parameters()), Layers(model)) == learns

@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT
 from forked import run_ranks
 
-from finetune import manifests
-from finetune.errors import UserError
-from finetune.zero_files import read_strictly, recut_each, recut_whole
+from finetune.runtime import manifest
+from finetune.runtime.errors import UserError
+from finetune.training.deepspeed_files import read_strictly, recut_each, recut_whole
 
 
 class Payload:
@@ -96,7 +96,7 @@ def test_a_strangers_checkpoint_with_a_manifest_that_verifies_runs_nothing(tmp_p
         torch.save({**state, "ds_version": Payload(tmp_path / "ran")}, file)
         for seal, says in ((False, "損壞的檢查點"), (True, "可能執行外來的程式，不載入")):
             if seal:
-                manifests.seal(saved)
+                manifest.seal(saved)
             done = run("--load_dir", "checkpoints", "--ckpt_id", "step1")
             assert done.returncode == 2, done.stderr[-2000:]
             assert says in done.stderr and not (tmp_path / "ran").exists()

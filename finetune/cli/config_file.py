@@ -1,0 +1,102 @@
+"""The YAML file of --config: flags and their values, text by text as they would stand on the command line.
+
+Only the outline of the file is read, never turned into Python's objects: `007` stays `007`, a tag runs
+nothing, and anchors that refer to one another a billion times are never unfolded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.runtime.errors import UserError, shown
+
+LARGEST = 1 << 16  # bytes: all flags of a script take 5,000
+TAG = "tag:yaml.org,2002:"
+PLAIN = {"", *(TAG + kind for kind in ("str", "int", "float", "bool", "timestamp", "value", "seq", "map"))}
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+KINDS = {"mapping": "「鍵: 值」", "sequence": "一串值"}
+
+
+class NoText(ValueError):
+    """A value that is neither text nor a list of texts, with the reason.
+
+    Args:
+        empty: there is none; `null`: and that is written.
+    """
+
+    def __init__(self, reason: str, empty: bool = False, null: bool = False):
+        super().__init__(reason)
+        self.empty, self.null = empty, null
+
+
+def read(path: Path) -> list[tuple[str, int, str | NoText]]:
+    """(key, line, value) of each entry; the values of a list joined by commas.
+
+    Raises:
+        UserError: not to be read, no YAML, no entries.
+    """
+    import yaml
+
+    named = f"--config {path}"
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+            raise UserError(f"{named} 讀不到：不是一般的檔案")
+        with path.open("rb") as stream:
+            raw = stream.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise UserError(f"{named} 超過 {LARGEST:,} 個位元組，不像設定檔")
+        root = yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UserError(f"{named} 讀不到：{error.strerror}") from error
+    except RecursionError:
+        raise UserError(f"{named} 不是正確的 YAML：巢狀太深") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named} 不是 UTF-8（第 {error.start + 1} 個位元組）") from error
+    except (yaml.YAMLError, ValueError) as error:  # the second: a number in \U or in %YAML
+        raise UserError(f"{named} 不是正確的 YAML：{error}") from error
+    if root is None:
+        return []
+    if root.id != "mapping":
+        kind = KINDS.get(root.id, "一個值")
+        raise UserError(f"{named} 應該是「旗標: 值」的清單，得到{kind}")
+    entries, problems = [], []
+    for key, value in root.value:
+        line = key.start_mark.line + 1
+        name = shown(key.value) if key.id == "scalar" else KINDS[key.id]
+        try:
+            name = _text(key, "鍵")
+        except NoText as error:
+            problems.append(f"{named}：第 {line} 行的 {name}：{error}")
+            continue
+        try:
+            entries.append((name, line, _value(value)))
+        except NoText as error:
+            entries.append((name, line, error))
+    names = [key for key, _, _ in entries]
+    problems += [f"{named}：{shown(name)} 寫了兩次" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if problems:
+        raise UserError(problems)
+    return entries
+
+
+def _value(node) -> str:
+    if node.id != "sequence":
+        return _text(node, "值")
+    if node.tag not in PLAIN:
+        raise NoText(f"不收標籤 {shown(node.tag)}")
+    return ",".join(_text(one, "一串值裡的每個值") for one in node.value)
+
+
+def _text(node, what: str) -> str:
+    """Raises NoText."""
+    if node.tag == TAG + "null" or (node.id == "scalar" and not node.value.strip() and not node.style):
+        raise NoText(f"{what}是空的；不要這個旗標就刪掉這一行", True, bool(node.value.strip()))
+    if node.tag == TAG + "merge" or node.tag not in PLAIN:
+        raise NoText(f"不收標籤 {shown(node.tag)}")
+    if node.id != "scalar":
+        raise NoText(f"{what}應是文字或數，得到{KINDS[node.id]}")
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise NoText("有不成字的字元（半個 surrogate）") from None
+    return node.value

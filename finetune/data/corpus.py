@@ -1,0 +1,368 @@
+"""Texts for continued pre-training: read from files or the hub, cleaned, split; what was done to them, told
+so that a person can judge it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from statistics import median
+
+from finetune.data.bad_rows import Unreadable, abridged, too_many, where
+from finetune.data.cleaning import Cleaning, Draft, Text, clean
+from finetune.data.contamination import NEAR
+from finetune.data.data_files import DataFile, data_files, files_below, without_test
+from finetune.data.delimited import is_table
+from finetune.data.encodings import BROKEN_PACK, NOT_DECODED, UnknownEncoding, open_text, undecoded
+from finetune.data.question import draw, normalised
+from finetune.data.question_columns import looks_asked
+from finetune.data.tables import READABLE, is_readable, suffix_of
+from finetune.runtime import console, git_lfs, hub
+from finetune.runtime.console import say
+from finetune.runtime.errors import UserError, listed
+from finetune.runtime.strict_json import Lines, TooLong
+
+COLUMNS = ("text", "content", "paragraphs", "paragraph", "文字", "文本", "內容", "内容", "內文", "正文")
+OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
+    (({"question", "問題"}, {"A", "choices", "options", "選項1"}), "考題", "--task sft 或 --task exam"),
+    (({"instruction"}, {"output"}), "指令與回答", "--task sft"),
+    (({"messages", "conversations"},), "對話", "--task sft"),
+)
+
+
+@dataclass
+class Corpus:
+    """Texts, where they came from (a path, or a hub name with revision and commit), what the cleaning did.
+
+    counts: `read` texts with `read_characters`; of each step done, how often: `urls`, `numbering` (numbers),
+    `punctuation` (places), `titles` (rows that went into another one), `too_short`, `cut` (documents) into
+    `parts`, `duplicates`, `near_duplicates`.
+    """
+
+    texts: list[Text]
+    origin: str
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Characters of each text, ascending."""
+        return sorted(len(text.text) for text in self.texts)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def read_corpus(
+    source: str,
+    cleaning: Cleaning,
+    revision: str | None = None,
+    on_bad_rows: str = "fail",
+    flag: str = "--dataset",
+    text_column: str = "",
+) -> Corpus:
+    """Texts from a hub name, a folder (all files in it and below), or one json/jsonl/csv/parquet/txt file.
+
+    Rows: a text itself, or `title` (optional) with one of COLUMNS; `paragraphs` may be a list.
+    In a .txt, documents are separated by blank lines; without any the whole file is one.
+
+    Args:
+        revision: of the hub data set; None is `main`.
+        on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
+            `skipped`.
+        flag: what named the source, for messages.
+        text_column: the one that holds the texts; "" is the first of COLUMNS.
+
+    Raises:
+        UserError: nothing there, bad rows, rows that are questions, nothing left after cleaning.
+    """
+    folder, files, origin = hub.find_files(source, revision or "main", flag, with_texts=True)
+    if not Path(source).expanduser().is_file():
+        _tell_others(folder, files)
+    if not files:
+        raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join((*READABLE, '.txt'))}）")
+    problems: list[str] = []
+    columns = (text_column,) if text_column else COLUMNS
+    drafts = [
+        draft for file in without_test(files) for draft in _drafts(file, folder, flag, columns, problems)
+    ]
+    if problems and on_bad_rows == "fail":
+        raise UserError(too_many(problems, len(drafts), "篇"))
+    if not drafts:
+        raise UserError(abridged(problems) or f"{flag} {source}：一篇文字也沒有")
+    texts, log = clean(drafts, cleaning)
+    corpus = Corpus(texts, origin, dict(log.counts), dict(log.examples), problems)
+    if not texts:
+        raise UserError(_nothing_left(corpus, cleaning, f"{flag} {source}"))
+    return corpus
+
+
+def holds_texts(source: str) -> bool:
+    """True for a local file or folder whose first row is a text, and no question."""
+    path = Path(source).expanduser()
+    files = data_files(path, with_texts=True) if path.is_dir() else [DataFile(path)]
+    if not files or not files[0].path.is_file() or not is_readable(files[0].path, ".txt"):
+        return False
+    if suffix_of(files[0].path) == ".txt" and not is_table(files[0].path):
+        return True
+    row = next((row for _, row in files[0].rows() if not isinstance(row, Unreadable)), {})
+    if not isinstance(row, dict):
+        return isinstance(row, str)
+    return bool(row.keys() & {*COLUMNS} and not row.keys() & {"question", "問題"} and not looks_asked(row))
+
+
+def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
+    """Says which files of a folder are no texts."""
+    read = {file.path for file in files}
+    if others := [file for file in files_below(folder) if file not in read]:
+        names = "、".join(file.relative_to(folder).as_posix() for file in others[:5])
+        more = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""
+        say(f"略過 {names}{more}：不是 {'、'.join((*READABLE, '.txt'))}，或是說明檔")
+
+
+def _drafts(
+    file: DataFile, folder: Path, flag: str, columns: Sequence[str], problems: list[str]
+) -> Iterator[Draft]:
+    """The texts of one file; each row that is none adds `file:line: reason` to `problems`."""
+    path = file.path
+    for line, row in _txt_rows(path) if suffix_of(path) == ".txt" else file.rows():
+        try:
+            yield _parsed(row, f"{path.relative_to(folder)}:{line}", columns)
+        except _OtherTask as error:
+            raise UserError(f"{flag} {path}：{error}") from None
+        except ValueError as error:
+            problems.append(f"{where(path, line)}：{error}")
+
+
+def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
+    """(first line, document) of each document."""
+    start, document, empty = 1, [], True
+    if git_lfs.is_pointer(file):
+        yield 0, Unreadable(git_lfs.told(file))
+        return
+    try:
+        with open_text(file) as stream:
+            lines = Lines(stream)
+            for line in lines:
+                if NOT_DECODED.search(line):
+                    yield lines.number, Unreadable(undecoded(line))
+                elif line.strip():
+                    start, empty = start if document else lines.number, False
+                    document.append(line.removesuffix("\n"))
+                elif document:
+                    yield start, "\n".join(document)
+                    document = []
+    except UnknownEncoding as error:
+        yield 0, Unreadable(error)
+        return
+    except TooLong as error:
+        yield lines.number, Unreadable(error)
+        return
+    except BROKEN_PACK:
+        raise UserError(f"{file}：壓縮檔在第 {lines.number + 1} 行中斷，不完整") from None
+    except OSError as error:
+        yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
+        return
+    if document:
+        yield start, "\n".join(document)
+    if empty:
+        yield 0, Unreadable("空的檔案")
+
+
+class _OtherTask(ValueError):
+    """A row for another kind of training."""
+
+
+def _parsed(row: object, row_id: str, columns: Sequence[str]) -> Draft:
+    """A row as a document.
+
+    Args:
+        columns: where its text may be; the first that is there counts.
+
+    Raises:
+        ValueError: it holds no text; the reason, in Chinese.
+    """
+    if isinstance(row, Unreadable):
+        raise ValueError(row)
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, dict):
+        raise ValueError(f"應該是文字或物件，得到 {type(row).__name__}")
+    column = next((name for name in columns if row.get(name) is not None), None)
+    if column is None:
+        for wanted, looks_like, task in OTHER_TASKS:
+            if all(names & row.keys() for names in wanted):
+                raise _OtherTask(f"看起來是{looks_like}（{listed(row)}），不是文章；這種資料用 {task}")
+        empty = [name for name in columns if name in row]
+        missing = f"沒有 {'、'.join(columns)} {'這一欄' if len(columns) == 1 else '任何一欄'}"
+        there = f"有的是 {listed(row)}；用 --text_column 指出文字在哪一欄" if row else "是空的物件"
+        raise ValueError(f"{empty[0]} 是空的" if empty else f"{missing}，{there}")
+    title, value = row.get("title"), row[column]
+    if isinstance(title, (list, dict)):
+        raise ValueError(f"title 應該是文字，得到 {type(title).__name__}")
+    paragraphs = value if column == "paragraphs" and isinstance(value, list) else [value]
+    if wrong := [type(one).__name__ for one in paragraphs if not isinstance(one, str)]:
+        raise ValueError(f"{column} 應該是文字，得到 {wrong[0]}")
+    if not any(one.strip() for one in paragraphs):
+        raise ValueError(f"{column} 是空的")
+    lines = [line for one in paragraphs if one.strip() for line in re.split(r"\r\n|\r|\n", one.strip())]
+    return Draft(lines, "" if title is None else str(title).strip(), row_id)
+
+
+def _nothing_left(corpus: Corpus, cleaning: Cleaning, named: str) -> str:
+    took = {"too_short": "太短", "duplicates": "重複", "near_duplicates": "幾乎重複"}
+    told = [f"{name} {corpus.counts[key]} 篇" for key, name in took.items() if corpus.counts.get(key)]
+    return (
+        f"{named}：讀到 {corpus.counts['read']} 篇，清理之後一篇也不剩（{'、'.join(told) or '都是空的'}）。"
+        f"訓練時（先看結果就加 --inspect）把 --min_chars 調小（現在是 {cleaning.min_chars}），"
+        f"或用 --clean 選要做的步驟（現在是 {','.join(cleaning.steps)}）"
+    )
+
+
+# ---- splitting ---------------------------------------------------------------------------------------------
+
+
+def split_texts(
+    texts: Sequence[Text], ratio: tuple[float, float, float], seed: int
+) -> tuple[list[Text], list[Text], list[Text]]:
+    """Fit, validation and held back. A document's place is drawn from the seed and its title, or its own
+    text, whatever the others are; so the shares are met on average, and a few documents may leave a part
+    empty. The parts of one document stay together, unless it is the only one.
+    """
+    keys = [text.title or text.whole or normalised(text.text) for text in texts]
+    if len(set(keys)) == 1:
+        keys = [normalised(text.text) for text in texts]
+    parts: tuple[list[Text], ...] = ([], [], [])
+    for text, key in zip(texts, keys, strict=True):
+        place = int.from_bytes(draw(seed, key)[:6], "big") / 2**48  # in [0, 1)
+        parts[0 if place < ratio[0] else 1 if place < ratio[0] + ratio[1] else 2].append(text)
+    return parts
+
+
+# ---- telling -----------------------------------------------------------------------------------------------
+
+DONE = {  # in `counts` -> what was done to what
+    "urls": ("網址", "刪去 {:,} 個"),
+    "numbering": ("段落編號", "刪去 {:,} 個"),
+    "punctuation": ("標點、空白與字形", "改了 {:,} 處"),
+    "titles": ("同標題的列", "有 {:,} 列併進前面的文章"),
+    "too_short": ("太短的文章", "丟掉 {:,} 篇"),
+    "cut": ("太長的文章", "有 {:,} 篇，切成 {parts:,} 段"),
+    "duplicates": ("重複的文章", "丟掉 {:,} 篇"),
+    "near_duplicates": (f"幾乎重複的文章（5-gram 重疊 {NEAR:.0%} 以上）", "丟掉 {:,} 篇"),
+}
+
+
+def describe(corpus: Corpus) -> None:
+    """Prints what was read and what the cleaning did."""
+    say(f"語料 {corpus.origin}：{_totals(corpus)}")
+    counts = corpus.counts
+    done = [what + did.format(counts[key], **counts) for key, (what, did) in DONE.items() if counts.get(key)]
+    if done:
+        say(f"  清理：{'；'.join(done)}")
+    if corpus.skipped:
+        say(f"  略過 {len(corpus.skipped)} 列：")
+        for problem in abridged(corpus.skipped):
+            say(f"    - {problem}")
+
+
+def _totals(corpus: Corpus) -> str:
+    return f"{len(corpus):,} 篇，{sum(corpus.lengths):,} 字"
+
+
+def as_dict(corpus: Corpus) -> dict:
+    """What was found, for --json."""
+    return {
+        "origin": corpus.origin,
+        "texts": len(corpus),
+        "characters": sum(corpus.lengths),
+        "median_characters": median(corpus.lengths),
+        "longest_characters": corpus.lengths[-1],
+        "counts": corpus.counts,
+        "examples": {
+            step: [{"before": before, "after": after} for before, after in pairs]
+            for step, pairs in corpus.examples.items()
+        },
+        "unusable": corpus.skipped,
+    }
+
+
+def as_text(corpus: Corpus, width: int = 100) -> str:
+    """The same as a page for a person.
+
+    Args:
+        width: columns of a line of an example; a Chinese character takes two.
+    """
+    counts, lengths = corpus.counts, corpus.lengths
+    lines = [
+        f"語料 {corpus.origin}",
+        f"  讀到 {counts['read']:,} 篇，{counts['read_characters']:,} 字；清理後 {_totals(corpus)}",
+        f"  一篇的長度：中位數 {median(lengths):,g} 字，最短 {lengths[0]:,} 字，最長 {lengths[-1]:,} 字",
+        "",
+    ]
+    if counted := [key for key in DONE if key in counts]:
+        lines += ["清理的每一步（【】是刪掉、改掉與換上的字，✂ 是切開的地方）：", ""]
+    for number, key in enumerate(counted, 1):
+        what, did = DONE[key]
+        lines.append(f"{number}. {what}：{did.format(counts[key], **counts) if counts[key] else '沒有'}")
+        for before, after in corpus.examples.get(key, ()):
+            was, now = marked(before, after, width - 7)
+            lines += [f"   前 {was}", f"   後 {now}"] if after else [f"   丟 {was}"]
+    lines.append("")
+    if skipped := corpus.skipped:
+        lines += [f"讀不了、略過的 {len(skipped)} 列：", *(f"  - {row}" for row in skipped[:20])]
+        lines += ["  - …（全部見 --json）"] if len(skipped) > 20 else []
+    return "\n".join(lines).rstrip()
+
+
+def marked(before: str, after: str, width: int) -> tuple[str, str]:
+    """Both texts from shortly before their first difference, on one line each of at most `width` columns,
+    with 【】 around what differs."""
+    if not after:
+        return _fitted(_visible(before), width), ""
+    steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    was, now = [], []
+    for kind, a, b, c, d in steps:
+        pair = before[a:b], after[c:d]
+        alike = kind == "replace" and unicodedata.normalize("NFC", pair[0]) == pair[1]
+        for line, piece in zip((was, now), pair, strict=True):
+            codes = "‹" + " ".join(f"U+{ord(x):04X}" for x in piece) + "›" if alike else ""
+            line.append(f"【{_visible(piece)}{codes}】" if kind != "equal" and piece else _visible(piece))
+    return _fitted("".join(was), width), _fitted("".join(now), width)
+
+
+def _fitted(line: str, width: int) -> str:
+    columns = 0
+    for at, character in enumerate(line):
+        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        columns -= bool(unicodedata.combining(character))
+        if columns > width:
+            return line[: at - 1] + "…"
+    return line
+
+
+def _visible(text: str) -> str:
+    """Line ends and characters that cannot be seen, as signs."""
+    return "".join(
+        "⏎" if c == "\n" else f"‹U+{ord(c):04X}›" if unicodedata.category(c) in ("Cc", "Cf", "Co") else c
+        for c in text
+    )
+
+
+def show(corpus: Corpus, as_json: bool = False) -> None:
+    """--inspect: the texts before and after, on stdout."""
+    console.show(console.as_json(as_dict(corpus)) if as_json else as_text(corpus))
+
+
+def examine(source: str, as_json: bool, text_column: str = "") -> int:
+    """--inspect of texts, cleaned in the usual way. Returns the exit code, 2 when rows are unusable."""
+    corpus = read_corpus(source, Cleaning(), None, "skip", "--inspect", text_column)
+    show(corpus, as_json)
+    return 2 if corpus.skipped else 0

@@ -1,0 +1,263 @@
+"""Rows of a table in a file of any usual kind as dicts, one at a time, with the line each came from; and
+answers written in five of the formats. Text stays text.
+
+A text in csv or tsv that a spreadsheet would run as a formula is written with a ' before it; the other
+formats hold every text as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from finetune.data.bad_rows import Rows, Unreadable
+from finetune.data.columnar import read_arrow, read_parquet
+from finetune.data.delimited import read_delimited, read_plain
+from finetune.data.encodings import BROKEN_PACK, PACKED, UnknownEncoding, open_bytes
+from finetune.data.excel import SAVE, read_excel
+from finetune.data.headers import clean_name
+from finetune.data.json_files import read_json
+from finetune.runtime import git_lfs
+from finetune.runtime.errors import UserError
+from finetune.runtime.files import whole_file
+from finetune.runtime.strict_json import dumps, twice_named
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # that are written too
+READABLE = (*SUFFIXES, ".arrow", ".xlsx")
+BLOCK = 1024  # rows of parquet at a time
+# What begins a formula: to Excel = + - @, in East Asian locales their full-width forms too, and a tab or CR
+# before them (OWASP, CSV injection). `-5` and `+1.5e3` are numbers.
+FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r]")
+NUMBER = re.compile(r"[+\-＋－]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?")
+UNPACK = "請先解壓縮，再指定裡面的檔案"
+IN_A_SHEET = "把表格貼到試算表，存成 CSV UTF-8"
+PICKLED = "是 pickle，打開它會執行裡面的程式；改用 to_json(orient='records', lines=True)"
+WAYS_OUT = {  # kinds of files that are not read, and what to do
+    ".xls": f"是舊的 Excel 格式；{SAVE}",
+    ".xlsm": f"是有巨集的 Excel；{SAVE}",
+    ".xlsb": f"是二進位的 Excel；{SAVE}",
+    ".ods": "是 LibreOffice 試算表；按「另存新檔」，存成 CSV，字元集選 UTF-8",
+    ".numbers": "是 Numbers 試算表；按「輸出至」選 CSV，文字編碼選 UTF-8",
+    ".doc": f"是 Word 文件；{IN_A_SHEET}",
+    ".docx": f"是 Word 文件；{IN_A_SHEET}",
+    ".pdf": f"是 PDF；{IN_A_SHEET}",
+    **dict.fromkeys((".zip", ".rar", ".7z", ".tar", ".tgz", ".zst"), f"是壓縮檔；{UNPACK}"),
+    **dict.fromkeys((".pkl", ".pickle"), PICKLED),
+    **dict.fromkeys((".yaml", ".yml", ".xml"), "不是表格；改存成 JSON 或 CSV UTF-8"),
+    ".html": "是網頁；下載的時候要用「原始檔案」（raw）的連結",
+    ".gzip": "是 gzip 壓縮檔；副檔名要有 .gz，例如 x.csv.gz",
+    ".png": "是圖片，沒有可讀的文字",
+    ".feather": "是 Feather；把副檔名改成 .arrow",
+}
+SIGNS = (  # with which the bytes of a file begin, whatever it is called
+    (b"\x1f\x8b", ".gzip"), (b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".png"), (b"PAR1", ".parquet"),
+    (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"), (b"\xd0\xcf\x11\xe0", ".xls"),
+    (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
+)  # fmt: skip
+
+
+def suffix_of(file: Path) -> str:
+    """What a file's name says it is: `.csv` of x.csv and of x.csv.gz, in small letters."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        return "".join(suffixes[-2:-1]) or suffixes[-1]
+    return suffixes[-1] if suffixes else ""
+
+
+def is_readable(file: Path, *more: str) -> bool:
+    """True for a file that its name says can be read: a table, or one of the suffixes named."""
+    return suffix_of(file) in (*READABLE, *more)
+
+
+def is_named_as_file(name: str) -> bool:
+    """True where a name can only be that of a file, of whatever kind."""
+    suffix = Path(name).suffix.lower()
+    return suffix in (*READABLE, ".txt", *PACKED, *WAYS_OUT) or suffix_of(Path(name)) in (*READABLE, ".txt")
+
+
+def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "") -> Rows:
+    """(line, row) of each row, in constant memory; Unreadable in the place of a row that cannot be read, with
+    line 0 where it is the file itself.
+
+    Args:
+        file: of a kind in READABLE or .txt, maybe packed (.gz, .bz2, .xz). The line is counted from 1; a
+            header is one.
+        required: columns a csv, tsv or sheet must have, each by any one of its names.
+        part: the sheet of a workbook, or the name of a list in a JSON object; "" is the only one, or all.
+
+    Raises:
+        UserError: the file breaks off after some rows.
+    """
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device never ends
+        yield 0, Unreadable("不是一般的檔案")
+        return
+    if git_lfs.is_pointer(file):
+        yield 0, Unreadable(git_lfs.told(file))
+        return
+    number, line = 0, 0
+    try:
+        for line, row in _reader(file, required, part):
+            number += 1
+            yield line, row if isinstance(row, str) or _is_plain(row) else _renamed(row)
+    except UnknownEncoding as error:
+        yield 0, Unreadable(error)
+    except BROKEN_PACK as error:
+        if number:
+            raise UserError(f"{file}：壓縮檔在第 {line + 1} 行中斷，不完整；前面讀到 {number} 列") from None
+        yield 0, Unreadable(f"不是 {file.suffix} 檔，或檔案不完整（{type(error).__name__}）")
+    except OSError as error:
+        yield 0, Unreadable(f"讀不到（{error.strerror or error or type(error).__name__}）")
+
+
+def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
+    suffix = suffix_of(file)
+    if suffix in (*READABLE, ".txt"):
+        suffix = _by_content(file, suffix)
+    if suffix in WAYS_OUT:
+        kinds = WAYS_OUT[suffix]
+        return iter([(0, Unreadable(kinds if suffix == suffix_of(file) else f"其實{kinds}"))])
+    if suffix in DELIMITERS:
+        return read_delimited(file, DELIMITERS[suffix], required)
+    readers: dict[str, Callable[[], Rows]] = {
+        ".json": lambda: read_json(file, part),
+        ".jsonl": lambda: read_json(file, part),
+        ".parquet": lambda: read_parquet(file),
+        ".arrow": lambda: read_arrow(file),
+        ".xlsx": lambda: read_excel(file, required, part),
+        ".txt": lambda: read_plain(file, required),
+    }
+    if suffix in readers:
+        return readers[suffix]()
+    named = f"{suffix} 檔" if suffix else "沒有副檔名的檔案"
+    return iter([(0, Unreadable(f"不認得 {named}，要 {'、'.join(READABLE)}"))])
+
+
+def _by_content(file: Path, suffix: str) -> str:
+    """What a file is by its first bytes, where these tell; else what its name says."""
+    try:
+        with open_bytes(file) as stream:
+            first = stream.read(512)
+    except BROKEN_PACK:
+        return suffix
+    if first.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return ".html"
+    if first.startswith(b"PK\x03\x04"):
+        return (
+            suffix
+            if suffix == ".xlsx"
+            else ".xlsx"
+            if b"xl/" in first or b"[Content_Types]" in first
+            else ".zip"
+        )
+    return next((kind for sign, kind in SIGNS if first.startswith(sign)), suffix)
+
+
+_plain_names: set[object] = set()  # names of columns that are clean
+
+
+def _is_plain(row: object) -> bool:
+    if not isinstance(row, dict) or row.keys() <= _plain_names:
+        return True
+    clean = {name for name in row if not isinstance(name, str) or clean_name(name) == name}
+    if len(_plain_names) < 10_000:
+        _plain_names.update(clean)
+    return row.keys() <= clean
+
+
+def _renamed(row: dict) -> dict | Unreadable:
+    """A row of JSON or parquet with its names as a header has them."""
+    names = [clean_name(name) if isinstance(name, str) else name for name in row]
+    if len({*names}) < len(names):
+        return Unreadable(twice_named(names))
+    return dict(zip(names, row.values(), strict=True))
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def write_table(
+    file: Path, records: Iterable[dict], columns: dict[str, str], suffix: str, for_excel: bool = True
+) -> None:
+    """Writes records, in constant memory, in the format that `suffix` names; the file is there once it is
+    whole.
+
+    Args:
+        columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
+            csv and tsv, what is no text or number stands as JSON, and a text that begins like a formula has a
+            ' before it, which a spreadsheet takes for the sign of a text.
+        for_excel: csv and tsv begin with a BOM, without which Excel does not take them for UTF-8; programs
+            that are to read them may trip over one.
+    """
+    if suffix in DELIMITERS:
+        encoding = "utf-8-sig" if for_excel else "utf-8"
+        _write_csv(file, records, columns, encoding, DELIMITERS[suffix])
+    else:
+        _WRITERS[suffix](file, records, columns)
+
+
+def _write_csv(
+    file: Path, records: Iterable[dict], columns: dict[str, str], encoding: str, delimiter: str
+) -> None:
+    def cell(value):
+        if isinstance(value, str):
+            return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
+        return dumps(value) if isinstance(value, (list, dict)) else value
+
+    with whole_file(file, encoding=encoding, newline="") as stream:
+        rows = csv.writer(stream, delimiter=delimiter)
+        rows.writerow(map(cell, columns))
+        rows.writerows([cell(record.get(name)) for name in columns] for record in records)
+
+
+def _write_jsonl(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    with whole_file(file) as stream:
+        for record in records:
+            stream.write(dumps(record) + "\n")
+
+
+def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    with whole_file(file) as stream:
+        stream.write("[")
+        for number, record in enumerate(records):
+            stream.write((",\n" if number else "\n") + dumps(record))
+        stream.write("\n]\n")
+
+
+def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {
+        "whole": pyarrow.int64(),
+        "text": pyarrow.string(),
+        "list": pyarrow.list_(pyarrow.string()),
+        "numbers": pyarrow.list_(pyarrow.float64()),
+        "scores": pyarrow.map_(pyarrow.string(), pyarrow.float64()),
+    }
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+
+    def plain(record: dict) -> dict:
+        return {name: _arrow(value, columns[name]) for name, value in record.items()}
+
+    with whole_file(file, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, schema) as writer:
+        block: list[dict] = []
+        for record in records:
+            block.append(plain(record))
+            if len(block) == BLOCK:
+                writer.write_table(pyarrow.Table.from_pylist(block, schema))
+                block = []
+        writer.write_table(pyarrow.Table.from_pylist(block, schema))
+
+
+def _arrow(value: object, kind: str) -> object:
+    if value is None:
+        return None
+    return list(value.items()) if kind == "scores" else str(value) if kind == "text" else value
+
+
+_WRITERS: dict[str, Callable[[Path, Iterable[dict], dict[str, str]], None]] = {
+    ".jsonl": _write_jsonl, ".json": _write_json, ".parquet": _write_parquet,
+}  # fmt: skip

@@ -1,0 +1,377 @@
+"""Figures of an exam, each with what is needed to judge it. scikit-learn and scipy do what they have.
+
+`predictions` are indices of options, -1 where a question could not be asked: never right. Where k options
+share the highest score, the prediction is the tuple of them: right by 1/k if the answer is one, whatever the
+order they stand in (see `credit`). Scores are rows of log-probabilities, one per option. Accuracies and
+shares are 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import NormalDist, fmean
+
+import numpy
+
+from finetune.data.question import LETTERS, Question, majority_answer, normalised
+from finetune.data.subjects import CATEGORIES, category_of
+from finetune.evaluation.scoring import tied
+
+Prediction = int | tuple[int, ...]
+RESAMPLES = 10_000  # of a bootstrap: the ends of its interval then move by a fiftieth of its width
+BINS = 15  # equal-width bins of confidence (arXiv:1706.04599, section 2)
+INTERVAL = (2.5, 97.5)  # percentiles
+SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
+
+
+# ---- accuracy ----------------------------------------------------------------------------------------------
+
+
+def credit(answer: int, prediction: Prediction) -> float:
+    """1 for the answer, 1/k for k options of which it is one, else 0."""
+    if isinstance(prediction, tuple):
+        return (answer in prediction) / max(1, len(prediction))
+    return float(answer == prediction)
+
+
+def credits(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[float]:
+    """Of each question."""
+    return [credit(question.answer, chosen) for question, chosen in zip(questions, predictions, strict=True)]
+
+
+def accuracy(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict:
+    """Accuracy per question (micro) with its 95 % Wilson interval and what it must be held against.
+
+    `chance` guesses blindly; `majority_letter` answers the letter most often right on these rows;
+    `longest_option` and `shortest_option` answer by length, `overlap` the option that shares the largest
+    part of its characters with the stem; between equals they guess. Empty when there is no question.
+    """
+    if not questions:
+        return {}
+    common = majority_answer(questions)
+    return {
+        **share(sum(credits(questions, predictions)), len(questions)),
+        "chance": fmean(1 / len(q.options) for q in questions),
+        "majority_letter": fmean(q.answer == common for q in questions),
+        "majority_letter_is": LETTERS[common],
+        "longest_option": _rule(questions, lambda q, text: len(text)),
+        "shortest_option": _rule(questions, lambda q, text: -len(text)),
+        "overlap": _rule(questions, _overlap),
+    }
+
+
+def share(right: float, n: int) -> dict:
+    """accuracy, right, n and interval_95. `right` is no whole number where ties counted in part."""
+    right = _whole(right)
+    return {"accuracy": right / n, "right": right, "n": n, "interval_95": list(wilson(right, n))}
+
+
+def _whole(right: float) -> float:
+    """A sum of shares such as 1/3: what rounding left beside a whole number is taken off."""
+    return round(right) if abs(right - round(right)) < 1e-9 else right
+
+
+def _rule(questions: Sequence[Question], worth) -> float:
+    """The accuracy to be expected of answering the option that is worth most."""
+    shares = []
+    for question in questions:
+        worths = [worth(question, text) for text in question.options]
+        top = max(worths)
+        shares.append((worths[question.answer] == top) / worths.count(top))
+    return fmean(shares)
+
+
+def _overlap(question: Question, text: str) -> float:
+    mine, stem = set(normalised(text)), set(normalised(question.stem))
+    return len(mine & stem) / len(mine) if mine else 0.0
+
+
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share (E. B. Wilson 1927). scipy's takes whole numbers alone; `right`
+    may hold shares of ties."""
+    z = NormalDist().inv_cdf(0.975)
+    share, width = right / count, z * z / count
+    middle, spread = share + width / 2, z * math.sqrt(share * (1 - share) / count + width / (4 * count))
+    low, high = (middle - spread) / (1 + width), (middle + spread) / (1 + width)
+    return 0.0 if right == 0 else low, 1.0 if right == count else high
+
+
+def by_subject(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, dict]:
+    """accuracy, right, n and interval_95 of each subject."""
+    rows: dict[str, list[float]] = defaultdict(list)
+    for question, right in zip(questions, credits(questions, predictions), strict=True):
+        rows[question.subject].append(right)
+    return {subject: share(sum(hits), len(hits)) for subject, hits in sorted(rows.items())}
+
+
+def by_category(subjects: dict[str, dict]) -> dict[str, dict]:
+    """The same of each category, per question; only those of which there is a subject here."""
+    rows: dict[str, list[dict]] = defaultdict(list)
+    for subject, figures in subjects.items():
+        if category := category_of(subject):
+            rows[category].append(figures)
+    return {
+        category: {
+            **share(sum(row["right"] for row in rows[category]), sum(row["n"] for row in rows[category])),
+            "subjects": len(rows[category]),
+        }
+        for category in CATEGORIES
+        if category in rows
+    }
+
+
+def macro_4(subjects: dict[str, dict]) -> dict | None:
+    """Mean of four category means, each the mean of its subjects: as published for TMMLU+ (ievals).
+
+    Its interval is a bootstrap stratified by subject. None when a category has no subject here: the figure
+    would be another one.
+    """
+    weights = _macro_weights(subjects)
+    if weights is None:
+        return None
+    names = list(weights)
+    categories = {
+        category: fmean(subjects[name]["accuracy"] for name in names if category_of(name) == category)
+        for category in CATEGORIES
+    }
+    rng = numpy.random.default_rng(0)
+    drawn = numpy.zeros(RESAMPLES)
+    for name, weight in weights.items():  # n draws with replacement from n hits and misses are a binomial
+        figures = subjects[name]
+        drawn += weight * rng.binomial(figures["n"], figures["accuracy"], RESAMPLES) / figures["n"]
+    return {
+        "macro_4": fmean(categories.values()),
+        "interval_95": numpy.percentile(drawn, INTERVAL).tolist(),
+        "categories": categories,
+        "subjects": len(names),
+    }
+
+
+def _macro_weights(subjects: dict[str, dict]) -> dict[str, float] | None:
+    """How much a subject's accuracy weighs in macro-4; None when a category has no subject."""
+    of_category: dict[str, list[str]] = defaultdict(list)
+    for name in subjects:
+        if category := category_of(name):
+            of_category[category].append(name)
+    if of_category.keys() != CATEGORIES.keys():
+        return None
+    return {name: 1 / (4 * len(names)) for names in of_category.values() for name in names}
+
+
+# ---- two models on the same questions ----------------------------------------------------------------------
+
+
+def paired(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
+    """McNemar's test, and the difference first − second with its paired-bootstrap interval: micro, and
+    macro-4 where it exists."""
+    return {**mcnemar(questions, first, second), **difference(questions, first, second)}
+
+
+def mcnemar(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
+    """McNemar's test of two models on the same questions, see `paired_test`."""
+    return paired_test(credits(questions, first), credits(questions, second))
+
+
+def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
+    """Two models on the same rows, by those that count more for one of them than for the other. Exact
+    McNemar; where ties count in part, its generalisation: the sign of each difference is as likely the other
+    one (Fisher's randomisation test, two-sided, RESAMPLES draws)."""
+    from scipy.stats import binomtest
+
+    steps = [round(float(a - b), 9) for a, b in zip(first, second, strict=True)]
+    only_first, only_second = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
+    sizes = Counter(abs(step) for step in steps if step)
+    if not sizes:
+        p = 1.0
+    elif len(sizes) == 1:
+        p = float(binomtest(only_first, only_first + only_second).pvalue)
+    else:
+        rng = numpy.random.default_rng(0)
+        drawn = sum(size * (2 * rng.binomial(n, 0.5, RESAMPLES) - n) for size, n in sizes.items())
+        p = float((1 + (numpy.abs(drawn) >= abs(sum(steps)) - 1e-6).sum()) / (1 + RESAMPLES))
+    return {"only_first_right": only_first, "only_second_right": only_second, "p_value": p}
+
+
+def difference(
+    questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]
+) -> dict:
+    """first − second in accuracy; 95 % by a paired bootstrap, which draws whole questions (for macro-4 within
+    each subject)."""
+    steps: dict[str, list[float]] = defaultdict(list)
+    counted = zip(questions, credits(questions, first), credits(questions, second), strict=True)
+    for question, a, b in counted:
+        steps[question.subject].append(a - b)
+    rng = numpy.random.default_rng(0)
+    found = mean_difference([step for row in steps.values() for step in row], rng)
+    if weights := _macro_weights(steps):
+        drawn = sum(weight * _resampled(rng, steps[name]) for name, weight in weights.items())
+        found["macro_4_difference"] = sum(weights[name] * fmean(steps[name]) for name in weights)
+        found["macro_4_difference_interval_95"] = numpy.percentile(drawn, INTERVAL).tolist()
+    return found
+
+
+def mean_difference(steps: Sequence[float], rng=None) -> dict:
+    """`difference`, the mean of one model's counts less another's on the same rows, with its 95 % interval by
+    a bootstrap of the rows."""
+    drawn = _resampled(rng or numpy.random.default_rng(0), steps)
+    return {
+        "difference": fmean(steps),
+        "difference_interval_95": numpy.percentile(drawn, INTERVAL).tolist(),
+    }
+
+
+def _resampled(rng, steps: Sequence[float]) -> numpy.ndarray:
+    """Means of RESAMPLES draws with replacement: multinomial counts of the few values there are."""
+    values, counts = numpy.unique(numpy.round(steps, 9), return_counts=True)
+    return rng.multinomial(len(steps), counts / len(steps), RESAMPLES) @ values / len(steps)
+
+
+# ---- letters and orders ------------------------------------------------------------------------------------
+
+
+def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict:
+    """How the letters of the key are met: recall, precision, F1 and support of each, their confusion, how
+    often each is chosen, macro F1, and RStd, the standard deviation of the recalls (arXiv:2309.03882,
+    section 2.2). A question that could not be asked counts as chosen nothing: a column of its own, `?`. Of
+    k options that share the highest score each is chosen by 1/k."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    spread = [_spread(chosen) for chosen in predictions]
+    gold = [question.answer for question, each in zip(questions, spread, strict=True) for _ in each]
+    chosen = [place for each in spread for place in each]
+    weights = [1 / len(each) for each in spread for _ in each]
+    places = list(range(max(len(question.options) for question in questions)))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        gold, chosen, labels=places, zero_division=0.0, sample_weight=weights
+    )
+    columns = [*places, -1] if -1 in chosen else places
+    confusion = confusion_matrix(gold, chosen, labels=columns, sample_weight=weights)[: len(places)]
+    asked = [recall[i] for i in range(len(places)) if support[i]]
+    return {
+        "letters": [LETTERS[place] for place in places],
+        "recall": recall.tolist(),
+        "precision": precision.tolist(),
+        "f1": f1.tolist(),
+        "support": [round(count) for count in support],
+        "chosen": [
+            sum(w for p, w in zip(chosen, weights, strict=True) if p == place) / len(questions)
+            for place in places
+        ],
+        "columns": [LETTERS[place] if place >= 0 else "?" for place in columns],
+        "confusion": [[_whole(count) for count in row] for row in confusion.tolist()],
+        "macro_f1": fmean(f1[i] for i in range(len(places)) if support[i]),
+        "recall_std": float(numpy.std(asked)),
+    }
+
+
+def _spread(chosen: Prediction) -> tuple[int, ...]:
+    """The options that share a prediction; -1 for none."""
+    return (chosen if isinstance(chosen, tuple) else (chosen,)) or (-1,)
+
+
+def order_bias(by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float]]]], answers) -> dict:
+    """What the order of the options does: share of questions whose answer is not the same in every order,
+    accuracy over all orders, and how often each place is chosen against how often it was right.
+
+    Args:
+        by_order: of each question (order, scores by option) of every order it was asked in.
+        answers: the right option of each.
+
+    Returns:
+        {} when no question was asked in more than one order.
+    """
+    rows = [(asked, answer) for asked, answer in zip(by_order, answers, strict=True) if len(asked) > 1]
+    if not rows:
+        return {}
+    flips, hits, as_written = 0, [], []
+    width = max(len(order) for asked, _ in rows for order, _ in asked)
+    chosen, right = [0.0] * width, [0] * width
+    for asked, answer in rows:
+        picked = [tied(row) for _, row in asked]
+        flips += len(set(picked)) > 1
+        hits += [credit(answer, options) for options in picked]
+        as_written.append(credit(answer, picked[0]))
+        for (order, _), options in zip(asked, picked, strict=True):
+            for option in options:
+                chosen[order.index(option)] += 1 / len(options)
+            right[order.index(answer)] += 1
+    return {
+        "questions": len(rows),
+        "orders": sum(len(asked) for asked, _ in rows) / len(rows),
+        "flips": flips / len(rows),
+        "accuracy_as_written": fmean(as_written),
+        "accuracy_of_one_order": fmean(hits),
+        "places": list(LETTERS[:width]),
+        "chosen": [count / len(hits) for count in chosen],
+        "right": [count / len(hits) for count in right],
+    }
+
+
+# ---- calibration -------------------------------------------------------------------------------------------
+
+
+def probabilities(scores: Sequence[float], temperature: float = 1.0) -> numpy.ndarray:
+    """Softmax of one question's scores over its options."""
+    from scipy.special import softmax
+
+    return softmax(numpy.asarray(scores, dtype=float) / temperature)
+
+
+def fit_temperature(rows: Sequence[Sequence[float]], answers: Sequence[int]) -> float:
+    """The temperature with the least negative log-likelihood (arXiv:1706.04599, section 4.2), within 0.05 to
+    100. To be fitted on rows that are neither taught nor examined."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_t: _nll(rows, answers, math.exp(log_t)), bounds=(math.log(0.05), math.log(100)),
+        method="bounded",
+    )  # fmt: skip
+    return float(math.exp(found.x))
+
+
+def _nll(rows, answers, temperature: float) -> float:
+    from scipy.special import log_softmax
+
+    return fmean(
+        -float(log_softmax(numpy.asarray(row, dtype=float) / temperature)[answer])
+        for row, answer in zip(rows, answers, strict=True)
+    )
+
+
+def calibration(rows: Sequence[Sequence[float]], answers: Sequence[int], temperature: float = 1.0) -> dict:
+    """Does the model know what it knows? Of the answers' softmax over the options:
+
+    `nll` mean −log p(right); `brier` mean Σ (p − right)² over the options (Brier 1950, 0 to 2); `ece` mean
+    |accuracy − confidence| over BINS bins of confidence, weighted by their questions (arXiv:1706.04599,
+    equation 3), and the bins themselves. {} without rows.
+    """
+    if not rows:
+        return {}
+    confidence, hits, brier = [], [], []
+    for row, answer in zip(rows, answers, strict=True):
+        p = probabilities(row, temperature)
+        confidence.append(float(p.max()))
+        hits.append(credit(answer, tied(row)))
+        brier.append(float(((p - (numpy.arange(len(p)) == answer)) ** 2).sum()))
+    place = numpy.minimum((numpy.asarray(confidence) * BINS).astype(int), BINS - 1)
+    bins = []
+    for number in range(BINS):
+        inside = [i for i in range(len(rows)) if place[i] == number]
+        if inside:
+            bins.append(
+                {
+                    "from": number / BINS, "to": (number + 1) / BINS, "n": len(inside),
+                    "confidence": fmean(confidence[i] for i in inside),
+                    "accuracy": fmean(hits[i] for i in inside),
+                }
+            )  # fmt: skip
+    return {
+        "temperature": temperature,
+        "nll": _nll(rows, answers, temperature),
+        "brier": fmean(brier),
+        "ece": sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(rows),
+        "confidence": fmean(confidence),
+        "bins": bins,
+    }

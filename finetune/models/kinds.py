@@ -1,0 +1,79 @@
+"""What a model is by its configuration: one that fills blanks, writes on, sorts texts or chooses among
+options; and what it can be made into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.models.forward import CAUSAL_CLASSES
+
+CLASSES = {  # of transformers
+    "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
+    "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
+}  # fmt: skip
+NEW_HEAD = ("classifier", "choice")  # kinds whose head is put on here, whatever the base was trained for
+TITLES = {
+    "masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型", "classifier": "文字分類模型",
+    "choice": "選擇題模型",
+}  # fmt: skip
+INSTEAD = {
+    "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
+    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 教",
+    "classifier": "請換 bert-base-chinese 這類模型",
+    "choice": "請換 bert-base-chinese 這類編碼器；因果語言模型用 --task sft 教選擇題",
+}
+
+
+def kind_of(config) -> str:
+    """What a model was saved as: one of CLASSES, or "" for none of them."""
+    names = config.architectures or []
+    # known without the import below, which takes longer than a prompt
+    if names == ["BertForMaskedLM"] and config.model_type == "bert":
+        return "masked"
+    for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
+        if any(name.endswith(ending) for name in names):
+            return kind
+    if any(name.endswith(CAUSAL_CLASSES) for name in names):
+        return "causal"
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return "masked"
+    return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+
+
+def is_decoder(config) -> bool:
+    """True for a family that only writes on."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def unfit(config, kind: str, name: str) -> str:
+    """Why a model cannot be what is wanted; "" when it can."""
+    import transformers
+
+    own, classes = kind_of(config), config.architectures or []
+    found = f"是 {config.model_type} 模型（{'、'.join(classes) or '未註明架構'}）"
+    if kind in NEW_HEAD and own != kind:
+        if own in NEW_HEAD:
+            return f"{found}：已經是{TITLES[own]}，不能改成{TITLES[kind]}；請換它的底模"
+        if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
+            return f"{found}：這類模型不能當{TITLES[kind]}的底模；{INSTEAD[kind]}"
+        return ""
+    if kind == "masked" and config.model_type == "electra" and "ElectraForMaskedLM" not in classes:
+        return (
+            f"{found}：ELECTRA 的 discriminator 學的是認出哪些字被換過，沒有填 [MASK] 的輸出層；"
+            "可用 --task classify 或 --objective choice，或改用 bert-base-chinese"
+        )
+    taught_here = (Path(name).expanduser() / "run_card.json").is_file()  # it has learned to fill blanks
+    if kind == "masked" and "macbert" in Path(name).name.lower() and not taught_here:
+        return (
+            f"{found}：MacBERT 預訓練時以近義詞代替 [MASK]，它的輸出層不會填空（見 MacBERT 的說明）；"
+            "可用 --task classify 或 --objective choice，或改用 hfl/chinese-roberta-wwm-ext；"
+            "其實不是 MacBERT 的話，請把資料夾改名"
+        )
+    if kind not in ("", own) or not own:
+        wanted = TITLES.get(kind) or "、".join(TITLES.values())
+        return f"{found}，不是{wanted}；{INSTEAD.get(kind) or INSTEAD['masked']}"
+    return ""

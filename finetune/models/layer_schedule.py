@@ -1,0 +1,421 @@
+"""Which layers of a pretrained model learn, when, and how fast: frozen parts, gradual unfreezing and
+discriminative fine-tuning (ULMFiT, arXiv:1801.06146, sections 3.2 and 3.3).
+
+Only names, groups and the schedule are known here; the engine acts on them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import nn
+
+from finetune.runtime.console import nearest
+from finetune.runtime.errors import Problems, UserError
+
+EMBEDDINGS, HEAD = "embeddings", "head"
+SHARED = "shared"  # the one set of weights that all of ALBERT's layers use
+BODY = "body"  # all before the head, of a model whose layers are no single stack
+ALL_BUT_HEAD = "all_but_head"
+# Modules of the base model that are made on one side of the layers and used on the other.
+MISPLACED = {
+    "opt": {"decoder.final_layer_norm": HEAD, "decoder.project_out": HEAD},
+    "deberta-v2": {"encoder.LayerNorm": EMBEDDINGS, "encoder.conv": EMBEDDINGS},
+    "gemma4_text": {"per_layer_model_projection": EMBEDDINGS, "per_layer_projection_norm": EMBEDDINGS},
+}
+RANGE = re.compile(r"([0-9]{1,9})(?: *[-–~] *([0-9]{1,9}))?")
+
+
+# ---- the parts of a model ----------------------------------------------------------------------------------
+
+
+class Layers:
+    """The parts of a model of transformers from bottom to top: `embeddings`, `0`, `1`, …, `head`.
+
+    ALBERT has `embeddings`, `shared`, `head`; a model whose layers are no single stack (an encoder with a
+    decoder, Funnel) has `body`, `head`. Layers of peft may be put in before or after; parameters may be on
+    the meta device.
+
+    Attributes:
+        names: of the parts, bottom to top.
+        count: layers of the model, which may share their weights.
+        tied: the head's output weights are those of the embeddings, to which they belong.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        body = getattr(model, model.base_model_prefix, model)
+        self._body = next(name for name, module in model.named_modules() if module is body)
+        config = model.config.get_text_config()
+        self.count = getattr(config, "num_hidden_layers", None) or 0
+        groups = getattr(config, "num_hidden_groups", None) or self.count  # ALBERT's
+        stacks = {} if model.config.is_encoder_decoder else _stacks(body, min(groups, self.count))
+        self._layers = {self._under(name): len(stack) for name, stack in stacks.items()}
+        self._shared = bool(stacks) and groups < self.count
+        middle = [SHARED] if self._shared else [str(number) for number in range(self.count)]
+        self.names = [EMBEDDINGS, *middle, HEAD] if stacks else [BODY, HEAD]
+        self._sides: dict[str, str] = {}  # module path -> part, of modules beside the stack
+        if stacks:
+            self._sides = {self._under(name): part for name, part in _sides(body, stacks).items()}
+            known = MISPLACED.get(config.model_type, {})
+            self._sides |= {self._under(name): part for name, part in known.items()}
+        self._aliases: dict[str, str] = {}  # a name of a Parameter that has several -> its lowest part
+        self._find_ties()
+
+    def _under(self, name: str) -> str:
+        return f"{self._body}.{name}" if self._body else name
+
+    def _find_ties(self) -> None:
+        by_identity: dict[int, list[str]] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            by_identity.setdefault(id(parameter), []).append(name)
+        for names in by_identity.values():
+            lowest = min(map(self._by_path, names), key=self.depth)
+            self._aliases |= {name: lowest for name in names if self._by_path(name) != lowest}
+        self.tied = any(self._by_path(name) == HEAD for name in self._aliases)
+
+    def part_of(self, parameter_name: str) -> str:
+        """The part a parameter belongs to; one with several names, to the lowest of theirs.
+
+        Raises:
+            AttributeError: the model has no parameter of that name.
+        """
+        self._model.get_parameter(parameter_name)
+        return self._aliases.get(parameter_name) or self._by_path(parameter_name)
+
+    def _by_path(self, name: str) -> str:
+        steps = name.split(".")
+        paths = [".".join(steps[:length]) for length in range(len(steps), 0, -1)]  # the longest first
+        if self._body and self._body not in paths:
+            return HEAD
+        if not self._layers:
+            return BODY
+        for path, step in zip(paths[1:], reversed(steps[1:]), strict=False):
+            if path in self._layers:
+                return SHARED if self._shared else step
+        return next((self._sides[path] for path in reversed(paths) if path in self._sides), EMBEDDINGS)
+
+    def depth(self, name: str) -> int:
+        """How many parts are below this one. Raises ValueError for a name that is not there."""
+        return self.names.index(name)
+
+    def sizes(self) -> dict[str, int]:
+        """Parameters of each part, each Parameter once, whether it learns or not."""
+        return self._sum(self._model.named_parameters())
+
+    def trainable(self) -> dict[str, int]:
+        """Parameters of each part that have `requires_grad` now: with LoRA, the adapters alone."""
+        return self._sum((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
+
+    def _sum(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, int]:
+        sizes = dict.fromkeys(self.names, 0)
+        for name, parameter in parameters:
+            sizes[self.part_of(name)] += parameter.numel()
+        return sizes
+
+
+def _stacks(body: nn.Module, length: int) -> dict[str, nn.ModuleList]:
+    """The largest list of `length` modules, and those beside it: XLM keeps the attentions and the
+    feed-forward networks of its layers apart."""
+    found = {
+        name: module
+        for name, module in body.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == length
+    }
+    if not found:
+        return {}
+    largest = max(found, key=lambda name: sum(p.numel() for p in found[name].parameters()))
+    home = largest.rpartition(".")[0]
+    return {name: module for name, module in found.items() if name.rpartition(".")[0] == home}
+
+
+def _sides(body: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, str]:
+    """Paths of modules made after the layers, which are of the head; but tables looked up by an id are
+    embeddings wherever they stand (DeBERTa's relative positions)."""
+    paths = dict(body.named_modules())
+    order = list(paths)
+    late = order[order.index(next(iter(stacks))) + 1 :]
+    sides = {name: HEAD for name in late if not name.startswith(tuple(stack + "." for stack in stacks))}
+    for name, module in paths.items():
+        if isinstance(module, nn.Embedding):
+            sides[re.sub(r"\.(base_layer|original_module)$", "", name)] = EMBEDDINGS  # what peft wraps
+    return sides
+
+
+def brief(names: Iterable[str]) -> str:
+    """Names of parts, bottom to top, runs of layers in short: `embeddings、0–11、head`."""
+    runs: list[list[str]] = []
+    for name in names:
+        if name.isdigit() and runs and runs[-1][-1] == str(int(name) - 1):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return "、".join(run[0] if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+# ---- what a person asks for --------------------------------------------------------------------------------
+
+
+def choose(spec: str, flag: str, layers: Layers) -> frozenset[str]:
+    """The parts that a list names: `embeddings`, `head`, `all_but_head`, `3`, `0-9`, by commas (，、 too).
+
+    Raises:
+        UserError: all that is wrong with the list: unknown names, ranges that are backwards or too high; an
+            empty list.
+    """
+    chosen: set[str] = set()
+    problems = []
+    have = f"有的是 {brief(layers.names)}"
+    words = [word.strip() for word in re.split("[,、]", unicodedata.normalize("NFKC", spec).lower())]
+    for word in filter(None, words):
+        found = RANGE.fullmatch(word)
+        if word == ALL_BUT_HEAD:
+            chosen |= set(layers.names) - {HEAD}
+        elif word in layers.names:
+            chosen.add(word)
+        elif found and SHARED in layers.names:
+            problems.append(f"{flag} {word}：這個模型的 {layers.count} 層共用一組權重，不能分開；{have}")
+        elif found and BODY in layers.names:
+            problems.append(f"{flag} {word}：這個模型的層不是單純的一疊，不能分開；{have}")
+        elif found:
+            first, last = int(found[1]), int(found[2] or found[1])
+            if first > last:
+                problems.append(f"{flag} {word}：範圍寫反了，請寫 {last}-{first}")
+            elif last >= layers.count:
+                problems.append(f"{flag} {word}：這個模型只有第 0 到 {layers.count - 1} 層；{have}")
+            chosen |= {str(number) for number in range(first, min(last + 1, layers.count))}
+        else:
+            guess = nearest(word, [*layers.names, ALL_BUT_HEAD])
+            hint = f"，是不是 {guess[0]}？" if guess else "；"
+            problems.append(f"{flag} {word}：沒有這個部分{hint}{have}，也可寫 {ALL_BUT_HEAD}")
+    if not any(words):
+        problems.append(f"{flag} 是空的；{have}，也可寫 {ALL_BUT_HEAD}")
+    if problems:
+        raise UserError(problems)
+    return frozenset(chosen)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Which parts learn, from when on, how fast.
+
+    Attributes:
+        names: of all parts, bottom to top.
+        frozen: parts that never learn.
+        learns: the others that have a parameter to learn (with LoRA, an adapter).
+        unfreeze_every: optimizer steps from one part's opening to that of the next one below; 0: all learn
+            from the start.
+        decay: of the learning rate, from a part to the one below it; 1: the same for all.
+    """
+
+    names: tuple[str, ...]
+    frozen: frozenset[str]
+    learns: frozenset[str]
+    unfreeze_every: int = 0
+    decay: float = 1.0
+
+    def scale(self, part: str) -> float:
+        """Factor of the learning rate: decay ** (parts above this one), frozen ones counted. The head has 1,
+        the topmost of L layers decay, layer 0 decay ** L, embeddings decay ** (L + 1).
+
+        ULMFiT's discriminative fine-tuning (arXiv:1801.06146, section 3.2) with decay = 1 / 2.6.
+        """
+        return self.decay ** (len(self.names) - 1 - self.names.index(part))
+
+    def opens_at(self, part: str) -> int | None:
+        """The optimizer step (0 is the first) from which a part learns; None when it never does.
+
+        Gradual unfreezing (arXiv:1801.06146, section 3.3): the topmost part that learns is open at step 0,
+        the next below it `unfreeze_every` steps later, and so on; what is open stays open.
+        """
+        above = self.names[self.names.index(part) + 1 :]
+        if part not in self.learns:
+            return None
+        return self.unfreeze_every * len(self.learns.intersection(above))
+
+    def open_at(self, step: int) -> frozenset[str]:
+        """The parts that learn in an optimizer step."""
+        return frozenset(part for part in self.learns if self.opens_at(part) <= step)
+
+    @property
+    def last_opening(self) -> int:
+        """The step at which the last part opens: a run of no more steps than that never teaches it."""
+        return max((self.opens_at(part) for part in self.learns), default=0)
+
+    @property
+    def alike(self) -> bool:
+        """True when all that learns does so from the start and at one rate."""
+        return self.unfreeze_every == 0 and self.decay == 1
+
+    def describe(self) -> str:
+        """For a checkpoint's identity; "" when nothing was asked for."""
+        words = []
+        if self.frozen:
+            words.append("凍結 " + brief(name for name in self.names if name in self.frozen))
+        if self.unfreeze_every:
+            words.append(f"由上而下每 {self.unfreeze_every} 步多開一部分")
+        if self.decay != 1:
+            words.append(f"每往下一部分學習率乘 {self.decay!r}")
+        return "；".join(words)
+
+
+def learning(
+    flags_freeze: str, flags_train_only: str, unfreeze_every: int, decay: float, layers: Layers
+) -> Learning:
+    """What the flags --freeze, --train_only, --unfreeze_every and --layer_lr_decay ask for.
+
+    Args:
+        flags_freeze, flags_train_only: as `choose` takes them; "" when not given.
+        layers: of the model with its adapters, before `apply`: what has `requires_grad` now can learn.
+
+    Raises:
+        UserError: all that is wrong with the flags, or nothing would be left to learn.
+    """
+    problems = Problems()
+    frozen: frozenset[str] = frozenset()
+    names = frozenset(layers.names)
+    if flags_freeze and flags_train_only:
+        problems.found.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
+    with problems:
+        if flags_freeze:
+            frozen = choose(flags_freeze, "--freeze", layers)
+    with problems:
+        if flags_train_only:
+            frozen = names - choose(flags_train_only, "--train_only", layers)
+    if unfreeze_every < 0:
+        problems.found.append(f"--unfreeze_every {unfreeze_every}：應為 0（一開始全部都學）以上的步數")
+    if not 0 < decay <= 1:
+        problems.found.append(f"--layer_lr_decay {decay:g}：應大於 0 且不超過 1（1 是各層相同）")
+    problems.report()
+    able = frozenset(part for part, size in layers.trainable().items() if size)
+    if frozen and not able - frozen:
+        asked = f"--train_only {flags_train_only}" if flags_train_only else f"--freeze {flags_freeze}"
+        can = brief(name for name in layers.names if name in able)
+        raise UserError(f"{asked}：沒有任何參數可學了；這個模型能學的部分是 {can or '（沒有）'}")
+    return Learning(tuple(layers.names), frozen, able - frozen, unfreeze_every, decay)
+
+
+def learning_of_all(layers: Layers) -> Learning:
+    """All that has `requires_grad` learns, from the start and alike."""
+    return learning("", "", 0, 1.0, layers)
+
+
+# ---- what the engine does with it --------------------------------------------------------------------------
+
+
+def apply(model: nn.Module, layers: Layers, learning: Learning) -> None:
+    """Freezes what shall never learn. What is frozen already (the base under LoRA) stays so."""
+    for name, parameter in model.named_parameters():
+        if layers.part_of(name) in learning.frozen:
+            parameter.requires_grad_(False)
+
+
+def by_part(model: nn.Module, layers: Layers) -> dict[str, list[nn.Parameter]]:
+    """The parameters that have `requires_grad` now, by part, bottom to top; only parts that have some."""
+    found: dict[str, list[nn.Parameter]] = {part: [] for part in layers.names}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[layers.part_of(name)].append(parameter)
+    return {part: parameters for part, parameters in found.items() if parameters}
+
+
+def set_open(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) -> None:
+    """Lets the parts in `opened` learn and closes the others: an optimizer passes over a parameter without a
+    gradient, so that neither weight decay nor momentum moves it.
+
+    Args:
+        parts: as `by_part` returned them when all that will ever learn had `requires_grad`.
+    """
+    for part, parameters in parts.items():
+        for parameter in parameters:
+            parameter.requires_grad_(part in opened)
+            if part not in opened:
+                parameter.grad = None
+
+
+def groups(model: nn.Module, layers: Layers, learning: Learning, weight_decay: float) -> list[dict]:
+    """Parameter groups for an optimizer, of what has `requires_grad` now: weight decay for matrices, none for
+    biases and norms (BERT's recipe).
+
+    Returns:
+        Bottom to top, each with "params", "weight_decay", "part" and "scale" (of the learning rate), none
+        empty. When all learns alike, two groups of part "", in the order of `model.parameters()`, the second
+        one empty where only matrices learn: checkpoints know groups by their places.
+    """
+    parts = by_part(model, layers)
+    if learning.alike:
+        parts = {"": [parameter for parameter in model.parameters() if parameter.requires_grad]}
+    found = []
+    for part, parameters in parts.items():
+        scale = learning.scale(part) if part else 1.0
+        matrices = [p for p in parameters if p.ndim >= 2]
+        vectors = [p for p in parameters if p.ndim < 2]
+        found += [
+            {"params": params, "weight_decay": decay, "part": part, "scale": scale}
+            for params, decay in ((matrices, weight_decay), (vectors, 0.0))
+            if params or not part
+        ]
+    return found
+
+
+# ---- for a person ------------------------------------------------------------------------------------------
+
+
+def table(layers: Layers, learning: Learning) -> list[str]:
+    """Lines for a person: each part, how many parameters it has and learns, from which step, how fast; the
+    sum is the last line. To be called before an engine closes what opens later."""
+    sizes = layers.sizes()
+    trained = {part: size if part in learning.learns else 0 for part, size in layers.trainable().items()}
+
+    def state(part: str) -> str:
+        opens = learning.opens_at(part)
+        if part in learning.frozen:
+            return "凍結"
+        if opens is None:
+            return "沒有可學的參數"
+        return f"{opens} 步後學習" if opens else "學習"
+
+    def look(part: str) -> tuple:
+        factor = f"{learning.scale(part):.3g}" if part in learning.learns else "–"
+        return part.isdigit() or part, state(part), factor
+
+    rows = [["部分", "參數", "訓練", "狀態", "學習率倍數"]]
+    for (_, how, factor), run in groupby((part for part in layers.names if sizes[part]), key=look):
+        run = list(run)
+        counts = [sum(some[part] for part in run) for some in (sizes, trained)]
+        rows.append([brief(run), *map(_millions, counts), how, factor])
+    if learning.decay == 1:
+        rows = [row[:-1] for row in rows]
+    lines = _aligned(rows)
+    if layers.tied:
+        lines.append(f"輸出層的權重與詞嵌入是同一組，算在 {layers.names[0]}")
+    if SHARED in layers.names:
+        lines.append(f"{layers.count} 層共用一組權重，即 shared")
+    some, whole = sum(trained.values()), sum(sizes.values())
+    return [*lines, f"訓練 {_millions(some)}／全部 {_millions(whole)} 參數（{100 * some / whole:.1f} %）"]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Columns of a terminal, where a Chinese character takes two; numbers (2nd, 3rd, 5th) to the right."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [
+            gap + cell if place in (1, 2, 4) else cell + gap
+            for place, (cell, gap) in enumerate(zip(row, gaps, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -1,0 +1,121 @@
+"""Tokenizers, masked and causal: loaded, and repaired where a model comes with one that would mislead it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.models.kinds import NEW_HEAD
+from finetune.models.loading import quiet_libraries
+from finetune.models.tokenizer_checks import try_tokenizer
+from finetune.runtime import hub, untrusted
+from finetune.runtime.console import say
+from finetune.runtime.errors import UserError
+
+# Tokens that models keep for padding, the likeliest first.
+PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
+# Families whose positions are counted from the one after padding's id.
+AFTER_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text",
+    "longformer", "luke", "mpnet",
+)  # fmt: skip
+
+
+def load_tokenizer(name: str, flag: str, kind: str = "masked"):
+    """The model's tokenizer, repaired where its vocabulary has no capital letters.
+
+    bert-base-chinese is shipped with `do_lower_case=false` and a vocabulary without capitals: `A`, `DNA`
+    and `ATP` all become [UNK]. Lower-casing is switched on when that is so, and is saved with the model.
+    One of a causal model gets a padding token of its own where padding is the end of text, or missing.
+
+    Args:
+        kind: a model with a new head reads as the base it is put on: one whose tokenizer has a mask token
+            like a masked one, else like a causal one.
+
+    Raises:
+        UserError: not to be had, or without a mask token (masked) or an end of text (causal).
+    """
+    from transformers import AutoTokenizer
+
+    quiet_libraries()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        try_tokenizer(tokenizer, f"{flag} {name}")
+        if kind in NEW_HEAD:
+            kind = "causal" if tokenizer.mask_token_id is None else "masked"
+        if kind == "masked" and lacks_capitals(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's, its HTTP client's, or files that make no sense: each its own
+        if Path(name).expanduser().is_dir():
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{flag} {name}：讀不到 tokenizer（要有完好的 tokenizer.json 或 vocab.txt）：{said}"
+            ) from error
+        raise hub.cannot_fetch("tokenizer", name, flag, error) from error
+    _tell_of_code(name, flag)
+    if kind == "causal":
+        if tokenizer.eos_token_id is None:
+            _end_of_config(tokenizer, name)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"{flag} {name}：沒有結束符號，模型學不會停；請在 tokenizer_config.json 寫明 eos_token，"
+                "或在 config.json 寫明 eos_token_id"
+            )
+        if added := separate_padding(tokenizer):
+            say(f"  tokenizer 沒有補齊專用的符號，以 {added} 補齊")
+        return tokenizer
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
+    special = [tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
+    if None in special or len(set(special)) < len(special):
+        raise UserError(
+            f"{flag} {name}：tokenizer 的 [MASK]、[PAD]、[UNK] 應是三個不同的 token，得到編號 {special}"
+        )
+    return tokenizer
+
+
+def _tell_of_code(name: str, flag: str) -> None:
+    """Says of a model on the hub that its own code is not run; of a folder `models.check_source` says it."""
+    config = None if Path(name).expanduser().is_dir() else hub.cached(name, "config.json")
+    if config and untrusted.has_code(config.parent):
+        say(untrusted.ignored(f"{flag} {name}"))
+
+
+def _end_of_config(tokenizer, name: str) -> None:
+    """The end of text that the model's own configuration names, for a tokenizer that comes without one: a
+    tokenizer.json alone does not say which of its tokens it is."""
+    folder = Path(name).expanduser()
+    for file in ("generation_config.json", "config.json"):
+        found = folder / file if folder.is_dir() else hub.cached(name, file)
+        ids = untrusted.read(found).get("eos_token_id") if found else None
+        for token in ids if isinstance(ids, list) else [ids]:
+            if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < len(tokenizer):
+                tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
+                say(f"  tokenizer 沒有註明結束符號，照 {file} 用 {tokenizer.eos_token}")
+                return
+
+
+def separate_padding(tokenizer) -> str:
+    """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
+    by its id would else never teach a model to stop. Returns it; "" where it has one of its own."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return ""
+    known = tokenizer.get_vocab()
+    free = [word for word in PADS if word in known and known[word] != tokenizer.eos_token_id]
+    tokenizer.add_special_tokens({"pad_token": free[0] if free else PADS[0]})
+    return tokenizer.pad_token
+
+
+def lacks_capitals(tokenizer) -> bool:
+    """True when `a` is a token and `A` would become [UNK]."""
+    lower, upper = (tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "aA")
+    return tokenizer.unk_token_id in upper and tokenizer.unk_token_id not in lower
+
+
+def prompt_length(config, tokenizer, wanted: int) -> int:
+    """The longest prompt in tokens: what was asked for, or what the model's positions allow."""
+    positions = getattr(config, "max_position_embeddings", None) or wanted
+    if config.model_type in AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    return min(wanted, positions, tokenizer.model_max_length)

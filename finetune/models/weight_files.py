@@ -1,0 +1,111 @@
+"""What a model's folder holds, looked at before a library opens it: files that are there and whole, weights
+that are numbers this project computes with.
+
+transformers fills what it does not understand with what fits: integers become floats without their scale, a
+quantization it does not know is left out, and the model speaks nonsense.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune.runtime import git_lfs, untrusted
+
+FLOATS = {"F64", "F32", "F16", "BF16"}  # of safetensors
+LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no more
+# Ends of the names of tables of places and masks, which are no weights.
+TABLES = ("bias", "mask", "_ids", "_index", "_idx", "inv_freq", "num_batches_tracked")
+# What computes with weights that are no plain floats, by `quant_method`, on a GPU.
+QUANTIZED = {
+    "gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes", "hqq": "hqq", "aqlm": "aqlm",
+    "compressed-tensors": "compressed_tensors", "torchao": "torchao", "quanto": "optimum.quanto",
+    "fp8": "", "mxfp4": "triton", "fbgemm_fp8": "fbgemm_gpu",
+}  # fmt: skip
+
+
+def problems(folder: Path, weights: Sequence[str]) -> list[str]:
+    """What is wrong with a model's files.
+
+    Args:
+        weights: names under which its weights may lie, alone or listed; the first that is there is looked at.
+    """
+    found = [git_lfs.told(file) for file in sorted(folder.iterdir()) if git_lfs.is_pointer(file)]
+    if found:
+        return found
+    main = next((folder / name for name in weights if (folder / name).is_file()), None)
+    files = [main] if main is not None else []
+    if main is not None and main.name.endswith(".json"):
+        listed = untrusted.read(main).get("weight_map") or {}
+        files = [folder / name for name in sorted(set(listed.values()))]
+        if lost := [file.name for file in files if not file.is_file()]:
+            named = "、".join(lost[:10]) + "…" * (len(lost) > 10)
+            counted = f"{main.name} 列了 {len(files)} 個，少 {len(lost)} 個"
+            return [f"少了權重檔 {named}（{counted}）；請重新下載"]
+        found = [git_lfs.told(file) for file in files if git_lfs.is_pointer(file)]
+    return found or [text for file in files if file.suffix == ".safetensors" for text in _spoilt(file)][:10]
+
+
+def _spoilt(file: Path) -> Iterator[str]:
+    """What is wrong with a file of safetensors, by its header."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > LONGEST_HEADER or 8 + length > size:
+            said = f"有 {size:,} 個位元組，檔頭說單是目錄就有 {length:,} 個"
+            yield f"{file.name} 不完整，或不是 safetensors：{said}；請重新下載"
+            return
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+            end = 8 + length + max((one["data_offsets"][1] for one in tensors.values()), default=0)
+            kinds = {name: (str(one["dtype"]), len(one["shape"])) for name, one in tensors.items()}
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            yield f"{file.name} 的目錄讀不懂，不是 safetensors 或已損壞；請重新下載"
+            return
+    if size != end:
+        yield f"{file.name} 有 {size:,} 個位元組，應有 {end:,} 個：沒有下載完，或磁碟滿過；請重新下載"
+    odd = [
+        name
+        for name, (kind, dims) in sorted(kinds.items())
+        if kind not in FLOATS and dims > 1 and not name.endswith(TABLES)
+    ]
+    if odd:
+        kind = kinds[odd[0]][0]
+        yield (
+            f"{file.name} 的權重不是浮點數：{odd[0]} 是 {kind}（共 {len(odd)} 個張量）；"
+            "這是量化或壓縮過的權重，請換未量化的原版模型"
+        )
+
+
+def quantization(config, taught: bool) -> str:
+    """Why weights that a configuration calls quantized cannot be used; "" where they can, or are plain.
+
+    Args:
+        taught: the model is to be trained.
+    """
+    told = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if not told:
+        return ""
+    told = told if isinstance(told, dict) else told.to_dict()
+    method = str(told.get("quant_method") or "")
+    if not method and (told.get("load_in_8bit") or told.get("load_in_4bit")):
+        method = "bitsandbytes"
+    named = f"config.json 說權重是量化過的（quantization_config 的 quant_method 是 {method[:40]!r}）"
+    way_out = "請換未量化的原版模型，或刪去其實沒有用到的 quantization_config"
+    if method not in QUANTIZED:
+        return f"{named}，這裡不認得；{way_out}"
+    if taught:
+        return f"{named}，不能訓練；請換未量化的原版模型，要省記憶體可加 --lora_rank 16 --load_in_4bit"
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"{named}，要有 GPU 才能算，這台機器沒有；{way_out}"
+    library = QUANTIZED[method]
+    if library and importlib.util.find_spec(library.partition(".")[0]) is None:
+        return f"{named}，要有 {library} 才能算，這裡沒有安裝；請 pip install {library}，或{way_out[1:]}"
+    return ""

@@ -1,0 +1,208 @@
+"""What is taught: questions and statements become examples, logits become a loss.
+
+`answer`      the letter of the right option at the blank, options in a new order each epoch (answer-token
+              prediction, arXiv:2502.03793); only the letters of the options compete.
+`answer+mlm`  the same, and one example in five is plain masked-language-model work on the question with
+              its answer.
+`mlm`         the question with its right answer written out, and some of it hidden: with `--masking answer`
+              the whole answer in most examples and characters at random in the others, else characters,
+              words or spans at random. Statements, if any, are read the same way.
+
+Questions whose options compete by their own text: objectives/multiple_choice.py.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from finetune.data.question import Question, Statement
+from finetune.data.question_store import pick
+from finetune.objectives.batching import Batch, ContestBatch, Entries, Example
+from finetune.objectives.masked_lm import Hiding, ordinary
+from finetune.objectives.masking import hide_randomly, maskable
+from finetune.prompts.exam import ExamPrompts, Prompt, TooLong, hide, prepared
+from finetune.prompts.option_order import shuffled
+
+MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
+ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
+ANSWER = Hiding("answer")
+WORDS_KEPT = 1 << 15  # rows whose words are remembered from epoch to epoch
+
+
+class Objective:
+    """Examples of one kind of teaching over one set of rows.
+
+    Args:
+        name: one of `methods.OF_OBJECTIVE`.
+        prompts: writes the rows as token ids.
+        rows: questions and, for `mlm`, statements.
+        seed: of every draw. The same (seed, epoch, row) gives the same example, in any process, at any time.
+        hiding: how words are hidden; masking `answer` hides the answer of `mlm`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prompts: ExamPrompts,
+        rows: Sequence[Question | Statement],
+        seed: int,
+        hiding: Hiding = ANSWER,
+    ):
+        self.name, self.prompts, self.seed = name, prompts, seed
+        self.hides_answer = name == "mlm" and hiding.masking == ANSWER.masking
+        if hiding.masking == ANSWER.masking:
+            # beside whole answers single characters, as pseudo-log-likelihoods ask for them
+            hiding = replace(hiding, masking="token" if self.hides_answer else "word")
+        self.hiding = hiding
+        self._words: dict[int, list[list[int]]] = {}  # of a row, found when they are first hidden
+        self.too_long: list[str] = []
+        self.shortened = 0
+        self.lengths = array("I")
+        self._special, self._vocab = set(prompts.tokenizer.all_special_ids), ordinary(prompts.tokenizer)
+        kept = array("I")
+        for index, row in enumerate(prepared(prompts, rows, answers=name == "mlm")):
+            try:
+                prompt = self._prompt(row, answer=name != "mlm" and isinstance(row, Question))
+            except TooLong:
+                self.too_long.append(row.id)
+                continue
+            self.shortened += prompt.cut > 0
+            kept.append(index)
+            self.lengths.append(len(prompt.ids))
+        self.rows = pick(rows, kept)
+
+    def epoch(self, epoch: int) -> Entries:
+        """The examples of an epoch as (kind, row): every row, and in `answer+mlm` some again as `mlm`."""
+        kind = "mlm" if self.name == "mlm" else "answer"
+        every = range(len(self.rows))
+        if self.name != "answer+mlm":
+            return Entries((kind, every))
+        extra = round(len(self.rows) * MLM_SHARE / (1 - MLM_SHARE))
+        rng = random.Random(f"mix:{self.seed}:{epoch}")
+        return Entries((kind, every), ("mlm", rng.sample(every, extra)))
+
+    def example(self, kind: str, index: int, epoch: int) -> Example:
+        """One example. A constant `epoch` gives the same masks and orders each time, as validation needs."""
+        row = self.rows[index]
+        rng = random.Random(f"{kind}:{self.seed}:{epoch}:{row.id}")
+        return self._answer(row, rng) if kind == "answer" else self._masked(index, rng)
+
+    def _prompt(self, row: Question | Statement, answer: bool) -> Prompt:
+        if isinstance(row, Statement):
+            return self.prompts.told(row)
+        if answer:
+            return self.prompts.listed(row, range(len(row.options)))
+        return self.prompts.plain(row, row.answer)
+
+    def _answer(self, question: Question, rng: random.Random) -> Example:
+        order = shuffled(question.options, rng)
+        prompt = self.prompts.listed(question, order)
+        letters = self.prompts.verbalizer_ids(len(order))
+        return Example(prompt.ids, prompt.blank, (order.index(question.answer),), tuple(letters), question.id)
+
+    def _masked(self, index: int, rng: random.Random) -> Example:
+        row, how = self.rows[index], self.hiding
+        prompt = self._prompt(row, answer=False)
+        if self.hides_answer and rng.random() < ANSWER_HIDDEN:
+            seen, chosen = hide(prompt.ids, prompt.blank, self.prompts.mask), prompt.blank
+        else:
+            if index not in self._words:
+                if len(self._words) >= WORDS_KEPT:
+                    self._words.clear()
+                self._words[index] = self._words_of(row, prompt)
+            seen, chosen = hide_randomly(
+                prompt.ids, self._words[index], self.prompts.mask, self._vocab, rng,
+                how.rate, how.masking, how.all_masked,
+            )  # fmt: skip
+        return Example(seen, chosen, tuple(prompt.ids[i] for i in chosen), row=row.id)
+
+    def _words_of(self, row: Question | Statement, prompt: Prompt) -> list[list[int]]:
+        """Groups of positions that are hidden together; the blank where there is nothing but [UNK]."""
+        told = isinstance(row, Statement)
+        words = self.prompts.words_told(row) if told else self.prompts.words(row, row.answer, prompt)
+        return maskable(words, prompt.ids, self._special) or [[at] for at in prompt.blank]
+
+
+def token_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Negative log-likelihood of each target, in nats, fp32. logits (M, V) -> (M,).
+
+    Where candidates are given, only they compete: softmax over the letters of the options, not over the
+    vocabulary. In a contest the options do, by their scores: one target a question. Logits (M,) are each the
+    log-odds of a yes.
+    """
+    logits = logits.float()
+    if isinstance(batch, ContestBatch):
+        return F.cross_entropy(option_scores(logits, batch), batch.targets, reduction="none")
+    if logits.ndim == 1:
+        return F.binary_cross_entropy_with_logits(logits, batch.targets.float(), reduction="none")
+    choosing = batch.candidates[:, 0] >= 0  # (M,)
+    if not choosing.any():  # no copy of what may be 150,000 logits wide
+        return F.cross_entropy(logits, batch.targets, reduction="none")
+    losses = logits.new_zeros(len(logits))
+    if choosing.any():
+        among = batch.candidates[choosing]  # (N, K)
+        scores = logits[choosing].gather(1, among.clamp_min(0)).masked_fill(among < 0, float("-inf"))
+        losses[choosing] = F.cross_entropy(scores, batch.targets[choosing], reduction="none")
+    if not choosing.all():
+        losses[~choosing] = F.cross_entropy(logits[~choosing], batch.targets[~choosing], reduction="none")
+    return losses
+
+
+def option_scores(logits: Tensor, batch: ContestBatch) -> Tensor:
+    """Scores (Q, K) of a contest's options; -inf where a question has fewer than K. logits (M, V), or (M, 1)
+    of a multiple-choice head."""
+    if logits.shape[1] == 1:
+        cells = logits[:, 0]
+    else:
+        cells = logits.gather(1, batch.wanted[:, None])[:, 0] - logits.logsumexp(1)
+    places = len(batch.targets) * batch.width
+    counts = cells.new_zeros(places).index_add(0, batch.slots, torch.ones_like(cells))
+    sums = cells.new_zeros(places).index_add(0, batch.slots, cells)
+    means = sums / counts.clamp_min(1)
+    return means.masked_fill(counts == 0, float("-inf")).view(-1, batch.width)
+
+
+@torch.no_grad()
+def hits(logits: Tensor, batch: Batch) -> Tensor:
+    """How far each target is what the logits say, 0 to 1: 1/k where it is one of k that share the highest.
+    (M,), as `token_losses` has losses."""
+    if isinstance(batch, ContestBatch):
+        return _share_of_the_best(option_scores(logits.float(), batch), batch.targets)
+    if logits.ndim == 1:
+        return ((logits > 0) == batch.targets.bool()).float()
+    choosing = batch.candidates[:, 0] >= 0
+    said = _share_of_the_best(logits, batch.targets)
+    if not choosing.any():
+        return said
+    among = logits.gather(1, batch.candidates.clamp_min(0)).masked_fill(batch.candidates < 0, float("-inf"))
+    return torch.where(choosing, _share_of_the_best(among, batch.targets.clamp_max(among.shape[1] - 1)), said)
+
+
+def _share_of_the_best(scores: Tensor, targets: Tensor) -> Tensor:
+    """scores (M, K), targets (M,) -> (M,)."""
+    best = scores == scores.max(1, keepdim=True).values
+    return best.gather(1, targets[:, None])[:, 0] / best.sum(1)
+
+
+def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
+    """The batch's share of the loss: each target's, times its weight. Divided once, by the mass of the whole
+    global batch (or validation set), so no batch boundary changes it."""
+    return (losses * batch.weights).sum()
+
+
+def tally(losses: Tensor, batch: Batch) -> Tensor:
+    """What the log needs, to be added up over batches and ranks: (mass, summed loss, tokens)."""
+    return torch.stack(
+        [
+            torch.tensor(float(batch.mass)),
+            summed_loss(losses.detach(), batch).cpu(),
+            torch.tensor(float(batch.tokens)),
+        ]
+    ).double()

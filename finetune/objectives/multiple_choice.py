@@ -1,0 +1,77 @@
+"""Questions whose options compete by their own text: the listwise objectives of the exam.
+
+`choice`  a multiple-choice head gives one number to the stem with an option, softmax over the options
+          (`AutoModelForMultipleChoice`): the usual way, and the control that the ways through the masked
+          language model's own head are held against.
+`cloze`   the score of an option is the mean log-probability of its tokens where they are all hidden
+          (scoring's `joint`), softmax over the options.
+
+The options are never shown side by side, so their order does not matter; a question may have any number.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from finetune.data.question import Question
+from finetune.data.question_store import pick
+from finetune.objectives.batching import Contest, Entries
+from finetune.prompts.exam import ExamPrompts, TooLong, hide, prepared
+
+
+class Contests:
+    """Questions as contests, for one of the two objectives.
+
+    Args:
+        name: `choice` or `cloze`.
+        prompts: writes the rows as token ids.
+        rows: questions; statements have no options and are left out.
+    """
+
+    refused = ()
+
+    def __init__(self, name: str, prompts: ExamPrompts, rows: Sequence):
+        self.name, self.prompts = name, prompts
+        self.lengths = array("I")  # of the longest row of a question
+        self.too_long: list[str] = []
+        self.shortened = 0
+        kept = array("I")
+        for index, row in enumerate(prepared(prompts, rows)):
+            if not isinstance(row, Question):
+                continue
+            try:
+                written = [prompts.plain(row, option) for option in range(len(row.options))]
+            except TooLong:
+                self.too_long.append(row.id)
+                continue
+            self.shortened += any(prompt.cut for prompt in written)
+            kept.append(index)
+            self.lengths.append(max(len(prompt.ids) for prompt in written))
+        self.rows = pick(rows, kept)
+
+    def epoch(self, epoch: int) -> Entries:
+        """Every question once."""
+        return Entries((self.name, range(len(self.rows))))
+
+    def example(self, kind: str, index: int, epoch: int) -> Contest:
+        """One question. There is nothing to draw."""
+        question = self.rows[index]
+        options = range(len(question.options))
+        if self.name == "choice":
+            rows = tuple(self.prompts.plain(question, option).ids for option in options)
+            cells = [(option, option, 0, 0) for option in options]
+        else:
+            rows, cells = self._hidden(question)
+        return Contest(rows, tuple(cells), len(options), question.answer, question.id)
+
+    def _hidden(self, question: Question) -> tuple[tuple[tuple[int, ...], ...], list]:
+        """Options of one length look alike once they are hidden, and share a row."""
+        rows: dict[tuple[int, ...], int] = {}
+        cells = []
+        for option in range(len(question.options)):
+            text = self.prompts.text_of(question, option)
+            prompt = self.prompts.completed(question, text)
+            row = rows.setdefault(hide(prompt.ids, prompt.blank, self.prompts.mask), len(rows))
+            cells += [(option, row, at, token) for at, token in zip(prompt.blank, text, strict=True)]
+        return tuple(rows), cells

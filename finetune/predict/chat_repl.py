@@ -1,0 +1,121 @@
+"""Talking to a causal model in the terminal: what it says appears as it is written, and it remembers what was
+said before; multiple-choice questions as with any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from finetune.models.generation import Decoding
+from finetune.predict.causal import Speaker
+from finetune.predict.repl import Terminal, spoken, whole
+from finetune.runtime.console import show
+from finetune.runtime.errors import UserError
+
+GREETING = """
+============================================================
+🤖 {what}
+  輸入 qa：問一題選擇題
+  輸入 help：其他指令
+  輸入 quit、exit 或 q：離開
+============================================================"""
+CHATS = "對話：直接輸入想說的話\n  輸入 reset：忘掉前面說的，重新開始"
+GOES_ON = "接著寫：輸入一段文字的開頭"
+CHATS_HELP = """
+  一段話          模型回答；前面說過的它還記得（現在 {turns} 個來回）
+  reset           忘掉前面說的"""
+GOES_ON_HELP = """
+  一段文字        模型接著寫下去；每次重新開始，不記得前面的"""
+HELP = """
+  qa              問一題選擇題
+  sample on|off   抽樣，或每次都選最可能的字（現在 {sample}）
+  temperature N   抽樣的溫度，0 到 5（現在 {temperature:g}）
+  tokens N        最多寫幾個 token（現在 {tokens}）
+  method M        選擇題的作答方式（現在 {method}）：letter、generate、prior
+  orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all
+  quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或停住正在寫的回答）
+"""
+
+
+ROOM = 64  # tokens left for a reply before the oldest words are forgotten
+
+
+class Conversation(Terminal):
+    """Args: as `Terminal`; `decoding`: how the model writes."""
+
+    def __init__(self, speaker: Speaker, answer: Callable, method: str, orders: str, decoding: Decoding):
+        super().__init__(speaker, answer, 1, method, orders, 1)
+        self.speaker, self.decoding = speaker, decoding
+        self.messages: list[dict[str, str]] = []
+        self.remembers = speaker.remembers
+        self.greeting = GREETING.format(what=CHATS if self.remembers else GOES_ON)
+        self.commands = {
+            "sample": self._sample, "temperature": self._temperature, "tokens": self._tokens,
+            "method": self._method, "orders": self._orders,
+        }  # fmt: skip
+
+    def take(self, entry: str) -> None:
+        if spoken(entry) == "reset" or entry.lower() in ("/clear", "/new"):
+            self.messages = []
+            show("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
+        else:
+            super().take(entry)
+
+    def help(self) -> str:
+        return ((CHATS_HELP if self.remembers else GOES_ON_HELP) + HELP).format(
+            turns=len(self.messages) // 2,
+            sample="on" if self.decoding.samples else "off",
+            temperature=self.decoding.temperature,
+            tokens=self.decoding.max_new_tokens,
+            method=self.method,
+            orders=self.orders,
+        )
+
+    def say(self, entry: str) -> None:
+        """What the model says to an entry, on the screen as it comes. A Ctrl-C stops it there. What was said
+        first is forgotten once the conversation no longer fits.
+
+        Raises:
+            UserError: the entry alone does not fit the model.
+        """
+        asked = [*self.messages, {"role": "user", "content": entry}]
+        ids = self.speaker.ask(asked if self.remembers else entry)
+        while len(asked) > 1 and len(ids) + ROOM > self.speaker.longest:
+            asked = asked[2:]
+            ids = self.speaker.ask(asked)
+            show("  （對話太長，忘掉最早的一個來回）")
+        pieces: list[str] = []
+        try:
+            for piece in self.speaker.speak(ids, self.decoding):
+                show(piece if pieces else f"\n🤖 {piece}", end="")
+                pieces.append(piece)
+            if not pieces:
+                show("\n🤖 （它什麼也沒說）", end="")
+        except KeyboardInterrupt:
+            show("…（停在這裡）", end="")
+            if not pieces:
+                return  # nothing was said
+        finally:
+            show("\n")
+        if self.remembers:
+            self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _sample(self, value: str) -> None:
+        if value not in ("on", "off"):
+            raise UserError(f"sample {value}：應為 on 或 off")
+        self.decoding = replace(self.decoding, do_sample=value == "on", num_beams=1)
+        show(f"  抽樣 {value}")
+
+    def _temperature(self, value: str) -> None:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 5:
+            raise UserError(f"temperature {value[:20]}：應為 0 到 5 的數，例如 temperature 0.7")
+        self.decoding = replace(self.decoding, temperature=number)
+        show(f"  溫度 {number:g}" + ("" if self.decoding.do_sample else "（sample on 之後才有作用）"))
+
+    def _tokens(self, value: str) -> None:
+        self.decoding = replace(self.decoding, max_new_tokens=whole("tokens", value, 1, 100_000))
+        show(f"  最多 {self.decoding.max_new_tokens} 個 token")

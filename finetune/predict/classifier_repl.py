@@ -1,0 +1,88 @@
+"""Sorting texts into classes in the terminal; how ranked labels are shown."""
+
+from __future__ import annotations
+
+from finetune.predict.classifier import Labeller, Ranked
+from finetune.predict.repl import Terminal
+from finetune.reports.classification import THRESHOLD
+from finetune.runtime.console import as_json, plain, show
+from finetune.runtime.errors import UserError
+
+BETWEEN = "|||"  # the two sentences of a pair
+LISTED = 8  # labels that the greeting names
+GREETING = """
+============================================================
+🤖 {what}：{labels}
+  輸入一段文字：看它{task}
+  輸入 help：其他指令
+  輸入 quit、exit 或 q：離開
+============================================================"""
+HELP = """
+  一段文字      分類，機率高的在前{several}
+  甲 ||| 乙     一對句子，例如問句與答句
+  top N         列出前 N 名（現在 {top_k}，標籤共 {count} 個）
+  quit          離開（也可按 Ctrl-D；Ctrl-C 只取消這一行）
+"""
+
+
+class Sorting(Terminal):
+    """Args: `top_k`: labels that are listed."""
+
+    asks = "💬 請輸入文字: "
+
+    def __init__(self, labeller: Labeller, top_k: int):
+        super().__init__(labeller, None, top_k)
+        self.labeller = labeller
+        names = labeller.names
+        labels = plain("、".join(names[:LISTED]), lines=False)
+        labels += f" 等 {len(names)} 個標籤" if len(names) > LISTED else ""
+        what, task = ("多標籤分類", "有哪些標籤") if labeller.multi else ("文字分類", "最像哪一類")
+        self.greeting = GREETING.format(what=what, labels=labels, task=task)
+        self.commands = {"top": self._top}
+
+    def help(self) -> str:
+        several = f"；✓ 是機率 {THRESHOLD} 以上的標籤" if self.labeller.multi else ""
+        return HELP.format(top_k=self.top_k, count=len(self.labeller.names), several=several)
+
+    def say(self, entry: str) -> None:
+        """The labels of an entry, a text or a pair of them.
+
+        Raises:
+            UserError: what is wrong with it.
+        """
+        texts = [text.strip() for text in entry.split(BETWEEN)]
+        if len(texts) > 2 or not all(texts):
+            raise UserError(f"一對句子寫成 甲 {BETWEEN} 乙：{BETWEEN} 只有一個，兩邊都要有字")
+        self.labeller.told_of_cut = False  # who types hears it of every entry
+        ranked = self.labeller.classify([tuple(texts) if len(texts) > 1 else texts[0]])[0]
+        self.labeller.warn(*texts)
+        show("\n🔮 ", end="")
+        print_labels(self.labeller, ranked, self.top_k)
+        show()
+
+    def _ask(self) -> None:
+        raise UserError("這是分類模型，不會答選擇題；請直接輸入要分類的文字")
+
+
+def show_labels(flags, labeller: Labeller) -> None:
+    """The answer to --prompt, of a pair with --pair."""
+    asked = {"text": flags.prompt} | ({} if flags.pair is None else {"pair": flags.pair})
+    ranked = labeller.classify([flags.prompt if flags.pair is None else (flags.prompt, flags.pair)])[0]
+    labeller.warn(*asked.values())
+    if flags.json:
+        top_k = flags.top_k if "top_k" in flags.given else None
+        show(as_json(asked | labeller.told(ranked, top_k)))
+        return
+    show(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
+    print_labels(labeller, ranked, flags.top_k)
+
+
+def print_labels(labeller: Labeller, ranked: Ranked, top_k: int) -> None:
+    """The best `top_k` labels; of a multi-label model also which of all it gives the text."""
+    show(f"分類（Top {len(ranked[:top_k])}）:")
+    for place, (label, share) in enumerate(ranked[:top_k], 1):
+        mark = " ✓" if labeller.multi and share >= THRESHOLD else ""
+        show(f"  {place}. {plain(label, lines=False)} (機率: {share:.4f}){mark}")
+    if labeller.multi:
+        chosen = plain("、".join(labeller.chosen(ranked)), lines=False)
+        show(f"  ✓ 機率 {THRESHOLD} 以上的標籤：{chosen or '一個也沒有'}")

@@ -1,0 +1,270 @@
+"""A look at questions before any time is spent on them: how many, how balanced, which occur twice, what a
+model cannot read, what would be cut, which rows are suspect."""
+
+from __future__ import annotations
+
+import math
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from statistics import median
+
+from finetune.data.contamination import NEAR, Taught
+from finetune.data.exam import Exam
+from finetune.data.question import LETTERS, Question, normalised
+from finetune.data.subjects import subject_title
+from finetune.prompts.exam import ExamPrompts, unknown_parts
+from finetune.prompts.option_order import Unaskable, speaks_of_others
+from finetune.runtime.console import as_json, show
+
+USUAL_OPTIONS = 4
+SHORT_STEM = 2  # characters
+UNKNOWN_SHOWN = 40  # characters a model does not know
+ROWS_SHOWN = 20  # of each kind, on the screen; JSON has them all
+
+
+def examine_data(flags, exam: Exam, load: Callable[[], ExamPrompts]) -> int:
+    """--inspect: prints what was found. Returns the exit code, 2 when rows are unusable.
+
+    Args:
+        load: -> how the model of --model_path writes questions, asked for only when it was given.
+    """
+    found = diagnose(exam)
+    if "model_path" in flags.given:
+        found["model"] = {"path": flags.model_path, **legible(exam, load())}
+    show(as_json(found) if flags.json else as_text(found))
+    return 2 if found["unusable"] else 0
+
+
+def diagnose(exam: Exam) -> dict:
+    """All that can be said without a model. Rows are named by their ids: subject/split/line."""
+    splits = {split or "all": rows for split, rows in exam.questions.items() if rows}
+    everything = [(split, question) for split, rows in splits.items() for question in rows]
+    keyless = {split or "all": len(rows) for split, rows in exam.keyless.items() if rows}
+    questions = _all(exam)
+    return {
+        "origin": exam.origin,
+        "rows": len(everything),
+        "keyless": keyless,
+        "read_as": exam.notes,
+        "unusable": exam.skipped,
+        "splits": {split: _balance(rows) for split, rows in splits.items()},
+        "subjects": _subjects(splits),
+        "duplicates": _duplicates(everything),
+        "near_duplicates": _near_duplicates(everything),
+        "suspect": _suspect(questions),
+        "speaks_of_others": sum(any(map(speaks_of_others, q.options)) for q in questions),
+    }
+
+
+def _all(exam: Exam) -> list[Question]:
+    """Every question, those without an answer last."""
+    return [
+        question for parts in (exam.questions, exam.keyless) for rows in parts.values() for question in rows
+    ]
+
+
+def _balance(rows: Sequence[Question]) -> dict:
+    """rows, subjects, and the share of each letter in the key."""
+    key = Counter(LETTERS[question.answer] for question in rows)
+    return {
+        "rows": len(rows),
+        "subjects": len({question.subject for question in rows}),
+        "answers": {letter: key[letter] / len(rows) for letter in sorted(key)},
+    }
+
+
+def _subjects(splits: dict[str, Sequence[Question]]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for split, rows in splits.items():
+        for subject, count in Counter(question.subject for question in rows).items():
+            counts[subject][split] = count
+    return dict(sorted(counts.items()))
+
+
+def _duplicates(everything: list[tuple[str, Question]]) -> dict:
+    """Groups of the same question; `between` splits they would let an exam be learnt by heart. `contradict`:
+    groups whose keys differ."""
+    groups: dict[str, list[tuple[str, Question]]] = defaultdict(list)
+    for split, question in everything:
+        groups[question.fingerprint].append((split, question))
+    twice = [group for group in groups.values() if len(group) > 1]
+    return {
+        "within": [_ids(group) for group in twice if len({split for split, _ in group}) == 1],
+        "between": [_ids(group) for group in twice if len({split for split, _ in group}) > 1],
+        "contradict": [
+            _ids(group) for group in twice if len({normalised(q.options[q.answer]) for _, q in group}) > 1
+        ],
+    }
+
+
+def _ids(group: Iterable[tuple[str, Question]]) -> list[str]:
+    return [question.id for _, question in group]
+
+
+def _near_duplicates(everything: list[tuple[str, Question]]) -> list[str]:
+    """Questions that share NEAR or more of their 5-grams with another one."""
+    known = Taught.of(question for _, question in everything)
+    return [question.id for _, question in everything if known.find(question, exact=False)[0]]
+
+
+def _suspect(questions: list[Question]) -> dict[str, list[str]]:
+    """Rows that can be asked, but that someone should look at: kind -> ids."""
+    signs = {
+        "equal_options": lambda q: len({" ".join(text.split()) for text in q.options}) < len(q.options),
+        "more_than_four_options": lambda q: len(q.options) > USUAL_OPTIONS,
+        "fewer_than_four_options": lambda q: len(q.options) < USUAL_OPTIONS,
+        "short_stem": lambda q: len(normalised(q.stem)) < SHORT_STEM,
+        "odd_characters": lambda q: any(map(_odd, (q.stem, *q.options))),
+    }
+    return {kind: [q.id for q in questions if sign(q)] for kind, sign in signs.items()}
+
+
+def _odd(text: str) -> bool:
+    """Holds what should not be in a text: a replacement character, a control or private-use character."""
+    return any(c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co") and c not in "\n\r\t") for c in text)
+
+
+# ---- with a model ------------------------------------------------------------------------------------------
+
+
+def legible(exam: Exam, prompts: ExamPrompts) -> dict:
+    """What a model's tokenizer makes of the questions: characters it does not know, lengths in tokens, how
+    many would be shortened or could not be asked at the length of `prompts`, which have options that are the
+    same to it.
+
+    Raises:
+        UserError: the tokenizer has no token that can stand for an option.
+    """
+    from finetune.evaluation.scoring import alike  # brings torch
+
+    questions = _all(exam)
+    tokenizer = prompts.tokenizer
+    unknown: Counter[str] = Counter()
+    subjects: dict[str, list[bool]] = defaultdict(list)
+    lengths, shortened, refused, same = [], [], [], []
+    whole = replace(prompts, max_length=sys.maxsize)
+    for question in questions:
+        missing = [
+            word for text in (question.stem, *question.options) for word in unknown_parts(tokenizer, text)
+        ]
+        unknown.update(missing)
+        subjects[question.subject].append(bool(missing))
+        order = range(len(question.options))
+        lengths.append(len(whole.listed(question, order).ids))
+        if alike(prompts, question):
+            same.append(question.id)
+        try:
+            if prompts.listed(question, order).cut:
+                shortened.append(question.id)
+        except Unaskable:
+            refused.append(question.id)
+    lengths.sort()
+    rates = {subject: sum(rows) / len(rows) for subject, rows in subjects.items()}
+    return {
+        "max_length": prompts.max_length,
+        "with_unknown": sum(map(sum, subjects.values())) / len(questions),
+        "unknown": dict(unknown.most_common()),
+        "with_unknown_by_subject": dict(sorted(rates.items(), key=lambda item: -item[1])),
+        "tokens": {
+            "median": median(lengths), "p90": lengths[math.ceil(0.9 * len(lengths)) - 1],
+            "longest": lengths[-1],
+        },
+        "shortened": shortened,
+        "refused": refused,
+        "indistinguishable": same,
+    }  # fmt: skip
+
+
+# ---- as text -----------------------------------------------------------------------------------------------
+
+KINDS = {
+    "equal_options": "選項相同", "more_than_four_options": "選項多於 4 個（D 之後還有）",
+    "fewer_than_four_options": "選項少於 4 個", "short_stem": "題幹太短",
+    "odd_characters": "有控制字元或亂碼",
+}  # fmt: skip
+
+
+def as_text(found: dict) -> str:
+    """What was found, as tables for the screen (they are Markdown too)."""
+    letters = sorted({letter for split in found["splits"].values() for letter in split["answers"]})
+    lines = [f"題庫 {found['origin']}：{found['rows']} 題，{len(found['subjects'])} 科"]
+    if found["keyless"]:
+        counts = "、".join(f"{split} {count}" for split, count in found["keyless"].items())
+        lines.append(f"另有沒有答案的題目：{counts}")
+    lines += [f"讀法：{note}" for note in found["read_as"]] + [""]
+    lines += table(
+        ["部分", "題數", "科數", *(f"答案 {letter}" for letter in letters)],
+        [
+            [name, row["rows"], row["subjects"], *(f"{row['answers'].get(x, 0):.1%}" for x in letters)]
+            for name, row in found["splits"].items()
+        ],
+    )
+    names = list(found["splits"])
+    lines += table(
+        ["科目", *names],
+        [
+            [subject_title(subject), *(counts.get(name, 0) for name in names)]
+            for subject, counts in found["subjects"].items()
+        ],
+    )
+    twice = found["duplicates"]
+    checks = [
+        ("用不了的列", found["unusable"]),
+        ("同一部分裡重複的題目", [" = ".join(group) for group in twice["within"]]),
+        ("跨部分重複的題目（訓練與測驗會互相洩題）", [" = ".join(group) for group in twice["between"]]),
+        ("重複而答案互相矛盾", [" ≠ ".join(group) for group in twice["contradict"]]),
+        (f"幾乎相同的題目（5-gram 重疊 {NEAR:.0%} 以上）", found["near_duplicates"]),
+        *((KINDS[kind], ids) for kind, ids in found["suspect"].items()),
+    ]
+    lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
+    lines += [f"選項提到別的選項（以上皆是、A與C）：{found['speaks_of_others']} 題，換順序時留在原位", ""]
+    if model := found.get("model"):
+        lines += _legible_lines(model)
+    if any(rows for _, rows in checks):
+        lines += ["題目的編號是 科目（或檔名）/部分/行號。", ""]
+    for name, rows in checks:
+        if rows:
+            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(rows) > ROWS_SHOWN else ""
+            lines += [f"{name}{more}：", *(f"  - {row}" for row in rows[:ROWS_SHOWN]), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _legible_lines(model: dict) -> list[str]:
+    tokens = model["tokens"]
+    shown = list(model["unknown"].items())[:UNKNOWN_SHOWN]
+    worst = [(subject, rate) for subject, rate in model["with_unknown_by_subject"].items() if rate][:5]
+    lines = [
+        f"模型 {model['path']}，一題最長 {model['max_length']} 個 token",
+        f"  長度：中位數 {tokens['median']:g}，九成以下 {tokens['p90']}，最長 {tokens['longest']} 個 token",
+        f"  要縮短題幹：{len(model['shortened'])} 題；連選項都放不下：{len(model['refused'])} 題",
+        f"  含有 [UNK] 的題目：{model['with_unknown']:.1%}",
+    ]
+    if same := model["indistinguishable"]:
+        more = f" 等 {len(same)} 題" if len(same) > ROWS_SHOWN else ""
+        lines.append(f"  選項是同樣的 token、模型分不出來（算並列）：{'、'.join(same[:ROWS_SHOWN])}{more}")
+    if worst:
+        lines.append("  最多的科目：" + "、".join(f"{subject_title(s)} {rate:.0%}" for s, rate in worst))
+    if shown:
+        lines.append("  不認得的字：" + " ".join(f"{word}×{count}" for word, count in shown))
+    return [*lines, ""]
+
+
+def table(header: list, rows: list[list]) -> list[str]:
+    """Lines of a Markdown table, and an empty one."""
+    body = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(_width, column)) for column in zip(*body, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        + " |"
+        for row in body
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""]
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,312 @@
+"""Asking in the terminal: a sentence with blanks, multiple-choice questions; how answers are shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
+from finetune.data.option_syntax import from_lines, labelled, parse_options
+from finetune.predict.predictor import Examinee
+from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
+from finetune.runtime.console import as_json, first_line, plain, show
+from finetune.runtime.errors import UserError, nearest, shown
+
+GREETING = """
+============================================================
+🤖 填空與選擇題
+  輸入一句話：[MASK] 是空格，沒有就加在句尾
+  輸入 qa：問一題選擇題
+  輸入 help：其他指令
+  輸入 quit、exit 或 q：離開
+============================================================"""
+HELP = f"""
+  一句話        填空；[MASK] 可以有好幾個，會一起填
+  qa            問一題選擇題；選項寫成一行 A:地球 B:木星，或直接按 Enter 再一行一個
+  top N         列出前 N 名（現在 {{top_k}}）
+  words N       一個 [MASK] 最多變成 N 個字，1 到 {LONGEST_WORD}（現在 {{word_length}}）
+  method M      選擇題的作答方式（現在 {{method}}）：auto、letter、joint、pll、pll_l2r、first、pmi、prior …
+  orders O      letter 的選項順序（現在 {{orders}}）：1、cyclic、all
+  quit          離開（也可按 Ctrl-D；Ctrl-C 只取消這一行）
+"""
+QUIZ = """
+============================================================
+🤖 選擇題
+  輸入 qa：問一題選擇題
+  輸入 quit、exit 或 q：離開
+============================================================"""
+QUIZ_HELP = """
+  qa            問一題選擇題；選項寫成一行 A:地球 B:木星，或直接按 Enter 再一行一個
+  quit          離開
+"""
+HISTORY = 1000  # entries kept between sessions
+# What a whole entry says, as `spoken` writes it.
+LEAVE = {"quit", "exit", "q", "bye", "離開", "离开", "結束", "结束", "退出", "wq", "logout"}
+ASKS_HELP = {"help", "?", "h", "幫助", "帮助", "說明", "说明"}
+HINT = "  輸入 help 看可以做什麼，q 離開\n"
+INTERRUPTED = "\n  （取消了；設定與模型都還在。要離開請輸入 q，或按 Ctrl-D）\n"
+# `top 3`, `top=3`, `top3`, `/top 3`; a value is one word without Chinese, so that `top 的意思` is a sentence.
+_COMMAND = re.compile(r"[/:\\]?([a-z]+)(?:\s*[=:]\s*|\s+|(?=\d)|$)([!-~]*)")
+_UNKNOWN = re.compile(r"/[a-z]\w*(\s+\S+)?", re.ASCII)
+
+
+class Leave(Exception):
+    """The person says so, in the middle of something."""
+
+
+def spoken(entry: str) -> str:
+    """An entry as commands are compared: half-width, small letters; `/exit`, `:q`, `exit()` and `quit.` are
+    the word alone."""
+    word = unicodedata.normalize("NFKC", entry).strip().lower()
+    found = re.fullmatch(r"[/:\\]?(\w+|\?)(?:\(\))?[!.;。]*", word)
+    return found[1] if found else word
+
+
+class Terminal:
+    """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first; None for a
+    model that answers no questions."""
+
+    asks = "💬 請輸入問題: "
+
+    def __init__(
+        self, examinee: Examinee, answer: Callable | None, top_k: int, method: str = "auto",
+        orders: str = "1", words: int = 1,
+    ):  # fmt: skip
+        self.examinee, self.answer = examinee, answer
+        self.top_k, self.method, self.orders, self.word_length = top_k, method, orders, words
+        self.greeting = GREETING
+        self.commands = {
+            "top": self._top, "words": self._words, "method": self._method, "orders": self._orders,
+        }  # fmt: skip
+
+    def run(self) -> None:
+        """Until quit, exit, q, 離開 or Ctrl-D. Whatever is entered, the next is asked for. At a terminal
+        Ctrl-C cancels what is typed, the question that is put or the answer that is worked out, and says how
+        to leave; where nobody types it ends the session."""
+        save = _line_editing()
+        show(self.greeting)
+        said = ""
+        try:
+            while True:
+                try:
+                    show(said, end="")  # in here: a second Ctrl-C comes soon
+                    said = ""
+                    self._turn()
+                except KeyboardInterrupt:
+                    if not sys.stdin.isatty():
+                        raise
+                    said = INTERRUPTED
+        except (EOFError, KeyboardInterrupt):
+            show()
+        except Leave:
+            pass
+        finally:
+            save()
+        show("👋 再見！")
+
+    def _turn(self) -> None:
+        """An entry and its answer.
+
+        Raises:
+            Leave, EOFError: it was the last one.
+        """
+        try:
+            entry = _typed(self.asks).strip()
+            if spoken(entry) in LEAVE:
+                raise Leave
+            self.take(entry)
+        except UserError as error:
+            show(f"⚠️ {error}\n")
+        except (EOFError, Leave):
+            raise
+        except BaseException as error:  # of a library, about words that nobody foresaw
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
+                raise
+            show(f"⚠️ 這一句讓程式出了錯（{type(error).__name__}：{first_line(error)[:200]}）；請換一句\n")
+
+    def take(self, entry: str) -> None:
+        """One entry: a command, or a sentence to fill.
+
+        Raises:
+            UserError: what is wrong with it.
+        """
+        word = spoken(entry)
+        found = _COMMAND.fullmatch(unicodedata.normalize("NFKC", entry).strip().lower())
+        command = self.commands.get(found[1]) if found and "[mask]" not in word else None
+        if not word:
+            show(HINT)
+        elif word == "qa":
+            self._ask()
+        elif word in ASKS_HELP:
+            show(self.help())
+        elif command:
+            command(found[2])
+            show()
+        elif _UNKNOWN.fullmatch(entry.lower()):
+            raise UserError(f"沒有 {shown(entry)} 這個指令；輸入 help 看有哪些")
+        else:
+            self.say(entry)
+
+    def help(self) -> str:
+        return HELP.format(**vars(self))
+
+    def say(self, entry: str) -> None:
+        """What the model has to say to an entry that is no command."""
+        found = self.examinee.propose(entry, self.top_k, self.word_length)
+        show(f"\n🔮 預測結果（Top {self.top_k}）:")
+        print_words(found)
+        show()
+
+    def _top(self, value: str) -> None:
+        self.top_k = whole("top", value, 1, MOST_WORDS)
+        show(f"  列出前 {self.top_k} 名")
+
+    def _words(self, value: str) -> None:
+        self.word_length = whole("words", value, 1, LONGEST_WORD)
+        show(f"  一個 [MASK] 最多 {self.word_length} 個字")
+
+    def _method(self, value: str) -> None:
+        meant = self.examinee.method(_one_of("method", value, ("auto", *METHODS, *SHORT, GENERATE)))
+        self.method = value
+        show(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
+
+    def _orders(self, value: str) -> None:
+        self.orders = _one_of("orders", value, ORDERS)
+        show(f"  選項順序 {self.orders}")
+
+    def _ask(self) -> None:
+        question = _typed("❓ 問題: ").strip()
+        if spoken(question) in LEAVE:
+            raise Leave
+        if not question:
+            show("  沒有題目，取消了\n")
+            return
+        while True:
+            try:
+                options = self._options()
+                break
+            except UserError as error:
+                show(f"⚠️ {error}\n  題目還在：請再輸入一次選項；不問了就直接按兩次 Enter\n")
+        if not options:
+            show("  沒有選項，取消了這一題\n")
+            return
+        self.examinee.warn(question, *options.values())
+        ranked = self.answer(question, options, self.method, self.orders)
+        show("\n🎯 預測結果（按可能性排序）:")
+        print_ranking(ranked)
+        show()
+
+    def _options(self) -> dict[str, str]:
+        """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one. {} when
+        there is nothing but empty lines."""
+        first = _typed("選項: ")
+        if spoken(first) in LEAVE:
+            raise Leave
+        if first.strip() and len(labelled(first)) != 1:
+            return parse_options(first)
+        lines = [first] if first.strip() else []
+        while (line := _typed("  下一個選項（空行結束）: ")).strip():
+            lines.append(line)
+        return from_lines(lines) if lines else {}
+
+
+class Quiz(Terminal):
+    """Of a model that answers multiple-choice questions and does nothing else. Args: as `Terminal`."""
+
+    def __init__(self, examinee: Examinee, answer: Callable):
+        super().__init__(examinee, answer, 1)
+        self.greeting = QUIZ
+        self.commands = {}
+
+    def help(self) -> str:
+        return QUIZ_HELP
+
+    def say(self, entry: str) -> None:
+        """Raises UserError: it is asked by `qa` alone."""
+        raise UserError("這是選擇題模型，只答選擇題；輸入 qa 問一題")
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal.
+
+    Raises:
+        UserError: half characters, which no tokenizer can read.
+        EOFError: there will be no more lines.
+    """
+    try:
+        line = input(prompt)
+        line.encode()
+    except UnicodeError:
+        raise UserError("這一行不是 UTF-8，看不懂；請把終端機的編碼改成 UTF-8") from None
+    except Exception as error:  # the terminal has gone; asked again, it would be gone for ever
+        raise EOFError(str(error)) from error
+    return line
+
+
+def show_words(flags, examinee: Examinee) -> None:
+    """The answer to --prompt."""
+    found = examinee.propose(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
+    if flags.json:
+        show(as_json({"prompt": flags.prompt, "predictions": found}))
+    else:
+        show(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
+        print_words(found, bare=True)  # `  1. 好`: programs read it so
+
+
+def print_words(found: list[dict], bare: bool = False) -> None:
+    """Args: `bare` leaves out the probability of a word of one blank."""
+    for place, row in enumerate(found, 1):
+        what, value = ("分數", row["score"]) if "score" in row else ("機率", row["probability"])
+        beside = "" if bare and what == "機率" else f" ({what}: {value:.4f})"
+        show(f"  {place}. {plain(row['word'], lines=False)}{beside}")
+
+
+def print_ranking(ranked) -> None:
+    for place, (label, text, score) in enumerate(ranked, 1):
+        show(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
+    if tied := getattr(ranked, "tied", ()):
+        show(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；照給的順序排列")
+
+
+def whole(name: str, value: str, low: int, high: int) -> int:
+    """A whole number that was entered after a command. Raises UserError with what it should be."""
+    if not value.isdecimal() or len(value) > 9 or not low <= int(value) <= high:
+        raise UserError(f"{name} {value[:20]}：應為 {low} 到 {high} 的整數，例如 {name} {low + 1}")
+    return int(value)
+
+
+def _one_of(name: str, value: str, known) -> str:
+    if value not in known:
+        guess = nearest(value, known)
+        hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(known)}"
+        raise UserError(f"{name} {value[:20]}：{hint}")
+    return value
+
+
+def _line_editing() -> Callable[[], None]:
+    """Arrow keys and a history that outlasts the session. Returns what saves it."""
+    try:
+        import readline
+    except ImportError:  # not there on Windows
+        return lambda: None
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    path = Path(state) / "fine-tuning-llm/history"
+    try:
+        readline.read_history_file(path)
+    except (OSError, UnicodeError):
+        pass  # the first session, or a file that is no history
+    readline.set_history_length(HISTORY)
+
+    def save() -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            readline.write_history_file(path)
+            path.chmod(0o600)
+        except OSError:
+            pass  # nowhere to keep it: the session itself lacked nothing
+
+    return save

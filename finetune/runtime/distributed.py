@@ -1,0 +1,227 @@
+"""The processes of one run: who am I, how many are we, on which device; and what we tell one another.
+
+Ranks are read from the environment alone (RANK, WORLD_SIZE, LOCAL_RANK), which every launcher sets
+(torchrun, deepspeed, accelerate). Without one there is one process and nothing to talk to.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from finetune.runtime.console import say
+from finetune.runtime.errors import RunError, Stopped
+from finetune.runtime.watchdog import Lifeline
+
+LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "accelerate")
+GRACE_SECONDS = 60  # for a last checkpoint, once the launcher is gone
+
+
+def launched_by() -> str:
+    """`deepspeed`, `torchrun` (accelerate's plain launcher is one), or `` without a launcher."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" or "CROSS_SIZE" in os.environ:
+        return "deepspeed"
+    return "torchrun" if "RANK" in os.environ else ""
+
+
+def on_gpu(cpu: bool) -> bool:
+    """True when this run will use a GPU: there is one, and --cpu was not given."""
+    return torch.cuda.is_available() and not cpu
+
+
+@dataclass
+class World:
+    """One process among `size`. Collective calls must be made by all ranks, in the same order."""
+
+    rank: int
+    size: int
+    device: torch.device
+    lifeline: Lifeline | None = None  # among several
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @classmethod
+    def join(cls, cpu: bool, force_group: bool = False, doing: str = "訓練") -> World:
+        """Finds this process's place, its device and threads, and meets the others.
+
+        Args:
+            cpu: stay off the GPU.
+            force_group: make a process group even for one process (DeepSpeed needs one).
+            doing: what the processes are for, in the line that is said of them.
+        """
+        size, rank = int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("RANK") or 0)
+        local = int(os.environ.get("LOCAL_RANK") or 0)
+        if on_gpu(cpu):
+            device = torch.device("cuda", local % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+        else:
+            device = torch.device("cpu")
+            here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+            if here > 1 and "OMP_NUM_THREADS" not in os.environ:  # or every rank would take every core
+                torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+        if size > 1 or force_group:
+            # of torch, about its own names, at every collective DeepSpeed makes
+            warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+            if "RANK" not in os.environ:
+                os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+                os.environ["MASTER_PORT"] = str(_free_port())
+            if not dist.is_initialized():
+                backend = "nccl" if device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(hours=1))
+        if launched_by():
+            _follow_launcher()
+        if size > 1 and device.type == "cpu":
+            say(f"在 {size} 個 CPU 行程上{doing}（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
+        world = cls(rank, size, device)
+        if size > 1:
+            world.lifeline = Lifeline(rank, size, world.agree)
+        return world
+
+    def part(self) -> None:
+        """What becomes of this rank from here on is no concern of the others."""
+        if self.lifeline:
+            self.lifeline.part()
+
+    def leave(self) -> None:
+        """Ends the process group. Not to be called after a failure, when other ranks may not answer."""
+        self.part()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def free_memory(self) -> None:
+        """Gives back what is no longer used: engines hold themselves in circles."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.sum(torch.zeros(1))  # unlike dist.barrier, says nothing about devices
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over ranks, as float64 on the CPU."""
+        values = values.detach().to(self.device, torch.float64)
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def any(self, flag: object) -> bool:
+        """True on every rank when `flag` is true on one."""
+        return bool(self.sum(torch.tensor([float(bool(flag))])).item())
+
+    def shares(self, count: int) -> Iterator[tuple[int, bool]]:
+        """This rank's share of `count` pieces of work as (index, whether it counts). Every rank gets
+        equally many, the last of them once more where they do not divide: under ZeRO-3 each forward pass is
+        collective."""
+        for start in range(0, count, self.size):
+            mine = start + self.rank
+            yield min(mine, count - 1), mine < count
+
+    def agree(self, value):
+        """Rank 0's value, on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, items: list) -> list:
+        """The lists of all ranks, one after another by rank."""
+        if self.size == 1:
+            return items
+        parts: list[list] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def main_first(self, work: Callable[[], object]) -> object:
+        """Runs `work` on rank 0, then on the others, which find its downloads in the cache.
+
+        An error of rank 0 is raised on every rank, so that none waits for a dead one.
+        """
+        if self.size == 1:
+            return work()
+        result, failure = _attempt(work) if self.is_main else (None, None)
+        failure = self.agree(_that_travels(failure))
+        if failure is not None:
+            raise failure
+        return result if self.is_main else work()
+
+    def by_main(self, work: Callable[[], object]) -> object:
+        """What `work` returns on rank 0, which alone runs it, on every rank; so too an error of it."""
+        result, failure = _attempt(work) if self.is_main else (None, None)
+        if self.size > 1:
+            result, failure = self.agree((result, _that_travels(failure)))
+        if failure is not None:
+            raise failure
+        return result
+
+    def all_or_none(self, work: Callable[[], None]) -> None:
+        """Runs `work` on every rank. Where it fails on some, all raise the error of the first of them."""
+        _, failure = _attempt(work)
+        failures = [failure] if self.size == 1 else self.gather([_that_travels(failure)])
+        if any(failures):
+            raise next(filter(None, failures))
+
+
+def _attempt(work: Callable[[], object]) -> tuple[object, BaseException | None]:
+    """What it returns, or why it failed."""
+    try:
+        return work(), None
+    except (Exception, Stopped) as error:
+        return None, error
+
+
+def _that_travels(error: BaseException | None) -> BaseException | None:
+    """Some libraries' errors cannot be sent to other processes or made anew there; their words can."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RunError(f"{type(error).__name__}：{error}")
+    return error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _follow_launcher() -> None:
+    """Ends this rank when its launcher is gone: a killed `deepspeed` leaves its ranks running otherwise.
+
+    SIGTERM first, so that a checkpoint is written; then, since the others may be gone too, the end.
+    """
+    import psutil
+
+    launchers = []
+    for parent in psutil.Process().parents():
+        try:
+            if not any(name in " ".join(parent.cmdline()) for name in LAUNCHERS):
+                break
+            launchers.append(parent)
+        except psutil.Error:
+            break
+
+    def watch():
+        while all(parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE for parent in launchers):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    if launchers:
+        threading.Thread(target=watch, daemon=True, name="follow-launcher").start()

@@ -1,0 +1,428 @@
+"""One small interface over plain PyTorch (one process or DDP) and over DeepSpeed ZeRO 0–3.
+
+`Engine.step` takes the micro batches of one global batch and makes one optimizer step. The loss is summed
+over examples (or tokens) and divided once by how many the *global* batch has, so ranks and micro batches
+are a matter of memory and speed only, but for what dropout draws: that is re-seeded from (seed, step, rank,
+micro batch), so nothing of it has to be saved for a run to be resumed exactly.
+
+DeepSpeed stands on `deepspeed.initialize` directly: accelerate sees one process among several on CPU ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from finetune.models.dropout import lighten
+from finetune.models.forward import forward_of
+from finetune.models.layer_schedule import Layers, Learning, by_part, groups, learning_of_all, set_open
+from finetune.models.loading import DTYPES
+from finetune.objectives.batching import Batch
+from finetune.objectives.exam import summed_loss, tally, token_losses
+from finetune.runtime.distributed import World
+from finetune.runtime.errors import NotANumber, UserError
+from finetune.training import deepspeed_config
+from finetune.training.deepspeed_files import ZeroFiles
+
+
+def import_deepspeed(on_gpu: bool):
+    """DeepSpeed, without its banner on stdout, and on the CPU without the shared-memory op, which compiles
+    for a minute at first use and leaves 69 MB per rank in /dev/shm at every run."""
+    import logging
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        if not on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not on_gpu:
+        try:
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        except AttributeError:  # not a public name; a test watches /dev/shm
+            print("DeepSpeed：無法停用 shm_comm，/dev/shm 會留下暫存檔", file=sys.stderr)
+    return deepspeed
+
+
+def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """The rate of optimizer step `step` (0 is the first): linear warm-up to `peak`, then linear decay to 0.
+
+    The same curve as transformers' `get_linear_schedule_with_warmup`, as a pure function: nothing to save
+    or resume.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+# ---- the engines -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recipe:
+    """What an engine needs to know of the flags."""
+
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float  # 0 = no clipping
+    seed: int
+    precision: str  # fp32 | bf16 | fp16
+    micro_batch: int  # rows a forward pass, per rank
+    accumulation: int  # forward passes per optimizer step, per rank
+    packed: bool = False  # rows hold several documents each
+    # Names of an adapter's parameters: they alone are kept, since the rest is the base, which others have.
+    adapter: frozenset[str] = frozenset()
+    skip_bad: bool = False  # a step whose loss or gradient is no finite number is left out, not an error
+
+
+@dataclass
+class StepReport:
+    """Of one optimizer step, all ranks together."""
+
+    loss: float  # nats, mean over the examples, or over the targets
+    mass: int  # how many those are
+    tokens: int
+    grad_norm: float | None  # before clipping
+    stop: bool  # some rank was asked to stop
+    skipped: tuple[str, ...] = ()  # the rows of a step that was left out, see Recipe.skip_bad
+
+
+class Engine:
+    """Plain PyTorch: one process, or DDP over several. Also what every engine does alike.
+
+    Args:
+        learning: which layers learn, from which step, how fast; None teaches all that has `requires_grad`.
+    """
+
+    def __init__(self, model: nn.Module, world: World, recipe: Recipe, learning: Learning | None = None):
+        self.world, self.recipe = world, recipe
+        self.blanks = forward_of(lighten(model), recipe.packed)
+        layers = Layers(model)
+        self.learning = learning or learning_of_all(layers)
+        # All that will ever learn has `requires_grad` while optimizer and wrapper are made; `_open` closes
+        # what waits.
+        self.parts = by_part(model, layers)
+        self.opened: frozenset[str] | None = None
+        self._build(groups(model, layers, self.learning, recipe.weight_decay))
+
+    def _build(self, parameter_groups: list[dict]) -> None:
+        self.blanks.to(self.world.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups, lr=self.recipe.learning_rate, fused=True)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.recipe.precision == "fp16")
+        self.wrapped: nn.Module = self.blanks
+
+    def _open(self, step: int) -> None:
+        """Lets those parts learn that do so in optimizer step `step`, and no others. A part that opens has
+        no momentum from before: an optimizer keeps none for what never had a gradient."""
+        opened = self.learning.open_at(step)
+        if opened == self.opened:
+            return
+        self.opened = opened
+        set_open(self.parts, opened)
+        if self.world.size > 1:  # it exchanges the gradients of what it found able to learn when it was made
+            self.wrapped = nn.parallel.DistributedDataParallel(self.blanks)
+
+    @property
+    def kind(self) -> str:
+        """What a checkpoint of this engine can be loaded by."""
+        return "torch"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits (M, V) at the M positions asked for; as the forward passes of models/forward.py, through the
+        engine."""
+        with self._autocast():
+            return self.wrapped(*inputs)
+
+    def _autocast(self):
+        if self.recipe.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, DTYPES[self.recipe.precision])
+
+    def step(self, micro_batches: Sequence[Batch], step: int, rate: float, stop: bool = False) -> StepReport:
+        """One optimizer step over the micro batches of this rank.
+
+        Args:
+            step: number of this step; with seed, rank and micro batch it fixes the dropout.
+            rate: learning rate of this step.
+            stop: this rank was asked to stop; all ranks learn it together.
+
+        Raises:
+            NotANumber: the loss or the gradient is not a finite number, and such steps are not to be skipped.
+        """
+        self._open(step)
+        self.wrapped.train()
+        for group in self.optimizer.param_groups:
+            waits = group["part"] and group["part"] not in self.opened
+            group["lr"] = 0.0 if waits else rate * group["scale"]
+        local = sum(batch.mass for batch in micro_batches)
+        total, stops = self.world.sum(torch.tensor([float(local), float(stop)])).tolist()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            torch.manual_seed(self._draw(step, number))
+            batch = batch.to(self.world.device)
+            with self._accumulating(last):
+                losses = token_losses(self.forward(*batch.inputs), batch)
+                sums += tally(losses, batch)
+                # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
+                scaled = summed_loss(losses, batch) * (self.world.size / total)
+                if last:  # before anything is changed by it
+                    mass, loss, tokens = self.world.sum(sums).tolist()
+                    if not math.isfinite(loss):
+                        rows = self._bad(step, f"損失是 {loss}", micro_batches)
+                        self._discard(scaled)
+                        return StepReport(math.nan, 0, int(tokens), None, stops > 0, rows)
+                self._backward(scaled)
+        norm = self._update()
+        if norm is not None and not math.isfinite(norm) and self.recipe.precision != "fp16":
+            rows = self._bad(step, f"梯度的長度是 {norm}", micro_batches)
+            return StepReport(math.nan, 0, int(tokens), None, stops > 0, rows)
+        return StepReport(loss / mass, int(mass), int(tokens), norm, stops > 0)
+
+    def _bad(self, step: int, what: str, micro_batches: Sequence[Batch]) -> tuple[str, ...]:
+        """The rows of a step that is no good. Raises NotANumber unless such steps are skipped."""
+        rows = self.world.gather([name for batch in micro_batches for name in batch.names])
+        rows = tuple(dict.fromkeys(rows))
+        if not self.recipe.skip_bad:
+            shown = "、".join(rows[:8]) + "…" * (len(rows) > 8)
+            raise NotANumber(
+                f"第 {step + 1} 步的{what}，停止訓練。這一批的題目：{shown}；"
+                "可試較小的 --learning_rate，或加 --on_nan skip 略過這樣的步"
+            )
+        return rows
+
+    def _discard(self, loss: Tensor) -> None:
+        """Forgets what this step has gathered so far."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _draw(self, step: int, micro: int) -> int:
+        key = f"{self.recipe.seed}:{step}:{self.world.rank}:{micro}"
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+
+    def _accumulating(self, last: bool):
+        return contextlib.nullcontext() if last or self.world.size == 1 else self.wrapped.no_sync()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def _update(self) -> float:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.recipe.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.blanks.parameters(), limit)
+        if self.scaler.is_enabled() or norm.isfinite():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def eval(self) -> Engine:
+        """Switches dropout off, for validation and scoring; `step` switches it on again."""
+        self.wrapped.eval()
+        return self
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The model's complete state, or its adapter's, in fp32 on the CPU, under the names of the bare
+        model. All ranks call it; ranks other than 0 get an empty dict."""
+        return {name: self._whole(value) for name, value in self._named_state() if self.world.is_main}
+
+    def _named_state(self):
+        model = self.blanks.model
+        if self.recipe.adapter:
+            parameters = model.named_parameters()
+            yield from ((name, value) for name, value in parameters if name in self.recipe.adapter)
+            return
+        yield from model.named_parameters()
+        persistent = model.state_dict().keys()
+        yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+
+    def _whole(self, value: Tensor) -> Tensor:
+        value = value.detach().to("cpu", copy=True)
+        return value.float().contiguous() if value.is_floating_point() else value
+
+    def save(self, folder: Path) -> None:
+        """Writes what a resumed run needs of the model and the optimizer. All ranks call it."""
+        if self.world.is_main:
+            from safetensors.torch import save_file
+
+            save_file(self.full_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+            torch.save(
+                {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()},
+                folder / "optimizer.pt",
+            )
+
+    def load(self, folder: Path) -> None:
+        """The counterpart of `save`. All ranks call it."""
+        from safetensors.torch import load_file
+
+        model = self.blanks.model
+        missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        model.tie_weights()
+        tied = set(missing) - {name for name, _ in self._named_state()}
+        if unexpected or set(missing) != tied:
+            raise UserError(
+                f"{folder} 的權重與這個模型不合（{[*unexpected, *missing][:3]}）；"
+                "--model_name_or_path 是同一個嗎？"
+            )
+        saved = torch.load(folder / "optimizer.pt", map_location=self.world.device, weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+
+    def close(self) -> None:
+        """Frees what the engine holds outside Python."""
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed ZeRO 0–3, driven by ds_config.json (already resolved)."""
+
+    def __init__(
+        self, model: nn.Module, world: World, recipe: Recipe, config: dict, learning: Learning | None = None
+    ):
+        self.config = config
+        self.stage = config["zero_optimization"].get("stage", 0)
+        # DeepSpeed rounds what never learns, and keeps no fp32 copy of it. Every rank knows the names: who
+        # walks through the weights alone waits for the others for ever.
+        self._frozen: dict[str, Tensor | None] = {}
+        if recipe.precision != "fp32" and not recipe.adapter:
+            frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+            self._frozen = {
+                name: self._whole(value) if world.is_main else None for name, value in frozen.items()
+            }
+        super().__init__(model, world, recipe, learning)
+
+    def _build(self, parameter_groups: list[dict]) -> None:
+        from pydantic import ValidationError
+
+        deepspeed = import_deepspeed(self.world.device.type == "cuda")
+        optimizer = torch.optim.AdamW(parameter_groups, lr=self.recipe.learning_rate)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+                    model=self.blanks, optimizer=optimizer, config=self.config
+                )
+        except ValidationError as error:  # a key below another one that DeepSpeed does not know
+            raise UserError(deepspeed_config.not_accepted(error)) from error
+        deepspeed_config.compare_built(self.wrapped, self.config)
+        self.files = ZeroFiles(self.wrapped, self.world.rank, self.world.size)
+        self.wrapped.checkpoint_engine = self.files
+        self.norm: Tensor | None = None  # of the clipped gradients, where DeepSpeed does not look
+        if not hasattr(self.optimizer, "overflow"):
+            self._check_steps()
+        if hasattr(self.optimizer, "check_grad_overflow"):  # in bf16 too no step is made of what is no number
+            self.optimizer.check_grad_overflow = True
+        self.wrapped._copy_recovery_script = lambda folder: None  # no programs among data
+
+    def _open(self, step: int) -> None:
+        """What waits keeps its place among DeepSpeed's partitions, with gradients of 0 and a rate of 0, so
+        that it does not move. But its state counts steps: the count that Adam's bias correction needs begins
+        anew where no gradient was ever seen."""
+        opened = self.learning.open_at(step)
+        if opened == self.opened:
+            return
+        self.opened = opened
+        set_open(self.parts, opened)
+        inner = self.optimizer
+        while hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        for state in inner.state.values():
+            if "step" in state and not state["exp_avg_sq"].any():
+                state["step"] = state["step"] * 0
+
+    @contextlib.contextmanager
+    def _all_open(self):
+        """As DeepSpeed met the model: what it writes and reads goes by `requires_grad`."""
+        set_open(self.parts, frozenset(self.parts))
+        try:
+            yield
+        finally:
+            if self.opened is not None:
+                set_open(self.parts, self.opened)
+
+    @property
+    def kind(self) -> str:
+        return f"deepspeed ZeRO-{self.stage}"
+
+    def _autocast(self):
+        return contextlib.nullcontext()  # DeepSpeed holds the weights in the precision itself
+
+    def _accumulating(self, last: bool):
+        return contextlib.nullcontext()  # it counts micro batches itself, and must see all of them
+
+    def _backward(self, loss: Tensor) -> None:
+        # Divided once already, by the mass of the global batch: not again by the accumulation steps.
+        self.wrapped.backward(loss, scale_wrt_gas=False)
+        self.wrapped.step()  # an update at every `gradient_accumulation_steps`-th call only
+
+    def _discard(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss * math.nan, scale_wrt_gas=False)
+        self.wrapped.step()  # which forgets what was gathered when its norm is no number
+
+    def _update(self) -> float | None:
+        norm = self.wrapped.get_global_grad_norm()
+        if self.norm is not None and not self.norm.isfinite():
+            norm = self.norm
+        return None if norm is None else float(norm)
+
+    def _check_steps(self) -> None:
+        """ZeRO makes no step of gradients that are no numbers. Without it, in fp32, DeepSpeed would."""
+        step = self.optimizer.step
+
+        def checked(*args, **named):
+            gradients = [value.grad for value in self.blanks.parameters() if value.grad is not None]
+            self.norm = nn.utils.get_total_norm(gradients)  # of their sum over the ranks: the same on each
+            if self.norm.isfinite():
+                step(*args, **named)
+
+        self.optimizer.step = checked
+
+    def full_weights(self) -> dict[str, Tensor]:
+        # Collective under ZeRO: every rank walks through every tensor, rank 0 keeps it. Of a parameter
+        # without `requires_grad` DeepSpeed would give the rounded copy.
+        with self._all_open():
+            return self._gathered()
+
+    def _gathered(self) -> dict[str, Tensor]:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {}
+        for name, value in self._named_state():
+            if name in self._frozen:
+                if self.world.is_main:
+                    weights[name] = self._frozen[name]
+            elif isinstance(value, nn.Parameter):
+                whole = safe_get_full_fp32_param(value)  # the fp32 master, where there is one
+                with GatheredParameters([value], enabled=whole is None and hasattr(value, "ds_id")):
+                    if self.world.is_main:
+                        weights[name] = self._whole(value if whole is None else whole)
+            elif self.world.is_main:
+                weights[name] = self._whole(value)
+        return weights
+
+    def save(self, folder: Path) -> None:
+        frozen = bool(self.recipe.adapter)  # weights that were never changed
+        self.files.failed = None
+        with contextlib.redirect_stdout(sys.stderr), self._all_open():
+            self.wrapped.save_checkpoint(
+                str(folder), tag="zero", save_latest=False, exclude_frozen_parameters=frozen
+            )
+        if self.files.failed:
+            raise self.files.failed
+
+    def load(self, folder: Path) -> None:
+        with contextlib.redirect_stdout(sys.stderr), self._all_open():
+            strict = not self.recipe.adapter
+            path, _ = self.wrapped.load_checkpoint(str(folder), tag="zero", load_module_strict=strict)
+        if path is None:
+            raise UserError(f"{folder} 裡沒有 DeepSpeed 的檢查點")
+
+    def close(self) -> None:
+        self.wrapped.destroy()
