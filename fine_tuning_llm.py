@@ -40,13 +40,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    from finetune.data.exam import Pools
+    from finetune.data.splits import Pools
     from finetune.runtime.distributed import World
     from finetune.runtime.signals import StopRequest
-    from finetune.training.checkpoints import Checkpoints, Progress
+    from finetune.training.checkpoints import Checkpoints
     from finetune.training.datamodule import Lesson
     from finetune.training.engine import Engine
     from finetune.training.hardware import Machine
+    from finetune.training.state import Progress
     from finetune.training.trackers import Tracker
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
     Checkpoints = Progress = Engine = Pools = Lesson = Machine = StopRequest = Tracker = World = object
@@ -167,7 +168,7 @@ def teach(
 
 def show_texts(corpus) -> None:
     """--inspect: texts before and after they were cleaned, on stdout."""
-    from finetune.data.corpus import show
+    from finetune.data.corpus_report import show
 
     if console.is_main_process():
         show(corpus)
@@ -209,10 +210,12 @@ def load_base(flags, lesson: Lesson, **more):
 
 def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engine:
     """The model on its device, with adapters if any, and with optimizer and engine around it."""
-    from finetune.models.loading import DTYPES, announce
+    from finetune.models.kinds import DTYPES
+    from finetune.models.loading import announce
     from finetune.models.lora import attach, quantization
     from finetune.training import deepspeed_config
-    from finetune.training.engine import DeepSpeedEngine, Engine, Recipe
+    from finetune.training.deepspeed_engine import DeepSpeedEngine
+    from finetune.training.engine import Engine, Recipe
 
     resolved = deepspeed_config.of_run(flags, world, machine, lesson)
     more = {}
@@ -269,8 +272,8 @@ def loop(
         Stopped: a signal came; a checkpoint was written.
     """
     from finetune.training.engine import learning_rate_at
+    from finetune.training.evaluate import validate
     from finetune.training.train_log import TrainLog, describe
-    from finetune.training.validation import validate
 
     path, total = beside(flags, "train_log.jsonl"), lesson.total_steps
     log = TrainLog(path, progress, total, tracker, world.is_main)
@@ -358,8 +361,8 @@ def examine(
 ) -> None:
     """The saved model and the untuned one answer the held-back and test questions, go on from texts they have
     not seen, name the labels of others; figures are written."""
-    from finetune.models.lora import load
-    from finetune.reports.classification import headlines
+    from finetune.evaluation.classification import headlines
+    from finetune.models.loading import load
     from finetune.training import publish as publishing
     from finetune.training.evaluate import Finals
     from finetune.training.hardware import examined_as, loaded_as
@@ -387,13 +390,12 @@ def examine(
 
 def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = console.MODEL_FOLDER) -> list[str]:
     """The tuned model's likeliest words for the first [MASK] of `prompt`; a causal model's one reply."""
-    from finetune.models.forward import is_causal
-    from inference import generate_text, predict_mask
+    from finetune.models.generation import Decoding
 
-    model, tokenizer, device = _loaded(model_path)
-    if is_causal(model):
-        return generate_text(model, tokenizer, [prompt], device)
-    return predict_mask(model, tokenizer, prompt, device, top_k)
+    predictor = _predictor(model_path)
+    if predictor.kind == "causal":
+        return predictor.reply([predictor.ask(prompt)], Decoding())
+    return predictor.fill_first(prompt, top_k)
 
 
 def general_chat(prompt: str, top_k: int = 200, model_path: str = "bert-base-chinese") -> list[str]:
@@ -426,21 +428,20 @@ def exe_chat(
 def _answered(path: str, max_length: int, asked: Asked) -> str:
     """The text of the option a model chooses, or what it says."""
     from finetune.data.question import LETTERS
-    from inference import generate_text, qa_inference
+    from finetune.models.generation import Decoding
 
-    model, tokenizer, device = _loaded(path)
+    predictor = _predictor(path)
     if asked.question is None:
-        prompts = [list(asked.messages)]
-        return generate_text(model, tokenizer, prompts, device, max_new_tokens=max_length)[0]
+        return predictor.reply([predictor.ask(list(asked.messages))], Decoding(max_new_tokens=max_length))[0]
     options = dict(zip(LETTERS, asked.question.options, strict=False))
-    return qa_inference(model, tokenizer, asked.question.stem, options, device, top_k=1)[0][1]
+    return predictor.rank(asked.question.stem, options, top_k=1)[0][1]
 
 
 @lru_cache(maxsize=2)
-def _loaded(path: str):
-    from inference import load_model
+def _predictor(path: str):
+    from finetune.predict.loading import load_for_use, predictor_for
 
-    return load_model(path)
+    return predictor_for(*load_for_use(path, None, "--model_path"))
 
 
 if __name__ == "__main__":

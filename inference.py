@@ -16,13 +16,20 @@ import finetune  # noqa: F401  an older Python is told here which one is needed,
 
 # isort: split
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.cli.inference_args import KINDS, check_kind, decoding_of, read_flags, written_by
+from finetune.cli.inference_args import check_kind, decoding_of, read_flags, written_by
 from finetune.data.option_syntax import parse_options
+from finetune.predict.loading import (
+    exam_prompts,
+    is_classifier,
+    load_for_use,
+    load_rival,
+    open_exam,
+    predictor_for,
+    predictor_of_kind,
+)
 from finetune.runtime import console
-from finetune.runtime.console import MODEL_FOLDER
 from finetune.runtime.errors import UserError
 
 __all__ = [
@@ -58,99 +65,7 @@ def load_model(model_path, device=None, allow_pickle=False):
     Raises:
         finetune.runtime.errors.UserError: no such folder, no weights, a model of none of these kinds.
     """
-    return _load(str(model_path), device, "--model_path", allow_pickle=allow_pickle)
-
-
-def _load(path: str, device, flag: str, **how):
-    """`how`: as `adapters.load` takes it."""
-    from finetune.runtime import hub
-
-    path = hub.located(path)
-    hub.prepare_for(path)
-    import torch
-
-    from finetune.models.loading import check_source
-    from finetune.models.lora import base_of, load
-    from finetune.models.run_card import RunCard
-
-    if path == MODEL_FOLDER and not Path(path).exists():
-        raise UserError(
-            f"{flag} {path}：還沒有模型。先訓練一個：python fine_tuning_llm.py --demo，或指定資料夾"
-        )
-    check_source(path, flag, how.get("from_scratch", False), how.get("allow_pickle", False))
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    base = base_of(path)
-    if base:
-        hub.prepare_for(base)
-    model, tokenizer = load(path, flag, **how)
-    model = model.to(device).eval()
-    model.run_card = RunCard.read(path)
-    return model, tokenizer, device
-
-
-def load_rival(name: str, mine: Examinee, flags) -> Examinee:
-    """The model of --compare_with; `base` is the one that `mine` was taught from.
-
-    A base that was random weights is made again from the configuration and the seed of the run card.
-
-    Raises:
-        finetune.runtime.errors.UserError: there is none, or it does not load.
-    """
-    from finetune.predict.exam import UNTUNED
-
-    scratch, seed, path = False, 0, name
-    if name == UNTUNED:
-        if mine.card is None:
-            raise UserError(f"--compare_with {name}：{mine.name} 沒有 run_card.json，不知道底模是哪一個")
-        scratch, seed = bool(mine.card.flags.get("from_scratch")), int(mine.card.flags.get("seed", 0))
-        path = mine.name if scratch else mine.card.base_model
-        if scratch:
-            console.say("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
-    how = {"from_scratch": scratch, "seed": seed, "allow_pickle": flags.allow_pickle}
-    model, tokenizer, device = _load(path, mine.device, "--compare_with", **how)
-    if name == UNTUNED:
-        model.run_card = mine.card  # asked in the same words, for the same method
-    return _examinee(model, tokenizer, device, flags.precision, path)
-
-
-def _examinee(model, tokenizer, device, precision: str = "", name: str = "") -> Examinee:
-    from finetune.predict.causal import Speaker
-    from finetune.predict.classifier import Labeller
-    from finetune.predict.predictor import Chooser, Filler, kind_of
-
-    if precision:
-        _set_precision(model, precision, device)
-    kinds = {"masked": Filler, "causal": Speaker, "classifier": Labeller, "choice": Chooser}
-    found = kinds[kind_of(model)].of(model, tokenizer, device)
-    found.name = name or found.name
-    if precision or not found.precision:
-        found.precision = precision or "auto"
-        if found.precision == "auto":
-            found.lighten()
-    return found
-
-
-def _asked_as(kind: str, model, tokenizer, device) -> Examinee:
-    """A model that must be of one kind. Raises UserError that says what it is, and what to call instead."""
-    found = _examinee(model, tokenizer, device)
-    if found.kind != kind:
-        able = {"masked": "填 [MASK]", "causal": "寫文章", "classifier": "分類"}[kind]
-        better = {
-            "masked": "predict_mask", "causal": "generate_text", "classifier": "classify",
-            "choice": "qa_inference",
-        }[found.kind]  # fmt: skip
-        raise UserError(f"{found.name or '這個模型'} 是{KINDS[found.kind]}，不會{able}；請用 {better}")
-    return found
-
-
-def _set_precision(model, wanted: str, device) -> None:
-    """Weights are converted once; autocast would convert them again at every call."""
-    from finetune.models.loading import DTYPES
-
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
-    if wanted != "auto":  # auto keeps the model as it is, see Examinee.lighten
-        model.to(DTYPES[wanted])
+    return load_for_use(str(model_path), device, "--model_path", allow_pickle=allow_pickle)
 
 
 # ---- 2. the questions one can ask --------------------------------------------------------------------------
@@ -162,11 +77,7 @@ def predict_mask(model, tokenizer, prompt, device, top_k=5):
     Returns:
         list of at most `top_k` words, best first: ["好", "熱", …]
     """
-    examinee = _asked_as("masked", model, tokenizer, device)
-    blanks = examinee.read(prompt)
-    if blanks.meant:
-        examinee.tell_of(blanks)
-    return [word for word, _ in examinee.fill([blanks], top_k)[0]]
+    return predictor_of_kind("masked", model, tokenizer, device).fill_first(prompt, top_k)
 
 
 def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, candidates=None):
@@ -183,7 +94,7 @@ def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, cand
     Raises:
         finetune.runtime.errors.UserError: a prompt that does not fit, a candidate this model does not know.
     """
-    filler = _asked_as("masked", model, tokenizer, device)
+    filler = predictor_of_kind("masked", model, tokenizer, device)
     blanks = filler.read(prompt)
     if blanks.meant:
         filler.tell_of(blanks)
@@ -206,7 +117,7 @@ def generate_text(model, tokenizer, prompts, device, **decoding):
     """
     from finetune.models.generation import Decoding
 
-    speaker = _asked_as("causal", model, tokenizer, device)
+    speaker = predictor_of_kind("causal", model, tokenizer, device)
     return speaker.reply([speaker.ask(prompt) for prompt in prompts], Decoding(**decoding))
 
 
@@ -225,7 +136,7 @@ def classify(model, tokenizer, texts, device, top_k=None):
     Raises:
         finetune.runtime.errors.UserError: no classifier; a single text that is in no list; what is no text.
     """
-    labeller = _asked_as("classifier", model, tokenizer, device)
+    labeller = predictor_of_kind("classifier", model, tokenizer, device)
     if isinstance(texts, (str, tuple)):  # else a classifier of characters, or of the halves of a pair
         raise UserError("classify 要一串文字；只有一段就寫成 [文字]，一對句子寫成 [(甲, 乙)]")
     return [ranked[:top_k] for ranked in labeller.classify(texts)]
@@ -249,20 +160,7 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
         finetune.runtime.errors.UserError: a classifier; a question or options that cannot be asked; by
             `generate`, a reply that names no option.
     """
-    from finetune.data.question_rows import parse_question
-    from finetune.evaluation.scoring import Ranking
-
-    try:
-        asked = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
-    except ValueError as error:
-        raise UserError(f"這一題問不了：{error}") from error
-    scores = _examinee(model, tokenizer, device).score([asked], scoring, orders)
-    if scores.refused:
-        raise UserError(f"這一題問不了：{scores.refused[0]}")
-    if scores.unreadable:
-        said = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
-        raise UserError(f"{said}；可改用 letter（--scoring letter，對話中是 method letter）")
-    return Ranking.of(options, scores[0], top_k)
+    return predictor_for(model, tokenizer, device).rank(question, options, top_k, scoring, orders)
 
 
 def interactive_mode(
@@ -278,7 +176,7 @@ def interactive_mode(
     def answer(question, options, method, order):
         return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
 
-    examinee = _examinee(model, tokenizer, device)
+    examinee = predictor_for(model, tokenizer, device)
     if examinee.writes:
         Conversation(examinee, answer, scoring, orders, decoding or Decoding()).run()
     elif examinee.kind == "classifier":
@@ -310,10 +208,14 @@ def answer(flags) -> int | None:
 
 def _answer(flags) -> int | None:
     """A look at data, an exam, a file, a prompt, a question, the terminal."""
-    from finetune.predict.loading import exam_prompts, is_classifier, open_exam
+    from finetune.predict.loading import (
+        load_for_use,
+        predictor_for,
+    )  # fmt: skip
 
     if flags.inspect is not None:
         from finetune.data import corpus as text_corpus
+        from finetune.data import corpus_report
         from finetune.predict.inspect_exam import examine_data
         from finetune.predict.inspect_labels import examine_labels, holds_labels
 
@@ -321,13 +223,14 @@ def _answer(flags) -> int | None:
         if label or holds_labels(flags.inspect, text):
             return examine_labels(flags.inspect, flags.json, text, label)
         if text or text_corpus.holds_texts(flags.inspect):
-            return text_corpus.examine(flags.inspect, flags.json, text)
+            return corpus_report.examine(flags.inspect, flags.json, text)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")
         return examine_data(flags, exam, lambda: exam_prompts(flags))
     exam = None
     sorts = flags.exam is not None and is_classifier(flags.model_path)
     if flags.exam is not None:
-        from finetune.predict.exam import choose, default_folder, hold
+        from finetune.cli.inference_args import default_folder
+        from finetune.predict.exam import choose, hold
         from finetune.reports import report
 
         report.check_folder(flags.report or default_folder(flags.exam), "--report")
@@ -345,8 +248,8 @@ def _answer(flags) -> int | None:
     cpu.keep_memory()
     once = flags.prompt is not None or flags.question is not None
     how = {"quickly": once, "allow_pickle": flags.allow_pickle}
-    model, tokenizer, device = _load(flags.model_path, where, "--model_path", **how)
-    examinee = _examinee(model, tokenizer, device, flags.precision, flags.model_path)
+    model, tokenizer, device = load_for_use(flags.model_path, where, "--model_path", **how)
+    examinee = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
     if examinee.light and not once:
         console.say(cpu.choose_precision(model.config.hidden_size)[1])
     check_kind(flags, examinee.kind)
@@ -374,33 +277,12 @@ def _answer(flags) -> int | None:
         interactive_mode(model, tokenizer, device, flags.top_k, *more)
     else:
         if flags.prompt is not None:
+            from finetune.predict.one_shot import show_prompt
+
             show_prompt(flags, examinee)
         if flags.question is not None:
             show_answer(flags, model, tokenizer, device)
     return None
-
-
-def show_prompt(flags, examinee: Examinee) -> None:
-    """The answer to --prompt."""
-    from finetune.predict.classifier_repl import show_labels
-    from finetune.predict.repl import show_words
-
-    shows = {"masked": show_words, "causal": show_reply, "classifier": show_labels}
-    shows[examinee.kind](flags, examinee)
-
-
-def show_reply(flags, speaker) -> None:
-    """The answer of a causal model to --prompt, on the screen as it is written."""
-    ids = speaker.ask(flags.prompt)
-    if flags.json:
-        reply = speaker.reply([ids], flags.decoding)[0]
-        console.show(console.as_json({"prompt": flags.prompt, "response": reply}))
-        return
-    asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
-    console.show(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
-    for piece in speaker.speak(ids, flags.decoding):
-        console.show(piece, end="")
-    console.show()
 
 
 def show_answer(flags, model, tokenizer, device) -> None:
@@ -408,7 +290,7 @@ def show_answer(flags, model, tokenizer, device) -> None:
     from finetune.predict.repl import print_ranking
 
     options = flags.choices
-    _examinee(model, tokenizer, device).warn(flags.question, *options.values())
+    predictor_for(model, tokenizer, device).warn(flags.question, *options.values())
     ranked = qa_inference(
         model, tokenizer, flags.question, options, device, len(options), flags.scoring, flags.orders
     )

@@ -51,11 +51,12 @@ def compare_answers(home: Path) -> None:
     from finetune.demo import builtin
     from finetune.evaluation.scoring import best, score_options
     from finetune.models.forward import light_of
+    from finetune.predict.loading import predictor_for
 
     where = "--cpu", "--save_dir", home / "demo/checkpoints", "--output_dir", home / "demo/model"
     process("fine_tuning_llm.py", "--demo", *where)
     model, tokenizer, device = inference.load_model(home / "demo/model", torch.device("cpu"))
-    examinee = inference._examinee(model, tokenizer, device, "fp32")
+    examinee = predictor_for(model, tokenizer, device, "fp32")
     light = light_of(model)
     asked = [question for rows in builtin.exam().questions.values() for question in rows]
     print(f"\n| of {len(asked)} questions | answered alike | scores apart, at most |\n|---|---|---|")

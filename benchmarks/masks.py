@@ -19,16 +19,14 @@ from statistics import stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from finetune.cli import train_args
 from finetune.data.cleaning import Text  # noqa: E402
 from finetune.data.segmentation import word_spans  # noqa: E402
-from finetune.objectives import masking  # noqa: E402
-from finetune.objectives.masked_lm import (
-    Hiding,
-    Restoration,  # noqa: E402
-)
+from finetune.objectives import masked_lm  # noqa: E402
+from finetune.objectives.masked_lm import Hiding, Restoration
 
 LONGEST = 512
-drawn = masking._drawn
+drawn = masked_lm._drawn
 expected: list[float] = []  # hidden tokens of each row, given the units it was cut into
 
 
@@ -62,10 +60,10 @@ def main() -> None:
     flags = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(flags.tokenizer)
     lines = [line for line in flags.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    masking._drawn = watched
+    masked_lm._drawn = watched
     print("| masking | rows | tokens | hidden | expected | z | words in halves | rows without | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for way in masking.MASKINGS:
+    for way in train_args.MASKINGS:
         expected.clear()
         began = time.perf_counter()
         rows = Restoration(tokenizer, [Text(line) for line in lines], LONGEST, 0, Hiding(way))

@@ -34,10 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune.data.segmentation import (
-    simplified,
-    word_spans,  # noqa: E402
-)
+from finetune.data.segmentation import simplified, word_spans
 from finetune.data.tables import read_table  # noqa: E402
 
 HEADER = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案")

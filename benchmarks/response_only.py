@@ -22,14 +22,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.models.forward import BlankLogits  # noqa: E402
-from finetune.objectives.batching import (
-    Example,
-    collate,  # noqa: E402
-)
-from finetune.objectives.exam import (
-    summed_loss,
-    token_losses,  # noqa: E402
-)
+from finetune.objectives.batching import Example, collate
+from finetune.objectives.loss import summed_loss, token_losses
 
 VOCABULARY, ROWS, BATCHES, ROUNDS = 151_936, 4, 3, 5
 

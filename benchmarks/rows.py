@@ -56,7 +56,8 @@ def used() -> int:
 
 def measure(path: str) -> None:
     """The steps that `fine_tuning_llm.py` takes before a model is loaded; prints what they took as JSON."""
-    from finetune.data.exam import read_exam, split_pool
+    from finetune.data.exam import read_exam
+    from finetune.data.splits import split_pool
     from finetune.models.run_card import remembered
     from finetune.objectives.batching import Plan, plan_epoch
     from finetune.objectives.exam import Objective

@@ -34,7 +34,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from harness import ROOT
 
-from finetune.models.lineage import weights_hash
+from finetune.models.run_card import weights_hash
 from finetune.runtime import manifest
 from finetune.training.checkpoints import complete
 

@@ -81,13 +81,13 @@ def examining(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> 
     """Questions a second by the letter method."""
     from peers import predecessor
 
-    import inference
-    from finetune.data.exam import parse_question
+    from finetune.data.question_rows import parse_question
+    from finetune.predict.loading import predictor_for
 
     plain, model, tokenizer, device = _loaded(home, device)
     rows = workload.questions(count, seed=1)
     asked = [parse_question(row) for row in rows]
-    examinee = inference._examinee(model, tokenizer, device)
+    examinee = predictor_for(model, tokenizer, device)
     examinee.score(asked[:8], "letter", "1")
     ways = {
         "one order": partial(timed, lambda: examinee.score(asked, "letter", "1")),
@@ -107,6 +107,7 @@ def prompts(home: Path, runs: int, device: str = "cpu", count: int = PROMPTS, ro
     from transformers import pipeline
 
     import inference
+    from finetune.predict.loading import predictor_for
 
     plain, model, tokenizer, device = _loaded(home, device)
     theirs = pipeline("fill-mask", model=plain, tokenizer=tokenizer, device=device)
@@ -116,7 +117,7 @@ def prompts(home: Path, runs: int, device: str = "cpu", count: int = PROMPTS, ro
         stem = row["question"][:300]
         at = rng.randrange(len(stem))
         asked.append(f"{stem[:at]}[MASK]{stem[at + 1 :]}")
-    examinee = inference._examinee(model, tokenizer, device)
+    examinee = predictor_for(model, tokenizer, device)
     few = asked[:SINGLE]
     ways = {
         "one, ours": partial(

@@ -94,14 +94,16 @@ def build(world, precision: str, stage: int, width: int):
     it has there, so the borders between ranks fall where they fall there."""
     from transformers import BertConfig, BertForMaskedLM
 
+    from finetune.cli import train_args
     from finetune.training import deepspeed_config
-    from finetune.training.engine import DeepSpeedEngine, Recipe
+    from finetune.training.deepspeed_engine import DeepSpeedEngine
+    from finetune.training.engine import Recipe
 
-    config = deepspeed_config.read(ROOT / deepspeed_config.SHIPPED)
+    config = deepspeed_config.read(ROOT / train_args.SHIPPED)
     config["zero_optimization"]["stage"] = stage
     batch = ROWS * PASSES * world.size
     settings = deepspeed_config.Settings(batch, ROWS, world.size, 1.0, precision, 1e-4, 0.01, 0, STEPS)
-    resolved = deepspeed_config.resolve(config, settings, width, deepspeed_config.SHIPPED)
+    resolved = deepspeed_config.resolve(config, settings, width, train_args.SHIPPED)
     shape = {
         "vocab_size": 21128 * width // BASE, "max_position_embeddings": 512 * width // BASE,
         "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64,

@@ -170,7 +170,7 @@ def serve(folder: str) -> None:
     try:
         for name in LIBRARIES:
             importlib.import_module(name)
-        importlib.import_module("finetune.training.engine").import_deepspeed(on_gpu=False)
+        importlib.import_module("finetune.training.deepspeed_engine").import_deepspeed(on_gpu=False)
         for module in pkgutil.walk_packages([str(root / "finetune")], "finetune."):
             importlib.import_module(module.name)
     finally:

@@ -13,12 +13,12 @@ from conftest import ROOT, losses, make_model_dir, random_text, write_csv, write
 from forked import run_ranks
 from torch.nn import functional as F
 
-from finetune.data.corpus import Text
+from finetune.data.cleaning import Text
 from finetune.data.question import Question
 from finetune.evaluation.scoring import score_options
 from finetune.models.forward import BlankLogits, RowLogits
 from finetune.objectives.batching import collate, cut
-from finetune.objectives.exam import hits, option_scores, summed_loss, token_losses
+from finetune.objectives.loss import hits, option_scores, summed_loss, token_losses
 from finetune.objectives.masked_lm import Hiding, Restoration
 from finetune.objectives.multiple_choice import Contests
 from finetune.prompts.exam import ExamPrompts
@@ -200,7 +200,8 @@ def test_perplexity_and_the_share_restored_are_those_of_a_plain_loop(train, tmp_
     """transformers' own forward pass, one row after the other."""
     import inference
     from finetune.data.cleaning import CLEANING, Cleaning
-    from finetune.data.corpus import read_corpus, split_texts
+    from finetune.data.corpus import read_corpus
+    from finetune.data.splits import split_texts
 
     source = write_texts(tmp_path / "t.json")
     words = ["--task", "mlm", "--model", model_dir, "--dataset", source, "--min_chars", 5, "--max_chars", 60]
@@ -288,7 +289,7 @@ def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, mult
     from transformers import AutoModelForSequenceClassification
 
     from finetune.data.labelled import read_labelled
-    from finetune.models.loading import name_classes
+    from finetune.models.kinds import name_classes
     from finetune.objectives.classification import Classification
 
     source = read_labelled(str(write_labelled(tmp_path / "x.csv", 12, pair, multi)), multi_label=multi)

@@ -15,8 +15,9 @@ from sklearn.pipeline import make_pipeline
 
 from finetune.data.labelled import Labelled
 from finetune.evaluation import baseline
-from finetune.reports import classification as classification_report
-from finetune.reports.classification import BASELINE, headlines, hits, overview, remarks, verdict
+from finetune.evaluation import classification as classification_metrics
+from finetune.evaluation.classification import BASELINE, headlines, hits
+from finetune.reports.classification import overview, remarks, verdict
 
 NAMES = ["正面", "負面", "中立"]
 
@@ -43,7 +44,7 @@ def test_single_labels_are_those_of_scikit_learns_pipeline_and_the_test_is_mcnem
     assert found == pytest.approx(expected, abs=2e-3)
     truth, rng = [row.labels for row in asked], numpy.random.default_rng(0)
     mine = rng.dirichlet([1] * 3, len(asked))
-    figures = {"test": classification_report.figures(truth, mine, NAMES, False)}
+    figures = {"test": classification_metrics.figures(truth, mine, NAMES, False)}
     baseline.stand_beside(figures, taught, {"test": (asked, mine)}, NAMES)
     beside = json.loads(json.dumps(figures))["test"]["baseline"]
     right = [
@@ -83,7 +84,7 @@ def test_a_model_below_the_baseline_says_so_everywhere_and_one_above_does_not(sk
     mine = numpy.array([[1.0 - skill, skill / 2, skill / 2]] * len(asked))
     if skill:
         mine = numpy.eye(3)[[there[0] for there in truth]]
-    figures = {"test": classification_report.figures(truth, mine, NAMES, False)}
+    figures = {"test": classification_metrics.figures(truth, mine, NAMES, False)}
     baseline.stand_beside(figures, taught, {"test": (asked, mine)}, NAMES)
     told = "\n".join(verdict(figures))
     warned = remarks("test", figures["test"])

@@ -14,9 +14,8 @@ from finetune.models.forward import BlankLogits, isolating, restarting
 from finetune.models.loading import load_config, load_model
 from finetune.models.tokenizer import load_tokenizer
 from finetune.objectives.batching import collate
-from finetune.objectives.causal_lm import Continuation, Responses
-from finetune.objectives.exam import summed_loss, token_losses
-from finetune.objectives.packing import pack
+from finetune.objectives.causal_lm import Continuation, Responses, pack
+from finetune.objectives.loss import summed_loss, token_losses
 from finetune.prompts.causal_exam import AskingPrompts
 from finetune.prompts.chat import Chat
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from finetune.runtime.distributed import World
 from finetune.runtime.errors import RunError, UserError
-from finetune.training.checkpoints import Checkpoints, Progress, find
+from finetune.training.checkpoints import Checkpoints, find
+from finetune.training.state import Progress
 from finetune.training.train_log import TrainLog
 
 NAME = "my_bert_finetuned_model_hf_format"

@@ -12,13 +12,14 @@ import browser as browsers
 import pytest
 from matplotlib import image
 
+from finetune.evaluation import classification as classification_metrics
 from finetune.models.run_card import RunCard
 from finetune.reports import classification as classification_report
 from finetune.reports import model_card, plots, report
 from finetune.reports.classification import LISTED, NONE, sentence
 from finetune.reports.html import percent, small, training
 from finetune.reports.plots import plot_confusion
-from finetune.training.checkpoints import Progress
+from finetune.training.state import Progress
 
 pytestmark = pytest.mark.pictures
 
@@ -35,7 +36,7 @@ def made(count: int, names, seed: int = 0, skill: float = 3.0, multi: bool = Fal
         row = [rng.random() + (skill * rng.random() if i in there else 0) for i in range(k)]
         truth.append(tuple(there))
         rows.append([min(1.0, value) for value in row] if multi else [value / sum(row) for value in row])
-    return classification_report.figures(truth, rows, names, multi)
+    return classification_metrics.figures(truth, rows, names, multi)
 
 
 def card(names=("正面", "中立", "負面"), multi=False, sets=SETS, **changes) -> RunCard:

@@ -11,17 +11,16 @@ import pytest
 import statsmodels.stats.proportion
 
 from finetune.evaluation import metrics
+from finetune.evaluation.classification import answered, figures
 from finetune.reports import classification as classification_report
 from finetune.reports.classification import (
     CHOSEN_BY,
     LISTED,
     NONE,
-    answered,
     confusion,
     confusion_table,
     confusions,
     escaped,
-    figures,
     mistakes,
     remarks,
     sentence,

@@ -9,9 +9,9 @@ from conftest import HAN, make_causal_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import logits_process
 
-from finetune.models.generation import STOPS, Decoding, eos_ids, filtered, generate, stream
+from finetune.models.generation import Decoding, eos_ids, filtered, generate, stream
 from finetune.models.generation import generate_ids as ours
-from finetune.models.streaming import Writer, cut_at_stops
+from finetune.models.streaming import STOPS, Writer, cut_at_stops
 from finetune.runtime.errors import UserError
 
 PAD = 3

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, command, free_port, run_process
 
-from finetune.data.exam import split_pool
 from finetune.data.labelled import read_labelled
+from finetune.data.splits import split_pool
 from finetune.demo import builtin
 from finetune.demo.facts import RELATIONS
 from finetune.evaluation.scoring import best, score_options

@@ -114,7 +114,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from finetune import disk
+from finetune.runtime import files as disk
 home = Path(sys.argv[2])
 if sys.argv[3] == "no":
     disk._exchange = lambda *_: False

@@ -192,7 +192,7 @@ def test_what_is_switched_off_is_no_obstacle():
 
 def test_the_names_within_zero_are_those_of_this_deepspeed():
     """The table is read without importing DeepSpeed, which takes seconds; here it is held against it."""
-    from finetune.training.engine import import_deepspeed
+    from finetune.training.deepspeed_engine import import_deepspeed
 
     import_deepspeed(False)
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -204,7 +204,7 @@ def test_the_names_within_zero_are_those_of_this_deepspeed():
 
 
 def test_deepspeeds_own_reading_of_the_file_is_asked_before_a_model_is_loaded():
-    from finetune.training.engine import import_deepspeed
+    from finetune.training.deepspeed_engine import import_deepspeed
 
     import_deepspeed(False)
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memry": True}}

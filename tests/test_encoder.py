@@ -26,7 +26,7 @@ import fine_tuning_llm
 import inference
 from finetune.data.question import Question
 from finetune.evaluation import scoring
-from finetune.models import bert, cpu, dropout
+from finetune.models import bert, cpu
 from finetune.models.forward import BlankLogits, RowLogits, light_of
 from finetune.models.loading import load_config
 from finetune.models.tokenizer import load_tokenizer
@@ -148,7 +148,7 @@ def test_gradient_checkpointing_drops_the_same_again_when_it_computes_again():
     found = {}
     ids, mask = ragged((16, 3, 9, 5), 16)
     for checkpointing in (True, False):
-        model = dropout.lighten(model_of("bert", attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.4))
+        model = cpu.lighten(model_of("bert", attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.4))
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(6)
@@ -165,7 +165,7 @@ def test_gradient_checkpointing_drops_the_same_again_when_it_computes_again():
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_the_share_that_is_dropped_is_p_and_the_rest_is_scaled_as_torch_scales_it(dtype, p):
     torch.manual_seed(3)
-    found = dropout.noise(torch.empty(0, dtype=dtype), p, (400, 1001))
+    found = cpu.noise(torch.empty(0, dtype=dtype), p, (400, 1001))
     assert found.dtype == dtype
     kept = nn.functional.dropout(torch.ones(64, dtype=dtype), p).max()
     assert set(found.unique().tolist()) == {0.0, kept.item()}
@@ -178,7 +178,7 @@ def test_the_share_that_is_dropped_is_p_and_the_rest_is_scaled_as_torch_scales_i
 
 
 def test_the_same_seed_drops_the_same_and_another_one_does_not():
-    layer, inputs = dropout.Dropout(0.3), torch.ones(50, 7)
+    layer, inputs = cpu.Dropout(0.3), torch.ones(50, 7)
 
     def drawn(seed):
         torch.manual_seed(seed)
@@ -191,7 +191,7 @@ def test_the_same_seed_drops_the_same_and_another_one_does_not():
 
 def test_gradients_pass_where_nothing_was_dropped():
     inputs = torch.ones(1000, requires_grad=True)
-    found = dropout.Dropout(0.4)(inputs)
+    found = cpu.Dropout(0.4)(inputs)
     found.sum().backward()
     assert torch.equal(inputs.grad, found.detach())
 
@@ -199,8 +199,8 @@ def test_gradients_pass_where_nothing_was_dropped():
 def test_all_of_a_models_dropout_becomes_cheap_and_its_weights_keep_their_names():
     model = model_of("bert")
     names = list(model.state_dict())
-    dropout.lighten(model)
-    assert {type(m) for m in model.modules() if isinstance(m, nn.Dropout)} == {dropout.Dropout}
+    cpu.lighten(model)
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Dropout)} == {cpu.Dropout}
     assert list(model.state_dict()) == names
 
 

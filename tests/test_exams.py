@@ -7,8 +7,10 @@ import pyarrow.parquet
 import pytest
 from conftest import ODD_OPTIONS, make_exam_dir, write_csv
 
-from finetune.data.exam import Exam, parse_question, read_exam, split_pool
+from finetune.data.exam import Exam, read_exam
 from finetune.data.question import Question, as_dict
+from finetune.data.question_rows import parse_question
+from finetune.data.splits import split_pool
 from finetune.data.subjects import CATEGORIES, SUBJECTS, category_of
 from finetune.runtime.errors import UserError
 

@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 import fine_tuning_llm
 import inference
 from finetune.models.forward import forward_of
+from finetune.models.kinds import CLASSES, name_classes
 from finetune.models.layer_schedule import Layers
-from finetune.models.loading import CLASSES, load_config, load_model, name_classes
+from finetune.models.loading import load_config, load_model
 from finetune.models.padding import padded
 from finetune.models.tokenizer import load_tokenizer, prompt_length
 

@@ -18,7 +18,8 @@ from forked import run_ranks
 from safetensors.torch import load_file
 
 import fine_tuning_llm
-from finetune.models.lineage import weights_hash
+from finetune.models.run_card import weights_hash
+from finetune.objectives import loss
 from finetune.objectives.batching import collate
 from finetune.runtime import files, manifest
 from finetune.runtime.errors import NotANumber, RunError
@@ -284,7 +285,7 @@ def test_a_link_to_the_model_folder_stays_a_link(train, tmp_path):
 
 def poison(monkeypatch, steps, value=float("nan")):
     """The loss of these steps is no number."""
-    real, made = engine.token_losses, [0]
+    real, made = loss.token_losses, [0]
 
     def losses_of(logits, batch):
         found = real(logits, batch)
@@ -392,7 +393,7 @@ def watched(self, batches, number, *rest, **named):
     return report
 DeepSpeedEngine.step = watched
 import fine_tuning_llm
-fine_tuning_llm.cli.leave(fine_tuning_llm.main())
+fine_tuning_llm.console.leave(fine_tuning_llm.main())
 """
 
 
@@ -416,7 +417,7 @@ def test_under_zero_too_a_gradient_that_is_no_number_never_touches_the_weights(
 POISONED = """
 import sys, torch
 sys.path.insert(0, {root!r})
-from finetune import engine
+from finetune.training import engine
 real, made = engine.token_losses, [0]
 def poisoned(logits, batch):
     found = real(logits, batch)
@@ -427,7 +428,7 @@ def poisoned(logits, batch):
     return found
 engine.token_losses = poisoned
 import fine_tuning_llm
-fine_tuning_llm.cli.leave(fine_tuning_llm.main())
+fine_tuning_llm.console.leave(fine_tuning_llm.main())
 """
 
 

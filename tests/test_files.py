@@ -19,8 +19,9 @@ from finetune.data.encodings import choose_encoding
 from finetune.data.exam import read_exam
 from finetune.data.instructions import read_course
 from finetune.data.labelled import read_labelled
-from finetune.data.tables import SUFFIXES, read_table
+from finetune.data.tables import read_table
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import SUFFIXES
 
 COLUMNS = ("question", "A", "B", "C", "D", "answer")
 EXAM = [
@@ -547,10 +548,11 @@ def test_the_same_rows_in_two_formats_are_read_once(put, tmp_path, capsys):
     ],
 )
 def test_a_path_that_is_not_there_is_never_a_name_on_the_hub(name, monkeypatch, tmp_path):
+    from finetune.data import hub_dataset
     from finetune.runtime import hub
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "fetch_dataset", lambda *words: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub_dataset, "fetch_dataset", lambda *words: pytest.fail("the hub was asked"))
     for read in (read_exam, read_labelled, read_course):
         assert f"--dataset {name}：沒有這個檔案或資料夾" in refused(read, name)
     assert not hub.looks_local("ikala/tmmluplus") and not hub.looks_local("Qwen/Qwen2.5-0.5B")

@@ -178,7 +178,8 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from loopback_hub import LoopbackHub
-from finetune import hub, hub_client
+from finetune.data import hub_dataset
+from finetune.runtime import hub, hub_client
 from finetune.runtime.errors import UserError
 hub_client.PATIENCE = hub_client.WINDOW = 1.5
 hub_client.SECONDS = 1.0
@@ -195,7 +196,7 @@ with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:
             if kind == "models":
                 assert hub.fetch_small("some/rows") is None
                 raise hub.cannot_fetch("模型", "some/rows", "--model_path", "")
-            folder, _ = hub.fetch_dataset("some/rows", "main")
+            folder, _ = hub_dataset.fetch_dataset("some/rows", "main")
             said = sorted(path.name for path in folder.iterdir())
         except UserError as error:
             said = str(error)

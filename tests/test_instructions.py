@@ -4,10 +4,11 @@ exam questions."""
 import pytest
 from conftest import write_rows
 
-from finetune.data.exam import Exam, parse_question
+from finetune.data.exam import Exam
 from finetune.data.instructions import parse_instruction, read_course
-from finetune.data.tables import SUFFIXES
+from finetune.data.question_rows import parse_question
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import SUFFIXES
 
 ALPACA = {"instruction": "翻成英文", "input": "天空", "output": "sky"}
 TURNS = (("user", "翻成英文\n\n天空"), ("assistant", "sky"))

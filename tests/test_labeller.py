@@ -15,8 +15,8 @@ from conftest import make_causal_dir, random_text, write_csv
 
 import inference
 from finetune.models.run_card import RunCard
+from finetune.predict.batch_file import Journal
 from finetune.predict.classifier import Labeller
-from finetune.predict.journal import Journal
 from finetune.runtime.errors import UserError
 
 NAMES = ("正面", "負面", "中立", "NA", "007", "無")

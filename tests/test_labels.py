@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT, random_text, run_process, write_rows
 from loopback_hub import COMMIT, LoopbackHub
 
-from finetune.data.labelled import Catalogue, Labelled, class_weights, describe, read_labelled, split_labelled
-from finetune.data.tables import SUFFIXES
+from finetune.data.labelled import Catalogue, Labelled, class_weights, read_labelled
+from finetune.data.splits import describe_labels, split_labelled
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import SUFFIXES
 
 RATIO = (0.7, 0.25, 0.05)
 
@@ -196,7 +197,7 @@ def test_a_hub_name_with_two_configurations_asks_which_and_then_reads_it(tmp_pat
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from finetune.cli import run
+from finetune.runtime.console import run
 from finetune.data.labelled import read_labelled
 def body():
     catalogue = read_labelled("nyu-mll/glue", None, config_name=sys.argv[1])
@@ -425,7 +426,7 @@ def test_all_bad_rows_are_told_at_once_and_can_be_skipped(tmp_path, suffix, caps
         assert any(line.startswith(f"{source}:{number}：{reason}") for line in told), reason
     catalogue = read_labelled(source, on_bad_rows="skip")
     assert len(catalogue) == len(good) and len(catalogue.skipped) == len(bad)
-    describe(catalogue, split_labelled(catalogue, RATIO, 0))
+    describe_labels(catalogue, split_labelled(catalogue, RATIO, 0))
     assert f"略過 {len(bad)} 列" in capsys.readouterr().err
 
 
@@ -607,7 +608,7 @@ def test_what_was_read_is_told_with_the_ten_largest_classes_and_how_uneven_they_
     labels = [f"類{n:02}" for n in range(12) for _ in range(n + 1)]
     rows = rows_of(*labels)
     catalogue = read_labelled(write(tmp_path / "a.csv", [*rows, rows[0]]))
-    describe(catalogue, split_labelled(catalogue, (1, 0, 0), 0))
+    describe_labels(catalogue, split_labelled(catalogue, (1, 0, 0), 0))
     said = capsys.readouterr().err
     for words in (
         f"{tmp_path / 'a.csv'}：79 列",

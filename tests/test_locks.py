@@ -23,7 +23,7 @@ HOLDS = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from finetune import locks
+from finetune.runtime import locks
 from finetune.runtime.errors import UserError
 print("ready", flush=True)
 taken = 0

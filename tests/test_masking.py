@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 from conftest import make_vocabulary, random_text
 
+from finetune.cli.train_args import MASKINGS
 from finetune.data.segmentation import token_words, word_spans
-from finetune.objectives.masking import MASKINGS, hide_randomly, maskable
+from finetune.objectives.masked_lm import hide_randomly, maskable
 
 WORDS = (
     "臺灣 經濟學 人工智慧 天氣 圖書館 我們 研究 的 是 在 學生 馬鈴薯 machine learning dna GPT-4 covid-19 "

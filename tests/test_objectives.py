@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from finetune.data.question import Question, Statement
 from finetune.objectives.batching import Example, collate, cut, plan_epoch
-from finetune.objectives.exam import Objective, summed_loss, token_losses
+from finetune.objectives.exam import Objective
+from finetune.objectives.loss import summed_loss, token_losses
 from finetune.prompts.exam import ExamPrompts, hide
 
 

@@ -19,7 +19,7 @@ from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import Sitting
 from finetune.evaluation.scoring import Scores
-from finetune.reports import report
+from finetune.reports import report, sections
 from finetune.reports.html import embedded, percent, training
 
 pytestmark = pytest.mark.pictures
@@ -79,8 +79,8 @@ def full(text="") -> report.Report:
         for s in range(1, 9)
     ]
     return report.Report(
-        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or report.UNTUNED, "other",
-        history, 5, [report.NOT_COMPARABLE, *filter(None, [text])],
+        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or sections.UNTUNED, "other",
+        history, 5, [sections.NOT_COMPARABLE, *filter(None, [text])],
     )  # fmt: skip
 
 
@@ -183,18 +183,18 @@ def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refu
     ],
 )
 def test_the_verdict_says_what_the_figures_show(made, said):
-    assert report.sentence(report.Report({}, {}, {}), figures(**made)) == said
+    assert sections.sentence(report.Report({}, {}, {}), figures(**made)) == said
 
 
 def test_the_other_model_is_named_without_the_folders_above_it():
     held = report.Report({}, {}, {}, other="/home/someone/runs/first/model")
-    assert "與 first/model 的 38 % 分不出高下" in report.sentence(held, figures(80, other=76))
+    assert "與 first/model 的 38 % 分不出高下" in sections.sentence(held, figures(80, other=76))
 
 
 def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_verdict():
     found = full().results["held_back"] | {"refused": 3}
-    lines = report.remarks(full(), found)
-    assert lines[0] == report.NOT_COMPARABLE
+    lines = sections.remarks(full(), found)
+    assert lines[0] == sections.NOT_COMPARABLE
     assert any("15 題是模型訓練過的，去掉後" in line for line in lines) and "3 題" in lines[-1]
 
 
@@ -209,12 +209,12 @@ def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_ver
 def test_order_bias_is_told_or_why_there_is_none(method, orders, said):
     rows = ask(["physics"], 20)
     found = evaluator.figures(sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter"))
-    assert said in report.order_bias(found)
+    assert said in sections.order_bias(found)
 
 
 def test_a_temperature_that_could_not_be_fitted_is_said():
     found = evaluator.figures(sat(ask(["physics"], 20), 0.5))
-    assert "沒有題目可用來調整溫度" in report.calibration(found)
+    assert "沒有題目可用來調整溫度" in sections.calibration(found)
 
 
 @pytest.mark.parametrize("sure, said", [(8.0, "過度自信"), (0.01, "信心不足"), (1.2, "可能只是抽樣的起伏")])
@@ -224,7 +224,7 @@ def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure,
     for index, row in enumerate(sitting.scores):  # every second question right, whatever the confidence
         chosen = rows[index].answer if index % 2 else (rows[index].answer + 1) % 4
         row[:] = [sure * (i == chosen) for i in range(4)]
-    assert said in report.calibration(evaluator.figures(sitting))
+    assert said in sections.calibration(evaluator.figures(sitting))
 
 
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):

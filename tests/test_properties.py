@@ -28,14 +28,16 @@ from finetune.data import columns, option_syntax
 from finetune.data import corpus as text_corpus
 from finetune.data.bad_rows import Unreadable
 from finetune.data.cleaning import Cleaning
-from finetune.data.exam import parse_question, read_exam
+from finetune.data.exam import read_exam
 from finetune.data.instructions import parse_instruction, read_course
 from finetune.data.labelled import read_labelled
 from finetune.data.question import Question
-from finetune.data.tables import READABLE, read_table
+from finetune.data.question_rows import parse_question
+from finetune.data.tables import read_table
 from finetune.predict.repl import Terminal
 from finetune.runtime import errors, manifest, strict_json
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import READABLE
 from finetune.training import deepspeed_config
 
 MANY = int(os.environ.get("MANY", "1"))

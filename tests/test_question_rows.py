@@ -6,8 +6,8 @@ import json
 import pytest
 from conftest import write_csv, write_rows
 
-from finetune.data.exam import parse_question, read_exam
-from finetune.data.question_rows import survey
+from finetune.data.exam import read_exam
+from finetune.data.question_rows import parse_question, survey
 from finetune.data.tables import read_table
 from finetune.runtime.errors import UserError
 

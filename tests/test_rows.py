@@ -13,9 +13,10 @@ from conftest import random_text
 
 from finetune.data import question_store
 from finetune.data.contamination import Taught
-from finetune.data.exam import Exam, sample, split_pool, write_questions
+from finetune.data.exam import Exam, write_questions
 from finetune.data.question import Question, Statement, as_dict, draw
 from finetune.data.question_store import Rows, Shelf, joined, pick
+from finetune.data.splits import sample_rows, split_pool
 from finetune.models import run_card
 from finetune.models.run_card import RunCard, remembered
 from finetune.objectives import exam as exam_objective
@@ -114,8 +115,11 @@ def test_rows_of_several_shelves_are_joined_too():
 
 def test_the_same_few_are_drawn_from_a_list_and_from_a_shelf():
     told = questions(50)
-    assert sample(Rows(told), 7, 1) == sample(told, 7, 1) != sample(told, 7, 2)
-    assert len(sample(told, 7, 1)) == 7 and sample(Rows(told), 0, 1) == sample(told, 50, 1) == told
+    assert sample_rows(Rows(told), 7, 1) == sample_rows(told, 7, 1) != sample_rows(told, 7, 2)
+    assert (
+        len(sample_rows(told, 7, 1)) == 7
+        and sample_rows(Rows(told), 0, 1) == sample_rows(told, 50, 1) == told
+    )
     assert pick(told, [2, 9]) == [told[2], told[9]]
 
 

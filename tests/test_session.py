@@ -124,11 +124,12 @@ def test_a_prior_is_used_in_the_order_as_written_where_it_does_not_cancel(examin
 def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same_orders(
     examine, train, tmp_path, exam_dir, monkeypatch
 ):
+    from finetune.evaluation import evaluator
     from finetune.predict import exam as exam_command
 
     assert train("--objective", "answer", "--max_steps", 1, "--exam_limit", 2) == 0
     asked = []
-    sit = exam_command.sit
+    sit = evaluator.sit
     monkeypatch.setattr(exam_command, "sit", lambda *a: asked.append((a[2], a[3])) or sit(*a))
     code, *_ = examine(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
     assert code == 0 and asked == [("letter", "cyclic")] * 4

@@ -14,10 +14,10 @@ from test_page import full
 from finetune.data.labelled import Labelled
 from finetune.evaluation.sets import ORDER, in_order
 from finetune.objectives.classification import Classification
+from finetune.objectives.preview import tell_of_lengths
 from finetune.reports import model_card, perplexity, report
 from finetune.reports.classification import verdict
 from finetune.reports.html import render
-from finetune.training.datamodule import tell_of_lengths
 
 NAME = "my_bert_finetuned_model_hf_format"
 

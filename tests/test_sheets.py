@@ -30,9 +30,10 @@ from conftest import (
 )
 
 import inference
-from finetune.data.tables import SUFFIXES, read_table
-from finetune.predict.journal import Journal
+from finetune.data.tables import read_table
+from finetune.predict.batch_file import Journal
 from finetune.runtime import locks
+from finetune.runtime.file_types import SUFFIXES
 
 SCRIPT = ROOT / "inference.py"
 LETTERS = "ABCDEFGHIJ"

@@ -16,12 +16,11 @@ import inference
 from finetune.data.instructions import parse_instruction
 from finetune.data.question import LETTERS, Question
 from finetune.models.generation import Decoding
-from finetune.models.loading import ADAPTER, ADAPTER_WEIGHTS
 from finetune.models.lora import Lora, attach, save_adapter
 from finetune.models.run_card import RunCard
-from finetune.predict.causal import Speaker
-from finetune.predict.journal import Journal
-from finetune.predict.replies import chosen_letter
+from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
+from finetune.predict.batch_file import Journal
+from finetune.predict.causal import Speaker, chosen_letter
 from finetune.runtime.console import plain
 from finetune.runtime.errors import UserError
 

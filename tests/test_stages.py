@@ -568,7 +568,8 @@ def test_short_rows_leave_room_for_samples_in_the_report(teach, tmp_path):
 
 
 def test_questions_about_one_passage_stay_on_one_side(teach, tmp_path):
-    from finetune.data.exam import read_exam, split_pool
+    from finetune.data.exam import read_exam
+    from finetune.data.splits import split_pool
 
     rows = [[str(n), f"文章{n // 3}", f"問{n}", "甲", "乙", "丙", "丁", "1"] for n in range(60)]
     names = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案")

@@ -260,7 +260,7 @@ def test_a_signal_to_one_rank_stops_all_of_them_with_its_exit_code(tmp_path, mod
 WAITING = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from finetune import cli
+from finetune.runtime import console
 from finetune.runtime.errors import RunError
 from finetune.runtime.distributed import World
 
@@ -278,7 +278,7 @@ def body():
         return
     time.sleep(300)  # in a call that does not end, as NCCL's do
 
-cli.leave(cli.run(body))
+console.leave(console.run(body))
 """
 
 

@@ -541,7 +541,7 @@ def test_a_report_shows_what_an_exam_and_a_model_hold_and_runs_none_of_it(run, m
 def test_a_model_card_shows_what_the_base_is_called_and_nothing_more(run, model_dir, tmp_path):
     name = "`<script>alert(1)<`[a](javascript:alert(3))"
     model = shutil.copytree(model_dir, tmp_path / name)
-    from finetune.models.lineage import weights_hash
+    from finetune.models.run_card import weights_hash
 
     stages = [{"stage": "base", "model": HOSTILE},
               {"stage": "mlm", "dataset": HOSTILE, "steps": 1, "sha256": weights_hash(model)}]  # fmt: skip

@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 from conftest import random_text
 
-from finetune.data import contamination
-from finetune.data import corpus as text_corpus
-from finetune.data.cleaning import CLEANING, EXCERPT, numbered, parts_of, tidy, without_urls
-from finetune.data.corpus import Cleaning, Corpus, Text, as_dict, as_text, describe, read_corpus, split_texts
+from finetune.data import contamination, corpus_report, hub_dataset
+from finetune.data.cleaning import CLEANING, EXCERPT, Cleaning, Text, numbered, parts_of, tidy, without_urls
+from finetune.data.corpus import Corpus, read_corpus
+from finetune.data.corpus_report import as_dict, as_text, describe
 from finetune.data.question import normalised
-from finetune.runtime import hub
+from finetune.data.splits import split_texts
 from finetune.runtime.errors import UserError
 
 NOTHING = Cleaning(())
@@ -92,7 +92,7 @@ def test_a_hub_data_set_is_named_with_its_commit(tmp_path, monkeypatch):
     write(tmp_path / "a.jsonl", [document(0)])
     asked = []
     monkeypatch.setattr(
-        hub, "fetch_dataset", lambda *words: asked.append(words) or (tmp_path, "0123456789abcdef")
+        hub_dataset, "fetch_dataset", lambda *words: asked.append(words) or (tmp_path, "0123456789abcdef")
     )
     assert read_corpus("some/texts", NOTHING).origin == "some/texts main (0123456789ab)"
     assert read_corpus("some/texts", NOTHING, "v2").origin.startswith("some/texts v2 ")
@@ -430,12 +430,12 @@ def test_each_step_is_a_switch(tmp_path):
     ]  # fmt: skip
     everything = Cleaning(max_chars=400)
     done = cleaned(tmp_path, rows, everything).counts
-    assert all(done[step] for step in text_corpus.DONE), done
+    assert all(done[step] for step in corpus_report.DONE), done
     for step in CLEANING:
         without = Cleaning(tuple(other for other in CLEANING if other != step), max_chars=400)
         assert step not in cleaned(tmp_path, rows, without).counts
         alone = cleaned(tmp_path, rows, Cleaning((step,), max_chars=400))
-        assert set(alone.counts) & set(text_corpus.DONE) == (
+        assert set(alone.counts) & set(corpus_report.DONE) == (
             {"too_short", "cut"} if step == "length" else {step}
         )
     assert cleaned(tmp_path, rows, Cleaning(CLEANING[::-1], max_chars=400)) == cleaned(

@@ -169,7 +169,7 @@ def test_a_folder_with_a_trackers_name_is_no_tracker(tmp_path, monkeypatch):
 
 
 def test_each_tracker_has_its_install_line():
-    from finetune.training.trackers import TRACKERS
+    from finetune.cli.train_args import TRACKERS
 
     for name in TRACKERS:
         lines = (ROOT / f"requirements-{name}.txt").read_text().splitlines()
@@ -190,10 +190,10 @@ def test_a_stopped_training_closes_its_tracker(train, tmp_path, monkeypatch, cap
 
 
 def test_a_tracker_ends_as_the_run_ended(tmp_path, monkeypatch):
-    from finetune.training.trackers import TRACKERS
+    from finetune.training.trackers import SERVICES
 
     ends = []
-    monkeypatch.setattr(TRACKERS["tensorboard"], "end", lambda self, *how: ends.append(how))
+    monkeypatch.setattr(SERVICES["tensorboard"], "end", lambda self, *how: ends.append(how))
     for error in (None, ValueError(), Stopped(15, "")):
         with contextlib.suppress(ValueError, Stopped), Tracker("tensorboard", tmp_path, {}) as tracker:
             tracker.start(0)

@@ -5,7 +5,9 @@ import json
 import pytest
 from conftest import write_rows
 
-from finetune.data.instructions import Untaught, parse_instruction, read_course, split_course
+from finetune.data.instructions import parse_instruction, read_course
+from finetune.data.splits import split_course
+from finetune.data.turns import Untaught
 from finetune.runtime.errors import UserError
 
 U, A = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}

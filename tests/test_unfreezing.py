@@ -13,7 +13,7 @@ from test_adapting import run_on_two
 from test_engine import ONE, examples_of, recipe, train_on_two
 
 from finetune.models.layer_schedule import Layers, learning
-from finetune.models.lora import load
+from finetune.models.loading import load
 from finetune.objectives.batching import collate
 from finetune.training.engine import Engine
 

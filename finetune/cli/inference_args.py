@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from finetune.cli import flag_types
 from finetune.cli.inference_synonyms import USING
+from finetune.cli.parser import Parser
 from finetune.data.bad_rows import forget_told
 from finetune.data.encodings import choose_encoding
 from finetune.data.exam import SPLITS
 from finetune.data.option_syntax import parse_options
-from finetune.data.tables import READABLE, SUFFIXES, WAYS_OUT, is_readable
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
 from finetune.runtime import console
 from finetune.runtime.errors import Problems, UserError
+from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readable
 from finetune.runtime.files import LONGEST_NAME, writable
 from finetune.runtime.strict_json import too_long
 
@@ -22,10 +25,13 @@ MOST_WORDS = 1000  # that are listed
 
 
 # fmt: off
-def build_parser() -> console.Parser:
-    parser = console.Parser(USING, prog="inference.py", usage="python inference.py [旗標]",
+UNTUNED = "base"  # of --compare_with: the model before it was trained
+
+
+def build_parser() -> Parser:
+    parser = Parser(USING, prog="inference.py", usage="python inference.py [旗標]",
                         description="填空、對話、答選擇題、分類、處理整個檔案、考試、檢查題庫；都不給就在終端機對話")
-    whole, number, one_of, place = console.whole, console.number, console.one_of, console.place
+    whole, number, one_of, place = flag_types.whole, flag_types.number, flag_types.one_of, flag_types.place
 
     add = parser.add_argument_group("模型").add_argument
     add("--model_path", type=place, default=console.MODEL_FOLDER,
@@ -45,7 +51,7 @@ def build_parser() -> console.Parser:
              "因果模型從最可能的幾個裡抽樣（預設 50，0 = 全部）")
     add("--word_length", type=whole(1, LONGEST_WORD), default=1,
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
-    add("--candidates", type=console.words, help="只從這些詞裡挑，例如 好,晴朗,下雨")
+    add("--candidates", type=flag_types.words, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
     add = parser.add_argument_group("寫作（因果模型）").add_argument
     add("--max_new_tokens", type=whole(1), default=256, help="最多寫幾個 token（預設 256）")
@@ -271,8 +277,6 @@ def written_by(flags) -> list[tuple[str, Path]]:
     if flags.input is not None:
         return [(f"--output {flags.output}", locks.beside(flags.output))]
     if flags.exam is not None:
-        from finetune.predict.exam import default_folder
-
         folder = flags.report or default_folder(flags.exam)
         return [(f"--report {folder}", locks.beside(folder))]
     return []
@@ -313,3 +317,8 @@ def tell_of_idle_writing(flags) -> None:
 def _machine(flags) -> None:
     if flags.cpu and flags.precision == "fp16":
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
+
+
+def default_folder(source: str) -> str:
+    """./report_{name of the exam}"""
+    return "report_" + (re.sub(r"[^\w.-]+", "_", Path(source).stem).strip("_.") or "exam")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from finetune.cli import flag_types
+from finetune.cli.parser import Parser
 from finetune.cli.training_synonyms import TRAINING
 from finetune.data.bad_rows import forget_told
 from finetune.data.cleaning import CLEANING
 from finetune.data.encodings import choose_encoding
-from finetune.objectives.masking import MASKINGS
 from finetune.prompts.scoring_methods import OF_OBJECTIVE, ORDERS
 from finetune.runtime import console
-from finetune.training import deepspeed_config
-from finetune.training.trackers import TRACKERS
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of --report_to
+MASKINGS = ("token", "word", "span")
+SHIPPED = "ds_config.json"
+
 
 DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
@@ -45,11 +49,11 @@ TASK_DEFAULTS = {  # of flags that were not given
 
 
 # fmt: off
-def build_parser() -> console.Parser:
-    parser = console.Parser(TRAINING, prog="fine_tuning_llm.py",
+def build_parser() -> Parser:
+    parser = Parser(TRAINING, prog="fine_tuning_llm.py",
                         usage="python fine_tuning_llm.py [旗標]",
                         description="教語言模型考題、文字與對話，並誠實測驗")
-    whole, number, one_of, place = console.whole, console.number, console.one_of, console.place
+    whole, number, one_of, place = flag_types.whole, flag_types.number, flag_types.one_of, flag_types.place
 
     add = parser.add_argument_group("做什麼").add_argument
     add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
@@ -69,7 +73,7 @@ def build_parser() -> console.Parser:
         help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet、arrow、xlsx、txt；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
-    add("--split_ratio", type=console.shares, default=(0.70, 0.25, 0.05),
+    add("--split_ratio", type=flag_types.shares, default=(0.70, 0.25, 0.05),
         help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
              "classify 是 0.8,0.1,0.1）")
     add("--pool", type=one_of("fit", "all"), default="fit",
@@ -102,7 +106,7 @@ def build_parser() -> console.Parser:
     add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
 
     add = parser.add_argument_group("文字（cpt、mlm）").add_argument
-    add("--clean", type=console.some_of(*CLEANING), default=list(CLEANING),
+    add("--clean", type=flag_types.some_of(*CLEANING), default=list(CLEANING),
         help=f"清理哪些，以逗號分開，或 all（預設）、none： {'、 '.join(CLEANING)}")
     add("--min_chars", type=whole(0), default=100, help="少於幾個字的文章不用（預設 100）")
     add("--max_chars", type=whole(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048；mlm 500）")
@@ -139,7 +143,7 @@ def build_parser() -> console.Parser:
     add("--cpu", action="store_true", help="不用 GPU")
     add("--engine", type=one_of("auto", "deepspeed", "torch"), default="auto",
         help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed")
-    add("--deepspeed_config", type=place, default=deepspeed_config.SHIPPED,
+    add("--deepspeed_config", type=place, default=SHIPPED,
         help="DeepSpeed 設定檔（預設 %(default)s）")
     add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto：算 bf16 較快的 CPU 與 GPU 用 bf16，較舊的 GPU 用 fp16，其餘 fp32")

@@ -18,8 +18,8 @@ from finetune.data.cells import is_blank, written_list
 from finetune.data.columnar import features_of
 from finetune.data.data_files import DataFile, names_of_feature
 from finetune.data.label_values import names_beside
-from finetune.runtime.console import nearest, say
-from finetune.runtime.errors import UserError, listed, shown
+from finetune.runtime.console import say
+from finetune.runtime.errors import UserError, listed, nearest, shown
 
 TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容")
 TEXTS += ("句子", "評論", "留言")

@@ -16,8 +16,9 @@ from pathlib import Path
 from finetune.data.bad_rows import Rows
 from finetune.data.excel import sheets_of
 from finetune.data.json_files import parts_of
-from finetune.data.tables import READABLE, SUFFIXES, WAYS_OUT, is_readable, read_table, suffix_of
+from finetune.data.tables import read_table
 from finetune.runtime.console import say
+from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readable, suffix_of
 
 SPLITS = {
     "train": "train", "training": "train", "訓練": "train", "训练": "train", "dev": "dev",

@@ -7,7 +7,6 @@ characters; where that does not decide, both readings are shown and the person c
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import gzip
 import io
@@ -24,6 +23,7 @@ from typing import BinaryIO, TextIO
 
 from finetune.data.bad_rows import say_once
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import PACKED
 
 BLOCK = 1 << 20  # bytes
 BOMS = (  # that of UTF-32 begins like that of UTF-16
@@ -39,7 +39,6 @@ LIKELY, FAR, ENOUGH = 0.6, 0.2, 10  # share of common characters; between two of
 SAMPLE = 16  # characters
 NOT_DECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of a byte that is no UTF-8
 HAN_IN_UTF8 = re.compile(rb"(?:[\xe2-\xef][\x80-\xbf]{2}){2}")
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN_PACK = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 _chosen: str | None = None

@@ -10,25 +10,21 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from heapq import nsmallest
-from itertools import groupby
 from pathlib import Path
 
+from finetune.data import hub_dataset
 from finetune.data.bad_rows import Unreadable, abridged, too_many, where
 from finetune.data.data_files import DataFile, nothing_in, stem_of
-from finetune.data.question import Question, Statement, as_dict, draw
+from finetune.data.question import Question, Statement, as_dict
 from finetune.data.question_columns import find_columns
-from finetune.data.question_rows import NOT_ASKED, Draft, Reading, Survey, draft, parse_question
-from finetune.data.question_store import Rows, Shelf, joined, on_shelf, pick
+from finetune.data.question_rows import NOT_ASKED, Draft, Reading, Survey, draft
+from finetune.data.question_store import Rows, Shelf, joined, on_shelf
 from finetune.data.subjects import CATEGORIES, category_of, chinese_name
-from finetune.data.tables import suffix_of
-from finetune.runtime import hub
-from finetune.runtime.console import nearest, say
-from finetune.runtime.errors import UserError, listed
+from finetune.runtime.console import say
+from finetune.runtime.errors import UserError, listed, nearest
+from finetune.runtime.file_types import suffix_of
 from finetune.runtime.files import whole_file
 from finetune.runtime.strict_json import dumps
-
-__all__ = ["Exam", "Pools", "parse_question", "read_exam", "sample", "split_pool"]
 
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
@@ -71,17 +67,6 @@ class Exam:
             )
 
 
-@dataclass
-class Pools:
-    """What one fits on, chooses by, keeps back, and the official test rows that are only ever scored."""
-
-    fit: Sequence[Question]
-    validation: Sequence[Question]
-    held_back: Sequence[Question]
-    test: Sequence[Question]
-    duplicates: int = 0  # rows left out of the pool because the same question stands elsewhere
-
-
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
@@ -108,7 +93,7 @@ def read_exam(
     Raises:
         UserError: nothing there, bad rows, unknown subjects, integers that may count from 0 or from 1.
     """
-    folder, files, origin = hub.find_files(source, revision, flag)
+    folder, files, origin = hub_dataset.find_files(source, revision, flag)
     if not files:
         layout = "（要 {科目}_{dev,val,test}.csv 之類的題目檔）"
         raise UserError(nothing_in(folder, f"{flag} {source}") + layout)
@@ -277,70 +262,6 @@ def choose_rows(questions: dict[str, Sequence[Question]], subjects: str) -> dict
 
 
 # ---- splitting ---------------------------------------------------------------------------------------------
-
-
-def split_pool(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: int) -> Pools:
-    """Splits the rows one may fit on into fit / validation / held-back, stratified by subject.
-
-    `pool="fit"`: official train + validation rows; the official test rows are only ever scored.
-    `pool="all"`: the test rows are split too, and no figure is comparable with a published one. A file
-    without official splits is all pool. The same question twice counts once, and never stands on both sides
-    of a split; nor does a passage that several questions are about.
-    """
-    found = {split: on_shelf(rows) for split, rows in exam.questions.items()}
-    test = Rows() if pool == "all" else found.pop("test", Rows())
-    all_rows = joined(list(found.values()))
-    rows = all_rows.once(other_than=test)
-    if not rows:
-        raise UserError(
-            "可用來訓練的題目是 0 題：資料裡只有 test，或全部與 test 重複（--pool all 會連 test 一起切）"
-        )
-    rows = rows.dealt(seed)
-    parts = shared_out(range(len(rows)), ratio, rows.passages.tolist().__getitem__)
-    return Pools(*map(rows.pick, parts), test=test, duplicates=len(all_rows) - len(rows))
-
-
-def shared_out(
-    rows: Sequence, ratio: tuple[float, float, float], key=lambda row: ""
-) -> tuple[list, list, list]:
-    """Rows, in the order given, into three parts of these shares. Neighbours with the same `key` stay
-    together; those with "" or 0 are on their own."""
-    parts: tuple[list, list, list] = ([], [], [])
-    count = 0
-    for name, group in groupby(rows, key):
-        for together in [list(group)] if name else ([row] for row in group):
-            count += len(together)  # the part that lags furthest behind its share gets them
-            owed = [share * count - len(part) for share, part in zip(ratio, parts, strict=True)]
-            parts[owed.index(max(owed))].extend(together)
-    return parts
-
-
-def sample(questions: Sequence[Question], limit: int, seed: int) -> Sequence[Question]:
-    """At most `limit` questions, the same ones for the same seed; all of them for 0."""
-    if not limit or len(questions) <= limit:
-        return questions
-    chosen = nsmallest(limit, range(len(questions)), key=lambda i: draw(seed, questions[i].id))
-    return pick(questions, sorted(chosen))
-
-
-def describe(exam: Exam, pools: Pools) -> None:
-    """Prints what was read and how it was split."""
-    counts = "、".join(f"{split or '不分'} {len(rows)}" for split, rows in exam.questions.items() if rows)
-    subjects = set().union(*(on_shelf(rows).subjects for rows in exam.questions.values()))
-    named = f"{len(subjects)} 科" if subjects else "未註明科目"
-    say(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{named}")
-    if keyless := "、".join(f"{split or '不分'} {len(rows)}" for split, rows in exam.keyless.items() if rows):
-        say(f"  另有沒有答案的題目（{keyless}）：不訓練、不計分；--exam 會作答")
-    if exam.skipped:
-        say(f"  略過 {len(exam.skipped)} 列：")
-        for problem in abridged(exam.skipped):
-            say(f"    - {problem}")
-    say(
-        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_back)}、正式測驗 "
-        f"{len(pools.test)} 題"
-        + (f"；另有 {pools.duplicates} 題重複，未列入" if pools.duplicates else "")
-        + (f"；另有 {len(exam.told)} 句敘述供閱讀" if exam.told else "")
-    )
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.headers import known_names, rows_of
 from finetune.runtime.errors import listed
+from finetune.runtime.file_types import SAVE
 
 LARGEST = 1 << 28  # bytes, unpacked: all its texts are in memory
 LEADING = 6  # rows among which the header is
-SAVE = "在 Excel 按「另存新檔」，存檔類型選「CSV UTF-8」"
 
 
 def sheets_of(file: Path) -> list[str]:

@@ -12,19 +12,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
+from finetune.data import hub_dataset
 from finetune.data.bad_rows import Unreadable, abridged, too_many, where
 from finetune.data.data_files import DataFile, nothing_in, stem_of, without_test
 from finetune.data.exam import Exam, read_exam
 from finetune.data.question_columns import looks_asked
 from finetune.data.question_rows import draft
 from finetune.data.turns import CHATS, Turn, Untaught, check_taught, is_answered, is_talk, is_told, turns_of
-from finetune.prompts.chat import Message
-from finetune.runtime import hub
 from finetune.runtime.errors import UserError, listed
 from finetune.runtime.strict_json import too_long
+
+Message = dict[str, object]  # role and content, as chat templates take them; reasoning_content; train: False
+
 
 LOOKED = 20  # rows of a file that tell what it holds
 
@@ -84,7 +86,7 @@ def read_course(
     Raises:
         UserError: nothing there, rows that are none (all of them are named).
     """
-    folder, files, origin = hub.find_files(source, revision or "main", flag)
+    folder, files, origin = hub_dataset.find_files(source, revision or "main", flag)
     if not files:
         raise UserError(nothing_in(folder, f"{flag} {source}"))
     rows = (row for file in files for _, row in islice(file.rows(), LOOKED) if isinstance(row, dict))
@@ -181,21 +183,3 @@ def _up_to_the_last_answer(turns: list[Turn], remarks: set[str]) -> list[Turn]:
     if turns[-1].role != "assistant" or not (turns[-1].content.strip() or turns[-1].thought):
         remarks.add("最後的話沒有回答，不教")
     return turns[: taught[-1] + 1]
-
-
-def split_course(
-    rows: list[Instruction], ratio: tuple[float, float, float], seed: int
-) -> tuple[list[Instruction], list[Instruction], list[Instruction]]:
-    """Rows to fit on, to choose by and to keep back. The same row twice counts once, so that none stands on
-    both sides."""
-    from finetune.data.exam import shared_out
-    from finetune.data.question import draw
-
-    known: dict[str, Instruction] = {}
-    for row in rows:
-        same = known.get(row.fingerprint, row)
-        untaught = tuple(at for at in row.untaught if at in same.untaught)
-        known[row.fingerprint] = replace(row, untaught=untaught)
-    once = list(known.values())
-    once.sort(key=lambda row: draw(seed, row.fingerprint))
-    return shared_out(once, ratio)

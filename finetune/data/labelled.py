@@ -4,24 +4,21 @@ split without leaking, weighed."""
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 
+from finetune.data import hub_dataset
 from finetune.data.bad_rows import abridged, too_many, where
 from finetune.data.columns import Columns, NoLabel, class_names, find_columns, first_rows, parse_row
 from finetune.data.data_files import ORDER, DataFile, card_classes, nothing_in
-from finetune.data.exam import Pools
 from finetune.data.label_values import padded, settle
-from finetune.data.question import draw, normalised
-from finetune.runtime import hub
-from finetune.runtime.console import nearest, say
-from finetune.runtime.errors import UserError
+from finetune.data.question import normalised
+from finetune.runtime.console import say
+from finetune.runtime.errors import UserError, nearest
 from finetune.runtime.strict_json import too_long
 
 FEW = 50  # rows up to which every row may have a label of its own
@@ -98,7 +95,7 @@ def read_labelled(
         UserError: nothing there, columns that cannot be told, bad rows, labels that are none, a single class,
             labels to be scored on that training never saw.
     """
-    folder, files, origin = hub.find_files(source, revision or "main", flag)
+    folder, files, origin = hub_dataset.find_files(source, revision or "main", flag)
     named = f"{flag} {source}"
     if not files:
         raise UserError(nothing_in(folder, named))
@@ -291,114 +288,7 @@ def _check(catalogue: Catalogue, named: str, are_classes: bool) -> None:
 # ---- splitting ---------------------------------------------------------------------------------------------
 
 
-def split_labelled(catalogue: Catalogue, ratio: tuple[float, float, float], seed: int) -> Pools:
-    """Rows to fit on, to choose by, to keep back, and the official test rows, which are only ever scored.
-
-    An official validation split is the one to choose by, and nothing is kept back; without one the rows to
-    train on are dealt out by `ratio`, each class (each set of labels) in the same shares. Where there is an
-    official test, what `ratio` would keep back is trained on. The same text never stands on both sides: that
-    of the test split stays there, then that of the validation split.
-
-    Raises:
-        UserError: no row to train on.
-    """
-    test = catalogue.rows.get("test", [])
-    seen = {row.fingerprint: row.labels for row in test}
-    fresh: dict[str, list[Labelled]] = {split: [] for split in ORDER if split != "dev"}
-    duplicates = contradictions = 0
-    for split in ("validation", "train", ""):
-        for row in catalogue.rows.get(split, []):
-            if row.fingerprint in seen:
-                duplicates += 1
-                contradictions += seen[row.fingerprint] != row.labels
-                continue
-            seen[row.fingerprint] = row.labels
-            fresh[split].append(row)
-    rows = fresh["train"] + fresh[""]
-    if not rows:
-        only = "只有 validation 或 test，或全部與它們重複"
-        raise UserError(f"可用來訓練的列是 0 列：{catalogue.origin} 裡{only}")
-    if contradictions:
-        say(f"⚠️ 有 {contradictions} 列的文字與別列相同、標籤卻不同：留下先讀到的（test、validation 優先）")
-    rows.sort(key=lambda row: (row.labels, draw(seed, row.fingerprint)))
-    if test and ratio[2] and not fresh["validation"]:  # rows kept back would only be lost to training
-        say(f"  有正式測驗，不再從訓練資料裡保留一份：--split_ratio 的保留 {ratio[2]:g} 併入訓練")
-        ratio = (ratio[0] + ratio[2], ratio[1], 0.0)
-    parts = (rows, fresh["validation"], []) if fresh["validation"] else _dealt(rows, ratio)
-    _warn_of_rare(catalogue.names, parts)
-    return Pools(*parts, test=test, duplicates=duplicates)
-
-
-def _dealt(rows: list[Labelled], ratio: tuple[float, float, float]) -> tuple[list, list, list]:
-    """Rows, ordered by their labels, into three parts, each set of labels within one row of its shares. What
-    is left of a set goes where the parts lag furthest behind; but to be learned from, where a label was not
-    yet."""
-    parts: tuple[list, list, list] = ([], [], [])
-    taught: set[int] = set()
-    count = 0
-    for labels, group in groupby(rows, lambda row: row.labels):
-        together = list(group)
-        count += len(together)
-        whole = [math.floor(share * len(together) + 1e-9) for share in ratio]
-        lag = [share * count - len(part) - n for share, part, n in zip(ratio, parts, whole, strict=True)]
-        if not whole[0] and not taught.issuperset(labels):
-            lag[0] = math.inf
-        places = sorted(range(3), key=lambda i: -lag[i])
-        for place in places[: len(together) - sum(whole)]:
-            whole[place] += 1
-        taught |= {*labels} if whole[0] else set()
-        start = 0
-        for part, taken in zip(parts, whole, strict=True):
-            part += together[start : start + taken]
-            start += taken
-    return parts
-
-
-def _warn_of_rare(names: list[str], parts: Sequence[list[Labelled]]) -> None:
-    for what, rows in zip(("訓練", "驗證"), parts, strict=False):
-        there = {label for row in rows for label in row.labels}
-        if rows and (lacking := [name for label, name in enumerate(names) if label not in there]):
-            say(f"⚠️ {what}裡沒有這些類別：{_some(lacking)}（列數太少）")
-
-
 # ---- telling -----------------------------------------------------------------------------------------------
-
-
-def describe(catalogue: Catalogue, pools: Pools) -> None:
-    """Prints what was read, how it was split, and how the classes are spread."""
-    counts = "、".join(f"{split or '不分'} {len(rows)}" for split, rows in catalogue.rows.items())
-    say(f"分類資料 {catalogue.origin}：{len(catalogue)} 列（{counts}），{len(catalogue.names)} 類")
-    text = " 與 ".join(filter(None, (catalogue.text_column, catalogue.pair_column)))
-    several = "（一列可有零到多個）" if catalogue.multi else ""
-    say(f"  文字欄 {text}，標籤欄 {'、'.join(catalogue.label_columns)}{several}")
-    if catalogue.skipped:
-        say(f"  略過 {len(catalogue.skipped)} 列：")
-        for problem in abridged(catalogue.skipped):
-            say(f"    - {problem}")
-    say(
-        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_back)}、正式測驗 "
-        f"{len(pools.test)} 列" + (f"；另有 {pools.duplicates} 列重複，未列入" if pools.duplicates else "")
-    )
-    spread = Counter(label for row in pools.fit for label in row.labels).most_common()
-    listed = "、".join(f"{catalogue.names[label]} {count}" for label, count in spread[:SHOWN])
-    more = f"…（共 {len(spread)} 類）" if len(spread) > SHOWN else ""
-    unevenness = f"，最多是最少的 {spread[0][1] / spread[-1][1]:.1f} 倍" if spread else ""
-    say(f"  訓練的類別：{listed}{more}{unevenness}")
-
-
-def renumber(catalogue: Catalogue, pools: Pools, names: Sequence[str]) -> None:
-    """The same classes in the order of `names`, a model's, which may hold more of them."""
-    unused = len(names) - len(catalogue.names)
-    more = f"；資料沒有用到其中 {unused} 個" if unused else ""
-    say(f"  標籤照底模的順序：{_some(names)}{more}")
-    place = [names.index(name) for name in catalogue.names]
-
-    def followed(rows: list[Labelled]) -> list[Labelled]:
-        return [replace(row, labels=tuple(sorted(place[label] for label in row.labels))) for row in rows]
-
-    pools.fit, pools.validation = followed(pools.fit), followed(pools.validation)
-    pools.held_back, pools.test = followed(pools.held_back), followed(pools.test)
-    catalogue.names = list(names)
 
 
 def class_weights(rows: Sequence[Labelled], count: int, multi: bool = False) -> list[float]:

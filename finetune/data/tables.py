@@ -15,67 +15,27 @@ from pathlib import Path
 from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.columnar import read_arrow, read_parquet
 from finetune.data.delimited import read_delimited, read_plain
-from finetune.data.encodings import BROKEN_PACK, PACKED, UnknownEncoding, open_bytes
-from finetune.data.excel import SAVE, read_excel
+from finetune.data.encodings import BROKEN_PACK, UnknownEncoding, open_bytes
+from finetune.data.excel import read_excel
 from finetune.data.headers import clean_name
 from finetune.data.json_files import read_json
 from finetune.runtime import git_lfs
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import READABLE, WAYS_OUT, suffix_of
 from finetune.runtime.files import whole_file
 from finetune.runtime.strict_json import dumps, twice_named
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # that are written too
-READABLE = (*SUFFIXES, ".arrow", ".xlsx")
 BLOCK = 1024  # rows of parquet at a time
 # What begins a formula: to Excel = + - @, in East Asian locales their full-width forms too, and a tab or CR
 # before them (OWASP, CSV injection). `-5` and `+1.5e3` are numbers.
 FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r]")
 NUMBER = re.compile(r"[+\-＋－]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?")
-UNPACK = "請先解壓縮，再指定裡面的檔案"
-IN_A_SHEET = "把表格貼到試算表，存成 CSV UTF-8"
-PICKLED = "是 pickle，打開它會執行裡面的程式；改用 to_json(orient='records', lines=True)"
-WAYS_OUT = {  # kinds of files that are not read, and what to do
-    ".xls": f"是舊的 Excel 格式；{SAVE}",
-    ".xlsm": f"是有巨集的 Excel；{SAVE}",
-    ".xlsb": f"是二進位的 Excel；{SAVE}",
-    ".ods": "是 LibreOffice 試算表；按「另存新檔」，存成 CSV，字元集選 UTF-8",
-    ".numbers": "是 Numbers 試算表；按「輸出至」選 CSV，文字編碼選 UTF-8",
-    ".doc": f"是 Word 文件；{IN_A_SHEET}",
-    ".docx": f"是 Word 文件；{IN_A_SHEET}",
-    ".pdf": f"是 PDF；{IN_A_SHEET}",
-    **dict.fromkeys((".zip", ".rar", ".7z", ".tar", ".tgz", ".zst"), f"是壓縮檔；{UNPACK}"),
-    **dict.fromkeys((".pkl", ".pickle"), PICKLED),
-    **dict.fromkeys((".yaml", ".yml", ".xml"), "不是表格；改存成 JSON 或 CSV UTF-8"),
-    ".html": "是網頁；下載的時候要用「原始檔案」（raw）的連結",
-    ".gzip": "是 gzip 壓縮檔；副檔名要有 .gz，例如 x.csv.gz",
-    ".png": "是圖片，沒有可讀的文字",
-    ".feather": "是 Feather；把副檔名改成 .arrow",
-}
 SIGNS = (  # with which the bytes of a file begin, whatever it is called
     (b"\x1f\x8b", ".gzip"), (b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".png"), (b"PAR1", ".parquet"),
     (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"), (b"\xd0\xcf\x11\xe0", ".xls"),
     (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
 )  # fmt: skip
-
-
-def suffix_of(file: Path) -> str:
-    """What a file's name says it is: `.csv` of x.csv and of x.csv.gz, in small letters."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        return "".join(suffixes[-2:-1]) or suffixes[-1]
-    return suffixes[-1] if suffixes else ""
-
-
-def is_readable(file: Path, *more: str) -> bool:
-    """True for a file that its name says can be read: a table, or one of the suffixes named."""
-    return suffix_of(file) in (*READABLE, *more)
-
-
-def is_named_as_file(name: str) -> bool:
-    """True where a name can only be that of a file, of whatever kind."""
-    suffix = Path(name).suffix.lower()
-    return suffix in (*READABLE, ".txt", *PACKED, *WAYS_OUT) or suffix_of(Path(name)) in (*READABLE, ".txt")
 
 
 def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "") -> Rows:

@@ -10,9 +10,9 @@ import numpy
 
 from finetune.data.labelled import Labelled
 from finetune.data.question import draw
+from finetune.evaluation import classification as classification_metrics
 from finetune.evaluation import metrics
-from finetune.reports import classification as classification_report
-from finetune.reports.classification import BASELINE, hits
+from finetune.evaluation.classification import BASELINE, hits
 from finetune.runtime.console import say
 
 GRAMS = (1, 3)  # characters: no words need be found
@@ -108,7 +108,7 @@ def stand_beside(
         some = [rows[place] for place in places]
         truth, theirs = [row.labels for row in some], baseline.probabilities(some)
         first, second = (hits(truth, p, multi) for p in (numpy.asarray(mine)[places], theirs))
-        whole = classification_report.figures(truth, theirs, names, multi)
+        whole = classification_metrics.figures(truth, theirs, names, multi)
         paired = {**metrics.paired_test(first, second), **metrics.mean_difference(first - second)}
         own = {key: whole[key] for key in ("accuracy", "right", "n", "interval_95", "macro_f1")}
         figures[name]["baseline"] = {**own, **paired, "trained_on": baseline.rows}

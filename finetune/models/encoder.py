@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finetune.models.dropout import noise
+from finetune.models.cpu import noise
 from finetune.models.padding import MULTIPLE
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "ernie")  # whose layers are BERT's

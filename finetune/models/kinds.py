@@ -3,9 +3,16 @@ options; and what it can be made into."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.models.forward import CAUSAL_CLASSES
+import torch
+
+from finetune.models.forward import CAUSAL_CLASSES, MULTI_LABEL, is_multi
+from finetune.runtime.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 CLASSES = {  # of transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
@@ -77,3 +84,34 @@ def unfit(config, kind: str, name: str) -> str:
         wanted = TITLES.get(kind) or "、".join(TITLES.values())
         return f"{found}，不是{wanted}；{INSTEAD.get(kind) or INSTEAD['masked']}"
     return ""
+
+
+def names_of(config) -> list[str]:
+    """The labels of a classifier, by class."""
+    return [str(config.id2label[at]) for at in range(config.num_labels)]
+
+
+def classes_of(config) -> list[str]:
+    """The labels of a classifier, by class; of another model, none."""
+    return names_of(config) if kind_of(config) == "classifier" else []
+
+
+def name_classes(config, names: Sequence[str], multi: bool) -> None:
+    """Makes a configuration that of a classifier with these labels.
+
+    Raises:
+        UserError: it is one already, with others.
+    """
+    known = classes_of(config)
+    if known and (known != list(names) or multi != is_multi(config)):
+        found, wanted = (
+            f"{'多標籤' if several else '單一標籤'}（{'、'.join(labels[:10])}{'…' * (len(labels) > 10)}）"
+            for labels, several in ((known, is_multi(config)), (list(names), multi))
+        )
+        raise UserError(
+            f"--model_name_or_path：底模已經是分類模型，標籤依序是{found}，資料的是{wanted}；"
+            "資料的標籤都是底模有的、單一或多標籤也相同，才能接著教，否則請換它的底模"
+        )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: at for at, name in enumerate(names)}
+    config.problem_type = MULTI_LABEL if multi else "single_label_classification"

@@ -14,8 +14,7 @@ from itertools import groupby
 
 from torch import nn
 
-from finetune.runtime.console import nearest
-from finetune.runtime.errors import Problems, UserError
+from finetune.runtime.errors import Problems, UserError, nearest
 
 EMBEDDINGS, HEAD = "embeddings", "head"
 SHARED = "shared"  # the one set of weights that all of ALBERT's layers use

@@ -7,107 +7,32 @@ unpickler that makes tensors and calls nothing else.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from finetune.evaluation.classification import names_of
-from finetune.models import weight_files
-from finetune.models.forward import HEADS, MULTI_LABEL, PACKABLE, is_multi
+from finetune.models import bert, weight_files
+from finetune.models.forward import HEADS, PACKABLE
 from finetune.models.kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, unfit
-from finetune.runtime import hub, untrusted
+from finetune.models.lora import with_adapter
+from finetune.models.source_checks import (
+    IN_PICKLE,
+    NO_PICKLE,
+    PICKLES,
+    VOCABULARIES,
+    WEIGHTS,
+    _check_fetched,
+    check_base,
+)
+from finetune.models.tokenizer import load_tokenizer
+from finetune.runtime import hub, limits, untrusted
 from finetune.runtime.console import say
 from finetune.runtime.errors import UserError
-from finetune.runtime.files import rescue
+from finetune.runtime.hub import quiet_libraries
 
 # What libraries raise over files and numbers that make no sense.
 SPOILT = (OSError, ValueError, ArithmeticError, RuntimeError, AssertionError, TypeError, LookupError)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-WEIGHTS = ("model.safetensors", untrusted.INDEX)
-PICKLES = ("pytorch_model.bin", untrusted.PICKLED_INDEX)
-NO_PICKLE = (
-    "pickle 可能夾帶程式，預設不載入；信得過它的來源就加 --allow_pickle，夾帶的程式仍不會執行；"
-    "或請先轉成 safetensors"
-)
-IN_PICKLE = "權重檔是 pickle，裡面不只有張量（夾帶的程式沒有執行）或已損壞，不載入；請向作者要 safetensors 版"
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
-
-
-def quiet_libraries() -> None:
-    """transformers reports by log lines and bars of its own; what matters is checked here and said once."""
-    from transformers.utils import logging
-
-    # Else a model of the hub without safetensors is sent to a service to be made anew, and that is loaded.
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
-
-def check_source(
-    name: str, flag: str, from_scratch: bool = False, allow_pickle: bool = False, whole: bool = False
-) -> None:
-    """Looks at a model's name before anything is loaded.
-
-    Args:
-        allow_pickle: weights may lie in a pickle.
-        whole: an adapter will not do.
-
-    Raises:
-        UserError: a folder that is not there, has no config.json or no weights, or holds an adapter where
-            a whole model is needed; one with files that lead out of it, or that needs code of its own.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and not rescue(folder):
-        if folder.exists() or hub.looks_local(name):
-            raise UserError(f"{flag} {name}：沒有這個資料夾")
-        return
-    if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {name}：{hub.no_snapshot(folder)}")
-    untrusted.check_folder(name, flag)
-    if (folder / ADAPTER).is_file():
-        if whole:
-            raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重，不是完整的模型")
-        if flag == "--model_name_or_path":
-            raise UserError(
-                f"{flag} {name}：這裡只有 LoRA 的權重，不能接著教；請先不加 --no_merge 訓練，得到合併好的模型"
-            )
-        if not (folder / ADAPTER_WEIGHTS).is_file():
-            raise UserError(f"{flag} {name}：沒有 {ADAPTER_WEIGHTS}（pickle 可能夾帶程式，不載入）")
-        return
-    if not (folder / "config.json").is_file():
-        inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
-        guess = f"；是不是 {inside[0]}？" if inside else ""
-        raise UserError(f"{flag} {name}：資料夾裡沒有 config.json，不是 Hugging Face 格式的模型{guess}")
-    if not any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
-        raise UserError(f"{flag} {name}：沒有 tokenizer（要有 {'、'.join(VOCABULARIES[:2])} 之類的檔案）")
-    _check_code(folder, f"{flag} {name}")
-    known = (*WEIGHTS, *PICKLES) if allow_pickle else WEIGHTS
-    if problems := weight_files.problems(folder, () if from_scratch else known):
-        raise UserError([f"{flag} {name}：{problem}" for problem in problems])
-    if not from_scratch and not any((folder / weights).is_file() for weights in known):
-        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
-        hint = f"只有 {pickled[0]}（{NO_PICKLE}）" if pickled else "沒有 model.safetensors"
-        extra = "；要從頭訓練請加 --from_scratch" if flag == "--model_name_or_path" else ""
-        raise UserError(f"{flag} {name}：沒有權重。{hint}{extra}")
-
-
-def _check_code(folder: Path, what: str) -> None:
-    """Says that a model's own code is not run. Raises UserError where transformers has none for it."""
-    if untrusted.has_code(folder):
-        from transformers import CONFIG_MAPPING
-
-        model_type = untrusted.read(folder / "config.json").get("model_type")
-        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-            raise UserError(untrusted.not_run(what, model_type))
-        say(untrusted.ignored(what))
 
 
 def load_config(name: str, flag: str, kind: str = ""):
@@ -130,7 +55,7 @@ def load_config(name: str, flag: str, kind: str = ""):
     except Exception as error:  # the hub's, its HTTP client's, or a file that makes no sense
         if Path(name).expanduser().is_dir():
             raise UserError(f"{flag} {name}：config.json 讀不懂：{str(error).splitlines()[0]}") from error
-        said = untrusted.read(hub.cached(name, "config.json") or Path())
+        said = limits.read(hub.cached(name, "config.json") or Path())
         if said.get("auto_map"):
             raise UserError(untrusted.not_run(f"{flag} {name}", said.get("model_type"))) from error
         raise hub.cannot_fetch("模型", name, flag, error) from error
@@ -139,36 +64,10 @@ def load_config(name: str, flag: str, kind: str = ""):
     if reason := weight_files.quantization(config, taught=flag == "--model_name_or_path"):
         raise UserError(f"{flag} {name}：{reason}")
     if not Path(name).expanduser().is_dir():  # folders are looked at by check_source
-        said = untrusted.read(hub.cached(name, "config.json") or Path())
+        said = limits.read(hub.cached(name, "config.json") or Path())
         if problems := untrusted.check_config(said, f"{flag} {name}"):
             raise UserError(problems)
     return config
-
-
-def classes_of(config) -> list[str]:
-    """The labels of a classifier, by class; of another model, none."""
-    return names_of(config) if kind_of(config) == "classifier" else []
-
-
-def name_classes(config, names: Sequence[str], multi: bool) -> None:
-    """Makes a configuration that of a classifier with these labels.
-
-    Raises:
-        UserError: it is one already, with others.
-    """
-    known = classes_of(config)
-    if known and (known != list(names) or multi != is_multi(config)):
-        found, wanted = (
-            f"{'多標籤' if several else '單一標籤'}（{'、'.join(labels[:10])}{'…' * (len(labels) > 10)}）"
-            for labels, several in ((known, is_multi(config)), (list(names), multi))
-        )
-        raise UserError(
-            f"--model_name_or_path：底模已經是分類模型，標籤依序是{found}，資料的是{wanted}；"
-            "資料的標籤都是底模有的、單一或多標籤也相同，才能接著教，否則請換它的底模"
-        )
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: at for at, name in enumerate(names)}
-    config.problem_type = MULTI_LABEL if multi else "single_label_classification"
 
 
 def check_layers(config, kind: str, flags) -> None:
@@ -277,20 +176,6 @@ def load_model(
     return model
 
 
-def _check_fetched(name: str, flag: str) -> None:
-    """Looks at a model of the hub as `check_source` does at a folder, before its weights are fetched.
-
-    Raises:
-        UserError: an adapter, for which transformers would load another model; shards that lie elsewhere.
-    """
-    if hub.fetch(name, ADAPTER):
-        raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重；請先下載成資料夾，或換成它的底模")
-    for file in (untrusted.INDEX, untrusted.PICKLED_INDEX):
-        index = hub.fetch(name, file)
-        if index and (problems := untrusted.check_index(index, f"{flag} {name}")):
-            raise UserError(problems)
-
-
 def _head_of(model: nn.Module) -> set[str]:
     """Names of the parameters on top of the base model; and its pooler's, which a language model has not."""
     body = f"{model.base_model_prefix}."
@@ -388,12 +273,34 @@ def announce(name: str, model: nn.Module, from_scratch: bool) -> None:
     )
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file. Raises UserError when it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} 讀不懂：{error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} 應該是一個 JSON 物件")
-    return value
+def load(
+    name: str, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False,
+    allow_pickle: bool = False, **more,
+) -> tuple[nn.Module, object]:  # fmt: skip
+    """A model from a folder or the hub, whole or as an adapter beside its base; and its tokenizer.
+
+    Args:
+        quickly: it is asked a few things by this project alone, see models/bert.py.
+        allow_pickle: of a whole model, or of an adapter's base; an adapter's own weights are no pickle.
+        more: as `models.load_model` takes it.
+
+    Raises:
+        UserError: not to be had, or an adapter that does not belong to its base.
+    """
+    base = check_base(name, flag, allow_pickle)
+    config = load_config(base or name, flag)
+    kind = kind_of(config)
+    if base and (Path(name).expanduser() / "config.json").is_file():  # a head that the base does not have
+        head = load_config(name, flag)  # its vocabulary may have a row for padding, which the base has not
+        kind, config.problem_type = kind_of(head), head.problem_type
+        config.id2label, config.label2id = head.id2label, head.label2id
+    if kind == "masked":
+        load_config(base or name, flag, kind)  # whether its head fills blanks
+    own = any((Path(name).expanduser() / vocabulary).is_file() for vocabulary in VOCABULARIES)
+    tokenizer = load_tokenizer(name if own or not base else base, flag, kind)
+    if quickly and not base and (model := bert.load(name, config)) and len(tokenizer) <= config.vocab_size:
+        return model, tokenizer
+    model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, kind, allow_pickle, **more)
+    if base:
+        model = with_adapter(model, name, flag).get_base_model()
+    return model, tokenizer

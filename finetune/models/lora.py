@@ -17,24 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.models import bert
-from finetune.models.kinds import kind_of
-from finetune.models.loading import (
-    ADAPTER,
-    ADAPTER_WEIGHTS,
-    DTYPES,
-    VOCABULARIES,
-    check_source,
-    load_config,
-    load_model,
-    read_json,
-)
+from finetune.models.kinds import DTYPES, kind_of
 from finetune.models.lora_checks import check_fit
-from finetune.models.tokenizer import load_tokenizer
+from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
 from finetune.models.tokenizer_checks import try_patterns
-from finetune.runtime import hub, untrusted
-from finetune.runtime.console import nearest, say
-from finetune.runtime.errors import RunError, UserError
+from finetune.runtime import limits
+from finetune.runtime.console import say
+from finetune.runtime.errors import RunError, UserError, nearest
 
 PREFIX = "base_model.model."  # of names in peft's files
 TOLERANCE = 1e-3  # of logits, adapter against merged
@@ -201,39 +190,6 @@ def save_adapter(folder: Path, view, weights: dict[str, Tensor]) -> None:
         raise RunError(f"{folder} 的 LoRA 權重存壞了：與記憶體中的不同")
 
 
-def base_of(folder: str | Path) -> str:
-    """The model an adapter's folder says it belongs to; "" for a folder that holds no adapter.
-
-    Raises:
-        UserError: a file that cannot be understood.
-    """
-    path = Path(folder).expanduser() / ADAPTER
-    if not path.is_file():
-        return ""
-    base = read_json(path).get("base_model_name_or_path")
-    if not base or not untrusted.is_name(base):
-        shown = f"{base!r:.60}"
-        raise UserError(f"{path}：沒有記載底模（base_model_name_or_path 是 {shown}，應為名稱或資料夾）")
-    return base
-
-
-def check_base(folder: str, flag: str, allow_pickle: bool = False) -> str:
-    """The same, once it has been looked at: a stranger's adapter may name any folder here.
-
-    Raises:
-        UserError: it is not there, or no whole model.
-    """
-    base = base_of(folder)
-    if base and hub.looks_local(base) and not Path(base).expanduser().is_dir():
-        raise UserError(
-            f"{flag} {folder}：這裡只有 LoRA 的權重，它的底模 {base} 不見了；請放回原處，"
-            f"或把 {ADAPTER} 的 base_model_name_or_path 改成它現在的位置"
-        )
-    if base:
-        check_source(base, f"{flag} {folder} 的底模", allow_pickle=allow_pickle, whole=True)
-    return base
-
-
 def with_adapter(model: nn.Module, folder: str | Path, flag: str):
     """peft's view of a model with the adapter of a folder in it, in fp32.
 
@@ -242,7 +198,7 @@ def with_adapter(model: nn.Module, folder: str | Path, flag: str):
     """
     from peft import PeftModel
 
-    said = untrusted.read(Path(folder).expanduser() / ADAPTER)
+    said = limits.read(Path(folder).expanduser() / ADAPTER)
     try_patterns(said, [name for name, _ in model.named_modules()], f"{flag} {folder}")
     try:
         with warnings.catch_warnings():
@@ -295,39 +251,6 @@ def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
     compared = f"在 {len(rows)} 段文字上，logits 最多差 {worst:.1e}（容許 {TOLERANCE:g}）"
     say(f"LoRA 已合併進完整的權重：{compared}")
     return model
-
-
-def load(
-    name: str, flag: str, from_scratch: bool = False, seed: int = 0, quickly: bool = False,
-    allow_pickle: bool = False, **more,
-) -> tuple[nn.Module, object]:  # fmt: skip
-    """A model from a folder or the hub, whole or as an adapter beside its base; and its tokenizer.
-
-    Args:
-        quickly: it is asked a few things by this project alone, see models/bert.py.
-        allow_pickle: of a whole model, or of an adapter's base; an adapter's own weights are no pickle.
-        more: as `models.load_model` takes it.
-
-    Raises:
-        UserError: not to be had, or an adapter that does not belong to its base.
-    """
-    base = check_base(name, flag, allow_pickle)
-    config = load_config(base or name, flag)
-    kind = kind_of(config)
-    if base and (Path(name).expanduser() / "config.json").is_file():  # a head that the base does not have
-        head = load_config(name, flag)  # its vocabulary may have a row for padding, which the base has not
-        kind, config.problem_type = kind_of(head), head.problem_type
-        config.id2label, config.label2id = head.id2label, head.label2id
-    if kind == "masked":
-        load_config(base or name, flag, kind)  # whether its head fills blanks
-    own = any((Path(name).expanduser() / vocabulary).is_file() for vocabulary in VOCABULARIES)
-    tokenizer = load_tokenizer(name if own or not base else base, flag, kind)
-    if quickly and not base and (model := bert.load(name, config)) and len(tokenizer) <= config.vocab_size:
-        return model, tokenizer
-    model = load_model(base or name, config, tokenizer, flag, from_scratch, seed, kind, allow_pickle, **more)
-    if base:
-        model = with_adapter(model, name, flag).get_base_model()
-    return model, tokenizer
 
 
 def check_4bit() -> None:

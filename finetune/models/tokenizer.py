@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.models.kinds import NEW_HEAD
-from finetune.models.loading import quiet_libraries
 from finetune.models.tokenizer_checks import try_tokenizer
-from finetune.runtime import hub, untrusted
+from finetune.runtime import hub, limits, untrusted
 from finetune.runtime.console import say
 from finetune.runtime.errors import UserError
+from finetune.runtime.hub import quiet_libraries
 
 # Tokens that models keep for padding, the likeliest first.
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
@@ -88,7 +88,7 @@ def _end_of_config(tokenizer, name: str) -> None:
     folder = Path(name).expanduser()
     for file in ("generation_config.json", "config.json"):
         found = folder / file if folder.is_dir() else hub.cached(name, file)
-        ids = untrusted.read(found).get("eos_token_id") if found else None
+        ids = limits.read(found).get("eos_token_id") if found else None
         for token in ids if isinstance(ids, list) else [ids]:
             if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < len(tokenizer):
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune.runtime import git_lfs, untrusted
+from finetune.runtime import git_lfs, limits
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # of safetensors
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no more
@@ -38,7 +38,7 @@ def problems(folder: Path, weights: Sequence[str]) -> list[str]:
     main = next((folder / name for name in weights if (folder / name).is_file()), None)
     files = [main] if main is not None else []
     if main is not None and main.name.endswith(".json"):
-        listed = untrusted.read(main).get("weight_map") or {}
+        listed = limits.read(main).get("weight_map") or {}
         files = [folder / name for name in sorted(set(listed.values()))]
         if lost := [file.name for file in files if not file.is_file()]:
             named = "、".join(lost[:10]) + "…" * (len(lost) > 10)

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import random
 from array import array
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 
-from finetune.data.corpus import Text
+from finetune.data.cleaning import Text
 from finetune.data.instructions import Instruction
 from finetune.data.question import Question
 from finetune.data.question_store import pick
 from finetune.objectives.batching import Entries, Example
-from finetune.objectives.packing import pack
 from finetune.prompts.causal_exam import AskingPrompts
 from finetune.prompts.chat import Chat, Passage
 from finetune.prompts.exam import Prompt, TooLong
@@ -192,9 +192,24 @@ class Responses:
         return self.prompts.listed(question, order, spare=1 + len(self.chat.closing))
 
 
-def readable(tokenizer, example: Example) -> str:
-    """What is asked, then what is to be said in 【】; of a long one its seam."""
-    first = example.positions[0] + 1
-    before = tokenizer.decode(list(example.ids[:first]))
-    said = tokenizer.decode(list(example.ids[first : example.positions[-1] + 2]))
-    return f"{before[-400:]}【{said[:400]}】"
+def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Which documents share a row: best-fit decreasing (arXiv:2404.10830, section 3.2). No document is cut.
+
+    Args:
+        lengths: of the documents, each at most `size`.
+
+    Returns:
+        indices of the documents of each row.
+    """
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = bisect_left(free, (lengths[index], -1))  # the fullest row that still has room
+        if place == len(free):
+            rows.append([])
+            room, row = size, len(rows) - 1
+        else:
+            room, row = free.pop(place)
+        rows[row].append(index)
+        insort(free, (room - lengths[index], row))
+    return rows

@@ -18,15 +18,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from finetune.data.question import Question, Statement
 from finetune.data.question_store import pick
-from finetune.objectives.batching import Batch, ContestBatch, Entries, Example
-from finetune.objectives.masked_lm import Hiding, ordinary
-from finetune.objectives.masking import hide_randomly, maskable
+from finetune.objectives.batching import Entries, Example
+from finetune.objectives.masked_lm import Hiding, hide_randomly, maskable, ordinary
 from finetune.prompts.exam import ExamPrompts, Prompt, TooLong, hide, prepared
 from finetune.prompts.option_order import shuffled
 
@@ -128,81 +123,3 @@ class Objective:
         told = isinstance(row, Statement)
         words = self.prompts.words_told(row) if told else self.prompts.words(row, row.answer, prompt)
         return maskable(words, prompt.ids, self._special) or [[at] for at in prompt.blank]
-
-
-def token_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each target, in nats, fp32. logits (M, V) -> (M,).
-
-    Where candidates are given, only they compete: softmax over the letters of the options, not over the
-    vocabulary. In a contest the options do, by their scores: one target a question. Logits (M,) are each the
-    log-odds of a yes.
-    """
-    logits = logits.float()
-    if isinstance(batch, ContestBatch):
-        return F.cross_entropy(option_scores(logits, batch), batch.targets, reduction="none")
-    if logits.ndim == 1:
-        return F.binary_cross_entropy_with_logits(logits, batch.targets.float(), reduction="none")
-    choosing = batch.candidates[:, 0] >= 0  # (M,)
-    if not choosing.any():  # no copy of what may be 150,000 logits wide
-        return F.cross_entropy(logits, batch.targets, reduction="none")
-    losses = logits.new_zeros(len(logits))
-    if choosing.any():
-        among = batch.candidates[choosing]  # (N, K)
-        scores = logits[choosing].gather(1, among.clamp_min(0)).masked_fill(among < 0, float("-inf"))
-        losses[choosing] = F.cross_entropy(scores, batch.targets[choosing], reduction="none")
-    if not choosing.all():
-        losses[~choosing] = F.cross_entropy(logits[~choosing], batch.targets[~choosing], reduction="none")
-    return losses
-
-
-def option_scores(logits: Tensor, batch: ContestBatch) -> Tensor:
-    """Scores (Q, K) of a contest's options; -inf where a question has fewer than K. logits (M, V), or (M, 1)
-    of a multiple-choice head."""
-    if logits.shape[1] == 1:
-        cells = logits[:, 0]
-    else:
-        cells = logits.gather(1, batch.wanted[:, None])[:, 0] - logits.logsumexp(1)
-    places = len(batch.targets) * batch.width
-    counts = cells.new_zeros(places).index_add(0, batch.slots, torch.ones_like(cells))
-    sums = cells.new_zeros(places).index_add(0, batch.slots, cells)
-    means = sums / counts.clamp_min(1)
-    return means.masked_fill(counts == 0, float("-inf")).view(-1, batch.width)
-
-
-@torch.no_grad()
-def hits(logits: Tensor, batch: Batch) -> Tensor:
-    """How far each target is what the logits say, 0 to 1: 1/k where it is one of k that share the highest.
-    (M,), as `token_losses` has losses."""
-    if isinstance(batch, ContestBatch):
-        return _share_of_the_best(option_scores(logits.float(), batch), batch.targets)
-    if logits.ndim == 1:
-        return ((logits > 0) == batch.targets.bool()).float()
-    choosing = batch.candidates[:, 0] >= 0
-    said = _share_of_the_best(logits, batch.targets)
-    if not choosing.any():
-        return said
-    among = logits.gather(1, batch.candidates.clamp_min(0)).masked_fill(batch.candidates < 0, float("-inf"))
-    return torch.where(choosing, _share_of_the_best(among, batch.targets.clamp_max(among.shape[1] - 1)), said)
-
-
-def _share_of_the_best(scores: Tensor, targets: Tensor) -> Tensor:
-    """scores (M, K), targets (M,) -> (M,)."""
-    best = scores == scores.max(1, keepdim=True).values
-    return best.gather(1, targets[:, None])[:, 0] / best.sum(1)
-
-
-def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
-    """The batch's share of the loss: each target's, times its weight. Divided once, by the mass of the whole
-    global batch (or validation set), so no batch boundary changes it."""
-    return (losses * batch.weights).sum()
-
-
-def tally(losses: Tensor, batch: Batch) -> Tensor:
-    """What the log needs, to be added up over batches and ranks: (mass, summed loss, tokens)."""
-    return torch.stack(
-        [
-            torch.tensor(float(batch.mass)),
-            summed_loss(losses.detach(), batch).cpu(),
-            torch.tensor(float(batch.tokens)),
-        ]
-    ).double()

@@ -1,19 +1,33 @@
 """What is taught to a masked language model by texts alone: words are hidden, and it restores them (BERT,
-arXiv:1810.04805, section 3.1; for adapting a model to a domain, arXiv:2004.10964)."""
+arXiv:1810.04805, section 3.1; for adapting a model to a domain, arXiv:2004.10964).
+
+Every draw comes from a generator that the caller seeds by what is drawn for (seed, epoch, row), so a resumed
+run hides the same tokens and validation hides the same ones each time.
+
+Chinese is written without spaces, and masks made for spaced text go wrong on it. transformers'
+`DataCollatorForLanguageModeling(whole_word_mask=True)` starts a word where a token does not touch the one
+before: a Chinese sentence is one word to it, and is hidden from end to end or not at all. It also makes
+every hidden token [MASK], whatever `mask_replace_prob` says. Here the words are given
+(`segmentation.token_words`).
+"""
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from finetune.data.corpus import Text
+from finetune.cli.train_args import MASKINGS
+from finetune.data.cleaning import Text
 from finetune.data.segmentation import token_words
 from finetune.objectives.batching import Example
-from finetune.objectives.masking import MASK_RATE, hide_randomly, maskable
 from finetune.prompts.exam import ends
+
+MASK_RATE = 0.15
+KEEP_MASK, TO_RANDOM = 0.8, 0.1  # the rest stays as it is (BERT, arXiv:1810.04805, section 3.1)
+SPAN_END, SPAN_LIMIT = 0.2, 10  # SpanBERT, arXiv:1907.10529, section 3.1: p and the longest length
 
 
 @dataclass(frozen=True)
@@ -106,3 +120,110 @@ class Restoration:
             how.rate, how.masking, how.all_masked,
         )  # fmt: skip
         return Example(seen, chosen, tuple(ids[at] for at in chosen), row=f"{index}", by_token=True)
+
+
+def hide_randomly(
+    ids: Sequence[int],
+    units: Sequence[Sequence[int]],
+    mask_id: int,
+    vocab: Sequence[int],
+    rng: random.Random,
+    rate: float = MASK_RATE,
+    masking: str = "word",
+    all_masked: bool = False,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Hides a share of a row's tokens, one by one, by whole words, or by spans of whole words.
+
+    Every word of a row has the same chance, long or short. That chance is `rate`, so the expected number of
+    hidden tokens is exactly b = rate × maskable tokens, unless the row holds a unit (word, or span) of more
+    than b tokens: then nothing may be drawn, and since a row without a target has no loss, one unit is
+    hidden all the same. With units of sizes s₁ … sₘ that adds Σ max(0, sᵢ − b) / m tokens; of single tokens
+    only rows shorter than 1 / rate see more hidden than their share.
+
+    What becomes of a hidden token is drawn for each token alone, in words and spans too, as google-research/
+    bert does in whole word masking (SpanBERT draws it once a span).
+
+    Args:
+        ids: token ids, special ones included.
+        units: positions that are hidden together (words), in the order of the row; no special token among
+            them, see `maskable`.
+        vocab: ordinary token ids to draw replacements from.
+        rate: share of the tokens in `units`, in (0, 1].
+        masking: one of `MASKINGS`.
+        all_masked: every hidden token becomes [MASK] (arXiv:2202.08005 finds it no worse); else BERT's 80 %
+            [MASK], 10 % another token, 10 % unchanged.
+
+    Returns:
+        the ids as the model sees them, and the hidden positions in order.
+
+    Raises:
+        ValueError: no unit, or a masking that is not known.
+    """
+    if masking not in MASKINGS:
+        raise ValueError(f"masking {masking!r} is none of {MASKINGS}")
+    if not units:
+        raise ValueError("a row without a token that may be hidden")
+    if masking == "token":
+        units = [[position] for unit in units for position in unit]
+    elif masking == "span":
+        units = _spans(units, rate, rng)
+    chosen = sorted(_drawn(units, rate, rng))
+    seen = list(ids)
+    for position in chosen:
+        draw = 0.0 if all_masked else rng.random()
+        if draw < KEEP_MASK:
+            seen[position] = mask_id
+        elif draw < KEEP_MASK + TO_RANDOM:
+            seen[position] = vocab[rng.randrange(len(vocab))]
+    return tuple(seen), tuple(chosen)
+
+
+def maskable(
+    words: Sequence[Sequence[int]], ids: Sequence[int], special: Collection[int]
+) -> list[Sequence[int]]:
+    """The words (positions in `ids`) that may be hidden: those without a special token.
+
+    [UNK] is a special token: as a target it teaches nothing, and hiding the rest of its word would half-mask
+    that word. Where every word holds one, the single tokens that are not special; [] if there are none.
+    """
+    whole = [word for word in words if all(ids[position] not in special for position in word)]
+    return whole or [[position] for word in words for position in word if ids[position] not in special]
+
+
+def _drawn(units: Sequence[Sequence[int]], rate: float, rng: random.Random) -> list[int]:
+    """Positions of units drawn at `rate` of their tokens.
+
+    The units lie in random order around a circle as long as their tokens. An arc of `rate` of it, laid down
+    at random, takes those that begin on it: each with probability `rate`, together within one unit of the
+    arc's length. (Taking units until the budget is full would pass over long words.)
+    """
+    order = list(units)
+    rng.shuffle(order)
+    around = sum(map(len, order))
+    arc, taken, at = rng.random() * around, [], 0
+    for unit in order:
+        if (at - arc) % around < rate * around:
+            taken += unit
+        at += len(unit)
+    return taken or list(order[0])
+
+
+def _spans(words: Sequence[Sequence[int]], rate: float, rng: random.Random) -> list[list[int]]:
+    """The row cut end to end into spans: words are added until a span has the length drawn for it.
+
+    Lengths are SpanBERT's, geometric with p = 0.2 and at most 10 (3.8 on average), but counted in tokens,
+    since a Chinese token is a character, and at most the row's budget, so that a short row is not swamped.
+    No span goes on over a gap. As the spans drawn are parts of the row, none meets another and every token
+    has the same chance; starts drawn one by one would hide the ends of a row less than its middle.
+    """
+    longest = max(1, min(SPAN_LIMIT, int(rate * sum(map(len, words)))))
+    weights = [(1 - SPAN_END) ** length for length in range(longest)]
+    spans: list[list[int]] = []
+    wanted = 0
+    for word in words:
+        if wanted <= 0 or word[0] != spans[-1][-1] + 1:
+            spans.append([])
+            wanted = rng.choices(range(1, longest + 1), weights)[0]
+        spans[-1] += word
+        wanted -= len(word)
+    return spans

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from finetune.objectives.batching import Example
-from finetune.prompts.exam import read_back
+from finetune.data.question import Question
+from finetune.objectives.batching import Contest, Example
+from finetune.prompts.exam import read_back, readable
+from finetune.runtime.console import say
+
+KINDS = {  # of examples, as they are shown
+    "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
+    "cloze": "選項填空",
+}  # fmt: skip
 
 
 def masks(objective, tokenizer, count: int) -> Iterator[str]:
@@ -52,3 +59,38 @@ def shown(tokenizer, example: Example) -> str:
         written = read_back(tokenizer, [whole[at] for at in run])
         text += f"【{written}】" if hidden else written
     return text
+
+
+def readable_reply(tokenizer, example: Example) -> str:
+    """What is asked, then what is to be said in 【】; of a long one its seam."""
+    first = example.positions[0] + 1
+    before = tokenizer.decode(list(example.ids[:first]))
+    said = tokenizer.decode(list(example.ids[first : example.positions[-1] + 2]))
+    return f"{before[-400:]}【{said[:400]}】"
+
+
+def tell_of_lengths(what: str, objective) -> None:
+    """How many rows were shortened to fit, and how many could not be."""
+    asks = any(isinstance(row, Question) for row in objective.rows[:1])
+    told = "回答" if objective.name == "sft" else "文字"
+    cut, lost = ("題幹的中段", "連選項都放不下") if asks else (f"{told}的尾端", "提示本身就放不下")
+    if objective.shortened:
+        say(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
+    if objective.too_long:
+        say(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
+    if refused := getattr(objective, "refused", ()):
+        say(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
+    for remark, count in getattr(objective, "remarks", {}).items():
+        say(f"  {what}：{remark}（{count} 列）")
+
+
+def as_seen(tokenizer, example: Example | Contest) -> str:
+    """An example as the model sees it, and what it must say."""
+    if isinstance(example, Contest):
+        shown = (readable(tokenizer, ids, ()) for ids in example.rows)
+        return "\n    ".join(shown) + f"\n    → 第 {example.answer + 1} 個選項"
+    if example.by_token and tokenizer.mask_token_id is None:
+        return readable_reply(tokenizer, example)
+    wanted = [example.candidates[t] if example.candidates else t for t in example.targets]
+    tokens = " ".join(tokenizer.convert_ids_to_tokens(wanted))
+    return f"{readable(tokenizer, example.ids, example.positions)}\n    → {tokens}"

@@ -9,15 +9,19 @@ that the scores are the same to the last digit too.
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import asks
 from finetune.data.question_columns import find_columns
-from finetune.data.tables import Unreadable, read_table, write_table
+from finetune.data.tables import read_table, write_table
 from finetune.data.turns import is_answered, is_talk, is_told
 from finetune.predict.batch_rows import (
     SUBMISSION,
@@ -28,11 +32,11 @@ from finetune.predict.batch_rows import (
     ReplySheet,
     Sheet,
 )
-from finetune.predict.journal import Journal
 from finetune.predict.predictor import Examinee
 from finetune.runtime.console import as_json, say, tell
 from finetune.runtime.errors import RunError, Stopped, UserError, listed, reason
-from finetune.runtime.files import told
+from finetune.runtime.files import own_file, told
+from finetune.runtime.strict_json import dumps
 
 ROUND = 64  # rows a process answers between two writes
 SHOWN = 3  # problems told at the end
@@ -194,3 +198,68 @@ def _sheet_for(source: Path, flags, examinee: Examinee) -> Sheet:
     if "prompt" not in first:
         raise UserError(f"--input {flags.input}：指令與對話要由因果模型回答，--model_path 是填空的模型")
     return PromptSheet(flags, examinee)
+
+
+@dataclass
+class Journal:
+    """The answers so far: a line that says what they answer, then one record a line, in order."""
+
+    path: Path
+    identity: dict
+
+    def open(self, size: int) -> int:
+        """Opens it, and cuts off what a killed run left of a round of `size` records. Returns how many
+        records it holds.
+
+        Raises:
+            UserError: it cannot be gone on with.
+            OSError: it cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = own_file(self.path, "a+b")
+        self.stream.seek(0)
+        first, whole, count = self.stream.readline(), 0, 0
+        mine = dumps(self.identity).encode() + b"\n"
+        if not first.endswith(b"\n") and not mine.startswith(first):
+            raise UserError(f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output")
+        if first.endswith(b"\n"):
+            known = _object(first)
+            if other := [name for name in self.identity if known.get(name) != self.identity[name]]:
+                raise UserError(
+                    f"{self.path} 是另一次作答留下的（{'、'.join(other)} 不同）；"
+                    "要重新作答就刪掉它，或換一個 --output"
+                )
+            whole = at = self.stream.tell()
+            for number, line in enumerate(self.stream, 1):
+                at += len(line)
+                if line.endswith(b"\n") and number % size == 0:
+                    whole, count = at, number
+        self.stream.truncate(whole)
+        if not whole:
+            self.stream.write(mine)
+        return count
+
+    def add(self, records: list[dict]) -> None:
+        lines = [dumps(record) + "\n" for record in records]
+        self.stream.write("".join(lines).encode())
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def records(self) -> Iterator[dict]:
+        self.stream.flush()
+        self.stream.seek(0)
+        self.stream.readline()
+        for line in self.stream:
+            yield json.loads(line)
+
+    def remove(self) -> None:
+        self.path.unlink()
+        self.stream.close()
+
+
+def _object(line: bytes) -> dict:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 from finetune.cli.inference_args import tell_of_idle_writing
+from finetune.data.bad_rows import Unreadable
 from finetune.data.columns import LOOKED, column_names, find_texts
-from finetune.data.instructions import parse_instruction
+from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
 from finetune.data.question_rows import Reading, draft, survey
-from finetune.data.tables import Unreadable, read_table
+from finetune.data.tables import read_table
 from finetune.data.turns import is_answered, is_told
 from finetune.evaluation.scoring import tied
 from finetune.models.generation import Decoding
@@ -25,7 +26,6 @@ from finetune.models.kv_cache import manner_of
 from finetune.predict.classifier import Labeller
 from finetune.predict.label_truth import Truth, tell_of_numbers
 from finetune.predict.predictor import Examinee, asks_for_words
-from finetune.prompts.chat import Message
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.runtime.console import say
 from finetune.runtime.errors import UserError

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune.data.columns import column_names
-from finetune.evaluation.classification import encode, names_of, probabilities
+from finetune.evaluation.classification import THRESHOLD, encode, probabilities
 from finetune.models.forward import is_multi
+from finetune.models.kinds import names_of
 from finetune.models.run_card import RunCard
 from finetune.models.tokenizer import prompt_length
 from finetune.predict.predictor import Examinee
-from finetune.reports.classification import THRESHOLD
 from finetune.runtime.console import say
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long

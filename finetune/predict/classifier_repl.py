@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from finetune.evaluation.classification import THRESHOLD
 from finetune.predict.classifier import Labeller, Ranked
 from finetune.predict.repl import Terminal
-from finetune.reports.classification import THRESHOLD
 from finetune.runtime.console import as_json, plain, show
 from finetune.runtime.errors import UserError
 

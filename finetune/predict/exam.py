@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finetune.data.exam import Exam, sample
+from finetune.cli.inference_args import UNTUNED, default_folder
+from finetune.data.exam import Exam
 from finetune.data.question import Question
+from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import Sitting, sit
 from finetune.predict.predictor import Examinee
@@ -16,8 +17,6 @@ from finetune.reports import report, sections
 from finetune.runtime.console import as_json, say, tell
 from finetune.runtime.distributed import World
 from finetune.runtime.errors import UserError
-
-UNTUNED = "base"  # of --compare_with: the model before it was taught
 
 
 def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee], world: World) -> None:
@@ -30,8 +29,8 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
         UserError: no such split, or a second model that is none.
     """
     split, rows = choose(exam, flags.split)
-    rows, keyless = sample(rows, flags.exam_limit, seed=0), without_key(exam, split)
-    keyless = sample(keyless, flags.exam_limit, seed=0)
+    rows, keyless = sample_rows(rows, flags.exam_limit, seed=0), without_key(exam, split)
+    keyless = sample_rows(keyless, flags.exam_limit, seed=0)
     method, card = examinee.method(flags.scoring), examinee.card
     asked_in = "1" if method == GENERATE else flags.orders
     rival = load(flags.compare_with) if flags.compare_with else None  # before hours of work, if it is none
@@ -164,9 +163,4 @@ def unseen(
     ]
     if not rows:
         return "題庫裡沒有既沒考、模型也沒學過的驗證題或訓練題，無法調整溫度"
-    return sample(rows, evaluator.CALIBRATION_ROWS, seed=0)
-
-
-def default_folder(source: str) -> str:
-    """./report_{name of the exam}"""
-    return "report_" + (re.sub(r"[^\w.-]+", "_", Path(source).stem).strip("_.") or "exam")
+    return sample_rows(rows, evaluator.CALIBRATION_ROWS, seed=0)

@@ -14,10 +14,10 @@ from finetune.data.columns import LABELS, LOOKED, find_columns
 from finetune.data.data_files import data_file, data_files
 from finetune.data.labelled import Catalogue, Labelled, read_labelled
 from finetune.data.question_columns import looks_asked
-from finetune.data.tables import is_readable
 from finetune.predict.inspect_exam import ROWS_SHOWN, table
 from finetune.runtime.console import as_json, show
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import is_readable
 
 # Names of a label column that a text to read has no use for: news has a `category`, and is text all the same.
 TELLING = {*LABELS} - {"category", "class", "類別", "分類"}

@@ -35,9 +35,9 @@ def load_judge(name: str, device: str | None):
     import torch
 
     from finetune.models.forward import is_causal
-    from finetune.models.loading import check_source
-    from finetune.models.lora import load
+    from finetune.models.loading import load
     from finetune.models.run_card import RunCard
+    from finetune.models.source_checks import check_source
     from finetune.predict.causal import UNTOLD, Speaker
 
     check_source(name, "model_name")

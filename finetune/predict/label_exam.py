@@ -6,13 +6,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from finetune.cli.inference_args import default_folder
 from finetune.data.columns import column_names
 from finetune.data.exam import SPLITS
 from finetune.data.labelled import SHOWN, Catalogue, Labelled, read_labelled
 from finetune.data.question import draw
+from finetune.evaluation import classification as classification_metrics
 from finetune.predict.classifier import Labeller
-from finetune.predict.exam import default_folder
-from finetune.reports import classification as classification_report
 from finetune.reports import report
 from finetune.reports.classification import title_of, verdict
 from finetune.runtime import hub
@@ -56,7 +56,7 @@ def hold(flags, labeller: Labeller, world) -> None:
     place_of = {id(row): place for place, row in enumerate(rows)}
     truth = [tuple(sorted(places[label] for label in row.labels)) for row in known]
     asked = [shares[place_of[id(row)]] for row in known]
-    figures = classification_report.figures(truth, asked, labeller.names, labeller.multi)
+    figures = classification_metrics.figures(truth, asked, labeller.names, labeller.multi)
     notes = [note] if note else []
     if unknown:
         named = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))

@@ -4,13 +4,14 @@ method it was taught for."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from finetune.data.question import Question
+from finetune.data.question_rows import parse_question
 from finetune.evaluation.queries import Prober
-from finetune.evaluation.scoring import Examiner, Scores, estimate_prior, score_options
+from finetune.evaluation.scoring import Examiner, Ranking, Scores, estimate_prior, score_options
 from finetune.models import cpu
 from finetune.models.forward import ROW_CLASSES, forward_of, is_causal, light_of
 from finetune.models.run_card import RunCard, digest
@@ -106,6 +107,35 @@ class Examinee:
             device=self.device, **more,
         )  # fmt: skip
 
+    def rank(
+        self,
+        question: str,
+        options: Mapping[str, str],
+        top_k: int,
+        method: str = "auto",
+        orders: str = "cyclic",
+    ) -> Ranking:
+        """The options of one question, best first.
+
+        Args:
+            options: label -> text, 2 to 10 of them.
+
+        Raises:
+            UserError: a question or options that cannot be asked; by `generate`, a reply that
+                names no option.
+        """
+        try:
+            row = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
+        except ValueError as error:
+            raise UserError(f"這一題問不了：{error}") from error
+        scores = self.score([row], method, orders)
+        if scores.refused:
+            raise UserError(f"這一題問不了：{scores.refused[0]}")
+        if scores.unreadable:
+            said = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
+            raise UserError(f"{said}；可改用 letter（--scoring letter，對話中是 method letter）")
+        return Ranking.of(options, scores[0], top_k)
+
     def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
         """The model's preference for letters, see `scoring.estimate_prior`."""
         prober = Prober(self.forward, self.tokenizer.pad_token_id, self.device)
@@ -156,6 +186,14 @@ class Filler(Examinee):
     def read(self, prompt: str) -> Blanks:
         """A prompt's blanks. Raises UserError when it does not fit."""
         return read_blanks(self.tokenizer, prompt, self.longest)
+
+    def fill_first(self, prompt: str, top_k: int) -> list[str]:
+        """At most `top_k` words for the first [MASK] of a prompt, best first; one is added if there
+        is none."""
+        blanks = self.read(prompt)
+        if blanks.meant:
+            self.tell_of(blanks)
+        return [word for word, _ in self.fill([blanks], top_k)[0]]
 
     def fill(self, prompts: Sequence[Blanks], top_k: int) -> list[list[tuple[str, float]]]:
         """(word, probability) for the first blank of each, see `filling.fill_first_blanks`."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os.path import commonprefix
 
+from finetune.data.instructions import Message
 from finetune.data.question import LETTERS, Question
-from finetune.prompts.chat import Chat, Message
+from finetune.prompts.chat import Chat
 from finetune.prompts.exam import ELLIPSIS, Prompt, Template, TooLong
 from finetune.prompts.option_order import Unaskable
 from finetune.runtime.errors import UserError

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from finetune.data.instructions import Message
 from finetune.runtime.errors import UserError
 from finetune.runtime.sandbox import Confined
 from finetune.runtime.strict_json import too_long
@@ -22,8 +23,6 @@ SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}  # of 
 ASKED, ANSWER, SYSTEM, THOUGHT = "甲乙丙丁", "子丑寅卯", "乾坤震巽", "金木水火"
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # by which templates know what was thought
 LEAD = re.compile(r"(?:<think>\s*</think>\s*| *)\Z")  # what a model says itself before its words
-
-Message = dict[str, object]  # role and content, as chat templates take them; reasoning_content; train: False
 
 
 def user(content: str) -> Message:

@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy
-
-from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, calibration, share
+from finetune.evaluation.classification import BASELINE, _cells, answered
+from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT
 from finetune.evaluation.sets import in_order
 from finetune.reports.plots import MOST_CELLS, short
 
-THRESHOLD = 0.5  # of a multi-label classifier: a class at least so probable is answered
 LISTED = 30  # confusions told one by one, where there are too many classes for a table
 NAMED = 5  # classes named in a sentence, at most
-FLAT = (  # of the figures of a set: those worth a curve or a flat name
-    "n", "accuracy", "interval_95", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "mcc",
-    "hamming_loss", "log_loss", "ece", "majority", "macro_f1_majority",
-)  # fmt: skip
 TITLES = {"test": "測試", "held_back": "保留", "validation": "驗證", "train": "訓練", "all": "全部"}
-BASELINE = "TF-IDF＋邏輯迴歸"  # see evaluation/baseline.py
 NONE = "沒有留下驗證資料（--split_ratio），不知道分得多準。"
 CHOSEN_BY = "最好的一步就是照這些列挑的，成績會略為偏高"
 AVERAGES = (
@@ -36,109 +28,7 @@ Figure = Callable[[float], str]
 plain: Figure = "{:.3f}".format
 
 
-def figures(
-    truth: Sequence[Sequence[int]],
-    probabilities: Sequence[Sequence[float]],
-    names: Sequence[str],
-    multi: bool,
-) -> dict:
-    """Figures of n rows over K classes; {} without rows. All of them can be written as JSON.
-
-    Macro averages are over all K classes, as scikit-learn takes them for labels=range(K): a class that is
-    neither there nor answered counts 0. Of single labels micro precision, recall and F1 all are the accuracy.
-
-    Args:
-        truth: indices of the classes of each row: exactly one, or with `multi` any number.
-        probabilities: (n, K): a softmax, of which the largest is answered, or with `multi` independent
-            sigmoids, of which those of at least THRESHOLD are.
-        names: of the K ≥ 2 classes, no two alike.
-
-    Returns:
-        `accuracy` (with `multi` of whole rows: every class right) with `interval_95` (Wilson), `right`, `n`;
-        `macro_` and `micro_` precision, recall, f1; `mcc` (0 where only one class occurs), `ece` and
-        `confidence` (15 bins, see metrics.calibration), None with `multi`; `hamming_loss`, None without;
-        `log_loss` in nats, a mean over rows, with `multi` over rows and classes; `per_class` name ->
-        precision, recall, f1, support; `confusion` K×K counts, a row for each true class, with `multi`
-        [[tn, fp], [fn, tp]] of each class; `majority` the accuracy of always giving the commonest answer of
-        these very rows, `majority_is` its name ("" when it is no class at all), `macro_f1_majority` its
-        macro F1.
-
-    Raises:
-        ValueError: a probability that is not a number (scikit-learn).
-    """
-    if not len(truth):
-        return {}
-    from sklearn import metrics
-
-    p, classes = numpy.asarray(probabilities, dtype=numpy.float64), range(len(names))
-    gold, chosen = _as_switches(truth, p, multi)
-    found = {"multi": multi, **share(int((gold == chosen).all(axis=1).sum()), len(gold))}
-    for average in ("macro", "micro"):
-        parts = metrics.precision_recall_fscore_support(gold, chosen, average=average, zero_division=0.0)
-        for what, value in zip(("precision", "recall", "f1"), parts, strict=False):
-            found[f"{average}_{what}"] = float(value)
-    if multi:
-        found |= {"mcc": None, "ece": None, "confidence": None}
-        found["hamming_loss"] = float(metrics.hamming_loss(gold, chosen))
-        found["log_loss"] = float(metrics.log_loss(gold.ravel(), p.ravel(), labels=[0, 1]))
-        counts = metrics.multilabel_confusion_matrix(gold, chosen)
-    else:
-        p /= p.sum(axis=1, keepdims=True)  # what float32 rounded off, which scikit-learn warns of
-        true, given = gold.argmax(axis=1), chosen.argmax(axis=1)
-        found["log_loss"] = float(metrics.log_loss(true, p, labels=classes))
-        varied = len(numpy.union1d(true, given)) > 1  # else scikit-learn says 0 too, with a warning
-        found["mcc"] = float(metrics.matthews_corrcoef(true, given)) if varied else 0.0
-        stated = calibration(numpy.log(p.clip(numpy.finfo(p.dtype).tiny)).tolist(), true.tolist())
-        found |= {"ece": stated["ece"], "confidence": stated["confidence"], "hamming_loss": None}
-        counts = metrics.confusion_matrix(true, given, labels=classes)
-    parts = metrics.precision_recall_fscore_support(gold, chosen, average=None, zero_division=0.0)
-    of_each = zip(names, *(part.tolist() for part in parts), strict=True)
-    found["per_class"] = {
-        name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
-        for name, precision, recall, f1, support in of_each
-    }
-    return {**found, "confusion": counts.tolist(), **_majority(gold, names)}
-
-
-def _as_switches(truth: Sequence[Sequence[int]], p: numpy.ndarray, multi: bool) -> tuple:
-    """What is true and what is answered of n rows, each (n, K) of 0 and 1."""
-    gold = numpy.zeros(p.shape, dtype=int)
-    for row, there in zip(gold, truth, strict=True):
-        row[list(there)] = 1
-    answered = (p >= THRESHOLD).astype(int) if multi else numpy.eye(p.shape[1], dtype=int)[p.argmax(axis=1)]
-    return gold, answered
-
-
-def hits(truth: Sequence[Sequence[int]], probabilities: numpy.ndarray, multi: bool) -> numpy.ndarray:
-    """Of each row 1 where all its labels are right, else 0; as `figures` counts them."""
-    gold, chosen = _as_switches(truth, numpy.asarray(probabilities), multi)
-    return (gold == chosen).all(axis=1).astype(float)
-
-
-def _majority(gold: numpy.ndarray, names: Sequence[str]) -> dict:
-    """What must be beaten: the commonest answer of these rows, given always; the first one of equals."""
-    from sklearn.metrics import f1_score
-
-    counts = Counter(tuple(numpy.flatnonzero(row).tolist()) for row in gold)
-    common = min(counts, key=lambda answer: (-counts[answer], answer))
-    always = numpy.zeros_like(gold)
-    always[:, list(common)] = 1
-    return {
-        "majority": counts[common] / len(gold),
-        "majority_is": "、".join(names[place] for place in common),
-        "macro_f1_majority": float(f1_score(gold, always, average="macro", zero_division=0.0)),
-    }
-
-
 # ---- in words ----------------------------------------------------------------------------------------------
-
-
-def headlines(found: dict) -> dict[str, float]:
-    """Of the figures of a set those that are one number for the whole."""
-    flat = {name: found[name] for name in FLAT if found[name] is not None}
-    if trivial := found.get("baseline"):
-        flat |= {f"baseline_{name}": trivial[name] for name in ("accuracy", "macro_f1", "p_value")}
-    return flat
 
 
 def verdict(labels: dict) -> list[str]:
@@ -249,18 +139,6 @@ def confusions(found: dict) -> list[tuple[str, str, int]]:
         if count and i != j
     ]
     return sorted(cells, key=lambda cell: -cell[2])
-
-
-def answered(found: dict) -> list[int]:
-    """How often each class is answered."""
-    if found["multi"]:
-        return [fp + tp for fp, tp in zip(_cells(found, 0, 1), _cells(found, 1, 1), strict=True)]
-    return [sum(column) for column in zip(*found["confusion"], strict=True)]
-
-
-def _cells(found: dict, row: int, column: int) -> list[int]:
-    """One cell of each class's 2×2 confusion."""
-    return [cells[row][column] for cells in found["confusion"]]
 
 
 def _quoted(names: Sequence[str]) -> str:

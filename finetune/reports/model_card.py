@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune.evaluation.classification import headlines
 from finetune.evaluation.sets import ORDER, in_order
-from finetune.models.lineage import as_line
-from finetune.models.run_card import AIMS, FILE, RunCard
+from finetune.models.run_card import AIMS, FILE, RunCard, as_line
 from finetune.prompts.scoring_methods import CHOICE
 from finetune.reports import perplexity
-from finetune.reports.classification import escaped, headlines, table, title_of, verdict
+from finetune.reports.classification import escaped, table, title_of, verdict
 from finetune.reports.report import write_json
 from finetune.reports.sections import NOT_COMPARABLE, TITLES
 from finetune.runtime.files import write_whole

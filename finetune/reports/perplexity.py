@@ -1,8 +1,8 @@
 """What a language model gained, in figures and words: perplexity of what it was not taught, before and after.
 
 A growth, as training/growth.py measures it and a run card keeps it: `sets`: validation, held_back -> tuned,
-untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of a masked one: the share of
-the hidden tokens that it says are there); `samples`: prompt, wanted, untuned, tuned.
+untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of a masked one: the
+share of the hidden tokens that it says are there); `samples`: prompt, wanted, untuned, tuned.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import Sitting
 from finetune.evaluation.sets import in_order
-from finetune.models.lineage import as_line
-from finetune.models.run_card import AIMS, RunCard
+from finetune.models.run_card import AIMS, RunCard, as_line
 from finetune.reports import classification as classification_report
 from finetune.reports import perplexity, plots
 from finetune.reports.classification import AVERAGES, confusion_table, escaped, overview_table, table

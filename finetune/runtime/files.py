@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from finetune.runtime.errors import RunError, reason
+from finetune.runtime.errors import RunError, UserError, reason
 
 AT_FDCWD = -100  # of Linux: names are taken from the current folder
 EXCHANGE = 2  # RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS
@@ -226,3 +227,14 @@ def _exchange(one: Path, other: Path) -> bool:
         return library.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE) == 0
     except (AttributeError, OSError, TypeError):  # another C library; Windows
         return False
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises UserError when it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} 讀不懂：{error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} 應該是一個 JSON 物件")
+    return value

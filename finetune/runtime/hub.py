@@ -16,16 +16,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from finetune.data.data_files import DataFile, data_file, data_files
-from finetune.data.tables import READABLE, is_named_as_file
 from finetune.runtime import hub_client
-from finetune.runtime.console import nearest, say
+from finetune.runtime.console import say
 from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import is_named_as_file
 
 PROBE_SECONDS = 6.0  # for name look-up, connection and first byte together
-# fnmatch: data/*.csv is in *.csv
-DATA_FILES = [f"*{suffix}{packed}" for suffix in (*READABLE, ".txt") for packed in ("", ".gz")]
-DATA_FILES += ["README.md"]  # which may name the classes
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -120,45 +116,6 @@ def go_offline_if_unreachable() -> bool:
     return False
 
 
-def find_files(
-    source: str, revision: str, flag: str, with_texts: bool = False
-) -> tuple[Path, list[DataFile], str]:
-    """The files of a data set that is a file, a folder, or a name on the hub.
-
-    Args:
-        with_texts: a .txt is one too.
-
-    Returns:
-        the folder, the files, and where they came from, in words: a path, or name, revision and commit.
-
-    Raises:
-        UserError: not there, or not to be had.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path, data_files(path, with_texts), str(path)
-    if path.exists():
-        return path.parent, data_file(path), str(path)
-    if looks_local(source):
-        raise UserError(_not_there(path, f"{flag} {source}"))
-    folder, commit = fetch_dataset(source, revision, flag)
-    return folder, data_files(folder, with_texts), f"{source} {revision} ({commit[:12]})"
-
-
-def _not_there(path: Path, named: str) -> str:
-    """The message for a path that is not there, with what its folder holds."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{named}：沒有這個檔案或資料夾（也沒有 {folder} 這個資料夾）"
-    try:
-        there = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
-    except OSError:
-        there = []
-    guess = nearest(path.name, there)
-    hint = f"；是不是 {folder / guess[0]}？" if guess else ""
-    return f"{named}：沒有這個檔案或資料夾{hint}"
-
-
 def fetch(model: str, file: str) -> Path | None:
     """A file of a model on the hub, from the cache or fetched; None where the model has none, or the hub is
     away. Imports transformers."""
@@ -218,24 +175,12 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     return UserError(f"{flag} {name}：{here}拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}")
 
 
-def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
-    """A hub data set as a folder: one snapshot of its data files, not one look-up for each subject.
+def quiet_libraries() -> None:
+    """transformers reports by log lines and bars of its own; what matters is checked here and said once."""
+    from transformers.utils import logging
 
-    Returns:
-        the folder, and the commit it holds.
-
-    Raises:
-        UserError: it could not be had.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
-
+    # Else a model of the hub without safetensors is sent to a service to be made anew, and that is loaded.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        folder = snapshot_download(
-            name, repo_type="dataset", revision=revision, allow_patterns=DATA_FILES, max_workers=16
-        )
-    except Exception as error:  # the hub's, its HTTP client's or the disk's: each says why
-        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", flag, error) from error
-    return Path(folder), Path(folder).name
+        logging.disable_progress_bar()

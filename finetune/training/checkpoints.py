@@ -1,9 +1,10 @@
 """Checkpoints: `step{N}/` below --save_dir, written beside and renamed: a reader sees a whole one or none.
 
 A checkpoint holds the engine's state, `progress.json`, and last of all the manifest (runtime/manifest.py),
-without which a folder is no checkpoint. `best/`, the best model so far, is kept in the same way. While a checkpoint
-counts on a best model that a better one has replaced, that one stays as `.best.step{N}`: whichever checkpoint
-a killed run goes on from, it has its own best model and ends as the run that was left alone.
+without which a folder is no checkpoint. `best/`, the best model so far, is kept in the same way. While a
+checkpoint counts on a best model that a better one has replaced, that one stays as `.best.step{N}`:
+whichever checkpoint a killed run goes on from, it has its own best model and
+ends as the run that was left alone.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from finetune.models.loading import read_json
 from finetune.models.run_card import RunCard
 from finetune.runtime import manifest
 from finetune.runtime.console import of_another, say
 from finetune.runtime.distributed import World
 from finetune.runtime.errors import RunError, UserError, nearest, reason
-from finetune.runtime.files import discard, new_folder, replace_folder, write_whole
+from finetune.runtime.files import discard, new_folder, read_json, replace_folder, write_whole
 from finetune.runtime.own_files import carry_over
 from finetune.runtime.strict_json import dumps
 from finetune.training.state import Progress

@@ -11,10 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from finetune.data.exam import Pools
-from finetune.data.question import Question
+from finetune.data.splits import Pools
 from finetune.demo import builtin
-from finetune.models import layer_schedule, lineage
+from finetune.models import layer_schedule, run_card
 from finetune.models.forward import leaks
 from finetune.models.generation import eos_ids
 from finetune.models.kv_cache import manner_of
@@ -23,19 +22,9 @@ from finetune.models.loading import load_config
 from finetune.models.lora import Lora
 from finetune.models.run_card import SKETCHED, RunCard, digest, remembered, versions
 from finetune.models.tokenizer import load_tokenizer, prompt_length
-from finetune.objectives import causal_lm
-from finetune.objectives.batching import (
-    Batch,
-    Contest,
-    Example,
-    Plan,
-    collate,
-    cut,
-    cut_by_tokens,
-    plan_epoch,
-)
-from finetune.objectives.exam import hits, tally, token_losses
-from finetune.prompts.exam import readable
+from finetune.objectives.batching import Batch, Plan, collate, cut, cut_by_tokens, plan_epoch
+from finetune.objectives.loss import hits, tally, token_losses
+from finetune.objectives.preview import KINDS, as_seen, tell_of_lengths
 from finetune.runtime.console import say
 from finetune.runtime.distributed import World
 from finetune.runtime.errors import UserError
@@ -43,10 +32,6 @@ from finetune.training import learning_rate
 from finetune.training.hardware import Machine, settle
 from finetune.training.tasks import TASKS, Desk
 
-KINDS = {  # of examples, as they are shown
-    "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
-    "cloze": "選項填空",
-}  # fmt: skip
 Entry = tuple[str, int]  # kind and row of an example, see Objective.epoch
 
 
@@ -128,7 +113,7 @@ class Lesson:
     def ancestors(self) -> list[dict]:
         """The stages that led to the base; the base's weights are hashed once."""
         name, scratch = str(self.flags.model_name_or_path), self.flags.from_scratch
-        return lineage.ancestors("demo" if self.flags.demo else name, self.base_card, scratch)
+        return run_card.ancestors("demo" if self.flags.demo else name, self.base_card, scratch)
 
     def identity(self, engine: str, precision: str, world: World) -> dict[str, object]:
         """What a checkpoint of this lesson is bound to: who goes on from it must say the same. Collective."""
@@ -346,30 +331,3 @@ def prepare(flags, world: World, machine: Machine, source, pools: Pools) -> Less
         flags, config, tokenizer, prompts, max_length, teach, made["驗證"], made["保留"], source,
         steps, total, warmup, fitted, pool, former,
     )  # fmt: skip
-
-
-def tell_of_lengths(what: str, objective) -> None:
-    """How many rows were shortened to fit, and how many could not be."""
-    asks = any(isinstance(row, Question) for row in objective.rows[:1])
-    told = "回答" if objective.name == "sft" else "文字"
-    cut, lost = ("題幹的中段", "連選項都放不下") if asks else (f"{told}的尾端", "提示本身就放不下")
-    if objective.shortened:
-        say(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
-    if objective.too_long:
-        say(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
-    if refused := getattr(objective, "refused", ()):
-        say(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
-    for remark, count in getattr(objective, "remarks", {}).items():
-        say(f"  {what}：{remark}（{count} 列）")
-
-
-def as_seen(tokenizer, example: Example | Contest) -> str:
-    """An example as the model sees it, and what it must say."""
-    if isinstance(example, Contest):
-        shown = (readable(tokenizer, ids, ()) for ids in example.rows)
-        return "\n    ".join(shown) + f"\n    → 第 {example.answer + 1} 個選項"
-    if example.by_token and tokenizer.mask_token_id is None:
-        return causal_lm.readable(tokenizer, example)
-    wanted = [example.candidates[t] if example.candidates else t for t in example.targets]
-    tokens = " ".join(tokenizer.convert_ids_to_tokens(wanted))
-    return f"{readable(tokenizer, example.ids, example.positions)}\n    → {tokens}"

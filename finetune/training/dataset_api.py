@@ -20,12 +20,13 @@ def generate_qa_benchmark(
         dataset: the split: train, validation or test.
         source: hub name, folder or file.
     """
-    from finetune.data.exam import read_exam, sample
+    from finetune.data.exam import read_exam
+    from finetune.data.splits import sample_rows
 
     exam = read_exam(source, subjects=field)
     split = exam.split(dataset)
     questions = exam.questions.get(split) or exam.keyless.get(split) or []
-    chosen = sample(questions, random_seed, seed=0) if random_seed else []
+    chosen = sample_rows(questions, random_seed, seed=0) if random_seed else []
     return [{**as_dict(question), "id": number} for number, question in enumerate(chosen, 1)]
 
 
@@ -52,7 +53,8 @@ def get_dataset(
     from finetune.objectives.exam import Objective
 
     ratio = (1 - test_ratio - val_ratio, val_ratio, test_ratio)
-    from finetune.data.exam import read_exam, sample, split_pool
+    from finetune.data.exam import read_exam
+    from finetune.data.splits import sample_rows, split_pool
     from finetune.prompts.exam import ExamPrompts
 
     exam = read_exam(source)
@@ -73,7 +75,7 @@ def get_dataset(
         return torch.utils.data.TensorDataset(ids, mask, labels)
 
     return (
-        tensors(sample(pools.fit, num_samples, seed)),
+        tensors(sample_rows(pools.fit, num_samples, seed)),
         tensors(pools.validation),
         [as_dict(question) for question in pools.held_back],
     )

@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.cli.train_args import SHIPPED
 from finetune.runtime.console import first_line, say
 from finetune.runtime.errors import RunError, UserError, shown
 from finetune.runtime.strict_json import NoJson, decode
 from finetune.training import deepspeed_keys
 
-SHIPPED = "ds_config.json"
 LARGEST = 1 << 20  # bytes
 SMALLEST_BUCKET = 1 << 22  # elements; 16 MB in fp32
 

@@ -1,21 +1,36 @@
-"""The examination after training: the saved model, and the one it was made from, before the same rows."""
+"""Evaluation during training and after it.
+
+During training: figures on the validation rows, always the same ones. After it: the saved model and the one
+it was made from on the held-out and test rows, and of a language model its loss on texts or replies it was
+not trained on, with a few answers side by side.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from finetune.data.exam import Pools, sample
+import torch
+from torch import Tensor, nn
+
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
+from finetune.data.splits import Pools, sample_rows
 from finetune.evaluation.baseline import stand_beside
-from finetune.evaluation.classification import names_of
+from finetune.evaluation.classification import figures, probabilities
 from finetune.evaluation.evaluator import CALIBRATION_ROWS, Sitting, asked_by, sit
 from finetune.evaluation.sets import ORDER
-from finetune.models.forward import forward_of, light_of
-from finetune.training.growth import Growth
+from finetune.models.forward import forward_of, is_multi, light_of
+from finetune.models.generation import Decoding, generate
+from finetune.models.kinds import names_of
+from finetune.objectives.causal_lm import Continuation
+from finetune.objectives.classification import Classification
+from finetune.objectives.masked_lm import Restoration
+from finetune.objectives.preview import shown
+from finetune.prompts.exam import read_back
+from finetune.reports.perplexity import perplexity
 from finetune.training.tasks import Desk
-from finetune.training.validation import answers_of, figures_of
 
 WHO = {"tuned": "微調後", "untuned": "微調前"}
 
@@ -60,7 +75,7 @@ class Finals:
         if lesson.by_token and sets and not any(sets.values()):
             sets = {"validation": pools.validation}
         chosen = {
-            name: sample(questions_of(rows), flags.exam_limit, flags.seed) for name, rows in sets.items()
+            name: sample_rows(questions_of(rows), flags.exam_limit, flags.seed) for name, rows in sets.items()
         }
         growth = Growth() if lesson.by_token else None
         apart = "考的就是驗證題，沒有別的題目可用來調整溫度"
@@ -115,7 +130,137 @@ def _unseen(lesson, validation: Sequence[Question]) -> Sequence[Question] | str:
     """Validation questions that neither this run nor an earlier one taught; or why there are none."""
     if not len(validation):
         return "這次沒有留下驗證題（--split_ratio），無法調整溫度"
-    rows = sample(validation, CALIBRATION_ROWS, lesson.flags.seed)
+    rows = sample_rows(validation, CALIBRATION_ROWS, lesson.flags.seed)
     return [
         row for row in rows if row.fingerprint not in lesson.fitted
     ] or "驗證題底模都學過，不能用來調整溫度"
+
+
+SAMPLES = 3
+OPENING = 24  # tokens of a text that a model goes on from
+WRITTEN = 64  # tokens it writes
+
+
+@dataclass
+class Growth:
+    """By set (`validation`, `held_back`): figures of the `tuned` and the `untuned` model. `samples`: prompt,
+    what was wanted, what each model wrote."""
+
+    sets: dict[str, dict[str, dict]] = field(default_factory=dict)
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, who: str, model: nn.Module, lesson, world, tokens: int) -> None:
+        """Measures a model (`tuned` or `untuned`) that is on the device. All ranks call it.
+
+        Args:
+            tokens: of one forward pass, with padding.
+        """
+        model.eval()
+        for name, objective in (("validation", lesson.check), ("held_back", lesson.keep)):
+            if not objective.lengths:
+                continue
+            measured = lesson.measure(objective, forward_of(model, lesson.packed).eval(), world, tokens)
+            loss, tokens = measured.loss, measured.mass
+            found = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
+            if isinstance(objective, Continuation):  # to compare models whose tokenizers differ
+                found["bits_per_character"] = loss * tokens / math.log(2) / max(1, objective.characters)
+            if isinstance(objective, Restoration):
+                found["restored"] = measured.accuracy
+            self.sets.setdefault(name, {})[who] = found
+        if world.is_main:
+            self._write(who, model, lesson)
+
+    def _write(self, who: str, model: nn.Module, lesson) -> None:
+        if isinstance(lesson.check, Restoration):
+            return self._restore(who, model, lesson)
+        rows = [row for row in lesson.check.rows if not isinstance(row, Question)][:SAMPLES]
+        if not rows:
+            return
+        asked, wanted, shown = zip(*(_opening(lesson, row) for row in rows), strict=True)
+        decoding = Decoding(max_new_tokens=WRITTEN)
+        written = generate(model, lesson.tokenizer, list(asked), decoding, ends=lesson.ends)
+        if not self.samples:
+            self.samples = [{"prompt": a, "wanted": b} for a, b in zip(shown, wanted, strict=True)]
+        for sample, text in zip(self.samples, written, strict=True):
+            sample[who] = text
+
+    @torch.no_grad()
+    def _restore(self, who: str, model: nn.Module, lesson) -> None:
+        """What the model puts where words are hidden, each by itself."""
+        forward, tokenizer = forward_of(model).eval(), lesson.tokenizer
+        device = next(model.parameters()).device
+        entries = lesson.check.epoch(0)[:SAMPLES]
+        for number, entry in enumerate(entries):
+            example = lesson.check.example(*entry, 0)
+            ids = torch.tensor([example.ids], device=device)
+            cols = torch.tensor(example.positions, device=device)
+            said = forward(ids, torch.ones_like(ids), torch.zeros_like(cols), cols).argmax(-1).tolist()
+            if number == len(self.samples):
+                hidden = read_back(tokenizer, example.ids[1:-1])
+                self.samples.append({"prompt": hidden, "wanted": shown(tokenizer, example)})
+            self.samples[number][who] = shown(tokenizer, replace(example, targets=tuple(said)))
+
+    def as_dict(self) -> dict:
+        return {"sets": self.sets, "samples": self.samples}
+
+
+def _opening(lesson, row) -> tuple[list[int], str, str]:
+    """What a model is given of a row, what it should say, and the former as text."""
+    tokenizer = lesson.tokenizer
+    if isinstance(lesson.check, Continuation):
+        ids = tokenizer(row.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        opening = ids[: min(OPENING, max(1, len(ids) // 2))]
+        rest = tokenizer.decode(ids[len(opening) : len(opening) + WRITTEN])
+        return [*lesson.check.start, *opening], rest, tokenizer.decode(opening)
+    *asked, reply = row.messages
+    ids = lesson.prompts.chat.prompt(asked)[-max(1, lesson.max_length - WRITTEN) :]
+    return ids, reply["content"], asked[-1]["content"]
+
+
+def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict:
+    """Loss on the validation rows, always of the same examples; of tokens their perplexity (and, of hidden
+    ones, how many are restored), of questions and labels the accuracy. {} without rows.
+
+    Args:
+        forward: of an engine that is set to evaluate.
+        tokens: of one forward pass, with padding.
+    """
+    rows = lesson.check.rows
+    if not lesson.check.lengths:
+        return {}
+    if isinstance(lesson.check, Classification):
+        graded = grade(lesson.check, lesson.config, forward, lesson.tokenizer.pad_token_id, world)
+        return {
+            "validation_loss": graded["log_loss"], "validation_accuracy": graded["accuracy"],
+            "validation_macro_f1": graded["macro_f1"], "validation_rows": graded["n"],
+        }  # fmt: skip
+    measured = lesson.measure(lesson.check, forward, world, tokens)
+    found = {"validation_loss": measured.loss}
+    if lesson.by_token:
+        found |= {
+            "validation_perplexity": perplexity(measured.loss),
+            "validation_tokens": measured.mass,
+        }
+    if isinstance(lesson.check, Restoration):
+        found["validation_restored"] = measured.accuracy
+    if isinstance(rows[0], Question):
+        asked = asked_by(forward, lesson.prompts, world.device)
+        sitting = sit(asked, rows, lesson.scoring, "1", world)
+        found |= {"validation_accuracy": sitting.accuracy, "validation_questions": len(rows)}
+    return found
+
+
+def grade(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> dict:
+    """The figures of a classifier on labelled rows, see reports/classification.py. All ranks call it."""
+    return figures_of(objective, config, answers_of(objective, config, forward, pad_id, world))
+
+
+def answers_of(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> list:
+    """A classifier's probabilities of the classes, (n, K). All ranks call it."""
+    return probabilities(forward, config, pad_id, objective.encoded, world.device, world)
+
+
+def figures_of(objective: Classification, config, found: list) -> dict:
+    """Figures from `answers_of`."""
+    truth = [row.labels for row in objective.rows]
+    return figures(truth, found, names_of(config), is_multi(config))

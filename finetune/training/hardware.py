@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from finetune.models import cpu
-from finetune.models.loading import DTYPES
+from finetune.models.kinds import DTYPES
 from finetune.runtime.console import first_line, say
 from finetune.runtime.distributed import World, launched_by, on_gpu
 from finetune.runtime.errors import RunError, UserError
 from finetune.training import deepspeed_config
-from finetune.training.engine import import_deepspeed
+from finetune.training.deepspeed_engine import import_deepspeed
 
 # Tokens a forward pass may hold, with padding, when --micro_batch_size is left to us. On a CPU no more than
 # keeps its caches of use: benchmarks/NOTES.md.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from finetune.models.loading import read_json
 from finetune.runtime.errors import UserError
+from finetune.runtime.files import read_json
 
 # Random weights learn nothing at the rates that pretrained ones are fine-tuned with. The best rate falls with
 # the width (Yang et al. 2022, arXiv:2203.03466): 1e-3 at 128 and 1.7e-4 at 768, where BERT began with 1e-4.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from finetune.models.loading import check_layers, check_source, load_config
+from finetune.models.loading import check_layers, load_config
 from finetune.models.lora import check_4bit
 from finetune.models.run_card import FILE as RUN_CARD
+from finetune.models.source_checks import check_source
 from finetune.models.tokenizer import load_tokenizer
 from finetune.prompts.chat import Chat
 from finetune.prompts.scoring_methods import OF_OBJECTIVE

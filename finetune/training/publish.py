@@ -9,9 +9,8 @@ from pathlib import Path
 
 from finetune.evaluation import evaluator
 from finetune.models.kinds import NEW_HEAD
-from finetune.models.lineage import as_line, weights_hash
 from finetune.models.lora import merged, save_adapter, with_adapter
-from finetune.models.run_card import RunCard
+from finetune.models.run_card import RunCard, as_line, weights_hash
 from finetune.models.saving import save_model, save_tokenizer
 from finetune.reports import model_card, perplexity, report
 from finetune.reports.classification import verdict
@@ -23,7 +22,7 @@ from finetune.runtime.files import give_usual_modes, hidden, replace_folder, tol
 from finetune.runtime.own_files import carry_over, own_files
 from finetune.training import learning_rate
 from finetune.training.checkpoints import writing
-from finetune.training.growth import Growth
+from finetune.training.evaluate import Growth
 
 PARITY_PROMPTS = 4  # held-out rows on which adapter and merged model are compared
 

@@ -11,14 +11,23 @@ from dataclasses import dataclass
 
 from finetune.data import labelled
 from finetune.data.cleaning import Cleaning
-from finetune.data.corpus import Corpus, read_corpus, split_texts
-from finetune.data.corpus import describe as describe_corpus
-from finetune.data.exam import Exam, Pools, describe, read_exam, split_pool
-from finetune.data.instructions import Course, read_course, split_course
+from finetune.data.corpus import Corpus, read_corpus
+from finetune.data.corpus_report import describe as describe_corpus
+from finetune.data.exam import Exam, read_exam
+from finetune.data.instructions import Course, read_course
 from finetune.data.labelled import Catalogue
-from finetune.evaluation.classification import names_of
+from finetune.data.splits import (
+    Pools,
+    describe_exam,
+    describe_labels,
+    renumber,
+    split_course,
+    split_labelled,
+    split_pool,
+    split_texts,
+)
 from finetune.models.forward import can_pack, is_multi
-from finetune.models.loading import classes_of, name_classes
+from finetune.models.kinds import classes_of, name_classes, names_of
 from finetune.objectives.causal_lm import Continuation, Responses
 from finetune.objectives.classification import Classification
 from finetune.objectives.exam import Objective
@@ -59,7 +68,7 @@ class ExamTask:
     def split(self, exam: Exam, flags) -> Pools:
         exam.need_answers(f"--dataset {flags.dataset}")
         pools = split_pool(exam, flags.split_ratio, flags.pool, flags.seed)
-        describe(exam, pools)
+        describe_exam(exam, pools)
         return pools
 
     def agree(self, config, source, pools: Pools) -> None:
@@ -195,14 +204,14 @@ class LabelTask(ExamTask):
         return found
 
     def split(self, source: Catalogue, flags) -> Pools:
-        pools = labelled.split_labelled(source, flags.split_ratio, flags.seed)
-        labelled.describe(source, pools)
+        pools = split_labelled(source, flags.split_ratio, flags.seed)
+        describe_labels(source, pools)
         return pools
 
     def agree(self, config, source: Catalogue, pools: Pools) -> None:
         known = classes_of(config)
         if known != source.names and {*known} >= {*source.names}:
-            labelled.renumber(source, pools, known)
+            renumber(source, pools, known)
 
     def shape(self, config, source: Catalogue) -> None:
         name_classes(config, source.names, source.multi)

@@ -14,6 +14,7 @@ import uuid
 import warnings
 from pathlib import Path
 
+from finetune.cli.train_args import TRACKERS
 from finetune.runtime.console import say
 from finetune.runtime.errors import Stopped, UserError
 from finetune.runtime.files import write_whole
@@ -175,7 +176,7 @@ class _Trackio(_Service):
         trackio.finish()  # not the run's own method, which leaves a second end, on stdout, for the exit
 
 
-TRACKERS = {"tensorboard": _TensorBoard, "wandb": _WandB, "mlflow": _MLflow, "trackio": _Trackio}
+SERVICES = dict(zip(TRACKERS, (_TensorBoard, _WandB, _MLflow, _Trackio), strict=True))
 
 
 class Tracker:
@@ -207,7 +208,7 @@ class Tracker:
         """
         if self.name == "none" or self._service is not None:  # it may have begun before memory ran out
             return
-        make = TRACKERS[self.name]
+        make = SERVICES[self.name]
         for name, value in make.defaults.items():
             os.environ.setdefault(name, value)
         known, self._step = self._known() if step else "", step

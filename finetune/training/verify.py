@@ -10,13 +10,11 @@ from pathlib import Path
 
 import torch
 
-from finetune.models.lineage import weights_hash
-from finetune.models.loading import read_json
-from finetune.models.run_card import RunCard
+from finetune.models.run_card import RunCard, weights_hash
 from finetune.runtime import manifest
 from finetune.runtime.console import is_main_process, say, show
 from finetune.runtime.errors import RunError, UserError
-from finetune.runtime.files import new_folder
+from finetune.runtime.files import new_folder, read_json
 from finetune.training.checkpoints import Checkpoints, complete
 from finetune.training.engine import Engine, learning_rate_at
 from finetune.training.state import Progress

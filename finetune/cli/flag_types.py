@@ -1,0 +1,127 @@
+"""Types of flag values for argparse; a value that does not fit is reported with all others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
+
+
+class _Bad:
+    """A flag's value that could not be read. Kept, not raised, so that all problems are reported together."""
+
+    def __init__(self, value: str, wanted: str):
+        self.value, self.wanted = value, wanted
+
+
+def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], object]:
+    def convert(text: str):
+        try:
+            return read(text)
+        except (ValueError, TypeError):
+            return _Bad(text, wanted)
+
+    return convert
+
+
+def whole(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
+    """argparse type: a whole number in [low, high]."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:  # 3.0 and 1e5, as YAML files have them
+            if not float(text).is_integer():
+                raise
+            number = int(float(text))
+        if not low <= number <= high:
+            raise ValueError
+        return number
+
+    limit = f"（最多 {HIGHEST}）" if high == HIGHEST else ""
+    return _reader(read, f"{low} 以上的整數{limit}" if limit else f"{low} 到 {high} 的整數")
+
+
+def number(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
+    """argparse type: a finite number in [low, high]; `above` leaves `low` itself out."""
+
+    def read(text: str) -> float:
+        value = float(text)
+        enough = low < value if above else low <= value  # NaN is neither
+        if not enough or value == float("inf") or (high is not None and value > high):
+            raise ValueError
+        return value
+
+    bound = f"大於 {low:g}" if above else f"{low:g} 以上"
+    return _reader(read, f"{bound}的數" if high is None else f"{bound}、最多 {high:g} 的數")
+
+
+def place(text: str) -> object:
+    """argparse type: the name of a file, a folder or something on the hub; `~` is the home folder.
+
+    A shell leaves `--flag=~/x` as it is.
+    """
+
+    def read(raw: str) -> str:
+        if not raw.strip():  # a variable of a shell that is not set
+            raise ValueError
+        path = os.path.expanduser(raw)
+        long = len(path) > LONGEST_PATH or max(map(len, os.fsencode(path).split(b"/"))) > LONGEST_NAME
+        if long or path.startswith("~") or "\0" in path:
+            raise ValueError
+        return path
+
+    wanted = f"檔案、資料夾或 hub 上的名稱（不能是空的；一段最多 {LONGEST_NAME} 個位元組；~ 是家目錄）"
+    return _reader(read, wanted)(text)
+
+
+def one_of(*choices: str) -> Callable[[str], object]:
+    """argparse type: one of the words given."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return _reader(read, "、".join(choices) + " 其中之一")
+
+
+def some_of(*choices: str) -> Callable[[str], object]:
+    """argparse type: some of the words given, by commas, in the order given here; `all` or `none` of them."""
+
+    def read(text: str) -> list[str]:
+        chosen = {part.strip() for part in re.split(r"[,，、]", text) if part.strip()}
+        if chosen in ({"all"}, {"none"}):
+            return list(choices) if chosen == {"all"} else []
+        if not chosen or chosen - set(choices):
+            raise ValueError
+        return [choice for choice in choices if choice in chosen]
+
+    return _reader(read, f"all、none，或以逗號分開的 {'、'.join(choices)}")
+
+
+def shares(text: str) -> object:
+    """argparse type: three shares that add up to 1, as 0.70,0.25,0.05."""
+
+    def read(raw: str) -> tuple[float, ...]:
+        parts = tuple(float(part) for part in raw.split(","))
+        if len(parts) != 3 or min(parts) < 0 or parts[0] == 0 or not abs(sum(parts) - 1) < 1e-6:
+            raise ValueError
+        return parts
+
+    return _reader(read, "三個相加為 1 的數（訓練、驗證、保留），例如 0.70,0.25,0.05")(text)
+
+
+def words(text: str) -> object:
+    """argparse type: words separated by commas, as 好,晴朗,下雨."""
+
+    def read(raw: str) -> list[str]:
+        parts = [part.strip() for part in re.split(r"[,，、]", raw)]
+        if not all(parts):
+            raise ValueError
+        return list(dict.fromkeys(parts))
+
+    return _reader(read, "以逗號分開的詞，例如 好,晴朗,下雨")(text)

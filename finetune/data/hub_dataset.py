@@ -1,0 +1,77 @@
+"""Files of a data set: a local file or folder, or one snapshot of a data set on the hub."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from finetune.data.data_files import DataFile, data_file, data_files
+from finetune.runtime.errors import UserError, nearest
+from finetune.runtime.file_types import READABLE
+from finetune.runtime.hub import cannot_fetch, looks_local
+
+# fnmatch: data/*.csv is in *.csv
+DATA_FILES = [f"*{suffix}{packed}" for suffix in (*READABLE, ".txt") for packed in ("", ".gz")]
+DATA_FILES += ["README.md"]  # which may name the classes
+
+
+def find_files(
+    source: str, revision: str, flag: str, with_texts: bool = False
+) -> tuple[Path, list[DataFile], str]:
+    """The files of a data set that is a file, a folder, or a name on the hub.
+
+    Args:
+        with_texts: a .txt is one too.
+
+    Returns:
+        the folder, the files, and where they came from, in words: a path, or name, revision and commit.
+
+    Raises:
+        UserError: not there, or not to be had.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, data_files(path, with_texts), str(path)
+    if path.exists():
+        return path.parent, data_file(path), str(path)
+    if looks_local(source):
+        raise UserError(_not_there(path, f"{flag} {source}"))
+    folder, commit = fetch_dataset(source, revision, flag)
+    return folder, data_files(folder, with_texts), f"{source} {revision} ({commit[:12]})"
+
+
+def _not_there(path: Path, named: str) -> str:
+    """The message for a path that is not there, with what its folder holds."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{named}：沒有這個檔案或資料夾（也沒有 {folder} 這個資料夾）"
+    try:
+        there = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    except OSError:
+        there = []
+    guess = nearest(path.name, there)
+    hint = f"；是不是 {folder / guess[0]}？" if guess else ""
+    return f"{named}：沒有這個檔案或資料夾{hint}"
+
+
+def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
+    """A hub data set as a folder: one snapshot of its data files, not one look-up for each subject.
+
+    Returns:
+        the folder, and the commit it holds.
+
+    Raises:
+        UserError: it could not be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=revision, allow_patterns=DATA_FILES, max_workers=16
+        )
+    except Exception as error:  # the hub's, its HTTP client's or the disk's: each says why
+        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", flag, error) from error
+    return Path(folder), Path(folder).name

@@ -1,0 +1,28 @@
+"""Answers to --prompt on the screen, by kind of model."""
+
+from __future__ import annotations
+
+from finetune.predict.classifier_repl import show_labels
+from finetune.predict.predictor import Examinee
+from finetune.predict.repl import show_words
+from finetune.runtime import console
+
+
+def show_prompt(flags, examinee: Examinee) -> None:
+    """The answer to --prompt."""
+    shows = {"masked": show_words, "causal": show_reply, "classifier": show_labels}
+    shows[examinee.kind](flags, examinee)
+
+
+def show_reply(flags, speaker) -> None:
+    """The answer of a causal model to --prompt, on the screen as it is written."""
+    ids = speaker.ask(flags.prompt)
+    if flags.json:
+        reply = speaker.reply([ids], flags.decoding)[0]
+        console.show(console.as_json({"prompt": flags.prompt, "response": reply}))
+        return
+    asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
+    console.show(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
+    for piece in speaker.speak(ids, flags.decoding):
+        console.show(piece, end="")
+    console.show()
