@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.cli.train_args import read_flags
-from finetune.predict.judge import JUDGE, Asked, EvalLLm, compare
+from finetune.predict.judge import JUDGE, EvalLLm, JudgedRow, compare
 from finetune.runtime import console
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import NotANumber, RunError, Stopped
 from finetune.training.dataset_api import generate_qa_benchmark, get_dataset
 
@@ -40,17 +40,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    from finetune.data.splits import Pools
-    from finetune.runtime.distributed import World
+    from finetune.data.splits import Splits
+    from finetune.runtime.distributed import Distributed
     from finetune.runtime.signals import StopRequest
     from finetune.training.checkpoints import Checkpoints
-    from finetune.training.datamodule import Lesson
+    from finetune.training.datamodule import DataModule
     from finetune.training.engine import Engine
-    from finetune.training.hardware import Machine
-    from finetune.training.state import Progress
+    from finetune.training.hardware import Hardware
+    from finetune.training.state import TrainingState
     from finetune.training.trackers import Tracker
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
-    Checkpoints = Progress = Engine = Pools = Lesson = Machine = StopRequest = Tracker = World = object
+    Checkpoints = TrainingState = Engine = Splits = DataModule = Hardware = StopRequest = Tracker = (
+        Distributed
+    ) = object
 
 # ---- 1. flags (the list itself: finetune/cli/train_args.py) ------------------------------------------------
 
@@ -91,20 +93,20 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
 
         return show_texts(TASKS["cpt"].read(flags))
     from finetune.training import learning_rate
-    from finetune.training.checkpoints import sound
-    from finetune.training.datamodule import prepare, read_data
-    from finetune.training.hardware import meet
+    from finetune.training.checkpoints import newest_valid
+    from finetune.training.datamodule import load_data, setup_data
+    from finetune.training.hardware import choose_hardware
     from finetune.training.trackers import Tracker
 
-    world, machine = meet(flags, given)
+    world, machine = choose_hardware(flags, given)
     checkpoint = world.agree(checkpoint)
     if checkpoint:
         exact = bool(flags.ckpt_id) and checkpoint.name == flags.ckpt_id
-        checkpoint = world.by_main(lambda: sound(checkpoint, exact))
+        checkpoint = world.by_main(lambda: newest_valid(checkpoint, exact))
         if "learning_rate" not in given:  # a run that was begun under another default keeps its rate
             flags.learning_rate = learning_rate.of_checkpoint(checkpoint) or flags.learning_rate
-    source, pools = read_data(flags, world, source)
-    lesson = prepare(flags, world, machine, source, pools)
+    source, pools = load_data(flags, world, source)
+    lesson = setup_data(flags, world, machine, source, pools)
     if flags.preview_masks:
         show_masks(flags, lesson)
     elif flags.dry_run:
@@ -122,20 +124,20 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
 
 def teach(
     flags,
-    world: World,
-    machine: Machine,
-    lesson: Lesson,
-    pools: Pools,
+    world: Distributed,
+    machine: Hardware,
+    lesson: DataModule,
+    pools: Splits,
     checkpoint: Path | None,
     stop: StopRequest,
     tracker: Tracker,
-) -> Progress:
+) -> TrainingState:
     """Model, engine, loop, saving. The engine and its memory are gone when this returns."""
     from torch import OutOfMemoryError
 
     from finetune.data.exam import write_questions
     from finetune.data.question_store import questions_of
-    from finetune.training.hardware import make_do_with_less
+    from finetune.training.hardware import retry_with_smaller_micro_batch
 
     asked, progress, again = questions_of(pools.test or pools.held_back), None, False
     while progress is None or not progress.finished:
@@ -150,7 +152,7 @@ def teach(
             with stop.patient():
                 loop(flags, world, machine, engine, lesson, keeper, progress, stop, tracker)
         except OutOfMemoryError as error:
-            make_do_with_less(machine, flags, world, error)
+            retry_with_smaller_micro_batch(machine, flags, world, error)
             checkpoint, again = keeper.newest() or checkpoint, True
         except NotANumber as error:
             raise RunError(f"{error}；{keeper.way_back()}") from error
@@ -174,48 +176,47 @@ def show_texts(corpus) -> None:
         show(corpus)
 
 
-def show_masks(flags, lesson: Lesson) -> None:
+def show_masks(flags, lesson: DataModule) -> None:
     """--preview_masks: rows with what is hidden from the model, on stdout."""
     from finetune.objectives.preview import masks
 
     if console.is_main_process():
         for line in masks(lesson.teach, lesson.tokenizer, flags.preview_masks):
-            console.show(line)
+            console.print_result(line)
 
 
-def show_plan(flags, world: World, machine: Machine, lesson: Lesson) -> None:
+def show_plan(flags, world: Distributed, machine: Hardware, lesson: DataModule) -> None:
     """--dry_run: what would be done, as JSON on stdout."""
     from finetune.training import deepspeed_config
 
     deepspeed_config.of_run(flags, world, machine, lesson)  # what is wrong with the file ends this run too
     steps = {"steps_per_epoch": lesson.steps_per_epoch, "total_steps": lesson.total_steps}
     if console.is_main_process():
-        console.show(console.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
+        console.print_result(console.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
 
 
 # ---- 3. model and engine -----------------------------------------------------------------------------------
 
 
-def load_base(flags, lesson: Lesson, **more):
+def load_base(flags, lesson: DataModule, **more):
     """The model as it is before anything is taught, in fp32 unless `more` says otherwise."""
-    from finetune.models import loading as model_loading
-    from finetune.models.loading import load_config
+    from finetune.models.loading import load_config, load_model
 
     name, flag = flags.model_name_or_path, "--model_name_or_path"
     config = load_config(name, flag, lesson.kind)
     lesson.task.shape(config, lesson.source)
     how = flags.from_scratch, flags.seed, lesson.kind, flags.allow_pickle
-    return model_loading.load_model(name, config, lesson.tokenizer, flag, *how, **more)
+    return load_model(name, config, lesson.tokenizer, flag, *how, **more)
 
 
-def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engine:
+def build_engine(flags, world: Distributed, machine: Hardware, lesson: DataModule) -> Engine:
     """The model on its device, with adapters if any, and with optimizer and engine around it."""
     from finetune.models.kinds import DTYPES
     from finetune.models.loading import announce
     from finetune.models.lora import attach, quantization
     from finetune.training import deepspeed_config
     from finetune.training.deepspeed_engine import DeepSpeedEngine
-    from finetune.training.engine import Engine, Recipe
+    from finetune.training.engine import Engine, EngineConfig
 
     resolved = deepspeed_config.of_run(flags, world, machine, lesson)
     more = {}
@@ -232,18 +233,20 @@ def build_engine(flags, world: World, machine: Machine, lesson: Lesson) -> Engin
     learning = lesson.choose_layers(model)
     if flags.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    recipe = Recipe(
+    recipe = EngineConfig(
         flags.learning_rate, flags.weight_decay, flags.max_grad_norm, flags.seed,
         machine.precision, machine.micro_batch, machine.accumulation, lesson.packed,
         trained if lesson.lora else frozenset(), flags.on_nan == "skip",
     )  # fmt: skip
     if machine.engine == "torch":
         return Engine(model, world, recipe, learning)
-    say(f"  DeepSpeed 設定：{console.as_json(resolved)}")
+    log(f"  DeepSpeed 設定：{console.as_json(resolved)}")
     return DeepSpeedEngine(model, world, recipe, resolved, learning)
 
 
-def keeper_of(flags, world: World, machine: Machine, engine: Engine, lesson: Lesson) -> Checkpoints:
+def keeper_of(
+    flags, world: Distributed, machine: Hardware, engine: Engine, lesson: DataModule
+) -> Checkpoints:
     """The keeper of this run's checkpoints."""
     from finetune.training.checkpoints import Checkpoints
 
@@ -257,12 +260,12 @@ def keeper_of(flags, world: World, machine: Machine, engine: Engine, lesson: Les
 
 def loop(
     flags,
-    world: World,
-    machine: Machine,
+    world: Distributed,
+    machine: Hardware,
     engine: Engine,
-    lesson: Lesson,
+    lesson: DataModule,
     keeper: Checkpoints,
-    progress: Progress,
+    progress: TrainingState,
     stop: StopRequest,
     tracker: Tracker,
 ) -> None:
@@ -276,12 +279,12 @@ def loop(
     from finetune.training.train_log import TrainLog, describe
 
     path, total = beside(flags, "train_log.jsonl"), lesson.total_steps
-    log = TrainLog(path, progress, total, tracker, world.is_main)
+    train_log = TrainLog(path, progress, total, tracker, world.is_main)
     began = time.perf_counter() - progress.seconds
     try:
         if lesson.by_token and not progress.step:
             progress.before = validate(lesson, engine.eval().forward, world, machine.tokens)
-            log.say(f"微調前：{describe(progress.before)}")
+            train_log.message(f"微調前：{describe(progress.before)}")
         while not progress.finished:
             plan = lesson.plan(progress.epoch, flags.train_batch_size, flags.seed)
             for batch in plan[progress.batch :]:
@@ -292,7 +295,7 @@ def loop(
                 rate = learning_rate_at(progress.step, flags.learning_rate, lesson.warmup_steps, total)
                 report = engine.step(micro_batches, progress.step, rate, stop=bool(stop.signum))
                 progress.after_step(report, seconds=time.perf_counter() - began)
-                log.step(progress.step, report, rate, seconds=time.perf_counter() - started)
+                train_log.step(progress.step, report, rate, seconds=time.perf_counter() - started)
                 if report.stop:
                     where = keeper.save(progress, engine.save)
                     said = f"已停在第 {progress.step} 步，檢查點存於 {where}；加 --resume 接續"
@@ -304,17 +307,17 @@ def loop(
             if progress.after_epoch(found, flags.early_stopping_patience, total):
                 save_best(world, engine, lesson, keeper, progress.step)
             progress.seconds = time.perf_counter() - began
-            log.epoch(progress.history[-1])
+            train_log.epoch(progress.history[-1])
         if progress.stopped_early:
-            log.say(f"驗證成績 {flags.early_stopping_patience} 輪沒有進步，提早結束")
+            train_log.message(f"驗證成績 {flags.early_stopping_patience} 輪沒有進步，提早結束")
         if not world.agree(progress.best_step and keeper.best.is_dir()):  # lost, and not measured since
-            log.say(f"⚠ 最好的模型不在 {keeper.best}；改以第 {progress.step} 步的模型為準")
+            train_log.message(f"⚠ 最好的模型不在 {keeper.best}；改以第 {progress.step} 步的模型為準")
             progress.best_step = progress.step
             save_best(world, engine, lesson, keeper, progress.step)
         if world.agree(keeper.newest_step()) != progress.step:
             keeper.save(progress, engine.save)
     finally:
-        log.close()
+        train_log.close()
 
 
 # ---- 5. saving and exam ------------------------------------------------------------------------------------
@@ -330,7 +333,7 @@ def best_so_far(flags) -> str:
     return f"。目前最好的模型在 {best}，可直接用 inference.py --model_path {best}" if best.is_dir() else ""
 
 
-def save_best(world: World, engine: Engine, lesson: Lesson, keeper: Checkpoints, step: int) -> None:
+def save_best(world: Distributed, engine: Engine, lesson: DataModule, keeper: Checkpoints, step: int) -> None:
     """Writes the model as it is now, or its adapter, to `best/` under --save_dir in the place of the former
     best."""
     from finetune.training.publish import write_model
@@ -339,7 +342,7 @@ def save_best(world: World, engine: Engine, lesson: Lesson, keeper: Checkpoints,
     world.by_main(lambda: keeper.save_best(lambda folder: write_model(folder, lesson, weights, step)))
 
 
-def publish(flags, world: World, lesson: Lesson) -> None:
+def publish(flags, world: Distributed, lesson: DataModule) -> None:
     """Puts the best model at --output_dir in the place of an earlier one; an adapter is merged first."""
     from finetune.training import publish as publishing
 
@@ -352,11 +355,11 @@ def publish(flags, world: World, lesson: Lesson) -> None:
 
 def examine(
     flags,
-    world: World,
-    machine: Machine,
-    lesson: Lesson,
-    pools: Pools,
-    progress: Progress,
+    world: Distributed,
+    machine: Hardware,
+    lesson: DataModule,
+    pools: Splits,
+    progress: TrainingState,
     tracker: Tracker,
 ) -> None:
     """The saved model and the untuned one answer the held-back and test questions, go on from texts they have
@@ -364,11 +367,11 @@ def examine(
     from finetune.evaluation.classification import headlines
     from finetune.models.loading import load
     from finetune.training import publish as publishing
-    from finetune.training.evaluate import Finals
-    from finetune.training.hardware import examined_as, loaded_as
+    from finetune.training.evaluate import FinalEvaluation
+    from finetune.training.hardware import eval_load_kwargs, eval_precision_note
 
-    finals = Finals.of(lesson, pools)
-    more = examined_as(flags, machine, lesson.parameters, world)
+    finals = FinalEvaluation.of(lesson, pools)
+    more = eval_load_kwargs(flags, machine, lesson.parameters, world)
     # as anyone would load it: what is examined is what was saved
     how = {"allow_pickle": flags.allow_pickle, **more}  # of the base beside which an adapter was saved
     finals.hold(load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
@@ -376,13 +379,13 @@ def examine(
         finals.hold(load_base(flags, lesson, **more), "untuned", world, machine)
     if world.is_main:
         card, verdict = publishing.write_results(
-            lesson, finals.answers, finals.growth, progress, loaded_as(more), finals.labels
+            lesson, finals.answers, finals.growth, progress, eval_precision_note(more), finals.labels
         )
         labels = {name: headlines(found) for name, found in card.labels.items()}
         figures = {**card.results, **card.growth.get("sets", {}), **labels}
         tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
         for line in verdict:
-            console.tell(line)
+            console.print_optional(line)
 
 
 # ---- 6. names that others import ---------------------------------------------------------------------------
@@ -425,7 +428,7 @@ def exe_chat(
     return compare(test_qa, answer, judge, max_length)
 
 
-def _answered(path: str, max_length: int, asked: Asked) -> str:
+def _answered(path: str, max_length: int, asked: JudgedRow) -> str:
     """The text of the option a model chooses, or what it says."""
     from finetune.data.question import LETTERS
     from finetune.models.generation import Decoding
@@ -445,4 +448,4 @@ def _predictor(path: str):
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    console.exit_process(main())

@@ -44,9 +44,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    from finetune.predict.predictor import Examinee
+    pass
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
-    Examinee = object
+    Predictor = object
 
 # ---- 1. loading --------------------------------------------------------------------------------------------
 
@@ -169,22 +169,22 @@ def interactive_mode(
     """Asks and answers, or classifies, until quit, exit, q or Ctrl-D. A wrong entry is explained and never
     ends it."""
     from finetune.models.generation import Decoding
-    from finetune.predict.chat_repl import Conversation
-    from finetune.predict.classifier_repl import Sorting
-    from finetune.predict.repl import Quiz, Terminal
+    from finetune.predict.chat_repl import ChatRepl
+    from finetune.predict.classifier_repl import ClassifierRepl
+    from finetune.predict.repl import McqRepl, Repl
 
     def answer(question, options, method, order):
         return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
 
     examinee = predictor_for(model, tokenizer, device)
     if examinee.writes:
-        Conversation(examinee, answer, scoring, orders, decoding or Decoding()).run()
+        ChatRepl(examinee, answer, scoring, orders, decoding or Decoding()).run()
     elif examinee.kind == "classifier":
-        Sorting(examinee, top_k).run()
+        ClassifierRepl(examinee, top_k).run()
     elif examinee.kind == "choice":
-        Quiz(examinee, answer).run()
+        McqRepl(examinee, answer).run()
     else:
-        Terminal(examinee, answer, top_k, scoring, orders, word_length).run()
+        Repl(examinee, answer, top_k, scoring, orders, word_length).run()
 
 
 # ---- 3. main -----------------------------------------------------------------------------------------------
@@ -210,59 +210,59 @@ def _answer(flags) -> int | None:
     """A look at data, an exam, a file, a prompt, a question, the terminal."""
     from finetune.predict.loading import (
         load_for_use,
-        predictor_for,
-    )  # fmt: skip
+        predictor_for,  # fmt: skip
+    )
 
     if flags.inspect is not None:
         from finetune.data import corpus as text_corpus
         from finetune.data import corpus_report
-        from finetune.predict.inspect_exam import examine_data
-        from finetune.predict.inspect_labels import examine_labels, holds_labels
+        from finetune.predict.inspect_exam import show_exam
+        from finetune.predict.inspect_labels import holds_labels, show_labels_report
 
         text, label = flags.text_column, flags.label_column
         if label or holds_labels(flags.inspect, text):
-            return examine_labels(flags.inspect, flags.json, text, label)
+            return show_labels_report(flags.inspect, flags.json, text, label)
         if text or text_corpus.holds_texts(flags.inspect):
-            return corpus_report.examine(flags.inspect, flags.json, text)
+            return corpus_report.show_texts_report(flags.inspect, flags.json, text)
         exam = open_exam(flags, flags.inspect, "--inspect", "skip")
-        return examine_data(flags, exam, lambda: exam_prompts(flags))
+        return show_exam(flags, exam, lambda: exam_prompts(flags))
     exam = None
     sorts = flags.exam is not None and is_classifier(flags.model_path)
     if flags.exam is not None:
         from finetune.cli.inference_args import default_folder
-        from finetune.predict.exam import choose, hold
+        from finetune.predict.exam import run_exam_command, select_split
         from finetune.reports import report
 
         report.check_folder(flags.report or default_folder(flags.exam), "--report")
         if not sorts:
             exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
-            choose(exam, flags.split)  # what is wrong with the data is said before a model is loaded
+            select_split(exam, flags.split)  # what is wrong with the data is said before a model is loaded
     world = None
     if flags.exam is not None or flags.input is not None:  # first of all: it says which GPU is this process's
-        from finetune.runtime.distributed import World
+        from finetune.runtime.distributed import Distributed
 
-        world = World.join(flags.cpu, doing="作答")
+        world = Distributed.join(flags.cpu, doing="作答")
     from finetune.models import cpu
 
     where = world.device if world else "cpu" if flags.cpu else None
-    cpu.keep_memory()
+    cpu.tune_malloc()
     once = flags.prompt is not None or flags.question is not None
     how = {"quickly": once, "allow_pickle": flags.allow_pickle}
     model, tokenizer, device = load_for_use(flags.model_path, where, "--model_path", **how)
     examinee = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
     if examinee.light and not once:
-        console.say(cpu.choose_precision(model.config.hidden_size)[1])
+        console.log(cpu.choose_precision(model.config.hidden_size)[1])
     check_kind(flags, examinee.kind)
     if "scoring" in flags.given:
         examinee.method(flags.scoring)
     flags.decoding = decoding_of(flags)
     if exam is not None:
-        hold(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
+        run_exam_command(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
         world.leave()
     elif sorts:
         from finetune.predict import label_exam
 
-        label_exam.hold(flags, examinee, world)
+        label_exam.run_label_exam(flags, examinee, world)
         world.leave()
     elif flags.input is not None:
         from finetune.predict.batch_file import answer_file
@@ -302,11 +302,11 @@ def show_answer(flags, model, tokenizer, device) -> None:
             "scores": {label: score for label, _, score in ranked},
             **({"tied": list(ranked.tied)} if ranked.tied else {}),
         }
-        console.show(console.as_json(record))
+        console.print_result(console.as_json(record))
     else:
-        console.show(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
+        console.print_result(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
         print_ranking(ranked)
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    console.exit_process(main())

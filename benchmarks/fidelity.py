@@ -50,14 +50,14 @@ def compare_answers(home: Path) -> None:
     import inference
     from finetune.demo import builtin
     from finetune.evaluation.scoring import best, score_options
-    from finetune.models.forward import light_of
+    from finetune.models.forward import bf16_forward
     from finetune.predict.loading import predictor_for
 
     where = "--cpu", "--save_dir", home / "demo/checkpoints", "--output_dir", home / "demo/model"
     process("fine_tuning_llm.py", "--demo", *where)
     model, tokenizer, device = inference.load_model(home / "demo/model", torch.device("cpu"))
     examinee = predictor_for(model, tokenizer, device, "fp32")
-    light = light_of(model)
+    light = bf16_forward(model)
     asked = [question for rows in builtin.exam().questions.values() for question in rows]
     print(f"\n| of {len(asked)} questions | answered alike | scores apart, at most |\n|---|---|---|")
     for method, orders in WAYS:

@@ -23,7 +23,7 @@ from finetune.cli import train_args
 from finetune.data.cleaning import Text  # noqa: E402
 from finetune.data.segmentation import word_spans  # noqa: E402
 from finetune.objectives import masked_lm  # noqa: E402
-from finetune.objectives.masked_lm import Hiding, Restoration
+from finetune.objectives.masked_lm import MaskedLMObjective, MaskingConfig
 
 LONGEST = 512
 drawn = masked_lm._drawn
@@ -66,7 +66,7 @@ def main() -> None:
     for way in train_args.MASKINGS:
         expected.clear()
         began = time.perf_counter()
-        rows = Restoration(tokenizer, [Text(line) for line in lines], LONGEST, 0, Hiding(way))
+        rows = MaskedLMObjective(tokenizer, [Text(line) for line in lines], LONGEST, 0, MaskingConfig(way))
         examples = [rows.example(*entry, 0) for entry in rows.epoch(0)]
         seconds = time.perf_counter() - began
         counts = [len(example.positions) for example in examples]

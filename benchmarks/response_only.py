@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.models.forward import BlankLogits  # noqa: E402
+from finetune.models.forward import TokenLogits  # noqa: E402
 from finetune.objectives.batching import Example, collate
 from finetune.objectives.loss import summed_loss, token_losses
 
@@ -47,7 +47,7 @@ def main() -> None:
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    blanks, rng = BlankLogits(model), random.Random(0)
+    blanks, rng = TokenLogits(model), random.Random(0)
     batches = [collate([alpaca_like(rng) for _ in range(ROWS)], 0) for _ in range(BATCHES)]
 
     def at_responses(batch):

@@ -57,10 +57,10 @@ def used() -> int:
 def measure(path: str) -> None:
     """The steps that `fine_tuning_llm.py` takes before a model is loaded; prints what they took as JSON."""
     from finetune.data.exam import read_exam
-    from finetune.data.splits import split_pool
-    from finetune.models.run_card import remembered
-    from finetune.objectives.batching import Plan, plan_epoch
-    from finetune.objectives.exam import Objective
+    from finetune.data.splits import split_exam
+    from finetune.models.run_card import question_fingerprints
+    from finetune.objectives.batching import EpochPlan, plan_epoch
+    from finetune.objectives.exam import ExamObjective
     from finetune.prompts.exam import ExamPrompts
     from finetune.training import engine  # noqa: F401  what the script imports
 
@@ -73,13 +73,13 @@ def measure(path: str) -> None:
 
     exam = read_exam(path)
     done("read")
-    pools = split_pool(exam, (0.8, 0.1, 0.1), "fit", 42)
+    pools = split_exam(exam, (0.8, 0.1, 0.1), "fit", 42)
     done("split")
-    objectives = [Objective("answer", prompts, rows, 42) for rows in (pools.fit, pools.validation)]
-    fitted = remembered(objectives[0].rows)
+    objectives = [ExamObjective("answer", prompts, rows, 42) for rows in (pools.fit, pools.validation)]
+    fitted = question_fingerprints(objectives[0].rows)
     done("encode")
     teach = objectives[0]
-    plan = Plan(teach.epoch(0), plan_epoch(teach.lengths, BATCH, 42, 0))
+    plan = EpochPlan(teach.epoch(0), plan_epoch(teach.lengths, BATCH, 42, 0))
     done("plan")
     for entry in plan[0]:
         teach.example(*entry, 0)

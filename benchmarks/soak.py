@@ -199,7 +199,7 @@ def look(folder: Path, newest: int, hashes: set[str]) -> tuple[int, list[str]]:
     saves, wrong = folder / SAVES, []
     names = complete(saves)
     for name in [*names, *(["best"] if (saves / "best").exists() else [])]:
-        wrong += [f"{name}: {problem}" for problem in manifest.problems(saves / name)]
+        wrong += [f"{name}: {problem}" for problem in manifest.verify(saves / name)]
     now = int(names[-1].removeprefix("step")) if names else -1
     if now < newest:
         wrong.append(f"step{newest} was lost")

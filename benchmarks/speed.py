@@ -69,7 +69,7 @@ def _loaded(home: Path, device: str):
     import inference
     from finetune.models import cpu
 
-    cpu.keep_memory()
+    cpu.tune_malloc()
     folder = home / "model"
     if not folder.exists():
         workload.masked_model(folder)

@@ -97,7 +97,7 @@ def build(world, precision: str, stage: int, width: int):
     from finetune.cli import train_args
     from finetune.training import deepspeed_config
     from finetune.training.deepspeed_engine import DeepSpeedEngine
-    from finetune.training.engine import Recipe
+    from finetune.training.engine import EngineConfig
 
     config = deepspeed_config.read(ROOT / train_args.SHIPPED)
     config["zero_optimization"]["stage"] = stage
@@ -111,7 +111,7 @@ def build(world, precision: str, stage: int, width: int):
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**shape))
     count = sum(weight.numel() for weight in model.parameters())
-    recipe = Recipe(1e-4, 0.01, 1.0, 0, precision, ROWS, PASSES)
+    recipe = EngineConfig(1e-4, 0.01, 1.0, 0, precision, ROWS, PASSES)
     return DeepSpeedEngine(model, world, recipe, resolved), count
 
 
@@ -142,14 +142,14 @@ def measure(world, precision: str, stage: int, width: int) -> dict:
 
 
 def main(file: str, width: str) -> None:
-    from finetune.runtime.console import leave
-    from finetune.runtime.distributed import World
+    from finetune.runtime.console import exit_process
+    from finetune.runtime.distributed import Distributed
 
-    world = World.join(cpu=True, force_group=True)
+    world = Distributed.join(cpu=True, force_group=True)
     found = [measure(world, *case, int(width)) for case in CASES]
     Path(file).write_text(json.dumps(found), encoding="utf-8")
     world.leave()
-    leave(0)  # a thread of gloo may abort a process that ends in the usual way
+    exit_process(0)  # a thread of gloo may abort a process that ends in the usual way
 
 
 if __name__ == "__main__":

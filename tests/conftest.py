@@ -42,10 +42,10 @@ def blank_pictures(request):
     if request.node.get_closest_marker("pictures"):
         yield
         return
-    from finetune.runtime.files import whole_file
+    from finetune.runtime.files import atomic_open
 
     def save(figure, path: Path, dpi: int) -> None:
-        with whole_file(path, "wb") as stream:
+        with atomic_open(path, "wb") as stream:
             stream.write(PIXEL)
 
     with pytest.MonkeyPatch.context() as patch:

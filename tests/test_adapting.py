@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from finetune.data.cleaning import Text
 from finetune.data.question import Question
 from finetune.evaluation.scoring import score_options
-from finetune.models.forward import BlankLogits, RowLogits
-from finetune.objectives.batching import collate, cut
-from finetune.objectives.loss import hits, option_scores, summed_loss, token_losses
-from finetune.objectives.masked_lm import Hiding, Restoration
-from finetune.objectives.multiple_choice import Contests
+from finetune.models.forward import SequenceLogits, TokenLogits
+from finetune.objectives.batching import collate, split_micro_batches
+from finetune.objectives.loss import correct, option_scores, summed_loss, token_losses
+from finetune.objectives.masked_lm import MaskedLMObjective, MaskingConfig
+from finetune.objectives.multiple_choice import MultipleChoiceObjective
 from finetune.prompts.exam import ExamPrompts
 
 NAME = "my_bert_finetuned_model_hf_format"
@@ -55,7 +55,7 @@ def chooser(loaded, tmp_path_factory):
 
 
 def contests(name, prompts, rows):
-    objective = Contests(name, prompts, rows)
+    objective = MultipleChoiceObjective(name, prompts, rows)
     return [objective.example(*entry, 0) for entry in objective.epoch(0)]
 
 
@@ -66,7 +66,7 @@ def test_cloze_teaches_the_very_scores_that_joint_scoring_gives(loaded, prompts)
     rows = questions()
     batch = collate(contests("cloze", prompts, rows), 0)
     with torch.no_grad():
-        found = token_losses(BlankLogits(loaded[0]).eval()(*batch.inputs), batch)
+        found = token_losses(TokenLogits(loaded[0]).eval()(*batch.inputs), batch)
     scores = score_options(loaded[0], loaded[1], rows, "joint", prompts=prompts)
     wanted = [
         F.cross_entropy(torch.tensor([s]), torch.tensor([q.answer]))
@@ -80,7 +80,7 @@ def test_choice_teaches_the_loss_of_transformers_where_all_questions_have_as_man
     examples = contests("choice", prompts, rows)
     batch = collate(examples, 0)
     with torch.no_grad():
-        found = token_losses(RowLogits(chooser)(*batch.inputs), batch).mean()
+        found = token_losses(SequenceLogits(chooser)(*batch.inputs), batch).mean()
         shape = len(rows), 4, -1
         more = {"input_ids": batch.input_ids.view(shape), "attention_mask": batch.attention_mask.view(shape)}
         wanted = chooser(**more, labels=torch.tensor([q.answer for q in rows])).loss
@@ -89,12 +89,12 @@ def test_choice_teaches_the_loss_of_transformers_where_all_questions_have_as_man
 
 @pytest.mark.parametrize("name", ["choice", "cloze"])
 def test_questions_with_fewer_options_lose_nothing_to_those_with_more(loaded, chooser, prompts, name):
-    forward = RowLogits(chooser) if name == "choice" else BlankLogits(loaded[0]).eval()
+    forward = SequenceLogits(chooser) if name == "choice" else TokenLogits(loaded[0]).eval()
     examples = contests(name, prompts, questions())
     with torch.no_grad():
         batch = collate(examples, 0)
         logits = forward(*batch.inputs)
-        together, right = token_losses(logits, batch), hits(logits, batch)
+        together, right = token_losses(logits, batch), correct(logits, batch)
         scores = option_scores(logits.float(), batch)
         alone = []
         for example in examples:
@@ -111,7 +111,7 @@ def test_questions_with_fewer_options_lose_nothing_to_those_with_more(loaded, ch
 def test_a_batch_of_contests_gives_one_gradient_however_it_is_cut(
     loaded, chooser, prompts, name, micro_batches
 ):
-    forward = RowLogits(chooser) if name == "choice" else BlankLogits(loaded[0]).eval()
+    forward = SequenceLogits(chooser) if name == "choice" else TokenLogits(loaded[0]).eval()
     examples = contests(name, prompts, questions())
 
     def gradient(parts):
@@ -121,7 +121,7 @@ def test_a_batch_of_contests_gives_one_gradient_however_it_is_cut(
             (summed_loss(token_losses(forward(*batch.inputs), batch), batch) / len(examples)).backward()
         return {n: p.grad.clone() for n, p in forward.named_parameters() if p.grad is not None}
 
-    whole, parts = gradient([range(6)]), gradient(cut(range(6), 0, 1, micro_batches))
+    whole, parts = gradient([range(6)]), gradient(split_micro_batches(range(6), 0, 1, micro_batches))
     assert whole.keys() == parts.keys()
     for key in whole:
         torch.testing.assert_close(parts[key], whole[key], rtol=1e-4, atol=1e-6, msg=key)
@@ -163,7 +163,7 @@ def texts(count=30, low=5, high=90):
 def test_a_long_text_is_cut_between_words_and_none_of_it_is_lost(loaded):
     tokenizer = loaded[1]
     rows = [Text("天地玄黃，宇宙洪荒abc123。" * 20), Text("日")]
-    objective = Restoration(tokenizer, rows, 32, 0, Hiding("word"))
+    objective = MaskedLMObjective(tokenizer, rows, 32, 0, MaskingConfig("word"))
     ids = [token for piece, _ in objective.pieces for token in piece]
     assert ids == [
         token
@@ -177,10 +177,10 @@ def test_a_long_text_is_cut_between_words_and_none_of_it_is_lost(loaded):
 
 
 def test_checking_hides_the_same_words_each_time_at_15_percent_whatever_is_taught(loaded):
-    how = Hiding("word", 0.6)
+    how = MaskingConfig("word", 0.6)
     rows = texts(40, 60, 110)
-    taught, checked = (Restoration(loaded[1], rows, 128, 7, one) for one in (how, how.for_checking()))
-    again = Restoration(loaded[1], rows, 128, 7, how.for_checking())
+    taught, checked = (MaskedLMObjective(loaded[1], rows, 128, 7, one) for one in (how, how.for_checking()))
+    again = MaskedLMObjective(loaded[1], rows, 128, 7, how.for_checking())
 
     def drawn(objective, epoch):
         return [objective.example(*entry, epoch) for entry in objective.epoch(epoch)]
@@ -213,7 +213,7 @@ def test_perplexity_and_the_share_restored_are_those_of_a_plain_loop(train, tmp_
         model, tokenizer, _ = inference.load_model(folder, "cpu")
         parts = split_texts(corpus.texts, (0.7, 0.2, 0.1), 42)
         for name, rows in (("validation", parts[1]), ("held_back", parts[2])):
-            objective = Restoration(tokenizer, rows, 128, 42, Hiding("word").for_checking())
+            objective = MaskedLMObjective(tokenizer, rows, 128, 42, MaskingConfig("word").for_checking())
             total, right, count = 0.0, 0, 0
             for entry in objective.epoch(0):
                 example = objective.example(*entry, 0)
@@ -290,7 +290,7 @@ def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, mult
 
     from finetune.data.labelled import read_labelled
     from finetune.models.kinds import name_classes
-    from finetune.objectives.classification import Classification
+    from finetune.objectives.classification import ClassificationObjective
 
     source = read_labelled(str(write_labelled(tmp_path / "x.csv", 12, pair, multi)), multi_label=multi)
     rows = [row for part in source.rows.values() for row in part]
@@ -298,10 +298,10 @@ def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, mult
     name_classes(config, source.names, source.multi)
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    objective = Classification(loaded[1], rows, 64, 3, multi)
+    objective = ClassificationObjective(loaded[1], rows, 64, 3, multi)
     batch = collate([objective.example(*entry, 0) for entry in objective.epoch(0)], 0)
     with torch.no_grad():
-        found = summed_loss(token_losses(RowLogits(model)(*batch.inputs), batch), batch) / len(rows)
+        found = summed_loss(token_losses(SequenceLogits(model)(*batch.inputs), batch), batch) / len(rows)
         given = [row.text for row in rows], [row.pair for row in rows] if pair else None
         inputs = loaded[1](*given, padding=True, return_tensors="pt", split_special_tokens=True)
         wanted = torch.tensor([row.labels[0] for row in rows]) if not multi else None
@@ -313,18 +313,18 @@ def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, mult
 
 def test_class_weights_weigh_the_rows_of_a_class_as_torch_does(loaded):
     from finetune.data.labelled import Labelled
-    from finetune.objectives.classification import Classification
+    from finetune.objectives.classification import ClassificationObjective
 
     rows = [Labelled("天地", labels=(at,)) for at in (0, 1, 1, 2)]
     weights = [2.0, 0.5, 1.0]
-    objective = Classification(loaded[1], rows, 32, 3, False, weights)
+    objective = ClassificationObjective(loaded[1], rows, 32, 3, False, weights)
     batch = collate([objective.example(*entry, 0) for entry in objective.epoch(0)], 0)
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     found = summed_loss(token_losses(logits, batch), batch)
     wanted = F.cross_entropy(logits, batch.targets, torch.tensor(weights), reduction="sum")
     torch.testing.assert_close(found, wanted)
     rows = [Labelled("天地", labels=labels) for labels in ((), (0,), (1, 2), (0, 2))]
-    objective = Classification(loaded[1], rows, 32, 3, True, weights)
+    objective = ClassificationObjective(loaded[1], rows, 32, 3, True, weights)
     batch = collate([objective.example(*entry, 0) for entry in objective.epoch(0)], 0)
     logits = torch.randn(12, generator=torch.Generator().manual_seed(0))
     found = summed_loss(token_losses(logits, batch), batch) / 4
@@ -466,7 +466,7 @@ def test_flags_that_would_be_passed_over_are_refused(train, capfd, flags, says):
 
 
 def test_the_best_of_a_bf16_run_is_chosen_by_scores_that_keep_their_digits(chooser):
-    forward = RowLogits(chooser).eval()
+    forward = SequenceLogits(chooser).eval()
     ids = torch.tensor([[2, 9, 3], [2, 8, 3]])
     inputs = ids, torch.ones_like(ids), torch.arange(2), torch.zeros(2, dtype=torch.long)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -15,9 +15,8 @@ from sklearn.pipeline import make_pipeline
 
 from finetune.data.labelled import Labelled
 from finetune.evaluation import baseline
-from finetune.evaluation import classification as classification_metrics
-from finetune.evaluation.classification import BASELINE, headlines, hits
-from finetune.reports.classification import overview, remarks, verdict
+from finetune.evaluation.classification import BASELINE, compute_metrics, headlines, hits
+from finetune.reports.classification import notes, overview, verdict
 
 NAMES = ["正面", "負面", "中立"]
 
@@ -44,7 +43,7 @@ def test_single_labels_are_those_of_scikit_learns_pipeline_and_the_test_is_mcnem
     assert found == pytest.approx(expected, abs=2e-3)
     truth, rng = [row.labels for row in asked], numpy.random.default_rng(0)
     mine = rng.dirichlet([1] * 3, len(asked))
-    figures = {"test": classification_metrics.figures(truth, mine, NAMES, False)}
+    figures = {"test": compute_metrics(truth, mine, NAMES, False)}
     baseline.stand_beside(figures, taught, {"test": (asked, mine)}, NAMES)
     beside = json.loads(json.dumps(figures))["test"]["baseline"]
     right = [
@@ -84,10 +83,10 @@ def test_a_model_below_the_baseline_says_so_everywhere_and_one_above_does_not(sk
     mine = numpy.array([[1.0 - skill, skill / 2, skill / 2]] * len(asked))
     if skill:
         mine = numpy.eye(3)[[there[0] for there in truth]]
-    figures = {"test": classification_metrics.figures(truth, mine, NAMES, False)}
+    figures = {"test": compute_metrics(truth, mine, NAMES, False)}
     baseline.stand_beside(figures, taught, {"test": (asked, mine)}, NAMES)
     told = "\n".join(verdict(figures))
-    warned = remarks("test", figures["test"])
+    warned = notes("test", figures["test"])
     assert ("還不值得用" in told) == (skill == 0) == any("還不值得用" in line for line in warned)
     assert (f"不如 {BASELINE}" in told) == (skill == 0)
     assert any(label == BASELINE for label, _ in overview(figures["test"]))

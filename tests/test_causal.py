@@ -10,13 +10,13 @@ from conftest import make_causal_dir, random_text
 from finetune.data.cleaning import Text
 from finetune.data.instructions import Instruction
 from finetune.data.question import Question
-from finetune.models.forward import BlankLogits, isolating, restarting
+from finetune.models.forward import TokenLogits, document_mask, document_positions
 from finetune.models.loading import load_config, load_model
 from finetune.models.tokenizer import load_tokenizer
 from finetune.objectives.batching import collate
-from finetune.objectives.causal_lm import Continuation, Responses, pack
+from finetune.objectives.causal_lm import CausalLMObjective, InstructionObjective, pack_documents
 from finetune.objectives.loss import summed_loss, token_losses
-from finetune.prompts.causal_exam import AskingPrompts
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import Chat
 
 
@@ -49,13 +49,13 @@ def replies(count=6, seed=2):
 
 def loss_of(model, batch, packed=False):
     """Mean loss of a target, through the project's own forward pass."""
-    blanks = BlankLogits(model, packed)
+    blanks = TokenLogits(model, packed)
     logits = blanks(batch.input_ids, batch.attention_mask, batch.rows, batch.cols)
     return summed_loss(token_losses(logits, batch), batch) / batch.mass
 
 
 def responses(tokenizer, rows, max_length=256, style="chat", **more):
-    return Responses(AskingPrompts(Chat(tokenizer, style), max_length), rows, 0, **more)
+    return InstructionObjective(CausalExamPrompts(Chat(tokenizer, style), max_length), rows, 0, **more)
 
 
 # ---- replies -----------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_a_question_is_taught_by_its_letter_in_a_new_order_each_epoch(qwen):
 def test_every_token_of_every_text_is_packed_once_and_no_row_is_too_long(qwen):
     _, tokenizer = qwen
     rows = texts(30, 5, 200)
-    objective = Continuation(tokenizer, rows, 64)
+    objective = CausalLMObjective(tokenizer, rows, 64)
     examples = [objective.example(*entry, 0) for entry in objective.epoch(0)]
     assert max(len(example.ids) for example in examples) <= 64
     packed = sorted(token for example in examples for token in example.ids)
@@ -155,7 +155,7 @@ def test_every_token_of_every_text_is_packed_once_and_no_row_is_too_long(qwen):
 def test_packing_leaves_less_than_a_tenth_of_the_rows_empty():
     rng = random.Random(0)
     lengths = [rng.randint(5, 100) for _ in range(1000)]
-    rows = pack(lengths, 128)
+    rows = pack_documents(lengths, 128)
     assert sorted(i for row in rows for i in row) == list(range(1000))
     assert all(sum(lengths[i] for i in row) <= 128 for row in rows)
     assert len(rows) * 128 * 0.9 < sum(lengths)
@@ -164,11 +164,11 @@ def test_packing_leaves_less_than_a_tenth_of_the_rows_empty():
 @pytest.mark.parametrize("kind", ["qwen", "llama"])
 def test_the_logits_of_a_text_do_not_change_with_its_neighbours(kind, request):
     model, tokenizer = request.getfixturevalue(kind)
-    objective = Continuation(tokenizer, texts(12), 128)
+    objective = CausalLMObjective(tokenizer, texts(12), 128)
     example = max((objective.example(*e, 0) for e in objective.epoch(0)), key=lambda e: max(e.documents))
     assert max(example.documents) > 2
     batch = collate([example], tokenizer.pad_token_id)
-    packed = BlankLogits(model, packed=True)(batch.input_ids, batch.attention_mask, batch.rows, batch.cols)
+    packed = TokenLogits(model, packed=True)(batch.input_ids, batch.attention_mask, batch.rows, batch.cols)
     at = 0
     for document in range(1, max(example.documents) + 1):
         ids = [t for t, d in zip(example.ids, example.documents, strict=True) if d == document]
@@ -180,8 +180,8 @@ def test_the_logits_of_a_text_do_not_change_with_its_neighbours(kind, request):
 
 def test_documents_see_themselves_alone_and_count_their_positions_anew():
     documents = torch.tensor([[1, 1, 2, 2, 2, 0, 0]])
-    assert restarting(documents).tolist() == [[0, 1, 0, 1, 2, 0, 1]]
-    seen = isolating(documents)[0, 0]
+    assert document_positions(documents).tolist() == [[0, 1, 0, 1, 2, 0, 1]]
+    seen = document_mask(documents)[0, 0]
     for row in range(7):
         for col in range(7):
             assert seen[row, col] == (col <= row and documents[0, row] == documents[0, col])
@@ -191,7 +191,7 @@ def test_perplexity_does_not_depend_on_how_texts_are_packed(llama):
     model, tokenizer = llama
     found = []
     for size in (64, 200):
-        objective = Continuation(tokenizer, texts(10), size)
+        objective = CausalLMObjective(tokenizer, texts(10), size)
         batch = collate([objective.example(*e, 0) for e in objective.epoch(0)], tokenizer.pad_token_id)
         found.append(loss_of(model, batch, packed=True).item())
     assert found[0] == pytest.approx(found[1], rel=1e-5)

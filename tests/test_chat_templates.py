@@ -13,8 +13,8 @@ import inference
 from finetune.data.instructions import Instruction, parse_instruction
 from finetune.data.question import Question
 from finetune.models.tokenizer import load_tokenizer
-from finetune.objectives.causal_lm import Responses
-from finetune.prompts.causal_exam import AskingPrompts
+from finetune.objectives.causal_lm import InstructionObjective
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import Chat
 from finetune.runtime.errors import UserError
 
@@ -156,7 +156,7 @@ def row_of(messages, name="x", **more) -> Instruction:
 
 def answers(chat, messages, **more):
     """[(ids before, what is asked for after them)] of each answer, from the examples."""
-    responses = Responses(AskingPrompts(chat, 500), [row_of(messages, **more)], 0)
+    responses = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(messages, **more)], 0)
     found = []
     for entry in responses.epoch(0):
         example = responses.example(*entry, 0)
@@ -220,7 +220,7 @@ def test_white_space_around_what_was_said_changes_nothing_that_is_taught_or_aske
 def test_a_letter_is_looked_for_where_a_conversation_has_it(named):
     _, chat = named
     question = Question("天地？", ("玄黃", "宇宙", "洪荒", "日月"), 2, id="q")
-    asking = AskingPrompts(chat, 500)
+    asking = CausalExamPrompts(chat, 500)
     prompt = asking.listed(question, range(4))
     talk = [*asking.messages(question, range(4), question.stem), {"role": "assistant", "content": "C"}]
     (whole,) = chat.conversation(talk)
@@ -250,7 +250,7 @@ def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(qwen_dir, n
 @pytest.mark.parametrize("name", ["glm", "breeze"])
 def test_an_end_that_is_not_written_is_asked_for_without_standing_in_the_history(qwen_dir, name):
     chat = chat_of(qwen_dir, name)
-    responses = Responses(AskingPrompts(chat, 500), [row_of(TALK)], 0)
+    responses = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0)
     examples = [responses.example(*entry, 0) for entry in responses.epoch(0)]
     # one row of the model's holds them all, unless a word and what follows it are one token
     assert len(examples) < 3 and (name == "breeze" or len(examples) == 1)
@@ -285,7 +285,9 @@ def test_a_system_that_a_template_refuses_or_drops_is_told_to_the_user_and_count
         )
         assert chat.conversation([SYSTEM, *TALK])[0].ids[:4] == chat.prompt([SYSTEM, TALK[0]])[:4]
         rows = [Instruction((("system", "甲"), ("user", "天"), ("assistant", "地")))] * 2
-        remarks = Responses(AskingPrompts(chat, 99), [*rows, Instruction(rows[0].turns[1:])], 0).remarks
+        remarks = InstructionObjective(
+            CausalExamPrompts(chat, 99), [*rows, Instruction(rows[0].turns[1:])], 0
+        ).remarks
         assert [(count, "system" in text) for text, count in remarks.items()] == [(2, True)]
 
 
@@ -293,7 +295,7 @@ def test_a_greeting_is_context_or_where_the_template_forbids_it_left_out_and_cou
     row = parse_instruction({"messages": [{"role": "assistant", "content": "您好"}, *TALK]})
     for name, shown in (("chatml", True), ("gemma", False), ("llama 2", False), ("llama 3", True)):
         chat = chat_of(qwen_dir, name)
-        responses = Responses(AskingPrompts(chat, 500), [row], 0)
+        responses = InstructionObjective(CausalExamPrompts(chat, 500), [row], 0)
         example = responses.example("reply", 0, 0)
         assert ("您好" in chat.tokenizer.decode(list(example.ids))) == shown
         assert "您好" not in chat.tokenizer.decode(list(example.targets))
@@ -313,7 +315,7 @@ def test_a_thought_is_taught_where_the_template_can_write_it_and_counted_where_n
         ("chatml", "宇宙"),
     ):
         chat = chat_of(qwen_dir, name)
-        responses = Responses(AskingPrompts(chat, 500), [row], 0)
+        responses = InstructionObjective(CausalExamPrompts(chat, 500), [row], 0)
         targets = chat.tokenizer.decode(list(responses.example("reply", 0, 0).targets[:-1]))
         if name == "chatml" and key == "<think>":  # words like any
             taught = whole
@@ -328,7 +330,7 @@ def test_a_thought_is_taught_where_the_template_can_write_it_and_counted_where_n
 def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_taught_and_the_rows_are_counted(qwen_dir):
     chat = chat_of(qwen_dir, "qwen 3")
     row = row_of(TALK)
-    responses = Responses(AskingPrompts(chat, 500), [row, Instruction(row.turns[:2])], 0)
+    responses = InstructionObjective(CausalExamPrompts(chat, 500), [row, Instruction(row.turns[:2])], 0)
     assert len(responses.rows) == 2 and len(responses.epoch(0)) == 4
     assert [count for text, count in responses.remarks.items() if "改寫" in text] == [1]
     assert [responses.example(*entry, 0).row for entry in responses.epoch(0)] == ["x", "x", "x", ""]
@@ -347,7 +349,7 @@ def test_an_answer_that_is_not_to_be_taught_is_context_in_every_template(named):
 def test_train_on_prompt_never_teaches_an_answer_that_is_not_to_be_taught(qwen_dir):
     chat = chat_of(qwen_dir, "chatml")
     rows = [row_of(TALK, "a", untaught=(1,)), row_of(TALK, "b")]
-    responses = Responses(AskingPrompts(chat, 500), rows, 0, on_prompt=True)
+    responses = InstructionObjective(CausalExamPrompts(chat, 500), rows, 0, on_prompt=True)
     first, second = (responses.example(*entry, 0) for entry in responses.epoch(0))
     assert "宇宙洪荒" not in chat.tokenizer.decode(list(first.targets))
     assert second.targets == second.ids[1:]
@@ -356,9 +358,9 @@ def test_train_on_prompt_never_teaches_an_answer_that_is_not_to_be_taught(qwen_d
 
 def test_a_long_talk_keeps_the_answers_that_fit(qwen_dir):
     chat = chat_of(qwen_dir, "chatml")
-    whole = Responses(AskingPrompts(chat, 500), [row_of(TALK)], 0).example("reply", 0, 0)
+    whole = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0).example("reply", 0, 0)
     second = len(chat.prompt(TALK[:3]))
-    short = Responses(AskingPrompts(chat, second - 1), [row_of(TALK)], 0)
+    short = InstructionObjective(CausalExamPrompts(chat, second - 1), [row_of(TALK)], 0)
     assert short.shortened == 1 and not short.too_long
     example = short.example("reply", 0, 0)
     assert example.ids == whole.ids[: second - 1] and example.targets == whole.targets[: len(example.targets)]

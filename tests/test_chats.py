@@ -8,10 +8,10 @@ from conftest import CHATML, TALK, random_text
 
 from finetune.data.question import LETTERS, Question
 from finetune.models.tokenizer import load_tokenizer
-from finetune.objectives.causal_lm import Responses
-from finetune.prompts.causal_exam import AskingPrompts
+from finetune.objectives.causal_lm import InstructionObjective
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import Chat
-from finetune.prompts.exam import TooLong
+from finetune.prompts.exam import PromptTooLong
 from finetune.runtime.errors import UserError
 
 SPACED = (  # as Llama 2's and Mistral's: spaces around what the assistant says, no opening of its turn
@@ -112,7 +112,7 @@ def test_a_special_token_inside_data_is_never_obeyed(chat, plain, word):
 
         assert obeyed(writer.prompt(hostile[:3])) == obeyed(writer.prompt(TALK[:3]))
         assert obeyed(passage_of(writer, hostile)[0]) == obeyed(passage_of(writer, TALK)[0])
-        asking = AskingPrompts(writer, 500)
+        asking = CausalExamPrompts(writer, 500)
         asked = Question(f"天{word}？", ("地", word, f"{word}玄"), 0)
         harmless = Question("天？", ("地", "黃", "玄"), 0)
         assert obeyed(asking.listed(asked, range(3)).ids) == obeyed(asking.listed(harmless, range(3)).ids)
@@ -232,8 +232,8 @@ def test_a_sentencepiece_tokenizer_is_taught_what_it_is_asked(scheme, style):
     assert len(spoken) == 3
     for turn, said in zip((1, 3, 5), spoken, strict=True):
         assert ids[: said.start] == chat.prompt(TALK[:turn])
-    asking, asked = AskingPrompts(chat, 500), question()
-    taught = Responses(asking, [asked], seed=0).example("reply", 0, 0)
+    asking, asked = CausalExamPrompts(chat, 500), question()
+    taught = InstructionObjective(asking, [asked], seed=0).example("reply", 0, 0)
     letter = tokenizer.decode([taught.targets[0]]).strip()
     assert letter in LETTERS[:4] and taught.targets[-1] == chat.end
 
@@ -255,7 +255,7 @@ def writer(request, qwen_dir, plain):
 
 @pytest.mark.parametrize("count", range(2, 11))
 def test_letters_are_distinct_tokens(writer, count):
-    asking = AskingPrompts(writer, 500)
+    asking = CausalExamPrompts(writer, 500)
     letters = asking.verbalizer_ids(count)
     assert len(set(letters)) == count
     said = [writer.tokenizer.decode([letter]).strip() for letter in letters]
@@ -271,7 +271,7 @@ def test_letters_that_the_vocabulary_lacks_are_refused():
     rough = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     rough.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=rough, unk_token="<unk>", eos_token="</s>")
-    asking = AskingPrompts(Chat(tokenizer, "plain"), 500)
+    asking = CausalExamPrompts(Chat(tokenizer, "plain"), 500)
     assert len(set(asking.verbalizer_ids(2))) == 2
     with pytest.raises(UserError, match="分不出 A 到 C"):  # the third is <unk>
         asking.verbalizer_ids(3)
@@ -283,7 +283,7 @@ def test_letters_that_the_vocabulary_lacks_are_refused():
 def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_has_there(writer, order):
     """Against a question and its letter tokenized together, as any conversation is."""
     asked = question()
-    asking = AskingPrompts(writer, 500)
+    asking = CausalExamPrompts(writer, 500)
     prompt = asking.listed(asked, order)
     place = order.index(asked.answer)
     talk = [*asking.messages(asked, order, asked.stem), {"role": "assistant", "content": LETTERS[place]}]
@@ -297,8 +297,8 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
 
 
 def test_training_teaches_the_letter_where_asking_looks_for_it(writer):
-    asking, asked, places = AskingPrompts(writer, 500), question(), set()
-    taught = Responses(asking, [asked], seed=3)
+    asking, asked, places = CausalExamPrompts(writer, 500), question(), set()
+    taught = InstructionObjective(asking, [asked], seed=3)
     for epoch in range(6):
         example = taught.example("reply", 0, epoch)
         at, letter = example.positions[0], example.targets[0]
@@ -317,7 +317,7 @@ def test_a_passage_that_is_too_long_is_cut_in_its_middle_and_no_option_ever(writ
         asked = question("開頭" + random_text(rng, length, length) * 9 + "問甲？", count=5)
         for limit in (140, 200, 400):
             for order in ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1)):
-                prompt = AskingPrompts(writer, limit).listed(asked, order)
+                prompt = CausalExamPrompts(writer, limit).listed(asked, order)
                 text = writer.tokenizer.decode(list(prompt.ids))
                 assert prompt.cut > 0 and limit - 30 <= len(prompt.ids) + 2 <= limit
                 assert "開頭" in text and "問甲？" in text and "…" in text
@@ -327,31 +327,31 @@ def test_a_passage_that_is_too_long_is_cut_in_its_middle_and_no_option_ever(writ
 
 def test_a_question_is_refused_only_when_its_options_alone_do_not_fit(writer):
     asked = question("天地玄黃宇宙洪荒日月盈昃" * 40)
-    bare = len(AskingPrompts(writer, 10_000).listed(question("…"), range(4)).ids)
+    bare = len(CausalExamPrompts(writer, 10_000).listed(question("…"), range(4)).ids)
     for limit in range(bare - 6, bare + 40):
-        asking = AskingPrompts(writer, limit)
+        asking = CausalExamPrompts(writer, limit)
         if limit < bare + 2:
-            with pytest.raises(TooLong, match=f"超過 {limit} 個"):
+            with pytest.raises(PromptTooLong, match=f"超過 {limit} 個"):
                 asking.listed(asked, range(4))
         else:
             assert len(asking.listed(asked, range(4)).ids) + 2 <= limit
 
 
 def test_a_question_that_fits_is_written_whole(writer):
-    prompt = AskingPrompts(writer, 500).listed(question(), range(4))
+    prompt = CausalExamPrompts(writer, 500).listed(question(), range(4))
     assert prompt.cut == 0 and "…" not in writer.tokenizer.decode(list(prompt.ids))
 
 
 def test_places_of_the_template_inside_a_question_are_text(writer):
     asked = Question("天{options}地{stem}？", ("{letter}", "{text}"), 0)
-    text = writer.tokenizer.decode(list(AskingPrompts(writer, 500).listed(asked, range(2)).ids))
+    text = writer.tokenizer.decode(list(CausalExamPrompts(writer, 500).listed(asked, range(2)).ids))
     assert "天{options}地{stem}？" in text and "A. {letter}" in text and "B. {text}" in text
 
 
 def test_letters_that_a_vocabulary_joins_to_a_space_only_in_part_are_told_apart_all_the_same(llama_dir):
     """The tokenizer of the tests has ` A` to ` D` as tokens, and no ` E`."""
     tokenizer = load_tokenizer(llama_dir, "--model_path", "causal")
-    prompts = AskingPrompts(Chat(tokenizer, "plain"), 256)
+    prompts = CausalExamPrompts(Chat(tokenizer, "plain"), 256)
     for count in (4, 5, 10):
         ids = prompts.verbalizer_ids(count)
         assert len(set(ids)) == count

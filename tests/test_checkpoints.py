@@ -13,15 +13,15 @@ import torch
 from conftest import losses
 from safetensors.torch import load_file
 
-from finetune.runtime.distributed import World
+from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import RunError, UserError
 from finetune.training.checkpoints import Checkpoints, find
-from finetune.training.state import Progress
+from finetune.training.state import TrainingState
 from finetune.training.train_log import TrainLog
 
 NAME = "my_bert_finetuned_model_hf_format"
 STEPS = "--max_steps 7 --learning_rate 1e-3 --train_batch_size 8 --exam_limit 4".split()  # 5 to 6 an epoch
-ONE = World(0, 1, torch.device("cpu"))
+ONE = Distributed(0, 1, torch.device("cpu"))
 
 
 def weights(folder: Path) -> dict:
@@ -131,28 +131,28 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_pat
 def test_the_limit_keeps_the_newest(tmp_path):
     keeper = Checkpoints(tmp_path, {}, keep=2, world=ONE)
     for step in (2, 10, 9):
-        keeper.save(Progress(step=step), lambda folder: (folder / "x").write_text("x"))
+        keeper.save(TrainingState(step=step), lambda folder: (folder / "x").write_text("x"))
     assert keeper.names() == ["step9", "step10"] and keeper.newest_step() == 10
 
 
 def test_a_save_that_breaks_off_leaves_no_half_checkpoint(tmp_path):
     keeper = Checkpoints(tmp_path, {"a": 1}, keep=2, world=ONE)
-    keeper.save(Progress(step=1, best_accuracy=0.5), lambda folder: None)
+    keeper.save(TrainingState(step=1, best_accuracy=0.5), lambda folder: None)
 
     def breaks(folder):
         (folder / "part").write_text("x")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RunError, match="step2 寫不進.*No space left on device.*step1，加 --resume 接續"):
-        keeper.save(Progress(step=2), breaks)
+        keeper.save(TrainingState(step=2), breaks)
     assert keeper.names() == ["step1"] and find(tmp_path, "") == tmp_path / "step1"
-    assert keeper.load(tmp_path / "step1", lambda folder: None) == Progress(step=1, best_accuracy=0.5)
+    assert keeper.load(tmp_path / "step1", lambda folder: None) == TrainingState(step=1, best_accuracy=0.5)
     with pytest.raises(UserError, match="a：檢查點 1，這次 2"):
         Checkpoints(tmp_path, {"a": 2}, 2, ONE).load(tmp_path / "step1", lambda folder: None)
 
 
 def test_the_best_is_the_highest_accuracy_then_the_lowest_loss():
-    progress = Progress()
+    progress = TrainingState()
 
     def close(accuracy, loss):
         progress.step += 1
@@ -176,7 +176,7 @@ def test_the_best_is_the_highest_accuracy_then_the_lowest_loss():
 @pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "loss"])
 def test_what_is_called_the_best_so_far_is_what_early_stopping_waits_for(measure):
     """An epoch of equal accuracy and lower loss is better by both, or by neither."""
-    rng, progress = random.Random(measure), Progress()
+    rng, progress = random.Random(measure), TrainingState()
     since = 0
     for step in range(1, 200):
         progress.step = step
@@ -427,7 +427,8 @@ def test_a_damaged_best_model_is_not_published(train, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    "progress", [None, [], {}, {"step": "9"}, {"step": 3, "__class__": 1}, {**vars(Progress()), "epoch": 1.5}]
+    "progress",
+    [None, [], {}, {"step": "9"}, {"step": 3, "__class__": 1}, {**vars(TrainingState()), "epoch": 1.5}],
 )
 def test_progress_that_makes_no_sense_is_refused(train, tmp_path, capsys, progress):
     """By someone who knows how to write a manifest."""
@@ -436,7 +437,7 @@ def test_progress_that_makes_no_sense_is_refused(train, tmp_path, capsys, progre
     assert train(*STEPS) == 0
     card = tmp_path / "checkpoints/step7/progress.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "progress": progress}))
-    manifest.seal(card.parent)
+    manifest.write_manifest(card.parent)
     assert train(*STEPS, "--resume") == 2
     seen = capsys.readouterr().err
     assert "進度讀不懂" in seen and "Traceback" not in seen

@@ -12,14 +12,14 @@ import browser as browsers
 import pytest
 from matplotlib import image
 
-from finetune.evaluation import classification as classification_metrics
+from finetune.evaluation.classification import compute_metrics
 from finetune.models.run_card import RunCard
 from finetune.reports import classification as classification_report
 from finetune.reports import model_card, plots, report
-from finetune.reports.classification import LISTED, NONE, sentence
+from finetune.reports.classification import LISTED, NONE, verdict_sentence
 from finetune.reports.html import percent, small, training
 from finetune.reports.plots import plot_confusion
-from finetune.training.state import Progress
+from finetune.training.state import TrainingState
 
 pytestmark = pytest.mark.pictures
 
@@ -36,7 +36,7 @@ def made(count: int, names, seed: int = 0, skill: float = 3.0, multi: bool = Fal
         row = [rng.random() + (skill * rng.random() if i in there else 0) for i in range(k)]
         truth.append(tuple(there))
         rows.append([min(1.0, value) for value in row] if multi else [value / sum(row) for value in row])
-    return classification_metrics.figures(truth, rows, names, multi)
+    return compute_metrics(truth, rows, names, multi)
 
 
 def card(names=("正面", "中立", "負面"), multi=False, sets=SETS, **changes) -> RunCard:
@@ -51,7 +51,7 @@ def card(names=("正面", "中立", "負面"), multi=False, sets=SETS, **changes
     )  # fmt: skip
 
 
-PROGRESS = Progress(
+PROGRESS = TrainingState(
     step=8, epoch=2, best_step=8, seconds=12.0,
     history=[
         {"step": s, "train_loss": 3 / s, "validation_loss": 4 / s, "validation_macro_f1": 1 - 1 / s,
@@ -231,7 +231,7 @@ def test_report_md_holds_verdict_tables_and_pictures(single, many):
     for folder in (single, many):
         text, labels = (folder / "report.md").read_text(encoding="utf-8"), labels_in(folder)
         for name, found in labels.items():
-            assert f"**{sentence(found, small)}**" in text
+            assert f"**{verdict_sentence(found, small)}**" in text
             for label, one in found["per_class"].items():
                 assert f"| {label} | {one['support']} | {percent(one['precision'])} |" in text
             for label, row in zip(found["per_class"], found["confusion"], strict=True):

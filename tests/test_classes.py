@@ -11,7 +11,7 @@ import pytest
 import statsmodels.stats.proportion
 
 from finetune.evaluation import metrics
-from finetune.evaluation.classification import answered, figures
+from finetune.evaluation.classification import answered, compute_metrics
 from finetune.reports import classification as classification_report
 from finetune.reports.classification import (
     CHOSEN_BY,
@@ -22,9 +22,9 @@ from finetune.reports.classification import (
     confusions,
     escaped,
     mistakes,
-    remarks,
-    sentence,
+    notes,
     verdict,
+    verdict_sentence,
 )
 
 NAMES = ["正面", "中立", "負面", "無關"]
@@ -89,7 +89,7 @@ def test_every_figure_is_what_plain_loops_over_the_counts_find(case):
     truth, rows = guessed(**case)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = figures(truth, rows, NAMES[:k], multi)
+        found = compute_metrics(truth, rows, NAMES[:k], multi)
     tp, fp, fn, answers = counted(truth, rows, k, multi)
     n, right = len(truth), sum(set(there) == given for there, given in zip(truth, answers, strict=True))
     assert (found["n"], found["right"], found["accuracy"]) == (n, right, right / n)
@@ -120,7 +120,7 @@ def test_every_figure_is_what_plain_loops_over_the_counts_find(case):
 def test_confusion_mcc_loss_and_calibration_of_single_labels_are_those_of_plain_loops(case):
     k = CASES[case].get("k", 4)
     truth, rows = guessed(**CASES[case])
-    found = figures(truth, rows, NAMES[:k], False)
+    found = compute_metrics(truth, rows, NAMES[:k], False)
     matrix = [[0] * k for _ in range(k)]
     for (there,), row in zip(truth, rows, strict=True):
         matrix[there][row.index(max(row))] += 1
@@ -144,7 +144,7 @@ def test_confusion_mcc_loss_and_calibration_of_single_labels_are_those_of_plain_
 @pytest.mark.parametrize("case", ["several labels", "several labels, two of four there", "no label at all"])
 def test_confusion_and_losses_of_several_labels_are_those_of_plain_loops(case):
     truth, rows = guessed(**CASES[case])
-    found = figures(truth, rows, NAMES, True)
+    found = compute_metrics(truth, rows, NAMES, True)
     tp, fp, fn, _ = counted(truth, rows, 4, True)
     n = len(truth)
     assert found["confusion"] == [[[n - tp[i] - fp[i] - fn[i], fp[i]], [fn[i], tp[i]]] for i in range(4)]
@@ -159,13 +159,13 @@ def test_confusion_and_losses_of_several_labels_are_those_of_plain_loops(case):
 
 
 def test_a_class_exactly_as_probable_as_the_threshold_is_answered():
-    found = figures([(0,), (1,)], [[0.5, 0.4999], [0.4999, 0.5]], NAMES[:2], True)
+    found = compute_metrics([(0,), (1,)], [[0.5, 0.4999], [0.4999, 0.5]], NAMES[:2], True)
     assert found["accuracy"] == 1.0
 
 
 def test_a_probability_of_0_for_the_right_class_has_a_finite_loss():
-    single = figures([(0,), (1,)], [[0.0, 1.0], [0.0, 1.0]], NAMES[:2], False)
-    several = figures([(0,), ()], [[0.0, 0.0], [1.0, 0.0]], NAMES[:2], True)
+    single = compute_metrics([(0,), (1,)], [[0.0, 1.0], [0.0, 1.0]], NAMES[:2], False)
+    several = compute_metrics([(0,), ()], [[0.0, 0.0], [1.0, 0.0]], NAMES[:2], True)
     assert 10 < single["log_loss"] < 40 and 10 < several["log_loss"] < 40
     json.dumps([single, several], allow_nan=False)
 
@@ -173,7 +173,7 @@ def test_a_probability_of_0_for_the_right_class_has_a_finite_loss():
 @pytest.mark.parametrize("multi", [False, True])
 def test_a_probability_that_is_no_number_is_refused(multi):
     with pytest.raises(ValueError, match="NaN"):
-        figures([(0,), (1,)], [[0.5, math.nan], [0.2, 0.8]], NAMES[:2], multi)
+        compute_metrics([(0,), (1,)], [[0.5, math.nan], [0.2, 0.8]], NAMES[:2], multi)
 
 
 def test_rows_that_float32_rounded_are_taken_without_a_warning():
@@ -182,25 +182,25 @@ def test_rows_that_float32_rounded_are_taken_without_a_warning():
     rows = numpy.random.default_rng(0).dirichlet([1] * 4, 50).astype("float32").tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figures([(0,)] * 50, rows, NAMES, False)["n"] == 50
+        assert compute_metrics([(0,)] * 50, rows, NAMES, False)["n"] == 50
 
 
 def test_the_calibration_error_is_that_of_exams():
     truth, rows = guessed()
     logs = [[math.log(p) for p in row] for row in rows]
     stated = metrics.calibration(logs, [there for (there,) in truth])
-    assert figures(truth, rows, NAMES, False)["ece"] == pytest.approx(stated["ece"])
+    assert compute_metrics(truth, rows, NAMES, False)["ece"] == pytest.approx(stated["ece"])
 
 
 def test_without_rows_there_are_no_figures():
-    assert figures([], [], NAMES, False) == {} == figures([], [], NAMES, True)
+    assert compute_metrics([], [], NAMES, False) == {} == compute_metrics([], [], NAMES, True)
     assert verdict({}) == [NONE] and classification_report.table({}) == []
 
 
 def test_a_class_that_is_nowhere_counts_0_in_the_macro_average_and_that_is_said():
-    found = figures([(0,), (1,), (0,)], one_hot([0, 1, 0]), NAMES, False)
+    found = compute_metrics([(0,), (1,), (0,)], one_hot([0, 1, 0]), NAMES, False)
     assert found["accuracy"] == 1.0 and found["macro_f1"] == 0.5 and found["micro_f1"] == 1.0
-    said = "".join(remarks("test", found))
+    said = "".join(notes("test", found))
     assert "這些列裡沒有「負面」「無關」" in said and "算 0" in said
 
 
@@ -212,7 +212,7 @@ def judged(right: int, wrong: int, common: int) -> dict:
     n = right + wrong
     truth = [(int(i >= common),) for i in range(n)]
     answers = [there if i < right else 1 - there for i, (there,) in enumerate(truth)]
-    return figures(truth, one_hot(answers, 2), NAMES[:2], False)
+    return compute_metrics(truth, one_hot(answers, 2), NAMES[:2], False)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def judged(right: int, wrong: int, common: int) -> dict:
 )
 def test_the_verdict_is_honest_about_the_commonest_class(right, wrong, common, said):
     found = judged(right, wrong, common)
-    assert sentence(found) == said
+    assert verdict_sentence(found) == said
     for name, title in SETS.items():
         lines = verdict({name: found})
         assert lines[0] == f"{title}：{said}"
@@ -237,18 +237,18 @@ def test_the_verdict_is_honest_about_the_commonest_class(right, wrong, common, s
 
 
 def test_a_classifier_that_only_ever_answers_one_class_is_told_so():
-    found = figures([(0,), (0,), (1,), (2,)], one_hot([0] * 4), NAMES[:], False)
+    found = compute_metrics([(0,), (0,), (1,), (2,)], one_hot([0] * 4), NAMES[:], False)
     assert found["accuracy"] == found["majority"] and found["macro_f1"] == found["macro_f1_majority"]
-    assert found["mcc"] == 0.0 and "看不出勝過" in sentence(found)
-    assert "一次也沒有答過「中立」「負面」" in remarks("test", found)
+    assert found["mcc"] == 0.0 and "看不出勝過" in verdict_sentence(found)
+    assert "一次也沒有答過「中立」「負面」" in notes("test", found)
 
 
 def test_the_two_commonest_confusions_are_named_from_two_errors_on():
     truth = [(0,)] * 9 + [(1,)] * 5 + [(2,)] * 3
     answers = [1] * 7 + [0] * 2 + [2] * 3 + [1] * 2 + [0] + [2] * 2
-    found = figures(truth, one_hot(answers, 3), NAMES[:3], False)
+    found = compute_metrics(truth, one_hot(answers, 3), NAMES[:3], False)
     said = "最常把「正面」認成「中立」：7 次；其次把「中立」認成「負面」：3 次"
-    assert mistakes(found) == said and said in remarks("test", found)
+    assert mistakes(found) == said and said in notes("test", found)
     assert confusions(found)[2] == ("負面", "正面", 1)
     assert mistakes(judged(99, 1, 60)) == "" == mistakes(judged(100, 0, 60))
     assert mistakes(judged(98, 2, 60)) == "最常把「中立」認成「正面」：2 次"
@@ -256,30 +256,30 @@ def test_the_two_commonest_confusions_are_named_from_two_errors_on():
 
 def test_of_several_labels_it_is_said_what_is_missed_and_what_is_added():
     truth, rows = [(0, 1)] * 5 + [()], [[1, 0, 1]] * 3 + [[1, 1, 0]] * 3
-    found = figures(truth, rows, NAMES[:3], True)
+    found = compute_metrics(truth, rows, NAMES[:3], True)
     assert mistakes(found) == "最常漏掉「中立」：3 次；最常多答「負面」：3 次"
-    assert sentence(found).startswith("6 列裡有 2 列的標籤全對（0.333），")
+    assert verdict_sentence(found).startswith("6 列裡有 2 列的標籤全對（0.333），")
     line = verdict({"test": found})[1]
     assert "整列全對 0.333" in line and "漢明損失 0.444" in line and "MCC" not in line
     assert "一律答最多的一組「正面、中立」：0.833" in line
-    assert mistakes(figures([(0,)], [[0.1, 0.1]], NAMES[:2], True)) == ""
+    assert mistakes(compute_metrics([(0,)], [[0.1, 0.1]], NAMES[:2], True)) == ""
 
 
 def test_where_most_rows_have_no_label_giving_none_is_what_must_be_beaten():
-    found = figures([(), (), (), (0,)], [[0.1, 0.1]] * 4, NAMES[:2], True)
+    found = compute_metrics([(), (), (), (0,)], [[0.1, 0.1]] * 4, NAMES[:2], True)
     assert found["majority_is"] == "" and found["majority"] == 0.75 == found["accuracy"]
-    assert "看不出勝過一律什麼標籤也不給的 0.750" in sentence(found)
+    assert "看不出勝過一律什麼標籤也不給的 0.750" in verdict_sentence(found)
 
 
 def test_only_the_set_that_the_best_model_was_chosen_by_is_said_to_be_so():
     found = judged(90, 10, 60)
-    told = {name: CHOSEN_BY in remarks(name, found) for name in SETS}
+    told = {name: CHOSEN_BY in notes(name, found) for name in SETS}
     assert told == {"validation": True, "held_back": False, "test": False}
 
 
 def test_on_the_screen_a_name_stays_on_its_line_and_is_cut():
     names = ["第一行\n第二行\x1b[31m", "長" * 50]
-    found = figures([(0,)] * 3 + [(1,)] * 2, one_hot([1, 1, 0, 0, 0], 2), names, False)
+    found = compute_metrics([(0,)] * 3 + [(1,)] * 2, one_hot([1, 1, 0, 0, 0], 2), names, False)
     for line in verdict({"test": found}):
         assert "\n" not in line and "\x1b" not in line and "長" * 21 not in line
     assert "「第一行 第二行 [31m」認成「" + "長" * 19 + "…」" in mistakes(found)
@@ -291,7 +291,7 @@ def test_on_the_screen_a_name_stays_on_its_line_and_is_cut():
 @pytest.mark.parametrize("multi", [False, True])
 def test_the_table_has_a_row_a_class_with_its_figures(multi):
     truth, rows = guessed(multi=multi)
-    found = figures(truth, rows, NAMES, multi)
+    found = compute_metrics(truth, rows, NAMES, multi)
     tp, fp, fn, _ = counted(truth, rows, 4, multi)
     lines = classification_report.table(found)
     assert len(lines) == 6 and {line.count("|") for line in lines} == {9 if multi else 7}
@@ -304,7 +304,7 @@ def test_the_table_has_a_row_a_class_with_its_figures(multi):
 
 def test_no_name_breaks_a_table_or_becomes_markup():
     names = ["a|b", "一\n二\r三", "<script>alert(1)</script>", "[x](y) `c` **d** _e_ ~f~ $g$ \\"]
-    found = figures([(i,) for i in range(4)], one_hot(range(4)), names, False)
+    found = compute_metrics([(i,) for i in range(4)], one_hot(range(4)), names, False)
     for table in (classification_report.table(found), confusion_table(found)):
         assert len(table) == 6 and len({line.count("|") for line in table}) == 1
         assert all(line.splitlines() == [line] for line in table)
@@ -318,7 +318,7 @@ def test_no_name_breaks_a_table_or_becomes_markup():
 def test_of_more_classes_than_one_reads_across_the_commonest_confusions_are_listed():
     names = [f"類{i}" for i in range(40)]
     truth = [(i,) for i in range(40) for _ in range(i + 1)]
-    found = figures(truth, one_hot([(i + 1) % 40 for (i,) in truth], 40), names, False)
+    found = compute_metrics(truth, one_hot([(i + 1) % 40 for (i,) in truth], 40), names, False)
     head, lines = confusion(found)
     assert len(head) == 3 and len(lines) == LISTED and lines[0] == ["類39", "類0", "40"]
     assert len(confusion_table(found)) == LISTED + 2

@@ -105,7 +105,7 @@ def test_a_ranks_exit_code_is_its_own_whatever_aborts_as_the_interpreter_ends(ra
     code = (
         "import atexit, ctypes; from finetune.runtime import console; c = ctypes.CDLL(None);"
         "c.__cxa_atexit(ctypes.cast(c.abort, ctypes.c_void_p), None, None);"
-        "atexit.register(print, 'waited at exit'); print('printed'); console.leave(7)"
+        "atexit.register(print, 'waited at exit'); print('printed'); console.exit_process(7)"
     )
     env = {name: value for name, value in os.environ.items() if name != "RANK"}
     env |= {"RANK": rank} if rank else {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from finetune.cli.flag_types import place
+from finetune.cli.flag_types import path
 
 FULL = Path("/dev/full")
 SPEAKS = """
@@ -21,10 +21,10 @@ sys.path.insert(0, {root!r})
 from finetune.runtime import console
 def body():
     for number in range(200):
-        console.say(f"第 {{number}} 步 😀 测试")
+        console.log(f"第 {{number}} 步 😀 测试")
     {body}
     open("written", "w").write("whole")
-console.leave(console.run(body))
+console.exit_process(console.run(body))
 """
 
 
@@ -49,7 +49,7 @@ def run(folder: Path, body: str = "pass", shell: str = "", **env: str) -> subpro
 )
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a disk that is always full")
 def test_a_log_that_nobody_can_read_ends_no_run(tmp_path, shell):
-    done = run(tmp_path, "console.tell('做完了')", f"{shell}; exit ${{PIPESTATUS[0]}}")
+    done = run(tmp_path, "console.print_optional('做完了')", f"{shell}; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 0 and (tmp_path / "written").read_text() == "whole", done
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr + done.stdout
 
@@ -58,7 +58,7 @@ def test_a_log_that_nobody_can_read_ends_no_run(tmp_path, shell):
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a disk that is always full")
 def test_a_result_that_cannot_be_written_is_a_failure_in_one_line(tmp_path, shell):
     """Of a pipe whose reader has gone away nothing is said, as of any program's."""
-    body = "console.show('結果' * 99999)"
+    body = "console.print_result('結果' * 99999)"
     done = run(tmp_path, body, f"{shell}; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 1 and not (tmp_path / "written").exists()
     said = [line for line in done.stderr.decode().splitlines() if "步" not in line]
@@ -81,7 +81,9 @@ CONSOLES = [
 
 @pytest.mark.parametrize("console", CONSOLES, ids=lambda found: next(iter(found.values())))
 def test_a_console_without_our_characters_gets_their_numbers_and_json_stays_json(tmp_path, console):
-    body = "console.show('测试 😀'); console.show(console.as_json({'字': '测试 😀 題', 'x': 1}))"
+    body = (
+        "console.print_result('测试 😀'); console.print_result(console.as_json({'字': '测试 😀 題', 'x': 1}))"
+    )
     done = run(tmp_path, body, **console)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     encoding = console.get("PYTHONIOENCODING", "ascii").split(":")[0]
@@ -106,9 +108,9 @@ def test_bytes_that_are_no_text_spoil_one_line_of_stdin_and_no_other(tmp_path):
         "    from finetune.predict.repl import _typed\n"
         "    for _ in range(3):\n"
         "        try:\n"
-        "            console.show(_typed(''))\n"
+        "            console.print_result(_typed(''))\n"
         "        except UserError:\n"
-        "            console.show('看不懂')\n"
+        "            console.print_result('看不懂')\n"
     )
     (tmp_path / "lines").write_bytes("天\n".encode() + b"\xa4\xd1\n" + "地\n".encode())
     done = run(tmp_path, body, "< lines", PYTHONUTF8="1")
@@ -137,7 +139,7 @@ def test_an_empty_path_is_refused_with_its_flag(value, capsys):
         (inference, inference_args.build_parser()),
     ):
         for action in parser._actions:
-            if action.type is place:
+            if action.type is path:
                 assert script.main([action.option_strings[0], value]) == 2
                 assert f"--{action.dest} 是 {value!r}" in capsys.readouterr().err
                 checked += 1

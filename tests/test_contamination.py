@@ -10,10 +10,18 @@ import pytest
 from conftest import random_text
 
 import inference
-from finetune.data.contamination import GRAM, NEAR, Taught, grams, overlap, pack, unpack
+from finetune.data.contamination import (
+    GRAM,
+    NEAR,
+    TrainedQuestions,
+    decode_sketch,
+    encode_sketch,
+    grams,
+    overlap,
+)
 from finetune.data.question import Question, normalised
 from finetune.demo import builtin
-from finetune.models.run_card import RunCard, remembered
+from finetune.models.run_card import RunCard, question_fingerprints
 
 
 def question(length=60, seed=0, **changes) -> Question:
@@ -42,7 +50,7 @@ def test_the_overlap_of_short_questions_is_exact_and_of_long_ones_estimated_well
 
 
 def test_the_same_question_in_other_clothes_is_the_same_and_a_reworded_one_is_near():
-    taught = Taught.of([question()])
+    taught = TrainedQuestions.of([question()])
     dressed = Question(f" {question().stem[:30]}，{question().stem[30:]}？", question().options[::-1], 3)
     assert taught.find(dressed) == ("same", 1.0)
     reworded = question(stem=question().stem[:55] + "何者為是")
@@ -53,19 +61,21 @@ def test_the_same_question_in_other_clothes_is_the_same_and_a_reworded_one_is_ne
 
 def test_questions_of_one_template_are_not_near_to_one_another():
     questions = [q for rows in builtin.exam().questions.values() for q in rows]
-    taught = Taught.of(questions)
+    taught = TrainedQuestions.of(questions)
     assert not [q for q in questions if taught.find(q, exact=False)[0]]
 
 
 def test_a_run_card_keeps_what_is_needed_to_find_them_and_not_the_questions(tmp_path):
     rows = [question(seed=seed) for seed in range(5)]
-    RunCard(fingerprints=sorted(q.fingerprint for q in rows), sketches=remembered(rows)).write(tmp_path)
+    RunCard(fingerprints=sorted(q.fingerprint for q in rows), sketches=question_fingerprints(rows)).write(
+        tmp_path
+    )
     card = RunCard.read(tmp_path)
     assert card.taught.find(rows[3]) == ("same", 1.0)
     assert card.taught.find(question(stem=rows[3].stem[:55]))[0] == "near"
     written = (tmp_path / "run_card.json").read_text(encoding="utf-8")
     assert not any(rows[0].stem[i : i + GRAM] in written for i in range(50))
-    assert unpack(pack(grams(rows[0]))) == grams(rows[0])
+    assert decode_sketch(encode_sketch(grams(rows[0]))) == grams(rows[0])
 
 
 def test_a_run_card_of_before_the_sketches_still_knows_its_questions():

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, command, free_port, run_process
 
 from finetune.data.labelled import read_labelled
-from finetune.data.splits import split_pool
+from finetune.data.splits import split_exam
 from finetune.demo import builtin
 from finetune.demo.facts import RELATIONS
 from finetune.evaluation.scoring import best, score_options
@@ -68,7 +68,7 @@ def test_every_question_has_one_right_answer_and_every_fact_is_told():
 
 
 def test_what_is_asked_in_the_exam_is_never_asked_in_training():
-    pools = split_pool(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
+    pools = split_exam(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
     assert not {q.stem for q in pools.test} & {q.stem for q in [*pools.fit, *pools.validation]}
     assert len(pools.test) > 250
     places = Counter(q.answer for q in pools.test)

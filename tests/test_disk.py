@@ -31,12 +31,12 @@ def read(folder: Path) -> str:
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_former_one(tmp_path):
-    files.write_whole(tmp_path / "x", "old")
-    with pytest.raises(ValueError), files.whole_file(tmp_path / "x") as stream:
+    files.atomic_write(tmp_path / "x", "old")
+    with pytest.raises(ValueError), files.atomic_open(tmp_path / "x") as stream:
         stream.write("new")
         raise ValueError
     assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    files.write_whole(tmp_path / "x", "新")
+    files.atomic_write(tmp_path / "x", "新")
     assert (tmp_path / "x").read_text("utf-8") == "新" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -99,7 +99,7 @@ def test_wherever_a_replacement_breaks_off_the_old_or_the_new_folder_is_there(
             except OSError:
                 pass
             whole = len(done) <= at
-        rescued = files.rescue(tmp_path / "model")
+        rescued = files.recover_replace(tmp_path / "model")
         seen.add((read(tmp_path / "model"), rescued))
         shutil.rmtree(tmp_path), tmp_path.mkdir()
         if whole:
@@ -142,13 +142,13 @@ def test_a_folder_that_is_replaced_all_the_time_is_whole_whenever_the_process_is
             process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        rescued += files.rescue(tmp_path / "model")
+        rescued += files.recover_replace(tmp_path / "model")
         assert read(tmp_path / "model").isdigit()
     assert exchanges == "no" or not rescued
 
 
 def test_a_folder_is_rescued_only_when_its_own_is_gone(tmp_path):
     make(tmp_path / ".model.old", "former")
-    assert files.rescue(tmp_path / "model") and read(tmp_path / "model") == "former"
+    assert files.recover_replace(tmp_path / "model") and read(tmp_path / "model") == "former"
     make(tmp_path / ".model.old", "older still")
-    assert not files.rescue(tmp_path / "model") and read(tmp_path / "model") == "former"
+    assert not files.recover_replace(tmp_path / "model") and read(tmp_path / "model") == "former"

@@ -27,10 +27,10 @@ import inference
 from finetune.data.question import Question
 from finetune.evaluation import scoring
 from finetune.models import bert, cpu
-from finetune.models.forward import BlankLogits, RowLogits, light_of
+from finetune.models.forward import SequenceLogits, TokenLogits, bf16_forward
 from finetune.models.loading import load_config
 from finetune.models.tokenizer import load_tokenizer
-from finetune.objectives.batching import cut_by_tokens
+from finetune.objectives.batching import split_by_tokens
 from finetune.prompts.exam import ExamPrompts
 
 SHAPE = {
@@ -70,7 +70,7 @@ ROWS, COLS = torch.tensor([3, 0, 0, 1, 3, 3, 0]), torch.tensor([4, 3, 5, 0, 0, 4
 def test_logits_and_gradients_are_those_of_transformers_own_pass(family, lengths):
     theirs = model_of(family)
     ours = copy.deepcopy(theirs)
-    forward = BlankLogits(ours).eval()
+    forward = TokenLogits(ours).eval()
     assert forward.able
     ids, mask = ragged(lengths, 16, theirs.config.pad_token_id)
     expected = theirs(input_ids=ids, attention_mask=mask).logits[ROWS, COLS]
@@ -96,7 +96,9 @@ def test_heads_that_read_whole_rows_say_what_they_say_after_transformers_own_pas
         if head is AutoModelForMultipleChoice:
             given = {name: value[:, None] for name, value in given.items()}
         expected = theirs(**given).logits[[2, 0, 0]]
-        found = RowLogits(ours).eval()(ids, mask, torch.tensor([2, 0, 0]), torch.zeros(3).long(), segments)
+        found = SequenceLogits(ours).eval()(
+            ids, mask, torch.tensor([2, 0, 0]), torch.zeros(3).long(), segments
+        )
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
         expected.square().sum().backward()
         found.square().sum().backward()
@@ -104,7 +106,7 @@ def test_heads_that_read_whole_rows_say_what_they_say_after_transformers_own_pas
 
 
 def test_what_stands_in_padding_changes_nothing():
-    forward = BlankLogits(model_of("bert")).eval()
+    forward = TokenLogits(model_of("bert")).eval()
     ids, mask = ragged((16, 3, 9, 5), 16)
     other = torch.where(mask == 0, 77, ids)
     assert torch.equal(forward(ids, mask, ROWS, COLS), forward(other, mask, ROWS, COLS))
@@ -117,8 +119,8 @@ def test_in_bf16_the_pass_is_as_near_to_fp32_as_transformers_own():
         exact = model(input_ids=ids, attention_mask=mask).logits[ROWS, COLS]
         with torch.autocast("cpu", torch.bfloat16):
             theirs = model(input_ids=ids, attention_mask=mask).logits[ROWS, COLS].float()
-            ours = BlankLogits(model).eval()(ids, mask, ROWS, COLS)
-        light = light_of(model)(ids, mask, ROWS, COLS)
+            ours = TokenLogits(model).eval()(ids, mask, ROWS, COLS)
+        light = bf16_forward(model)(ids, mask, ROWS, COLS)
     limit = 1.5 * (theirs - exact).abs().mean()
     assert 0 < (ours - exact).abs().mean() < limit
     assert 0 < (light - exact).abs().mean() < limit
@@ -126,7 +128,7 @@ def test_in_bf16_the_pass_is_as_near_to_fp32_as_transformers_own():
 
 def test_a_light_pass_learns_of_it_when_the_model_was_taught_in_between():
     model = model_of("bert")
-    light = light_of(model)
+    light = bf16_forward(model)
     ids, mask = ragged((9, 9, 9, 9), 9)
     with torch.no_grad():
         before = light(ids, mask, ROWS, COLS)
@@ -134,25 +136,27 @@ def test_a_light_pass_learns_of_it_when_the_model_was_taught_in_between():
         model.bert.encoder.layer[0].output.dense.weight.mul_(1.5)
         after = light(ids, mask, ROWS, COLS)
         assert not torch.equal(after, before)
-        assert torch.equal(after, light_of(model)(ids, mask, ROWS, COLS))
+        assert torch.equal(after, bf16_forward(model)(ids, mask, ROWS, COLS))
 
 
 @pytest.mark.parametrize(
     "changes", [{"family": "albert", "embedding_size": 16}, {"chunk_size_feed_forward": 2}]
 )
 def test_families_with_other_layers_are_left_to_transformers(changes):
-    assert not BlankLogits(model_of(**{"family": "bert", **changes})).able
+    assert not TokenLogits(model_of(**{"family": "bert", **changes})).able
 
 
 def test_gradient_checkpointing_drops_the_same_again_when_it_computes_again():
     found = {}
     ids, mask = ragged((16, 3, 9, 5), 16)
     for checkpointing in (True, False):
-        model = cpu.lighten(model_of("bert", attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.4))
+        model = cpu.use_fast_dropout(
+            model_of("bert", attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.4)
+        )
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(6)
-        BlankLogits(model).train()(ids, mask, ROWS, COLS).square().sum().backward()
+        TokenLogits(model).train()(ids, mask, ROWS, COLS).square().sum().backward()
         found[checkpointing] = [weight.grad for weight in model.parameters()]
     for again, once in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(again, once)
@@ -165,7 +169,7 @@ def test_gradient_checkpointing_drops_the_same_again_when_it_computes_again():
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_the_share_that_is_dropped_is_p_and_the_rest_is_scaled_as_torch_scales_it(dtype, p):
     torch.manual_seed(3)
-    found = cpu.noise(torch.empty(0, dtype=dtype), p, (400, 1001))
+    found = cpu.dropout_mask(torch.empty(0, dtype=dtype), p, (400, 1001))
     assert found.dtype == dtype
     kept = nn.functional.dropout(torch.ones(64, dtype=dtype), p).max()
     assert set(found.unique().tolist()) == {0.0, kept.item()}
@@ -199,7 +203,7 @@ def test_gradients_pass_where_nothing_was_dropped():
 def test_all_of_a_models_dropout_becomes_cheap_and_its_weights_keep_their_names():
     model = model_of("bert")
     names = list(model.state_dict())
-    cpu.lighten(model)
+    cpu.use_fast_dropout(model)
     assert {type(m) for m in model.modules() if isinstance(m, nn.Dropout)} == {cpu.Dropout}
     assert list(model.state_dict()) == names
 
@@ -211,7 +215,7 @@ def test_all_of_a_models_dropout_becomes_cheap_and_its_weights_keep_their_names(
 def test_a_batch_cut_by_tokens_keeps_its_rows_and_its_limit_and_is_alike_on_every_rank(world):
     rng = random.Random(world)
     lengths = [rng.randint(4, 60) for _ in range(40)] + [500]
-    parts = [cut_by_tokens(range(41), lengths.__getitem__, rank, world, 200) for rank in range(world)]
+    parts = [split_by_tokens(range(41), lengths.__getitem__, rank, world, 200) for rank in range(world)]
     assert len({len(part) for part in parts}) == 1
     flat = [row for part in parts for micro in part for row in micro if row is not None]
     assert sorted(flat) == list(range(41))
@@ -242,7 +246,7 @@ def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(folder, method
     monkeypatch.setattr(scoring, "GUESSING", 1.0)
     tokenizer = load_tokenizer(str(folder), "--model_path")
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-    light, prompts, rows = light_of(model), ExamPrompts(tokenizer, 128), questions(30)
+    light, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions(30)
     exact = scoring.score_options(light.exact, tokenizer, rows, method, prompts=prompts)
     prior = exact.prior or None
     found = scoring.score_options(light, tokenizer, rows, method, prompts=prompts, prior=prior)
@@ -282,19 +286,19 @@ def test_of_a_model_that_guesses_only_the_closest_few_questions_are_asked_again(
     ("hidden", "gain", "expected"), [(768, 4.0, "bf16"), (768, 1.2, "fp32"), (64, 9.0, "fp32")]
 )
 def test_auto_takes_bf16_where_it_was_measured_to_be_faster_and_says_so(hidden, gain, expected, monkeypatch):
-    monkeypatch.setattr(cpu, "bf16_gain", lambda: gain)
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: gain)
     precision, said = cpu.choose_precision(hidden)
     assert precision == expected
     assert f"精度：{expected}" in said
 
 
 def test_the_gain_of_bf16_is_measured_on_this_machine():
-    assert 0.01 < cpu.bf16_gain() < 100
+    assert 0.01 < cpu.bf16_speedup() < 100
 
 
 def test_teaching_and_exam_in_bf16_by_auto_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "SMALL", 1)
-    monkeypatch.setattr(cpu, "bf16_gain", lambda: 3.0)
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: 3.0)
     losses = {}
     for precision in ("auto", "fp32"):
         home = tmp_path / precision
@@ -312,7 +316,7 @@ def test_teaching_and_exam_in_bf16_by_auto_end_to_end(tmp_path, monkeypatch, cap
 
 def test_precision_fp32_asked_for_on_the_command_line_stays(folder, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "SMALL", 1)
-    monkeypatch.setattr(cpu, "bf16_gain", lambda: 3.0)
+    monkeypatch.setattr(cpu, "bf16_speedup", lambda: 3.0)
     found = {}
     for precision in ("auto", "fp32"):
         ask = [
@@ -343,10 +347,10 @@ def test_plain_bert_gives_the_logits_of_transformers_bert(folder):
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask).logits[ROWS, COLS]
-        found = BlankLogits(plain(folder)).eval()(ids, mask, ROWS, COLS)
+        found = TokenLogits(plain(folder)).eval()(ids, mask, ROWS, COLS)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-        found = light_of(plain(folder))(ids, mask, ROWS, COLS)
-        torch.testing.assert_close(found, light_of(model)(ids, mask, ROWS, COLS), rtol=0, atol=1e-5)
+        found = bf16_forward(plain(folder))(ids, mask, ROWS, COLS)
+        torch.testing.assert_close(found, bf16_forward(model)(ids, mask, ROWS, COLS), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spoil", ["missing", "extra", "shape", "no file", "activation", "untied"])

@@ -14,18 +14,18 @@ from conftest import ROOT, command, environment, free_port, losses, random_text,
 from forked import run_ranks
 
 from finetune.data.question import Question
-from finetune.objectives.batching import collate, cut
-from finetune.objectives.exam import Objective
+from finetune.objectives.batching import collate, split_micro_batches
+from finetune.objectives.exam import ExamObjective
 from finetune.prompts.exam import ExamPrompts
-from finetune.runtime.distributed import World
+from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import RunError, UserError
-from finetune.training.engine import Engine, Recipe, learning_rate_at
+from finetune.training.engine import Engine, EngineConfig, learning_rate_at
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE = Distributed(0, 1, torch.device("cpu"))
 
 
-def recipe(micro_batch=8, clip=0.0) -> Recipe:
-    return Recipe(1e-3, 0.01, clip, 1, "fp32", micro_batch, accumulation=1)
+def recipe(micro_batch=8, clip=0.0) -> EngineConfig:
+    return EngineConfig(1e-3, 0.01, clip, 1, "fp32", micro_batch, accumulation=1)
 
 
 def examples_of(loaded, name="answer+mlm", count=8):
@@ -34,7 +34,7 @@ def examples_of(loaded, name="answer+mlm", count=8):
         Question(random_text(rng, 3, 30), tuple(random_text(rng, 1, 5) for _ in range(4)), 1, "s", f"q{i}")
         for i in range(count)
     ]
-    objective = Objective(name, ExamPrompts(loaded[1], 128), rows, 0)
+    objective = ExamObjective(name, ExamPrompts(loaded[1], 128), rows, 0)
     return [objective.example(*entry, 0) for entry in objective.epoch(0)][:count]
 
 
@@ -47,7 +47,7 @@ def gradient(loaded, examples, micro_batches):
     engine._update = lambda: (
         kept.update({n: p.grad.clone() for n, p in engine.blanks.named_parameters()}) or 0.0
     )
-    parts = cut(range(len(examples)), 0, 1, micro_batches)
+    parts = split_micro_batches(range(len(examples)), 0, 1, micro_batches)
     batches = [collate([None if i is None else examples[i] for i in part], 0) for part in parts]
     report = engine.step(batches, 0, 1e-3)
     return kept, report.loss
@@ -160,7 +160,7 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused_with_sizes_that_can(batch,
     from finetune.training.hardware import choose_micro_batch
 
     with pytest.raises(UserError, match=says):
-        choose_micro_batch(batch, micro, 16, World(0, size, torch.device("cpu")))
+        choose_micro_batch(batch, micro, 16, Distributed(0, size, torch.device("cpu")))
 
 
 def test_the_model_trained_in_bf16_is_saved_in_fp32(train, tmp_path):

@@ -10,7 +10,7 @@ from conftest import ODD_OPTIONS, make_exam_dir, write_csv
 from finetune.data.exam import Exam, read_exam
 from finetune.data.question import Question, as_dict
 from finetune.data.question_rows import parse_question
-from finetune.data.splits import split_pool
+from finetune.data.splits import split_exam
 from finetune.data.subjects import CATEGORIES, SUBJECTS, category_of
 from finetune.runtime.errors import UserError
 
@@ -154,7 +154,7 @@ def questions(count, subject="s", split="train"):
 
 def test_splits_keep_their_shares_in_the_whole_and_nearly_so_in_each_subject():
     exam = Exam({"train": questions(100, "x") + questions(40, "y") + questions(60, "z")}, "test")
-    pools = split_pool(exam, RATIO, "fit", seed=3)
+    pools = split_exam(exam, RATIO, "fit", seed=3)
     assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [140, 50, 10]
     for subject, count in (("x", 100), ("y", 40), ("z", 60)):
         assert abs(sum(q.subject == subject for q in pools.fit) - 0.7 * count) <= 2
@@ -163,7 +163,7 @@ def test_splits_keep_their_shares_in_the_whole_and_nearly_so_in_each_subject():
 def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_rows():
     rows = questions(60)
     ids = [
-        [q.id for q in split_pool(Exam({"train": r}, ""), RATIO, "fit", s).fit]
+        [q.id for q in split_exam(Exam({"train": r}, ""), RATIO, "fit", s).fit]
         for r, s in ((rows, 1), (rows[::-1], 1), (rows, 2))
     ]
     assert ids[0] == ids[1] != ids[2]
@@ -172,7 +172,7 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_rows():
 def test_official_test_rows_are_never_fitted_on_unless_the_pool_is_all(exam_dir):
     exam = read_exam(str(exam_dir))
     test = {q.id for q in exam.questions["test"]}
-    honest, mixed = (split_pool(exam, RATIO, pool, 0) for pool in ("fit", "all"))
+    honest, mixed = (split_exam(exam, RATIO, pool, 0) for pool in ("fit", "all"))
     assert not test & {q.id for q in [*honest.fit, *honest.validation, *honest.held_back]}
     assert {q.id for q in honest.test} == test
     assert test & {q.id for q in mixed.fit} and not mixed.test
@@ -181,12 +181,12 @@ def test_official_test_rows_are_never_fitted_on_unless_the_pool_is_all(exam_dir)
 def test_the_same_question_never_stands_on_both_sides_of_a_split():
     again = Question("S 1 ！", ("b", "ａ"), 1, "s", "again")  # other width, case, punctuation and order
     rows = questions(20)
-    pools = split_pool(Exam({"train": rows, "test": [again]}, ""), RATIO, "fit", 0)
+    pools = split_exam(Exam({"train": rows, "test": [again]}, ""), RATIO, "fit", 0)
     assert again.fingerprint == rows[1].fingerprint
     assert pools.duplicates == 1
     assert again.fingerprint not in {q.fingerprint for q in [*pools.fit, *pools.validation, *pools.held_back]}
 
 
 def test_a_file_without_test_rows_is_all_pool(tmp_path):
-    pools = split_pool(Exam({"": questions(20)}, ""), RATIO, "fit", 0)
+    pools = split_exam(Exam({"": questions(20)}, ""), RATIO, "fit", 0)
     assert len(pools.fit) == 14 and not pools.test

@@ -29,7 +29,7 @@ import fine_tuning_llm
 import inference
 from finetune.models.forward import forward_of
 from finetune.models.kinds import CLASSES, name_classes
-from finetune.models.layer_schedule import Layers
+from finetune.models.layer_schedule import LayerGroups
 from finetune.models.loading import load_config, load_model
 from finetune.models.padding import padded
 from finetune.models.tokenizer import load_tokenizer, prompt_length
@@ -291,7 +291,7 @@ def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(family, base_of
     assert teach(base_of(family), "classify", "--freeze", ",".join(sorted(frozen))) == 0
     start, _ = untaught(base_of(family))
     taught, _ = loaded_by_transformers(tmp_path / MODEL, "classifier")
-    after, layers = dict(taught.named_parameters()), Layers(start)
+    after, layers = dict(taught.named_parameters()), LayerGroups(start)
     moved = {layers.part_of(n) for n, value in start.named_parameters() if not torch.equal(value, after[n])}
     assert moved == set(layers.names) - frozen
 

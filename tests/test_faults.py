@@ -46,9 +46,9 @@ def same(one: dict, other: dict) -> bool:
 def state(folder: Path) -> tuple:
     """What must outlive a full disk: the model, and the checkpoints that verify."""
     saves = folder / "checkpoints"
-    whole = [name for name in checkpoints.complete(saves) if not manifest.problems(saves / name)]
+    whole = [name for name in checkpoints.complete(saves) if not manifest.verify(saves / name)]
     assert whole == checkpoints.complete(saves)  # none of them is half
-    assert not (saves / "best").exists() or not manifest.problems(saves / "best")
+    assert not (saves / "best").exists() or not manifest.verify(saves / "best")
     return weights_hash(folder / NAME), whole
 
 
@@ -106,11 +106,11 @@ def test_no_file_that_outgrows_the_disk_harms_the_former_model_or_checkpoint(
 def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(trained, tmp_path, monkeypatch):
     """Every operation on the disk, one after another, is the first that fails, at each of the three things
     that are saved: a checkpoint, the best model, the finished model."""
-    from finetune.runtime.distributed import World
+    from finetune.runtime.distributed import Distributed
     from finetune.training.checkpoints import Checkpoints
-    from finetune.training.state import Progress
+    from finetune.training.state import TrainingState
 
-    one = World(0, 1, torch.device("cpu"))
+    one = Distributed(0, 1, torch.device("cpu"))
 
     def acts(folder: Path):
         keeper = Checkpoints(folder / "checkpoints", {}, 2, one)
@@ -119,7 +119,7 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
             shutil.copytree(trained / "checkpoints/best", half, dirs_exist_ok=True)
             (half / manifest.FILE).unlink()
 
-        yield lambda: keeper.save(Progress(step=8), write)
+        yield lambda: keeper.save(TrainingState(step=8), write)
         yield lambda: keeper.save_best(write)
         yield lambda: publishing.publish(folder / "checkpoints/best", folder / NAME, _Lesson())
 
@@ -153,7 +153,7 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
                     act()
                 except (RunError, OSError):
                     broke[which] += 1
-            files.rescue(folder / NAME)
+            files.recover_replace(folder / NAME)
             now, there = state(folder)
             assert now == former and set(kept) - set(there) <= {kept[0]} and there, (which, at)
             shutil.rmtree(folder)
@@ -166,11 +166,11 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
 
 def test_the_oldest_checkpoint_makes_room_for_the_newest(tmp_path):
     """It would have been deleted after the new one was written; the last that is whole stays in any case."""
-    from finetune.runtime.distributed import World
+    from finetune.runtime.distributed import Distributed
     from finetune.training.checkpoints import Checkpoints
-    from finetune.training.state import Progress
+    from finetune.training.state import TrainingState
 
-    keeper = Checkpoints(tmp_path, {}, 2, World(0, 1, torch.device("cpu")))
+    keeper = Checkpoints(tmp_path, {}, 2, Distributed(0, 1, torch.device("cpu")))
     room = 2
 
     def write(folder: Path) -> None:
@@ -179,11 +179,11 @@ def test_the_oldest_checkpoint_makes_room_for_the_newest(tmp_path):
         (folder / "x").write_text("x")
 
     for step in (1, 2, 3):
-        keeper.save(Progress(step=step), write)
+        keeper.save(TrainingState(step=step), write)
     assert keeper.names() == ["step2", "step3"]
     (tmp_path / "step3/x").write_text("y")  # the newest is broken: the one before it is all there is
     with pytest.raises(RunError, match="step2，加 --resume"):
-        keeper.save(Progress(step=4), write)
+        keeper.save(TrainingState(step=4), write)
     assert keeper.names() == ["step2", "step3"]
 
 
@@ -393,7 +393,7 @@ def watched(self, batches, number, *rest, **named):
     return report
 DeepSpeedEngine.step = watched
 import fine_tuning_llm
-fine_tuning_llm.console.leave(fine_tuning_llm.main())
+fine_tuning_llm.console.exit_process(fine_tuning_llm.main())
 """
 
 
@@ -428,7 +428,7 @@ def poisoned(logits, batch):
     return found
 engine.token_losses = poisoned
 import fine_tuning_llm
-fine_tuning_llm.console.leave(fine_tuning_llm.main())
+fine_tuning_llm.console.exit_process(fine_tuning_llm.main())
 """
 
 

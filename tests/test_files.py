@@ -17,7 +17,7 @@ from finetune.data.cleaning import Cleaning
 from finetune.data.corpus import read_corpus
 from finetune.data.encodings import choose_encoding
 from finetune.data.exam import read_exam
-from finetune.data.instructions import read_course
+from finetune.data.instructions import read_instructions
 from finetune.data.labelled import read_labelled
 from finetune.data.tables import read_table
 from finetune.runtime.errors import UserError
@@ -432,7 +432,7 @@ def test_text_that_was_saved_as_bytes_is_text(tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_with_the_way_out(put, name, content, says):
     file = put(name, content)
-    for read in (read_exam, read_labelled, read_course):
+    for read in (read_exam, read_labelled, read_instructions):
         problem = refused(read, str(file))
         assert says in problem and str(file) in problem and "b'" not in problem
 
@@ -521,7 +521,7 @@ def test_what_is_named_test_is_not_trained_on_where_there_is_a_train(put, tmp_pa
             "\n".join(dumped({"instruction": f"{name}{n}", "output": "好"}) for n in range(count)),
         )
         put(f"t/{name}.txt", f"{name}的文章\n")
-    assert len(read_course(str(tmp_path / "s")).rows) == 3
+    assert len(read_instructions(str(tmp_path / "s")).rows) == 3
     assert len(read_corpus(str(tmp_path / "t"), Cleaning(min_chars=1))) == 1
     assert capsys.readouterr().err.count("不拿來訓練") == 2
 
@@ -553,7 +553,7 @@ def test_a_path_that_is_not_there_is_never_a_name_on_the_hub(name, monkeypatch, 
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub_dataset, "fetch_dataset", lambda *words: pytest.fail("the hub was asked"))
-    for read in (read_exam, read_labelled, read_course):
+    for read in (read_exam, read_labelled, read_instructions):
         assert f"--dataset {name}：沒有這個檔案或資料夾" in refused(read, name)
     assert not hub.looks_local("ikala/tmmluplus") and not hub.looks_local("Qwen/Qwen2.5-0.5B")
 
@@ -563,7 +563,7 @@ def test_a_flood_of_bad_rows_is_ten_lines_and_a_count_in_every_task(put):
     course = "\n".join(dumped({"instruction": "", "output": f"{n}"}) for n in range(300))
     texts = "\n".join(dumped({"text": n}) for n in range(300))
     for read, name, content in (
-        (read_exam, "a.csv", exam), (read_course, "a.jsonl", course),
+        (read_exam, "a.csv", exam), (read_instructions, "a.jsonl", course),
         (lambda path: read_corpus(path, Cleaning()), "b.jsonl", texts),
     ):  # fmt: skip
         problem = refused(read, str(put(name, content))).splitlines()

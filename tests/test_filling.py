@@ -8,14 +8,14 @@ import torch
 
 import inference
 from finetune.predict.fill_mask import fill_words
-from finetune.predict.predictor import Filler
+from finetune.predict.predictor import MaskedLMPredictor
 from finetune.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def world(loaded):
     model, tokenizer, device = loaded
-    return model, tokenizer, Filler.of(model, tokenizer, device)
+    return model, tokenizer, MaskedLMPredictor.of(model, tokenizer, device)
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ import pytest
 from conftest import write_rows
 
 from finetune.data.exam import Exam
-from finetune.data.instructions import parse_instruction, read_course
+from finetune.data.instructions import parse_instruction, read_instructions
 from finetune.data.question_rows import parse_question
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import SUFFIXES
@@ -73,7 +73,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("row", "turns"), [case[1:] for case in LAYOUTS], ids=[case[0] for case in LAYOUTS])
 def test_a_row_of_every_layout_is_a_conversation_that_ends_with_the_answer(tmp_path, row, turns):
     assert parse_instruction(row).turns == turns
-    course = read_course(str(write_rows(tmp_path / "rows.jsonl", [row])))
+    course = read_instructions(str(write_rows(tmp_path / "rows.jsonl", [row])))
     assert [found.turns for found in course.rows] == [turns]
     roles = [message["role"] for message in course.rows[0].messages]
     assert roles == [role for role, _ in turns]
@@ -82,7 +82,7 @@ def test_a_row_of_every_layout_is_a_conversation_that_ends_with_the_answer(tmp_p
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_format_holds_the_same_rows(tmp_path, suffix):
     rows = [ALPACA, {**ALPACA, "input": "", "output": '含 "引號"，逗號,\n與換行'}]
-    course = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows)))
+    course = read_instructions(str(write_rows(tmp_path / f"rows{suffix}", rows)))
     assert [row.turns for row in course.rows] == [
         TURNS, (("user", "翻成英文"), ("assistant", "含 \"引號\"，逗號,\n與換行")),
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_every_format_holds_the_same_rows(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_every_format_that_holds_lists_holds_conversations(tmp_path, suffix):
     rows = [{"messages": [USER, SAID]}, {"messages": [USER, SAID, USER, SAID]}]
-    course = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows)))
+    course = read_instructions(str(write_rows(tmp_path / f"rows{suffix}", rows)))
     assert [len(row.turns) for row in course.rows] == [2, 4]
 
 
@@ -101,7 +101,7 @@ def test_a_folder_is_all_its_files(tmp_path):
     write_rows(folder / "a.csv", [ALPACA])
     write_rows(folder / "inner/b.jsonl", [{"messages": [USER, SAID]}])
     (folder / "README.md").write_text("not data")
-    assert [row.turns[0][1] for row in read_course(str(folder)).rows] == ["翻成英文\n\n天空", "你好"]
+    assert [row.turns[0][1] for row in read_instructions(str(folder)).rows] == ["翻成英文\n\n天空", "你好"]
 
 
 def test_a_row_that_is_to_be_answered_needs_no_answer_and_keeps_none():
@@ -149,7 +149,7 @@ def test_bad_rows_are_all_named_with_their_lines_at_once_and_skipped_when_said_s
     assert f"共 {len(BAD) + 1} 列有問題" in err and "--on_bad_rows skip" in err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
-    course = read_course(str(source), on_bad_rows="skip")
+    course = read_instructions(str(source), on_bad_rows="skip")
     assert [row.turns[0][1][-1] for row in course.rows] == ["空", "水"]
     assert len(course.skipped) == len(BAD) + 1
     assert sft(train, qwen_dir, source, "--on_bad_rows", "skip", "--max_steps", "1") == 0
@@ -253,7 +253,7 @@ def test_rows_that_are_questions_become_an_exam_in_every_format(tmp_path, suffix
         ([PASSAGE, {**PASSAGE, "正確答案": "4"}], [1, 3]),
         ([letters, {**letters, "answer": "A"}], [1, 0]),
     ):
-        exam = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows)))
+        exam = read_instructions(str(write_rows(tmp_path / f"rows{suffix}", rows)))
         assert isinstance(exam, Exam)
         assert [question.answer for question in exam.questions[""]] == answers
 
@@ -264,7 +264,7 @@ def test_bad_rows_of_reading_comprehension_are_named_and_skipped_like_any(tmp_pa
     assert sft(train, qwen_dir, source) == 2
     err = capsys.readouterr().err
     assert f"{source}:3：答案 '5' 沒有對應的選項" in err and f"{source}:4：選項 B 是空的" in err
-    exam = read_course(str(source), on_bad_rows="skip")
+    exam = read_instructions(str(source), on_bad_rows="skip")
     assert len(exam) == 2 and len(exam.skipped) == 2
     with pytest.raises(UserError):
-        read_course(str(source))
+        read_instructions(str(source))

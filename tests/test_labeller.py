@@ -16,7 +16,7 @@ from conftest import make_causal_dir, random_text, write_csv
 import inference
 from finetune.models.run_card import RunCard
 from finetune.predict.batch_file import Journal
-from finetune.predict.classifier import Labeller
+from finetune.predict.classifier import ClassifierPredictor
 from finetune.runtime.errors import UserError
 
 NAMES = ("正面", "負面", "中立", "NA", "007", "無")
@@ -153,7 +153,7 @@ def test_a_text_with_special_words_is_only_text(models):
 
 
 def test_a_text_that_is_too_long_loses_its_end_and_that_is_said_once(folders, models, capsys):
-    labeller = Labeller(*models["single"])
+    labeller = ClassifierPredictor(*models["single"])
     long = "".join(some_texts(9, 4)) * 5
     assert labeller.max_length == 48 < labeller.longest == 128
     first, second = labeller.classify([long])[0], labeller.classify([long, "天"])[0]
@@ -167,14 +167,14 @@ def test_a_text_that_is_too_long_loses_its_end_and_that_is_said_once(folders, mo
 def test_a_card_longer_than_the_model_can_read_is_no_longer_than_the_model(tmp_path, model_dir):
     card = RunCard(task="classify", scoring="", max_length=4096)
     folder = make_head(tmp_path / "m", model_dir, "AutoModelForSequenceClassification", card=card)
-    assert Labeller(*inference.load_model(folder, "cpu")).max_length == 128
+    assert ClassifierPredictor(*inference.load_model(folder, "cpu")).max_length == 128
 
 
 def test_what_a_multi_label_text_has_is_what_is_likelier_than_not(models):
     for which, shares in (("single", [0.4, 0.3]), ("multi", [0.7, 0.5, 0.49]), ("multi", [0.2, 0.1])):
         ranked = list(zip(NAMES, shares, strict=False))
         expected = "正面" if which == "single" else [name for name, share in ranked if share >= 0.5]
-        assert Labeller(*models[which]).chosen(ranked) == expected
+        assert ClassifierPredictor(*models[which]).chosen(ranked) == expected
 
 
 def test_what_is_no_list_of_texts_is_refused(models):

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, random_text, run_process, write_rows
 from loopback_hub import COMMIT, LoopbackHub
 
-from finetune.data.labelled import Catalogue, Labelled, class_weights, read_labelled
+from finetune.data.labelled import Labelled, LabelledDataset, class_weights, read_labelled
 from finetune.data.splits import describe_labels, split_labelled
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import SUFFIXES
@@ -33,7 +33,7 @@ def rows_of(*labels, seed=0) -> list[dict]:
     ]
 
 
-def found(catalogue: Catalogue, split: str = "") -> list[tuple]:
+def found(catalogue: LabelledDataset, split: str = "") -> list[tuple]:
     """(text, names of the labels) of each row."""
     names = catalogue.names
     return [(row.text, *(names[label] for label in row.labels)) for row in catalogue.rows[split]]
@@ -51,8 +51,8 @@ def labelled(*labels: tuple[int, ...], seed=0) -> list[Labelled]:
     return [Labelled(f"{random_text(rng, 8, 20)}甲{seed}甲{n}", labels=one) for n, one in enumerate(labels)]
 
 
-def catalogue_of(rows: dict[str, list[Labelled]], classes: int, multi=False) -> Catalogue:
-    return Catalogue(rows, [f"類{n}" for n in range(classes)], multi, "here", "text", "", ("label",))
+def catalogue_of(rows: dict[str, list[Labelled]], classes: int, multi=False) -> LabelledDataset:
+    return LabelledDataset(rows, [f"類{n}" for n in range(classes)], multi, "here", "text", "", ("label",))
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_a_split_without_any_label_is_left_out_and_said(tmp_path, rows, capsys):
 SETS = [("天", "玄"), (), ("地",), ("地", "天", "玄")]
 
 
-def sets_of(catalogue: Catalogue) -> list[set[str]]:
+def sets_of(catalogue: LabelledDataset) -> list[set[str]]:
     return [{catalogue.names[label] for label in row.labels} for row in catalogue.rows[""]]
 
 

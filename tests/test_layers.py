@@ -9,13 +9,13 @@ from torch import nn
 
 from finetune.models import layer_schedule
 from finetune.models.layer_schedule import (
-    Layers,
-    Learning,
-    by_part,
-    choose,
-    groups,
-    learning,
-    set_open,
+    LayerGroups,
+    LayerSchedule,
+    build_parameter_groups,
+    build_schedule,
+    by_group,
+    choose_layers,
+    set_trainable,
     table,
 )
 from finetune.runtime.errors import UserError
@@ -93,11 +93,11 @@ def with_lora(model, targets, **more):
     return get_peft_model(model, LoraConfig(r=2, target_modules=targets, **more)).get_base_model()
 
 
-def learn(layers, freeze="", train_only="", every=0, decay=1.0) -> Learning:
-    return learning(freeze, train_only, every, decay, layers)
+def learn(layers, freeze="", train_only="", every=0, decay=1.0) -> LayerSchedule:
+    return build_schedule(freeze, train_only, every, decay, layers)
 
 
-def problems(*arguments, call=choose) -> list[str]:
+def problems(*arguments, call=choose_layers) -> list[str]:
     with pytest.raises(UserError) as caught:
         call(*arguments)
     return caught.value.problems
@@ -105,12 +105,12 @@ def problems(*arguments, call=choose) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bert():
-    return Layers(make())
+    return LayerGroups(make())
 
 
 @pytest.fixture(scope="module")
 def twelve():
-    return Layers(make(device="meta", num_hidden_layers=12))
+    return LayerGroups(make(device="meta", num_hidden_layers=12))
 
 
 # ---- the parts of a model ----------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def by_hand(name, family, embeddings, stack, head) -> str:
 @pytest.mark.parametrize(("family", "shape", "head", "embeddings", "stack", "top"), CASES)
 def test_every_parameter_is_in_the_part_it_is_in_by_hand(family, shape, head, embeddings, stack, top):
     model = make(family, head, "meta")
-    layers = Layers(model)
+    layers = LayerGroups(model)
     expected = dict.fromkeys(layers.names, 0)
     for name, parameter in model.named_parameters():
         part = by_hand(name, family, embeddings, stack, top)
@@ -145,7 +145,7 @@ def test_every_parameter_is_in_the_part_it_is_in_by_hand(family, shape, head, em
 @pytest.mark.parametrize("tied", [True, False])
 def test_output_weights_are_of_the_head_unless_they_are_the_embeddings(tied):
     model = make("qwen2", CAUSAL, tie_word_embeddings=tied)
-    layers = Layers(model)
+    layers = LayerGroups(model)
     assert layers.part_of("lm_head.weight") == (EMBED if tied else HEAD) and layers.tied == tied
     assert layers.sizes()[HEAD] == 16 + (0 if tied else 50 * 16)
     shown = "\n".join(table(layers, learn(layers)))
@@ -162,7 +162,7 @@ def test_a_model_without_one_stack_of_layers_has_a_body_and_a_head():
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32,
     )  # fmt: skip
     model = transformers.BartForSequenceClassification(config)
-    layers = Layers(model)
+    layers = LayerGroups(model)
     assert layers.names == ["body", HEAD]
     for name, _ in model.named_parameters():
         assert layers.part_of(name) == ("body" if name.startswith("model.") else HEAD)
@@ -171,8 +171,8 @@ def test_a_model_without_one_stack_of_layers_has_a_body_and_a_head():
 
 
 def test_groups_of_albert_layers_are_still_shared_until_each_layer_has_its_own():
-    assert Layers(make("albert", num_hidden_groups=2)).names == [EMBED, "shared", HEAD]
-    own = Layers(make("albert", num_hidden_groups=3))
+    assert LayerGroups(make("albert", num_hidden_groups=2)).names == [EMBED, "shared", HEAD]
+    own = LayerGroups(make("albert", num_hidden_groups=3))
     assert own.names == [EMBED, "0", "1", "2", HEAD]
     assert own.part_of("albert.encoder.albert_layer_groups.1.albert_layers.0.ffn.weight") == "1"
 
@@ -197,9 +197,9 @@ def test_a_name_that_the_model_does_not_have_is_no_part(bert):
 def test_an_adapter_is_in_the_part_of_what_it_adapts(family, head, targets, more, before):
     row = next(row for row in FAMILIES if row[0] == family)
     model = make(family, head)
-    layers = Layers(model) if before else None
+    layers = LayerGroups(model) if before else None
     model = with_lora(model, targets, **more)
-    layers = layers or Layers(model)
+    layers = layers or LayerGroups(model)
     expected, trained = dict.fromkeys(layers.names, 0), dict.fromkeys(layers.names, 0)
     for name, parameter in model.named_parameters():
         part = by_hand(name, family, *row[3:])
@@ -231,7 +231,7 @@ def test_an_adapter_is_in_the_part_of_what_it_adapts(family, head, targets, more
     ],
 )
 def test_a_list_names_these_parts_and_no_others(twelve, spec, wanted):
-    assert choose(spec, "--freeze", twelve) == set(wanted)
+    assert choose_layers(spec, "--freeze", twelve) == set(wanted)
 
 
 def test_every_problem_of_a_list_is_told_at_once_with_what_there_is(twelve):
@@ -248,27 +248,27 @@ def test_every_problem_of_a_list_is_told_at_once_with_what_there_is(twelve):
 
 
 def test_layers_that_share_their_weights_cannot_be_named_apart():
-    layers = Layers(make("albert"))
+    layers = LayerGroups(make("albert"))
     for spec in ("0", "0-2", "2-0", "7"):
         (problem,) = problems(spec, "--freeze", layers)
         assert "3 層共用一組權重" in problem and "embeddings、shared、head" in problem
-    assert choose("shared", "--freeze", layers) == {"shared"}
+    assert choose_layers("shared", "--freeze", layers) == {"shared"}
     assert "3 層共用" in "\n".join(table(layers, learn(layers)))
 
 
 def test_something_must_be_left_to_learn(twelve):
     for freeze, only in (("all_but_head,head", ""), ("embeddings,0-11,head", "")):
-        (problem,) = problems(freeze, only, 0, 1.0, twelve, call=learning)
+        (problem,) = problems(freeze, only, 0, 1.0, twelve, call=build_schedule)
         assert f"--freeze {freeze}" in problem and "embeddings、0–11、head" in problem
-    adapted = Layers(with_lora(make(), ["query"]))
+    adapted = LayerGroups(with_lora(make(), ["query"]))
     for freeze, only in (("0-2", ""), ("", "head")):
-        (problem,) = problems(freeze, only, 0, 1.0, adapted, call=learning)
+        (problem,) = problems(freeze, only, 0, 1.0, adapted, call=build_schedule)
         assert "沒有任何參數可學" in problem and "0–2" in problem
     assert learn(adapted, train_only="1,head").learns == {"1"}
 
 
 def test_flags_that_contradict_or_make_no_sense_are_told_together(twelve):
-    found = problems("nose", "99", -1, 1.5, twelve, call=learning)
+    found = problems("nose", "99", -1, 1.5, twelve, call=build_schedule)
     for word in (
         "不能同時",
         "--freeze nose",
@@ -279,16 +279,16 @@ def test_flags_that_contradict_or_make_no_sense_are_told_together(twelve):
         assert any(word in problem for problem in found), word
     assert len(found) == 5
     for decay in (0.0, -0.5, float("nan"), float("inf")):
-        assert "--layer_lr_decay" in problems("", "", 0, decay, twelve, call=learning)[0]
+        assert "--layer_lr_decay" in problems("", "", 0, decay, twelve, call=build_schedule)[0]
 
 
 @pytest.mark.parametrize("flag", ["freeze", "train_only"])
 @pytest.mark.parametrize("spec", ["head", "embeddings,0-1", "2", "all_but_head"])
 def test_what_is_named_is_frozen_or_all_but_that(flag, spec):
     model = make()
-    layers = Layers(model)
+    layers = LayerGroups(model)
     never = model.get_parameter("bert.encoder.layer.2.output.dense.bias").requires_grad_(False)
-    named = choose(spec, "--freeze", layers)
+    named = choose_layers(spec, "--freeze", layers)
     layer_schedule.apply(model, layers, learn(layers, **{flag: spec}))
     for name, parameter in model.named_parameters():
         inside = layers.part_of(name) in named
@@ -317,7 +317,7 @@ def test_parts_open_one_by_one_from_the_top_as_a_slow_loop_opens_them(bert):
         every = rng.choice([0, 1, 2, 7])
         if not able - frozen:
             continue
-        plan = Learning(tuple(bert.names), frozen, able - frozen, every)
+        plan = LayerSchedule(tuple(bert.names), frozen, able - frozen, every)
         waiting = [name for name in bert.names if name in able and name not in frozen]  # the top is last
         opened, first = set(), {}
         for step in range(40):
@@ -336,7 +336,7 @@ def test_parts_open_one_by_one_from_the_top_as_a_slow_loop_opens_them(bert):
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_the_learning_rate_shrinks_from_part_to_part_downwards(family):
-    layers = Layers(make(family))
+    layers = LayerGroups(make(family))
     plan = learn(layers, freeze="head", decay=0.8)
     factor = 1.0
     for part in reversed(layers.names):
@@ -354,12 +354,12 @@ def test_the_learning_rate_shrinks_from_part_to_part_downwards(family):
 def test_without_schedule_the_groups_are_matrices_and_the_rest_in_the_models_order(adapted, frozen):
     model = make("llama", CAUSAL, tie_word_embeddings=True)
     model = with_lora(model, ["q_proj", "gate_proj"]) if adapted else model
-    layers = Layers(model)
+    layers = LayerGroups(model)
     plan = learn(layers, freeze=frozen)
     layer_schedule.apply(model, layers, plan)
     trained = [p for p in model.parameters() if p.requires_grad]
     old = [([p for p in trained if p.ndim >= 2], 0.01), ([p for p in trained if p.ndim < 2], 0.0)]
-    found = groups(model, layers, plan, 0.01)
+    found = build_parameter_groups(model, layers, plan, 0.01)
     assert len(found) == 2
     for group, (params, decay) in zip(found, old, strict=True):
         assert list(map(id, group["params"])) == list(map(id, params)) and group["weight_decay"] == decay
@@ -373,10 +373,10 @@ def test_without_schedule_the_groups_are_matrices_and_the_rest_in_the_models_ord
 def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
     model = make()
     model = with_lora(model, ["query", "dense"], bias=adapted) if adapted else model
-    layers = Layers(model)
+    layers = LayerGroups(model)
     plan = learn(layers, **flags)
     layer_schedule.apply(model, layers, plan)
-    found = groups(model, layers, plan, 0.01)
+    found = build_parameter_groups(model, layers, plan, 0.01)
     where = {id(p): group for group in found for p in group["params"]}
     assert sum(len(group["params"]) for group in found) == len(where)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -392,18 +392,18 @@ def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
 
 def test_only_what_is_open_is_moved_by_an_optimizer():
     model = make()
-    layers = Layers(model)
+    layers = LayerGroups(model)
     plan = learn(layers, freeze="2", every=2)
     layer_schedule.apply(model, layers, plan)
-    parts = by_part(model, layers)
+    parts = by_group(model, layers)
     assert list(parts) == [EMBED, "0", "1", HEAD]
     assert {name for name, p in model.named_parameters() if any(p is q for q in parts["1"])} == {
         name for name, _ in model.named_parameters() if name.startswith("bert.encoder.layer.1.")
     }
-    optimizer = torch.optim.AdamW(groups(model, layers, plan, 0.1), lr=0.1)
+    optimizer = torch.optim.AdamW(build_parameter_groups(model, layers, plan, 0.1), lr=0.1)
     ids = torch.arange(5, 15)[None]
     for step in range(8):
-        set_open(parts, plan.open_at(step))
+        set_trainable(parts, plan.open_at(step))
         was = {name: p.detach().clone() for name, p in model.named_parameters()}
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
@@ -416,7 +416,7 @@ def test_only_what_is_open_is_moved_by_an_optimizer():
             == plan.open_at(step)
             == {1: {HEAD}, 2: {HEAD, "1"}, 3: {HEAD, "1", "0"}}.get(step // 2 + 1, {HEAD, "1", "0", EMBED})
         )
-    set_open(parts, frozenset([HEAD]))  # as when an older checkpoint is gone back to
+    set_trainable(parts, frozenset([HEAD]))  # as when an older checkpoint is gone back to
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is None for part in (EMBED, "0", "1") for p in parts[part])
 
@@ -424,7 +424,7 @@ def test_only_what_is_open_is_moved_by_an_optimizer():
 def test_closing_a_part_forgets_its_gradients():
     model = nn.Linear(2, 2)
     model(torch.ones(1, 2)).sum().backward()
-    set_open({"0": [model.weight], HEAD: [model.bias]}, frozenset([HEAD]))
+    set_trainable({"0": [model.weight], HEAD: [model.bias]}, frozenset([HEAD]))
     assert model.weight.grad is None and not model.weight.requires_grad
     assert model.bias.grad is not None and model.bias.requires_grad
 
@@ -460,7 +460,7 @@ def test_a_table_shows_factors_only_where_they_differ_and_its_columns_are_aligne
 
 
 def test_a_table_counts_adapters_and_tells_parts_that_have_none():
-    layers = Layers(with_lora(make(), ["query"], layers_to_transform=[1]))
+    layers = LayerGroups(with_lora(make(), ["query"], layers_to_transform=[1]))
     lines = table(layers, learn(layers, every=10))
     states = {line.split()[0]: line.split()[-1] for line in lines[1:-2]}
     assert states == {EMBED: "沒有可學的參數", "0": "沒有可學的參數", "1": "學習", "2": "沒有可學的參數",

@@ -18,7 +18,7 @@ import inference
 from finetune.models import tokenizer_checks
 from finetune.runtime import limits, sandbox, strict_json
 from finetune.runtime.errors import UserError
-from finetune.runtime.sandbox import Confined
+from finetune.runtime.sandbox import Sandbox
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +228,7 @@ def test_what_is_confined_returns_and_raises_as_if_it_were_not(tmp_path, monkeyp
             time.sleep(1)
         return [what, *more]
 
-    call = Confined(work, "--flag")
+    call = Sandbox(work, "--flag")
     assert call("天\udc80", 1.5, None, {"a": [True]}) == ["天\udc80", 1.5, None, {"a": [True]}]
     with pytest.raises(ValueError, match="天"):
         call("raise")
@@ -236,7 +236,7 @@ def test_what_is_confined_returns_and_raises_as_if_it_were_not(tmp_path, monkeyp
     call.close()
     assert call("y") == ["y"]  # another one
     for what in ("swell", "loop", "wait"):
-        call, began = Confined(work, "--flag 某檔"), time.monotonic()
+        call, began = Sandbox(work, "--flag 某檔"), time.monotonic()
         for _ in range(2):
             with pytest.raises(UserError, match="--flag 某檔：執行超過上限（1 秒、256 MB）"):
                 call(what)
@@ -282,7 +282,7 @@ def test_patterns_of_published_tokenizers_are_read_and_the_commonest_without_a_t
 
     tokenizer = AutoTokenizer.from_pretrained(qwen_dir)
     tried = []
-    monkeypatch.setattr(tokenizer_checks, "Confined", lambda *given: tried.append(1) or Confined(*given))
+    monkeypatch.setattr(tokenizer_checks, "Confined", lambda *given: tried.append(1) or Sandbox(*given))
     tokenizer_checks.try_tokenizer(tokenizer, "")  # Qwen2's own pattern, as transformers puts it there
     tokenizer_checks.try_tokenizer(BertTokenizer(vocab={"[UNK]": 0, "a": 1}), "")
     assert not tried
@@ -300,7 +300,7 @@ def test_a_panic_of_the_tokenizer_in_the_middle_of_work_is_one_message(monkeypat
     def fail(*_, **__):
         raise panic("Onig: Regex search error: retry-limit-in-match over")
 
-    monkeypatch.setattr("finetune.predict.predictor.Filler.read", fail)
+    monkeypatch.setattr("finetune.predict.predictor.MaskedLMPredictor.read", fail)
     assert inference.main(["--model_path", str(model_dir), "--cpu", "--prompt", "天[MASK]"]) == 2
     err = capsys.readouterr().err
     assert err.count("✗") == 1 and "tokenizer" in err and "retry-limit" in err

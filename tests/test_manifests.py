@@ -20,7 +20,7 @@ def folder(tmp_path) -> Path:
     (tmp_path / "step1/zero/rank 0 的.pt").write_bytes(rng.randbytes(700))
     (tmp_path / "step1/progress.json").write_text('{"step": 1}')
     (tmp_path / "step1/empty").touch()
-    manifest.seal(tmp_path / "step1")
+    manifest.write_manifest(tmp_path / "step1")
     return tmp_path / "step1"
 
 
@@ -32,7 +32,7 @@ def flip(path: Path, bit: int) -> None:
 
 def test_a_flipped_bit_anywhere_is_found(folder):
     """500 of them, drawn over all bytes of all files; and 100 in each file."""
-    assert manifest.problems(folder) == []
+    assert manifest.verify(folder) == []
     rng = random.Random(7)
     files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     sizes = [path.stat().st_size for path in files]
@@ -40,32 +40,32 @@ def test_a_flipped_bit_anywhere_is_found(folder):
     places += [(path, rng.randrange(8 * path.stat().st_size)) for path in files for _ in range(100)]
     for path, bit in places:
         flip(path, bit)
-        found = manifest.problems(folder)
+        found = manifest.verify(folder)
         assert len(found) == 1 and path.name in found[0], (path, bit)
         flip(path, bit)
-    assert manifest.problems(folder) == []
+    assert manifest.verify(folder) == []
 
 
 def test_files_that_are_lost_cut_short_or_too_many_are_named(folder):
     (folder / "more").write_text("x")
-    assert manifest.problems(folder) == ["多了 more"]
+    assert manifest.verify(folder) == ["多了 more"]
     (folder / "more").unlink()
     (folder / "empty").unlink()
-    assert manifest.problems(folder) == ["少了 empty"]
+    assert manifest.verify(folder) == ["少了 empty"]
     (folder / "empty").touch()
     os.truncate(folder / "model.safetensors", 40_000)
-    assert manifest.problems(folder) == ["model.safetensors 是 40,000 個位元組，應為 50,000"]
+    assert manifest.verify(folder) == ["model.safetensors 是 40,000 個位元組，應為 50,000"]
 
 
 def test_a_folder_without_a_manifest_was_never_finished(folder):
     (folder / manifest.FILE).unlink()
-    assert "沒有寫完" in manifest.problems(folder)[0]
+    assert "沒有寫完" in manifest.verify(folder)[0]
 
 
 def test_what_file_managers_leave_breaks_nothing(folder):
     for name in (".DS_Store", "Thumbs.db", "zero/._rank"):
         (folder / name).write_text("x")
-    assert manifest.problems(folder) == []
+    assert manifest.verify(folder) == []
 
 
 def test_links_are_not_followed(folder, tmp_path):
@@ -73,15 +73,15 @@ def test_links_are_not_followed(folder, tmp_path):
     (tmp_path / "same").write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "model.safetensors").rename(tmp_path / "kept")
     (folder / "model.safetensors").symlink_to(tmp_path / "same")
-    assert "不是一般檔案" in manifest.problems(folder)[0]
+    assert "不是一般檔案" in manifest.verify(folder)[0]
     (folder / "model.safetensors").unlink()
     (tmp_path / "kept").rename(folder / "model.safetensors")
     (folder / "elsewhere").symlink_to(tmp_path)
-    assert "不是一般檔案" in manifest.problems(folder)[0]
+    assert "不是一般檔案" in manifest.verify(folder)[0]
     (folder / "elsewhere").unlink()
     (folder / manifest.FILE).rename(tmp_path / "manifest")
     (folder / manifest.FILE).symlink_to(tmp_path / "manifest")
-    assert "不是一般檔案" in manifest.problems(folder)[0]
+    assert "不是一般檔案" in manifest.verify(folder)[0]
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_links_are_not_followed(folder, tmp_path):
 )  # fmt: skip
 def test_a_manifest_that_makes_no_sense_is_broken_and_nothing_it_names_is_opened(folder, text):
     (folder / manifest.FILE).write_text(text)
-    assert manifest.problems(folder) == [f"{manifest.FILE} 壞了"]
+    assert manifest.verify(folder) == [f"{manifest.FILE} 壞了"]
 
 
 def test_names_that_lead_out_of_the_folder_are_only_compared(folder):
     """One whose own hash is right: written by someone who knows how."""
     files = {"../secret": {"size": 1, "sha256": "0" * 64}, "/etc/passwd": {"size": 1, "sha256": "0" * 64}}
     (folder / manifest.FILE).write_text(manifest._text(files))
-    found = manifest.problems(folder)
+    found = manifest.verify(folder)
     assert "少了 ../secret" in found and "少了 /etc/passwd" in found and len(found) == 6

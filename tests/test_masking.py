@@ -9,7 +9,7 @@ from conftest import make_vocabulary, random_text
 
 from finetune.cli.train_args import MASKINGS
 from finetune.data.segmentation import token_words, word_spans
-from finetune.objectives.masked_lm import hide_randomly, maskable
+from finetune.objectives.masked_lm import apply_mask, maskable_units
 
 WORDS = (
     "臺灣 經濟學 人工智慧 天氣 圖書館 我們 研究 的 是 在 學生 馬鈴薯 machine learning dna GPT-4 covid-19 "
@@ -136,7 +136,7 @@ def is_near(samples, expected):
 def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate):
     rng, over = random.Random(1), []
     for ids, words in rows_of_words(rng, 27 if masking == "word" else 35, 200):  # no unit beyond its budget
-        _, chosen = hide_randomly(ids, words, MASK, VOCAB, rng, rate, masking)
+        _, chosen = apply_mask(ids, words, MASK, VOCAB, rng, rate, masking)
         assert set(chosen) <= set(range(1, len(ids) - 1)) and list(chosen) == sorted(set(chosen))
         over.append(len(chosen) - rate * (len(ids) - 2))
         assert abs(over[-1]) < {"token": 1, "word": 4, "span": 13}[masking]
@@ -147,7 +147,7 @@ def test_single_tokens_of_short_rows_are_hidden_at_the_exact_rate():
     rng = random.Random(0)
     for size in (7, 8, 10, 13, 19):
         over = [
-            len(hide_randomly([9] * size, [range(size)], MASK, VOCAB, rng, masking="token")[1]) - 0.15 * size
+            len(apply_mask([9] * size, [range(size)], MASK, VOCAB, rng, masking="token")[1]) - 0.15 * size
             for _ in range(20_000)
         ]
         assert min(over) > -1 and max(over) < 1 and is_near(over, 0)
@@ -156,7 +156,7 @@ def test_single_tokens_of_short_rows_are_hidden_at_the_exact_rate():
 def test_a_unit_beyond_the_budget_adds_what_the_docstring_says():
     rng, words = random.Random(2), [[0], [1, 2], [3], [4, 5, 6, 7, 8], [9], [10, 11]]
     budget = 0.15 * 12
-    counts = [len(hide_randomly(range(100, 112), words, MASK, VOCAB, rng)[1]) for _ in range(40_000)]
+    counts = [len(apply_mask(range(100, 112), words, MASK, VOCAB, rng)[1]) for _ in range(40_000)]
     assert min(counts) == 1
     assert is_near(counts, budget + sum(max(0, len(word) - budget) for word in words) / len(words))
 
@@ -164,7 +164,7 @@ def test_a_unit_beyond_the_budget_adds_what_the_docstring_says():
 def test_every_word_has_the_same_chance_however_long():
     rng, words = random.Random(3), [[0], [1, 2], [3], [4, 5, 6], [7], [8, 9], *([i] for i in range(10, 20))]
     draws = 40_000
-    hidden = Counter(p for _ in range(draws) for p in hide_randomly([9] * 20, words, MASK, VOCAB, rng)[1])
+    hidden = Counter(p for _ in range(draws) for p in apply_mask([9] * 20, words, MASK, VOCAB, rng)[1])
     for word in words:
         assert {hidden[p] for p in word} == {hidden[word[0]]}
         assert hidden[word[0]] / draws == pytest.approx(0.15, abs=3.5 * (0.15 * 0.85 / draws) ** 0.5)
@@ -174,7 +174,7 @@ def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
     rng, draws = random.Random(4), 20_000
     units = [[i] for i in range(80)]
     hidden = Counter(
-        p for _ in range(draws) for p in hide_randomly([9] * 80, units, MASK, VOCAB, rng, masking="span")[1]
+        p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, masking="span")[1]
     )
     off = [(hidden[p] / draws - 0.15) / (0.15 * 0.85 / draws) ** 0.5 for p in range(80)]
     assert max(map(abs, off)) < 4 and abs(off[0]) < 3 and abs(off[-1]) < 3
@@ -189,10 +189,10 @@ def test_no_word_is_half_hidden(name, masking, request):
     for _ in range(400):
         text = mixed_text(rng, 1, 60)
         ids, places = encode(tokenizer, text)
-        units = maskable(token_words(tokenizer, text), ids, {unknown})
+        units = maskable_units(token_words(tokenizer, text), ids, {unknown})
         if all(token == unknown for token in ids):
             continue
-        seen, chosen = hide_randomly(ids, units, MASK, VOCAB, rng, 0.3, masking, all_masked=True)
+        seen, chosen = apply_mask(ids, units, MASK, VOCAB, rng, 0.3, masking, all_masked=True)
         assert [i for i, token in enumerate(seen) if token == MASK] == list(chosen)
         for start, end in word_spans(text):
             over = {i for i, (s, e) in enumerate(places) if text[max(s, start) : min(e, end)].strip()}
@@ -205,9 +205,9 @@ def test_no_word_is_half_hidden(name, masking, request):
 
 
 def test_a_word_with_a_special_token_is_not_hidden_unless_there_is_no_other():
-    assert maskable([[1], [2, 3], [4, 5]], [2, 7, 1, 8, 9, 9, 3], {1, 2, 3}) == [[1], [4, 5]]
-    assert maskable([[1, 2, 3], [4, 5]], [2, 7, 1, 8, 9, 1, 3], {1, 2, 3}) == [[1], [3], [4]]
-    assert maskable([[0], [1]], [1, 1], {1}) == [] == maskable([], [2, 3], {2, 3})
+    assert maskable_units([[1], [2, 3], [4, 5]], [2, 7, 1, 8, 9, 9, 3], {1, 2, 3}) == [[1], [4, 5]]
+    assert maskable_units([[1, 2, 3], [4, 5]], [2, 7, 1, 8, 9, 1, 3], {1, 2, 3}) == [[1], [3], [4]]
+    assert maskable_units([[0], [1]], [1, 1], {1}) == [] == maskable_units([], [2, 3], {2, 3})
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
@@ -218,8 +218,8 @@ def test_special_tokens_and_padding_are_never_hidden(masking, wordpiece):
         ids = wordpiece("[MASK]" + text, split_special_tokens=True)["input_ids"]
         ids += [wordpiece.pad_token_id] * 9
         words = [[1 + token for token in word] for word in token_words(wordpiece, "[MASK]" + text)]
-        units = maskable(words, ids, special)
-        seen, chosen = hide_randomly(ids, units, MASK, VOCAB, rng, 0.5, masking)
+        units = maskable_units(words, ids, special)
+        seen, chosen = apply_mask(ids, units, MASK, VOCAB, rng, 0.5, masking)
         assert not special & {ids[i] for i in chosen}
         assert all(seen[i] == token for i, token in enumerate(ids) if i not in chosen)
 
@@ -227,26 +227,26 @@ def test_special_tokens_and_padding_are_never_hidden(masking, wordpiece):
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_a_row_of_one_character_still_has_its_target(masking):
     for seed in range(50):
-        _, chosen = hide_randomly((2, 9, 3), [[1]], MASK, VOCAB, random.Random(seed), masking=masking)
+        _, chosen = apply_mask((2, 9, 3), [[1]], MASK, VOCAB, random.Random(seed), masking=masking)
         assert chosen == (1,)
     with pytest.raises(ValueError):
-        hide_randomly((2, 3), [], MASK, VOCAB, random.Random(0), masking=masking)
+        apply_mask((2, 3), [], MASK, VOCAB, random.Random(0), masking=masking)
     with pytest.raises(ValueError):
-        hide_randomly((2, 9, 3), [[1]], MASK, VOCAB, random.Random(0), masking="words")
+        apply_mask((2, 9, 3), [[1]], MASK, VOCAB, random.Random(0), masking="words")
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_hidden_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
     rng, kinds, words_alike, long_words = random.Random(7), Counter(), 0, 0
     for ids, words in rows_of_words(rng, 20, 200):
-        seen, chosen = hide_randomly(ids, words, MASK, VOCAB, rng, masking=masking)
+        seen, chosen = apply_mask(ids, words, MASK, VOCAB, rng, masking=masking)
         what = {i: "mask" if seen[i] == MASK else "same" if seen[i] == ids[i] else "random" for i in chosen}
         kinds.update(what.values())
         assert all(seen[i] in VOCAB for i in chosen if what[i] == "random")
         whole = [word for word in words if len(word) == 2 and set(word) <= set(chosen)]
         long_words += len(whole)
         words_alike += sum(what[a] == what[b] for a, b in whole)
-        masked, chosen = hide_randomly(ids, words, MASK, VOCAB, rng, masking=masking, all_masked=True)
+        masked, chosen = apply_mask(ids, words, MASK, VOCAB, rng, masking=masking, all_masked=True)
         assert {masked[i] for i in chosen} == {MASK}
     total = sum(kinds.values())
     for kind, share in (("mask", 0.8), ("random", 0.1), ("same", 0.1)):
@@ -261,7 +261,7 @@ def test_the_same_seed_hides_the_same_and_another_seed_others(masking):
 
     def drawn(seed):
         rng = random.Random(seed)
-        return [hide_randomly(*row, MASK, VOCAB, rng, masking=masking) for row in rows]
+        return [apply_mask(*row, MASK, VOCAB, rng, masking=masking) for row in rows]
 
     random.seed(1)  # of no account
     first = drawn(1)
@@ -283,7 +283,7 @@ def test_spans_are_as_long_as_those_of_spanbert():
     rate, rng, units = 0.01, random.Random(9), [[i] for i in range(4000)]
     found: list[int] = []
     for _ in range(300):
-        found += runs(hide_randomly([9] * 4000, units, MASK, VOCAB, rng, rate, "span")[1])
+        found += runs(apply_mask([9] * 4000, units, MASK, VOCAB, rng, rate, "span")[1])
     assert is_near(found, expected / (1 - rate))  # a span meets another at its end with probability `rate`
     for n, chance in zip(lengths, chances, strict=True):
         assert found.count(n) / len(found) == pytest.approx(chance / sum(chances), abs=0.03)
@@ -294,16 +294,16 @@ def test_a_span_grows_by_whole_words_and_never_over_a_gap_nor_the_budget():
     words = [[0, 1, 2], [3], [4, 5], [8, 9], [10], [11], [12, 13, 14], [20], *([i] for i in range(21, 61))]
     longest = 0
     for _ in range(3000):
-        _, chosen = hide_randomly([9] * 61, words, MASK, VOCAB, rng, 0.03, "span")  # a budget of 1.6 tokens
+        _, chosen = apply_mask([9] * 61, words, MASK, VOCAB, rng, 0.03, "span")  # a budget of 1.6 tokens
         assert len(runs(chosen)) <= 2
         assert any(set(chosen) >= set(word) for word in words)
         longest = max(longest, len(chosen))
     assert longest == 4  # two words that begin within the budget, not ten tokens
-    whole = {tuple(hide_randomly([9] * 61, words, MASK, VOCAB, rng, 0.2, "span")[1]) for _ in range(3000)}
+    whole = {tuple(apply_mask([9] * 61, words, MASK, VOCAB, rng, 0.2, "span")[1]) for _ in range(3000)}
     assert all(len(set(chosen) & set(word)) in (0, len(word)) for chosen in whole for word in words)
     apart = [[i] for i in range(0, 200, 2)]  # nothing to grow into: hidden as single tokens are
-    assert {len(hide_randomly([9] * 200, apart, MASK, VOCAB, rng, 0.2, "span")[1]) for _ in range(99)} == {20}
-    assert hide_randomly([9] * 61, words, MASK, VOCAB, rng, 1.0, "span")[1] == tuple(
+    assert {len(apply_mask([9] * 200, apart, MASK, VOCAB, rng, 0.2, "span")[1]) for _ in range(99)} == {20}
+    assert apply_mask([9] * 61, words, MASK, VOCAB, rng, 1.0, "span")[1] == tuple(
         p for word in words for p in word
     )
 
@@ -319,5 +319,5 @@ def test_whole_word_masks_of_transformers_take_a_chinese_sentence_for_one_word(w
     assert set(theirs) == {0, 30}
     units = [[1 + token for token in word] for word in token_words(wordpiece, text)]
     rng = random.Random(0)
-    ours = {len(hide_randomly(row["input_ids"], units, MASK, VOCAB, rng)[1]) for _ in range(200)}
+    ours = {len(apply_mask(row["input_ids"], units, MASK, VOCAB, rng)[1]) for _ in range(200)}
     assert ours <= set(range(3, 8))

@@ -231,7 +231,7 @@ def test_k_options_of_equal_score_count_one_kth_in_every_figure():
         scores.append(row)
         top = [i for i in range(width) if row[i] == max(row)]
         broken.append([top[turn % len(top)] for turn in range(12)])  # 12: by 2, 3 and 4
-    sitting = evaluator.Sitting(questions, Scores(scores), "joint", "1")
+    sitting = evaluator.ExamResult(questions, Scores(scores), "joint", "1")
     ways = [[one[turn] for one in broken] for turn in range(12)]
     expected = statistics.fmean(
         sum(q.answer == p for q, p in zip(questions, way, strict=True)) / 60 for way in ways

@@ -9,10 +9,10 @@ from conftest import random_text
 from torch.nn import functional as F
 
 from finetune.data.question import Question, Statement
-from finetune.objectives.batching import Example, collate, cut, plan_epoch
-from finetune.objectives.exam import Objective
+from finetune.objectives.batching import Example, collate, plan_epoch, split_micro_batches
+from finetune.objectives.exam import ExamObjective
 from finetune.objectives.loss import summed_loss, token_losses
-from finetune.prompts.exam import ExamPrompts, hide
+from finetune.prompts.exam import ExamPrompts, mask_positions
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def some_questions(count=40):
 
 def test_an_answer_example_asks_for_the_letter_where_the_right_option_stands(prompts):
     for question in some_questions():
-        example = Objective("answer", prompts, [question], 0).example("answer", 0, epoch=3)
+        example = ExamObjective("answer", prompts, [question], 0).example("answer", 0, epoch=3)
         text = "".join(prompts.tokenizer.convert_ids_to_tokens(list(example.ids)))
         letter = prompts.tokenizer.convert_ids_to_tokens(example.candidates[example.targets[0]])
         assert f"（{letter}）{question.options[1]}" in text
@@ -46,7 +46,7 @@ def test_an_answer_example_asks_for_the_letter_where_the_right_option_stands(pro
 def test_the_right_letter_does_not_depend_on_the_place_in_the_file(prompts):
     """Options are shuffled anew each epoch, so the key's habit cannot be learnt."""
     question = Question("天？", ("地", "玄", "黃", "宇"), 1, "s", "q")
-    objective = Objective("answer", prompts, [question], 0)
+    objective = ExamObjective("answer", prompts, [question], 0)
     places = Counter(objective.example("answer", 0, epoch).targets[0] for epoch in range(400))
     assert all(70 < places[place] < 130 for place in range(4))
 
@@ -54,20 +54,20 @@ def test_the_right_letter_does_not_depend_on_the_place_in_the_file(prompts):
 @pytest.mark.parametrize("name", ["answer", "answer+mlm", "mlm"])
 def test_the_same_seed_epoch_and_row_give_the_same_example(prompts, name):
     rows = some_questions(10)
-    first, second = (Objective(name, prompts, r, 7) for r in (rows, rows[::-1]))
+    first, second = (ExamObjective(name, prompts, r, 7) for r in (rows, rows[::-1]))
     for kind, row in first.epoch(2):
         assert first.example(kind, row, 2) == second.example(kind, 9 - row, 2)
     assert [first.example(*e, 2) for e in first.epoch(2)] != [first.example(*e, 3) for e in first.epoch(3)]
 
 
 def test_one_example_in_five_is_plain_masked_language_model_work(prompts):
-    kinds = Counter(kind for kind, _ in Objective("answer+mlm", prompts, some_questions(400), 0).epoch(0))
+    kinds = Counter(kind for kind, _ in ExamObjective("answer+mlm", prompts, some_questions(400), 0).epoch(0))
     assert kinds == {"answer": 400, "mlm": 100}
 
 
 def test_mlm_hides_the_whole_answer_in_most_examples_and_something_in_all(prompts):
     question = Question("天地玄黃宇宙洪荒日月？", ("盈昃", "辰"), 0, "s", "q")
-    objective = Objective("mlm", prompts, [question, Statement("天是地玄黃。", 2, 5, "s", "t")], 0)
+    objective = ExamObjective("mlm", prompts, [question, Statement("天是地玄黃。", 2, 5, "s", "t")], 0)
     for row, answer in ((0, "盈昃"), (1, "地玄黃")):
         wanted = []
         for epoch in range(400):
@@ -82,10 +82,10 @@ def test_what_is_hidden_is_hidden(prompts):
     for question in some_questions():
         plain = prompts.plain(question, 1)
         for epoch in range(5):
-            example = Objective("mlm", prompts, [question], 0).example("mlm", 0, epoch)
+            example = ExamObjective("mlm", prompts, [question], 0).example("mlm", 0, epoch)
             if example.positions == plain.blank and len(plain.blank) > 1:  # the whole answer
                 assert {example.ids[i] for i in example.positions} == {prompts.mask}
-    assert hide((5, 6, 7), [1], 4) == (5, 4, 7)
+    assert mask_positions((5, 6, 7), [1], 4) == (5, 4, 7)
 
 
 def test_an_epoch_holds_every_row_once_and_batches_rows_of_like_length():
@@ -101,7 +101,7 @@ def test_an_epoch_holds_every_row_once_and_batches_rows_of_like_length():
 
 @pytest.mark.parametrize(("rows", "world", "micros"), [(32, 2, 4), (7, 2, 4), (1, 4, 2), (5, 3, 1)])
 def test_a_global_batch_is_cut_without_loss_and_alike_on_every_rank(rows, world, micros):
-    parts = [cut(list(range(rows)), rank, world, micros) for rank in range(world)]
+    parts = [split_micro_batches(list(range(rows)), rank, world, micros) for rank in range(world)]
     assert {len(part) for part in parts} == {micros}
     flat = [row for part in parts for micro in part for row in micro]
     assert sorted(row for row in flat if row is not None) == list(range(rows))
@@ -145,11 +145,11 @@ def test_a_row_that_only_keeps_ranks_in_step_weighs_nothing():
 
 def test_validation_rows_are_drawn_alike_every_time(prompts):
     def drawn():
-        objective = Objective("mlm", prompts, some_questions(5), 3)
+        objective = ExamObjective("mlm", prompts, some_questions(5), 3)
         return [objective.example(*entry, 0) for entry in objective.epoch(0)]
 
     first = drawn()
     random.seed(7)
     torch.manual_seed(7)
-    Objective("mlm", prompts, some_questions(9), 4).example("mlm", 0, 5)
+    ExamObjective("mlm", prompts, some_questions(9), 4).example("mlm", 0, 5)
     assert drawn() == first

@@ -13,11 +13,11 @@ import browser as browsers
 import pytest
 
 import inference
-from finetune.data.contamination import Taught
+from finetune.data.contamination import TrainedQuestions
 from finetune.data.question import Question
 from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
-from finetune.evaluation.evaluator import Sitting
+from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.scoring import Scores
 from finetune.reports import report, sections
 from finetune.reports.html import embedded, percent, training
@@ -33,7 +33,7 @@ WIDTHS = (400, 1400)
 # ---- made-up exams -----------------------------------------------------------------------------------------
 
 
-def sat(questions, accuracy: float, method="letter", seed=0, cyclic=False) -> Sitting:
+def sat(questions, accuracy: float, method="letter", seed=0, cyclic=False) -> ExamResult:
     """Answers of which about so many are right."""
     rng = random.Random(seed)
     rows, by_order = Scores(), []
@@ -46,7 +46,7 @@ def sat(questions, accuracy: float, method="letter", seed=0, cyclic=False) -> Si
         turns = [tuple(order[i:] + order[:i]) for i in order]
         by_order.append([(turn, [rng.random() for _ in row]) for turn in turns] if cyclic else [])
     rows.by_order = by_order
-    return Sitting(questions, rows, method, "cyclic" if cyclic else "1")
+    return ExamResult(questions, rows, method, "cyclic" if cyclic else "1")
 
 
 def ask(subjects, each: int, seed=0, text="") -> list[Question]:
@@ -72,14 +72,14 @@ def full(text="") -> report.Report:
     for name, rows in (("held_back", one), ("test", many)):
         mine, other = sat(rows, 0.6, cyclic=name == "test"), sat(rows, 0.1, seed=5)
         alone, unseen = sat(rows, 0.05, seed=6), sat(ask(["physics"], 50, seed=9), 0.5)
-        results[name] = evaluator.figures(mine, other, Taught.of(rows[:15]), alone, unseen)
+        results[name] = evaluator.compute_metrics(mine, other, TrainedQuestions.of(rows[:15]), alone, unseen)
         sittings[name] = (mine, other)
     history = [
         {"step": s, "train_loss": 3 / s, "validation_loss": 4 / s, "validation_accuracy": 1 - 1 / s}
         for s in range(1, 9)
     ]
     return report.Report(
-        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or sections.UNTUNED, "other",
+        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or sections.BASE_MODEL_TITLE, "other",
         history, 5, [sections.NOT_COMPARABLE, *filter(None, [text])],
     )  # fmt: skip
 
@@ -183,17 +183,17 @@ def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refu
     ],
 )
 def test_the_verdict_says_what_the_figures_show(made, said):
-    assert sections.sentence(report.Report({}, {}, {}), figures(**made)) == said
+    assert sections.verdict_sentence(report.Report({}, {}, {}), figures(**made)) == said
 
 
 def test_the_other_model_is_named_without_the_folders_above_it():
     held = report.Report({}, {}, {}, other="/home/someone/runs/first/model")
-    assert "與 first/model 的 38 % 分不出高下" in sections.sentence(held, figures(80, other=76))
+    assert "與 first/model 的 38 % 分不出高下" in sections.verdict_sentence(held, figures(80, other=76))
 
 
 def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_verdict():
     found = full().results["held_back"] | {"refused": 3}
-    lines = sections.remarks(full(), found)
+    lines = sections.section_notes(full(), found)
     assert lines[0] == sections.NOT_COMPARABLE
     assert any("15 題是模型訓練過的，去掉後" in line for line in lines) and "3 題" in lines[-1]
 
@@ -208,12 +208,14 @@ def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_ver
 )
 def test_order_bias_is_told_or_why_there_is_none(method, orders, said):
     rows = ask(["physics"], 20)
-    found = evaluator.figures(sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter"))
+    found = evaluator.compute_metrics(
+        sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter")
+    )
     assert said in sections.order_bias(found)
 
 
 def test_a_temperature_that_could_not_be_fitted_is_said():
-    found = evaluator.figures(sat(ask(["physics"], 20), 0.5))
+    found = evaluator.compute_metrics(sat(ask(["physics"], 20), 0.5))
     assert "沒有題目可用來調整溫度" in sections.calibration(found)
 
 
@@ -224,7 +226,7 @@ def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure,
     for index, row in enumerate(sitting.scores):  # every second question right, whatever the confidence
         chosen = rows[index].answer if index % 2 else (rows[index].answer + 1) % 4
         row[:] = [sure * (i == chosen) for i in range(4)]
-    assert said in sections.calibration(evaluator.figures(sitting))
+    assert said in sections.calibration(evaluator.compute_metrics(sitting))
 
 
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):

@@ -7,8 +7,8 @@ import pytest
 from conftest import HAN, random_text
 
 from finetune.data.question import Question, Statement
-from finetune.prompts.exam import ExamPrompts, Template, TooLong
-from finetune.prompts.option_order import cyclic_orders, fixed_places, rearranged, speaks_of_others
+from finetune.prompts.exam import ExamPrompts, PromptTooLong, Template
+from finetune.prompts.option_order import cyclic_orders, pinned_options, rearranged, refers_to_other_options
 from finetune.runtime.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_truncation_never_loses_an_option_or_the_blank(tokenizer):
 
 def test_options_that_do_not_fit_by_themselves_are_refused_not_cut(tokenizer):
     question = Question("天？", (HAN, HAN[1:]), 0)
-    with pytest.raises(TooLong):
+    with pytest.raises(PromptTooLong):
         ExamPrompts(tokenizer, 64).listed(question, (0, 1))
 
 
@@ -85,32 +85,32 @@ def test_the_blank_of_a_plain_prompt_is_the_text_of_the_option(tokenizer):
     "以上皆是 以上皆非 皆是 以上都對 上述三者皆是 均不正確 全部皆是 所有選項皆正確 無正確答案".split(),
 )
 def test_an_option_that_sums_up_the_others_is_known(option):
-    assert speaks_of_others(option) == "above"
+    assert refers_to_other_options(option) == "above"
 
 
 @pytest.mark.parametrize(
     "option", "A與C AB ABC A、B皆是 （A）（B） 只有A A和B都正確 選項A與B皆正確 ＡＢ".split()
 )
 def test_an_option_that_names_others_by_letter_is_known(option):
-    assert speaks_of_others(option) == "letters"
+    assert refers_to_other_options(option) == "letters"
 
 
 @pytest.mark.parametrize(
     "option", "DNA CO B群鏈球菌 CH4 100℃以上 A 皆高於平均範圍 全民皆有影響 外觀完整，乾溼皆可".split()
 )
 def test_an_option_that_stands_alone_may_move(option):
-    assert speaks_of_others(option) == ""
+    assert refers_to_other_options(option) == ""
 
 
 def test_options_that_speak_of_others_keep_their_place():
-    assert fixed_places(("甲", "乙", "丙", "以上皆是")) == (3,)
-    assert fixed_places(("甲", "以上皆是", "丙", "丁")) == (
+    assert pinned_options(("甲", "乙", "丙", "以上皆是")) == (3,)
+    assert pinned_options(("甲", "以上皆是", "丙", "丁")) == (
         0,
         1,
         2,
         3,
     )  # not the last: it speaks of those before
-    assert fixed_places(("甲", "乙", "丙", "A與C")) == (0, 1, 2, 3)
+    assert pinned_options(("甲", "乙", "丙", "A與C")) == (0, 1, 2, 3)
     rng = random.Random(0)
 
     def shuffled(places):
@@ -124,7 +124,7 @@ def test_options_that_speak_of_others_keep_their_place():
 @pytest.mark.parametrize("options", [("甲", "乙", "丙", "丁"), ("甲", "乙", "丙", "以上皆非"), ("甲", "乙")])
 def test_cyclic_orders_show_every_movable_option_once_at_every_movable_place(options):
     orders = cyclic_orders(options)
-    for place in set(range(len(options))) - set(fixed_places(options)):
+    for place in set(range(len(options))) - set(pinned_options(options)):
         assert Counter(order[place] for order in orders).most_common(1)[0][1] == 1
 
 

@@ -29,12 +29,12 @@ from finetune.data import corpus as text_corpus
 from finetune.data.bad_rows import Unreadable
 from finetune.data.cleaning import Cleaning
 from finetune.data.exam import read_exam
-from finetune.data.instructions import parse_instruction, read_course
+from finetune.data.instructions import parse_instruction, read_instructions
 from finetune.data.labelled import read_labelled
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
 from finetune.data.tables import read_table
-from finetune.predict.repl import Terminal
+from finetune.predict.repl import Repl
 from finetune.runtime import errors, manifest, strict_json
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import READABLE
@@ -206,7 +206,7 @@ def test_any_row_is_a_labelled_text_or_a_reason_why_not(row, multi, pair, classe
 @given(st.builds(lambda raw: raw.decode("utf-8", "replace"), contents()) | st.builds(json.dumps, values))
 @drawn("json")
 def test_json_is_read_as_python_reads_it_or_refused_with_a_reason(text):
-    value = fine(strict_json.decode, text, raises=strict_json.NoJson)
+    value = fine(strict_json.decode, text, raises=strict_json.JsonError)
     if value is not None:
         assert json.dumps(value) == json.dumps(json.loads(text, parse_constant=lambda name: None))
 
@@ -233,7 +233,7 @@ def test_any_file_of_data_is_read_by_every_task_or_refused(room, raw, suffix, on
     file.write_bytes(raw)
     with contextlib.redirect_stderr(io.StringIO()):
         fine(lambda: read_exam(str(file), on_bad_rows=on_bad_rows))
-        fine(lambda: read_course(str(file), on_bad_rows=on_bad_rows))
+        fine(lambda: read_instructions(str(file), on_bad_rows=on_bad_rows))
         fine(lambda: read_corpus_of(str(file), on_bad_rows))
         fine(lambda: read_labelled(str(file), on_bad_rows=on_bad_rows))
 
@@ -391,7 +391,7 @@ class Deaf:
 @example("top " + "9" * 5000)
 @example("top ٣")
 def test_any_entry_is_taken_or_refused(entry):
-    terminal = Terminal(Deaf(), None, 5)
+    terminal = Repl(Deaf(), None, 5)
     if entry.strip().lower() != "qa":
         with contextlib.redirect_stdout(io.StringIO()):
             fine(terminal.take, entry.strip())
@@ -438,7 +438,7 @@ def test_any_manifest_gives_a_list_of_what_is_wrong(room, raw):
     folder = room / "sealed"
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(raw)
-    found = manifest.problems(folder)
+    found = manifest.verify(folder)
     assert found and all(isinstance(one, str) for one in found)
 
 

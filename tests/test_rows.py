@@ -12,16 +12,16 @@ import pytest
 from conftest import random_text
 
 from finetune.data import question_store
-from finetune.data.contamination import Taught
+from finetune.data.contamination import TrainedQuestions
 from finetune.data.exam import Exam, write_questions
-from finetune.data.question import Question, Statement, as_dict, draw
-from finetune.data.question_store import Rows, Shelf, joined, pick
-from finetune.data.splits import sample_rows, split_pool
+from finetune.data.question import Question, Statement, as_dict, seeded_hash
+from finetune.data.question_store import QuestionStore, QuestionView, concat, pick
+from finetune.data.splits import sample_rows, split_exam
 from finetune.models import run_card
-from finetune.models.run_card import RunCard, remembered
+from finetune.models.run_card import RunCard, question_fingerprints
 from finetune.objectives import exam as exam_objective
-from finetune.objectives.batching import Entries, Plan, plan_epoch
-from finetune.objectives.exam import Objective
+from finetune.objectives.batching import EpochPlan, ExampleIndex, plan_epoch
+from finetune.objectives.exam import ExamObjective
 from finetune.prompts.exam import ExamPrompts
 from finetune.runtime.errors import UserError
 from finetune.training import datamodule
@@ -54,7 +54,7 @@ def place(request, monkeypatch):
 
 def test_what_is_put_on_the_shelf_is_read_back_as_it_was_in_any_order(place):
     told = questions(60, passages=5)
-    kept = Rows(told[:30])
+    kept = QuestionView(told[:30])
     assert list(kept) == told[:30]
     for question in told[30:]:  # reading and writing take turns
         kept.append(question)
@@ -77,7 +77,7 @@ def slow_split(exam: dict[str, list[Question]], pool: str, seed: int) -> tuple[l
             if question.fingerprint not in seen:
                 seen.add(question.fingerprint)
                 pooled.append(question)
-    pooled.sort(key=lambda q: (q.subject, draw(seed, q.passage or q.fingerprint)))
+    pooled.sort(key=lambda q: (q.subject, seeded_hash(seed, q.passage or q.fingerprint)))
     parts, count = ([], [], []), 0
     for passage, group in groupby(pooled, lambda q: q.passage):
         for together in [list(group)] if passage else ([q] for q in group):
@@ -96,9 +96,9 @@ def test_rows_are_split_as_a_plain_loop_over_lists_splits_them(place, pool, pass
         for name, count in (("train", 90), ("test", 40), ("validation", 31))
     }
     exam["train"] += exam["test"][:5] + exam["validation"][:7]
-    shelf = Shelf()
-    told = {name: Rows(made, shelf) for name, made in exam.items()} if shelved else exam
-    pools = split_pool(Exam(told, ""), RATIO, pool, 3)
+    shelf = QuestionStore()
+    told = {name: QuestionView(made, shelf) for name, made in exam.items()} if shelved else exam
+    pools = split_exam(Exam(told, ""), RATIO, pool, 3)
     fit, validation, held_back, twice = slow_split(exam, pool, 3)
     assert twice > 10 and pools.duplicates == twice
     assert (pools.fit, pools.validation, pools.held_back) == (fit, validation, held_back)
@@ -107,24 +107,27 @@ def test_rows_are_split_as_a_plain_loop_over_lists_splits_them(place, pool, pass
 
 def test_rows_of_several_shelves_are_joined_too():
     told = questions(20)
-    shelf = Shelf()
-    assert joined([Rows(told[:5], shelf), Rows(told[5:12], shelf), Rows(shelf=shelf)]) == told[:12]
-    assert joined([Rows(told[:5]), Rows(told[5:])]) == told
-    assert joined([]) == []
+    shelf = QuestionStore()
+    assert (
+        concat([QuestionView(told[:5], shelf), QuestionView(told[5:12], shelf), QuestionView(shelf=shelf)])
+        == told[:12]
+    )
+    assert concat([QuestionView(told[:5]), QuestionView(told[5:])]) == told
+    assert concat([]) == []
 
 
 def test_the_same_few_are_drawn_from_a_list_and_from_a_shelf():
     told = questions(50)
-    assert sample_rows(Rows(told), 7, 1) == sample_rows(told, 7, 1) != sample_rows(told, 7, 2)
+    assert sample_rows(QuestionView(told), 7, 1) == sample_rows(told, 7, 1) != sample_rows(told, 7, 2)
     assert (
         len(sample_rows(told, 7, 1)) == 7
-        and sample_rows(Rows(told), 0, 1) == sample_rows(told, 50, 1) == told
+        and sample_rows(QuestionView(told), 0, 1) == sample_rows(told, 50, 1) == told
     )
     assert pick(told, [2, 9]) == [told[2], told[9]]
 
 
 def test_a_full_disk_is_said_with_the_place_and_the_way_out(monkeypatch):
-    shelf, told = Shelf(), questions(2)
+    shelf, told = QuestionStore(), questions(2)
     shelf.append(told[0])
 
     class Full:
@@ -140,7 +143,7 @@ def test_a_full_disk_is_said_with_the_place_and_the_way_out(monkeypatch):
 
 def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatch):
     monkeypatch.setattr(question_store, "IN_MEMORY", 1 << 10)
-    kept, told = Rows(), questions(4000)
+    kept, told = QuestionView(), questions(4000)
     tracemalloc.start()
     for question in told:
         kept.append(question)
@@ -155,7 +158,7 @@ def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatc
 @pytest.mark.parametrize("name", ["answer", "answer+mlm", "mlm"])
 def test_examples_of_rows_on_a_shelf_are_those_of_a_list(place, loaded, name):
     told = [q for q in questions(40) if q.answer is not None] + [Question("長" * 300, ("甲" * 150, "乙"), 0)]
-    made = [Objective(name, ExamPrompts(loaded[1], 128), kept, 1) for kept in (told, Rows(told))]
+    made = [ExamObjective(name, ExamPrompts(loaded[1], 128), kept, 1) for kept in (told, QuestionView(told))]
     assert made[0].too_long == made[1].too_long and len(made[0].too_long) == 1
     assert made[0].lengths == made[1].lengths
     entries = made[0].epoch(2)
@@ -177,7 +180,7 @@ def test_texts_tokenized_together_have_the_ids_of_those_tokenized_alone(loaded):
 def test_token_ids_and_words_are_remembered_of_so_many_rows_and_no_more(loaded, monkeypatch):
     monkeypatch.setattr(exam_objective, "WORDS_KEPT", 5)
     prompts = ExamPrompts(loaded[1], 64, remembered=50)
-    objective = Objective("mlm", prompts, [q for q in questions(200) if q.answer is not None], 1)
+    objective = ExamObjective("mlm", prompts, [q for q in questions(200) if q.answer is not None], 1)
     for entry in objective.epoch(0):
         objective.example(*entry, 0)
     assert len(objective._words) <= 5
@@ -187,19 +190,19 @@ def test_token_ids_and_words_are_remembered_of_so_many_rows_and_no_more(loaded, 
 @pytest.mark.parametrize("count", [1, 5])
 def test_questions_are_handed_on_as_one_piece_of_json_would_hold_them(tmp_path, count):
     told = [Question("甲\u2028乙\x85丙\n丁", ("一\u2029", "二"), 1, "s", f"{n}") for n in range(count)]
-    write_questions(tmp_path / "q.json", Rows(told))
+    write_questions(tmp_path / "q.json", QuestionView(told))
     text = (tmp_path / "q.json").read_text(encoding="utf-8")
     assert text == json.dumps([as_dict(question) for question in told], ensure_ascii=False, indent=1) + "\n"
 
 
 def test_entries_and_plans_are_the_lists_that_they_stand_for():
-    entries = Entries(("answer", range(20)), ("mlm", [3, 5]))
+    entries = ExampleIndex(("answer", range(20)), ("mlm", [3, 5]))
     plain = [("answer", at) for at in range(20)] + [("mlm", 3), ("mlm", 5)]
     assert list(entries) == plain and entries[-1] == plain[-1] and entries[3:22:4] == plain[3:22:4]
     with pytest.raises(IndexError):
         entries[22]
     batches = plan_epoch([5] * 22, 4, 0, 1)
-    plan = Plan(entries, batches)
+    plan = EpochPlan(entries, batches)
     assert list(plan) == [[plain[at] for at in batch] for batch in batches]
     assert len(plan[2:]) == len(batches) - 2 and plan[2:][0] == plan[2]
 
@@ -207,15 +210,15 @@ def test_entries_and_plans_are_the_lists_that_they_stand_for():
 def test_of_very_many_questions_a_card_knows_the_same_ones_but_not_near_ones(tmp_path, monkeypatch):
     told = questions(30, seed=4)
     near = Question(told[3].stem + "何", told[3].options, 0)
-    whole = remembered(Rows(told))
-    assert whole == remembered(told) and all(whole.values())
+    whole = question_fingerprints(QuestionView(told))
+    assert whole == question_fingerprints(told) and all(whole.values())
     monkeypatch.setattr(run_card, "SKETCHED", 10)
-    few = remembered(Rows(told))
+    few = question_fingerprints(QuestionView(told))
     assert few == dict.fromkeys(whole, "")
     RunCard(fingerprints=sorted(few)).write(tmp_path)
     taught = RunCard.read(tmp_path).taught
     assert all(taught.find(question) == ("same", 1.0) for question in told)
-    assert taught.find(near)[0] == "" and Taught.of(told).find(near)[0] == "near"
+    assert taught.find(near)[0] == "" and TrainedQuestions.of(told).find(near)[0] == "near"
 
 
 def test_a_run_of_very_many_says_so_and_keeps_the_sketches_of_the_stage_before_it(

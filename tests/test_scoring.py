@@ -11,7 +11,7 @@ from conftest import random_text
 from finetune.data.question import Question
 from finetune.data.segmentation import simplified, word_spans
 from finetune.evaluation.scoring import Ranking, best, ranking, score_options, tied
-from finetune.models.forward import BlankLogits
+from finetune.models.forward import TokenLogits
 from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.scoring_methods import METHODS, ORDERS, TEXT, parse
 
@@ -19,7 +19,7 @@ from finetune.prompts.scoring_methods import METHODS, ORDERS, TEXT, parse
 @pytest.fixture(scope="module")
 def world(loaded):
     model, tokenizer, _ = loaded
-    return model, tokenizer, ExamPrompts(tokenizer, 128), BlankLogits(model).eval()
+    return model, tokenizer, ExamPrompts(tokenizer, 128), TokenLogits(model).eval()
 
 
 def some_questions(count=12):
@@ -317,9 +317,9 @@ def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
 
     model, tokenizer, prompts, _ = world
     held = []
-    run = queries.Prober.__call__
+    run = queries.LogprobRunner.__call__
     monkeypatch.setattr(
-        queries.Prober, "__call__",
+        queries.LogprobRunner, "__call__",
         lambda self, rows: held.append(sum(len(row.ids) for row in rows)) or run(self, rows),
     )  # fmt: skip
     monkeypatch.setattr("finetune.evaluation.scoring.WINDOW_TOKENS", 20_000)
@@ -401,4 +401,4 @@ def test_logits_at_the_blanks_are_the_models_own_for_every_family(family):
     rows, cols = torch.tensor([0, 1]), torch.tensor([3, 5])
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[rows, cols]
-        torch.testing.assert_close(BlankLogits(model)(ids, torch.ones_like(ids), rows, cols), expected)
+        torch.testing.assert_close(TokenLogits(model)(ids, torch.ones_like(ids), rows, cols), expected)

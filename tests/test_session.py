@@ -15,7 +15,7 @@ from finetune.data.exam import read_exam
 from finetune.data.question import LETTERS, Question
 from finetune.evaluation.scoring import best
 from finetune.models.run_card import RunCard
-from finetune.predict.predictor import Filler
+from finetune.predict.predictor import MaskedLMPredictor
 from finetune.prompts.scoring_methods import TEXT
 
 MODEL = "my_bert_finetuned_model_hf_format"
@@ -129,7 +129,7 @@ def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same
 
     assert train("--objective", "answer", "--max_steps", 1, "--exam_limit", 2) == 0
     asked = []
-    sit = evaluator.sit
+    sit = evaluator.run_exam
     monkeypatch.setattr(exam_command, "sit", lambda *a: asked.append((a[2], a[3])) or sit(*a))
     code, *_ = examine(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
     assert code == 0 and asked == [("letter", "cyclic")] * 4
@@ -190,7 +190,7 @@ def balanced(count: int, seed=3) -> list[Question]:
 
 @pytest.mark.parametrize("method", ["letter", "letter+prior", "joint+pmi", *TEXT])
 def test_an_untrained_model_scores_a_quarter_on_balanced_questions(loaded, method):
-    examinee, questions = Filler.of(*loaded), balanced(2000)
+    examinee, questions = MaskedLMPredictor.of(*loaded), balanced(2000)
     scores = examinee.score(questions, method, "1")
     right = statistics.fmean(best(row) == q.answer for row, q in zip(scores, questions, strict=True))
     assert 0.22 <= right <= 0.28

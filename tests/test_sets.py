@@ -13,7 +13,7 @@ from test_page import full
 
 from finetune.data.labelled import Labelled
 from finetune.evaluation.sets import ORDER, in_order
-from finetune.objectives.classification import Classification
+from finetune.objectives.classification import ClassificationObjective
 from finetune.objectives.preview import tell_of_lengths
 from finetune.reports import model_card, perplexity, report
 from finetune.reports.classification import verdict
@@ -90,7 +90,7 @@ def test_training_validation_exam_and_report_agree_on_questions_of_ties(train, t
 
 def test_a_text_that_is_cut_is_called_a_text(loaded, capsys):
     rows = [Labelled("天地玄黃" * 20, labels=(0,)), Labelled("天", labels=(1,))]
-    tell_of_lengths("訓練", Classification(loaded[1], rows, 16, 2, False))
+    tell_of_lengths("訓練", ClassificationObjective(loaded[1], rows, 16, 2, False))
     assert "1 列太長，縮短了文字的尾端" in capsys.readouterr().err
     replies = SimpleNamespace(rows=rows, name="sft", shortened=1, too_long=[])
     tell_of_lengths("訓練", replies)

@@ -20,7 +20,7 @@ from finetune.models.lora import Lora, attach, save_adapter
 from finetune.models.run_card import RunCard
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
 from finetune.predict.batch_file import Journal
-from finetune.predict.causal import Speaker, chosen_letter
+from finetune.predict.causal import CausalLMPredictor, chosen_letter
 from finetune.runtime.console import plain
 from finetune.runtime.errors import UserError
 
@@ -96,7 +96,7 @@ def scripted(monkeypatch, *replies: str) -> None:
             on_done(len(prompts))
         return [next(said) for _ in prompts]
 
-    monkeypatch.setattr(Speaker, "reply", reply)
+    monkeypatch.setattr(CausalLMPredictor, "reply", reply)
 
 
 # ---- letters -----------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def scripted(monkeypatch, *replies: str) -> None:
 def test_letter_scores_are_those_of_a_plain_loop(loaded, orders):
     """One forward pass of the bare model for each order, log-softmax over the letters, the mean."""
     model, tokenizer, _ = loaded
-    speaker = Speaker(*loaded)
+    speaker = CausalLMPredictor(*loaded)
     rows = [*questions_of(3, 3), *questions_of(2, 4, seed=1)]
     scores = speaker.score(rows, "letter", orders)
     for question, found in zip(rows, scores, strict=True):
@@ -261,8 +261,10 @@ def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tm
 
 def test_to_generate_the_model_is_asked_where_it_is_to_speak(qwen, monkeypatch):
     question, asked = questions_of(1)[0], []
-    monkeypatch.setattr(Speaker, "reply", lambda self, prompts, *more: asked.extend(prompts) or ["C"])
-    speaker = Speaker(*qwen)
+    monkeypatch.setattr(
+        CausalLMPredictor, "reply", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
+    )
+    speaker = CausalLMPredictor(*qwen)
     scores = speaker.score([question], "generate", "1")
     assert scores == [[-1.0, -1.0, 0.0, -1.0]]
     messages = speaker.prompts.messages(question, range(4), question.stem)
@@ -520,7 +522,7 @@ def test_text_is_what_generate_of_transformers_writes(loaded):
 
 
 def test_a_special_token_in_a_text_to_go_on_from_is_not_obeyed(llama):
-    speaker = Speaker(*llama)
+    speaker = CausalLMPredictor(*llama)
     assert speaker.tokenizer.eos_token_id not in speaker.ask("天<|endoftext|>地")
     assert speaker.tokenizer.decode(speaker.ask("天<|endoftext|>地")) == "天<|endoftext|>地"
 
@@ -560,15 +562,15 @@ def test_the_stream_of_a_chat_is_the_reply_without_the_white_space_around_it(qwe
     import finetune.predict.causal
 
     monkeypatch.setattr(finetune.predict.causal, "stream", lambda *_: iter(pieces))
-    assert "".join(Speaker(*qwen).speak([1], None)) == "".join(pieces).strip()
+    assert "".join(CausalLMPredictor(*qwen).speak([1], None)) == "".join(pieces).strip()
 
 
 def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_own(qwen, llama, monkeypatch):
     import finetune.predict.causal
 
     monkeypatch.setattr(finetune.predict.causal, "generate", lambda *_, **more: ["\n 天 地 \n"])
-    assert Speaker(*qwen).reply([[1]], None) == ["天 地"]
-    assert Speaker(*llama).reply([[1]], None) == ["\n 天 地 \n"]
+    assert CausalLMPredictor(*qwen).reply([[1]], None) == ["天 地"]
+    assert CausalLMPredictor(*llama).reply([[1]], None) == ["\n 天 地 \n"]
 
 
 def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, llama_dir, monkeypatch):
@@ -579,8 +581,8 @@ def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, l
 
 
 def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, talk, monkeypatch):
-    asked, ask = [], Speaker.ask
-    monkeypatch.setattr(Speaker, "ask", lambda self, said: asked.append(said) or ask(self, said))
+    asked, ask = [], CausalLMPredictor.ask
+    monkeypatch.setattr(CausalLMPredictor, "ask", lambda self, said: asked.append(said) or ask(self, said))
     out = talk(qwen, "天", "地", "help", "reset", "玄", "help")
     first, second, third = asked
     replies = replies_in(out)
@@ -642,7 +644,7 @@ def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_s
 
 def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, talk, monkeypatch):
     used = []
-    monkeypatch.setattr(Speaker, "speak", lambda self, ids, how: used.append(how) or iter(["天"]))
+    monkeypatch.setattr(CausalLMPredictor, "speak", lambda self, ids, how: used.append(how) or iter(["天"]))
     talk(qwen, "tokens 3", "sample on", "temperature 0.5", "地", "sample off", "地", num_beams=2)
     assert [(how.max_new_tokens, how.samples, how.temperature) for how in used] == [
         (3, True, 0.5),
@@ -651,8 +653,10 @@ def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, talk, monkeyp
 
 
 def test_a_conversation_that_has_grown_too_long_loses_what_was_said_first(qwen, talk, monkeypatch):
-    asked, speak = [], Speaker.speak
-    monkeypatch.setattr(Speaker, "speak", lambda self, ids, how: asked.append(ids) or speak(self, ids, how))
+    asked, speak = [], CausalLMPredictor.speak
+    monkeypatch.setattr(
+        CausalLMPredictor, "speak", lambda self, ids, how: asked.append(ids) or speak(self, ids, how)
+    )
     first, second = (c * (300 * 8 // len(qwen[1](c * 8)["input_ids"])) for c in "天地")  # 300 tokens each
     out = talk(qwen, first, second, "玄" * 3000, "黃", max_new_tokens=2)
     assert len(replies_in(out)) == 3 and out.count("⚠️") == 1  # what does not fit alone is refused
@@ -666,15 +670,15 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, talk, monkeypat
         yield "天地"
         raise KeyboardInterrupt
 
-    asked, ask = [], Speaker.ask
-    monkeypatch.setattr(Speaker, "ask", lambda self, said: asked.append(said) or ask(self, said))
-    monkeypatch.setattr(Speaker, "speak", stopped)
+    asked, ask = [], CausalLMPredictor.ask
+    monkeypatch.setattr(CausalLMPredictor, "ask", lambda self, said: asked.append(said) or ask(self, said))
+    monkeypatch.setattr(CausalLMPredictor, "speak", stopped)
     out = talk(qwen, "玄", "黃")
     assert out.count("天地…（停在這裡）") == 2 and asked[1][1]["content"] == "天地"
 
 
 def test_a_model_that_says_nothing_is_said_to(qwen, talk, monkeypatch):
-    monkeypatch.setattr(Speaker, "speak", lambda self, ids, decoding: iter(()))
+    monkeypatch.setattr(CausalLMPredictor, "speak", lambda self, ids, decoding: iter(()))
     assert replies_in(talk(qwen, "天")) == ["（它什麼也沒說）"]
 
 
@@ -788,7 +792,7 @@ def test_a_row_as_it_is_asked_is_the_row_as_it_is_taught(qwen):
         "system": "你是雲",
         "history": [["一", "二"]],
     }
-    speaker = Speaker(*qwen)
+    speaker = CausalLMPredictor(*qwen)
     (taught,) = speaker.chat.conversation(parse_instruction(row).messages)
     asked = speaker.ask(parse_instruction(row, need_answer=False).messages)
     assert asked == taught.ids[: taught.spoken[-1].start]
@@ -803,4 +807,4 @@ def test_a_model_is_asked_in_the_style_that_its_card_says(qwen_dir, style):
         "plain": "User: 天\nAssistant:",
         "none": "天",
     }[style]
-    assert tokenizer.decode(Speaker(model, tokenizer, device).ask("天")) == wanted
+    assert tokenizer.decode(CausalLMPredictor(model, tokenizer, device).ask("天")) == wanted

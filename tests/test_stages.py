@@ -540,7 +540,7 @@ def test_attention_that_ignores_the_mask_is_found_out_before_training(teach, tmp
     from finetune.models import forward as model_forward
 
     monkeypatch.setattr(
-        model_forward, "isolating", lambda documents: torch.ones(1, 1, 1, documents.shape[1]).bool()
+        model_forward, "document_mask", lambda documents: torch.ones(1, 1, 1, documents.shape[1]).bool()
     )
     assert teach("cpt", write_texts(tmp_path / "t.json"), "--max_length", 64) == 2
     assert "隔不開兩篇文字" in capsys.readouterr().err and not (tmp_path / "checkpoints").exists()
@@ -569,11 +569,11 @@ def test_short_rows_leave_room_for_samples_in_the_report(teach, tmp_path):
 
 def test_questions_about_one_passage_stay_on_one_side(teach, tmp_path):
     from finetune.data.exam import read_exam
-    from finetune.data.splits import split_pool
+    from finetune.data.splits import split_exam
 
     rows = [[str(n), f"文章{n // 3}", f"問{n}", "甲", "乙", "丙", "丁", "1"] for n in range(60)]
     names = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案")
-    pools = split_pool(read_exam(str(write_csv(tmp_path / "r.csv", rows, names))), (0.6, 0.3, 0.1), "fit", 0)
+    pools = split_exam(read_exam(str(write_csv(tmp_path / "r.csv", rows, names))), (0.6, 0.3, 0.1), "fit", 0)
     parts = [{q.passage for q in part} for part in (pools.fit, pools.validation, pools.held_back)]
     assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 20
     assert [len(p) for p in (pools.fit, pools.validation, pools.held_back)] == [36, 18, 6]

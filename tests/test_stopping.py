@@ -38,7 +38,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(train, tmp_path
     shell they are a stop like SIGTERM."""
     stop_at(monkeypatch, 2, getattr(signal, name))
     assert train(*STEPS) == code
-    assert manifest.problems(tmp_path / "checkpoints/step3") == []
+    assert manifest.verify(tmp_path / "checkpoints/step3") == []
 
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once_and_in_order(
@@ -46,13 +46,13 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_in_order(
 ):
     from finetune.training import datamodule
 
-    prepare = datamodule.prepare
+    prepare = datamodule.setup_data
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGUSR1)
         return prepare(*args)
 
-    monkeypatch.setattr(datamodule, "prepare", interrupted)
+    monkeypatch.setattr(datamodule, "setup_data", interrupted)
     assert train(*STEPS) == 143
     seen = capsys.readouterr().err
     assert "■ 已中斷" in seen and "Traceback" not in seen and not (tmp_path / "checkpoints").exists()
@@ -208,7 +208,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_with_one_checkpoint(
         _, alive = psutil.wait_procs(family, timeout=SOON)
         assert not alive
         saved = list((tmp_path / "checkpoints").glob("step*"))
-        assert len(saved) == 1 and manifest.problems(saved[0]) == []
+        assert len(saved) == 1 and manifest.verify(saved[0]) == []
         assert said.count("收到停止訊號") == said.count("加 --resume 接續") == 1, said[-2000:]
     finally:
         end(process)
@@ -278,7 +278,7 @@ def body():
         return
     time.sleep(300)  # in a call that does not end, as NCCL's do
 
-console.leave(console.run(body))
+console.exit_process(console.run(body))
 """
 
 
@@ -322,10 +322,10 @@ def test_a_stranger_at_the_port_is_sent_away():
     """Only who knows the secret, which goes through the process group alone, can be taken for a rank."""
     import socket
 
-    from finetune.runtime.watchdog import Lifeline
+    from finetune.runtime.watchdog import Watchdog
 
     told = []
-    line = Lifeline(0, 2, lambda value: told.append(value) or value)
+    line = Watchdog(0, 2, lambda value: told.append(value) or value)
     port, secret = told[0]
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b"x" * 20)

@@ -629,8 +629,8 @@ def test_an_error_cannot_tell_the_terminal_anything(capsys, error, debug):
         raise error(f"{OBEYED}\n✗ 假的")
 
     assert console.run(fail, debug) in (1, 2)
-    console.say(OBEYED)
-    console.show(OBEYED)
+    console.log(OBEYED)
+    console.print_result(OBEYED)
     seen = capsys.readouterr()
     assert is_plain(seen.out, seen.err) and "\\x1b]0;owned" in seen.err
     if not debug:

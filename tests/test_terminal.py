@@ -182,16 +182,16 @@ def test_a_question_or_options_left_empty_are_no_question(talk):
 
 
 def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, talk, monkeypatch):
-    from finetune.predict.predictor import Filler
+    from finetune.predict.predictor import MaskedLMPredictor
 
-    propose = Filler.propose
+    propose = MaskedLMPredictor.propose
 
     def broken(self, prompt, *more):
         if prompt == "壞":
             raise IndexError("index out of range in self")
         return propose(self, prompt, *more)
 
-    monkeypatch.setattr(Filler, "propose", broken)
+    monkeypatch.setattr(MaskedLMPredictor, "propose", broken)
     out = talk("top 2", "壞", "天[MASK]")
     assert "IndexError：index out of range" in out and "🔮 預測結果（Top 2）" in out
 

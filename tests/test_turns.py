@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import write_rows
 
-from finetune.data.instructions import parse_instruction, read_course
-from finetune.data.splits import split_course
+from finetune.data.instructions import parse_instruction, read_instructions
+from finetune.data.splits import split_instructions
 from finetune.data.turns import Untaught
 from finetune.runtime.errors import UserError
 
@@ -209,13 +209,13 @@ def test_a_file_says_in_one_counted_line_each_how_it_was_read(tmp_path, train, q
 def test_a_file_in_which_nothing_is_to_be_taught_is_refused_with_the_reason(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", [{"messages": [U, {**A, "weight": 0}]}] * 3)
     with pytest.raises(UserError, match="標了不教的列不教（3 列）"):
-        read_course(str(source))
+        read_instructions(str(source))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_conversations_in_the_cells_of_a_table_are_conversations(tmp_path, suffix):
     rows = [{"id": "1", "messages": json.dumps([U, A], ensure_ascii=False), "system": "甲"}]
-    (found,) = read_course(str(write_rows(tmp_path / f"rows{suffix}", rows))).rows
+    (found,) = read_instructions(str(write_rows(tmp_path / f"rows{suffix}", rows))).rows
     assert found.turns == (("system", "甲"), *HELLO) and found.id == "1"
 
 
@@ -224,9 +224,9 @@ def test_the_same_talk_with_other_weights_counts_once_and_nothing_that_one_row_t
     quiet = parse_instruction({"messages": [U, {**A, "weight": 0}, *talk[2:]]})
     loud = parse_instruction({"messages": talk})
     for rows in ([quiet, loud], [loud, quiet]):
-        (kept,) = split_course(rows, (1, 0, 0), 0)[0]
+        (kept,) = split_instructions(rows, (1, 0, 0), 0)[0]
         assert kept.untaught == ()
-    (kept,) = split_course([quiet, quiet], (1, 0, 0), 0)[0]
+    (kept,) = split_instructions([quiet, quiet], (1, 0, 0), 0)[0]
     assert kept.untaught == (1,)
 
 
@@ -235,18 +235,20 @@ def test_questions_with_options_stay_an_exam_whatever_stands_beside_them(tmp_pat
 
     row = {"question": "天？", "A": "地", "B": "玄", "answer": "B"}
     for more in ({}, {"messages": None}, {"instruction": ""}, {"instruction": "請作答"}):
-        assert isinstance(read_course(str(write_rows(tmp_path / "rows.jsonl", [{**more, **row}]))), Exam)
+        assert isinstance(
+            read_instructions(str(write_rows(tmp_path / "rows.jsonl", [{**more, **row}]))), Exam
+        )
     talk = {**row, "messages": [U, A]}
-    assert read_course(str(write_rows(tmp_path / "talk.jsonl", [talk]))).rows[0].turns == HELLO
+    assert read_instructions(str(write_rows(tmp_path / "talk.jsonl", [talk]))).rows[0].turns == HELLO
 
 
 def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwen_dir, capsys, monkeypatch):
     import inference
-    from finetune.predict.causal import Speaker
+    from finetune.predict.causal import CausalLMPredictor
 
     asked = []
     monkeypatch.setattr(
-        Speaker, "reply", lambda self, prompts, *_: asked.extend(prompts) or ["好"] * len(prompts)
+        CausalLMPredictor, "reply", lambda self, prompts, *_: asked.extend(prompts) or ["好"] * len(prompts)
     )
     rows = [
         {"prompt": "你好"}, {"prompt": "你好", "system": "甲"}, {"prompt": [U], "completion": [A]},

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_adapting import run_on_two
 from test_engine import ONE, examples_of, recipe, train_on_two
 
-from finetune.models.layer_schedule import Layers, learning
+from finetune.models.layer_schedule import LayerGroups, build_schedule
 from finetune.models.loading import load
 from finetune.objectives.batching import collate
 from finetune.training.engine import Engine
@@ -28,7 +28,7 @@ def still(tmp_path_factory):
     )
 
 
-def moved(before: dict, after: dict, layers: Layers) -> set[str]:
+def moved(before: dict, after: dict, layers: LayerGroups) -> set[str]:
     """The parts that hold a changed weight."""
     return {layers.part_of(name) for name in before if not torch.equal(before[name], after[name])}
 
@@ -38,7 +38,7 @@ def parts_moved(base, folder) -> set[str]:
     model, _ = load(str(base), "--model")
     tuned, _ = load(str(folder), "--model")
     states = [{name: value.detach() for name, value in one.named_parameters()} for one in (model, tuned)]
-    return moved(*states, Layers(model))
+    return moved(*states, LayerGroups(model))
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_what_is_frozen_is_bit_identical_after_training_and_the_rest_moved(
     model, _ = load(str(model_dir), "--model")
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     model.load_state_dict(load_file(tmp_path / "checkpoints/step12/model.safetensors"), strict=False)
-    assert moved(before, dict(model.named_parameters()), Layers(model)) == learns
+    assert moved(before, dict(model.named_parameters()), LayerGroups(model)) == learns
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_in_every_step_those_parts_move_that_were_promised_and_no_others(loaded, every):
     model = copy.deepcopy(loaded[0])
-    layers = Layers(model)
-    promised = learning("", "", every, 1.0, layers)
+    layers = LayerGroups(model)
+    promised = build_schedule("", "", every, 1.0, layers)
     engine = Engine(model, ONE, recipe(), promised)
     batch = collate(examples_of(loaded, "mlm"), 0)
     for step in range(4 * every + 1):
@@ -78,7 +78,7 @@ def test_in_every_step_those_parts_move_that_were_promised_and_no_others(loaded,
 
 def test_a_part_that_opens_has_no_momentum_and_has_seen_no_step(loaded):
     model = copy.deepcopy(loaded[0])
-    engine = Engine(model, ONE, recipe(), learning("", "", 3, 1.0, Layers(model)))
+    engine = Engine(model, ONE, recipe(), build_schedule("", "", 3, 1.0, LayerGroups(model)))
     batch = collate(examples_of(loaded, "mlm"), 0)
     for step in range(4):
         engine.step([batch], step, 1e-3)
@@ -94,8 +94,8 @@ def test_a_part_that_opens_has_no_momentum_and_has_seen_no_step(loaded):
 def test_layers_learn_at_rates_that_fall_from_the_top(loaded):
     """The first step of Adam moves a weight by its rate, whatever the gradient."""
     model = copy.deepcopy(loaded[0])
-    layers = Layers(model)
-    engine = Engine(model, ONE, recipe(), learning("", "", 0, 0.5, layers))
+    layers = LayerGroups(model)
+    engine = Engine(model, ONE, recipe(), build_schedule("", "", 0, 0.5, layers))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     engine.step([collate(examples_of(loaded, "mlm"), 0)], 0, 1e-3)
     widest: dict[str, float] = {}

@@ -96,7 +96,7 @@ def test_a_strangers_checkpoint_with_a_manifest_that_verifies_runs_nothing(tmp_p
         torch.save({**state, "ds_version": Payload(tmp_path / "ran")}, file)
         for seal, says in ((False, "損壞的檢查點"), (True, "可能執行外來的程式，不載入")):
             if seal:
-                manifest.seal(saved)
+                manifest.write_manifest(saved)
             done = run("--load_dir", "checkpoints", "--ckpt_id", "step1")
             assert done.returncode == 2, done.stderr[-2000:]
             assert says in done.stderr and not (tmp_path / "ran").exists()

@@ -10,7 +10,7 @@ HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
 
 
-class _Bad:
+class BadValue:
     """A flag's value that could not be read. Kept, not raised, so that all problems are reported together."""
 
     def __init__(self, value: str, wanted: str):
@@ -22,12 +22,12 @@ def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], objec
         try:
             return read(text)
         except (ValueError, TypeError):
-            return _Bad(text, wanted)
+            return BadValue(text, wanted)
 
     return convert
 
 
-def whole(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
+def int_in(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
     """argparse type: a whole number in [low, high]."""
 
     def read(text: str) -> int:
@@ -45,7 +45,7 @@ def whole(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
     return _reader(read, f"{low} 以上的整數{limit}" if limit else f"{low} 到 {high} 的整數")
 
 
-def number(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
+def float_in(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
     """argparse type: a finite number in [low, high]; `above` leaves `low` itself out."""
 
     def read(text: str) -> float:
@@ -59,7 +59,7 @@ def number(low: float = 0.0, high: float | None = None, above: bool = False) -> 
     return _reader(read, f"{bound}的數" if high is None else f"{bound}、最多 {high:g} 的數")
 
 
-def place(text: str) -> object:
+def path(text: str) -> object:
     """argparse type: the name of a file, a folder or something on the hub; `~` is the home folder.
 
     A shell leaves `--flag=~/x` as it is.
@@ -78,7 +78,7 @@ def place(text: str) -> object:
     return _reader(read, wanted)(text)
 
 
-def one_of(*choices: str) -> Callable[[str], object]:
+def choice(*choices: str) -> Callable[[str], object]:
     """argparse type: one of the words given."""
 
     def read(text: str) -> str:
@@ -89,7 +89,7 @@ def one_of(*choices: str) -> Callable[[str], object]:
     return _reader(read, "、".join(choices) + " 其中之一")
 
 
-def some_of(*choices: str) -> Callable[[str], object]:
+def choices(*choices: str) -> Callable[[str], object]:
     """argparse type: some of the words given, by commas, in the order given here; `all` or `none` of them."""
 
     def read(text: str) -> list[str]:
@@ -103,7 +103,7 @@ def some_of(*choices: str) -> Callable[[str], object]:
     return _reader(read, f"all、none，或以逗號分開的 {'、'.join(choices)}")
 
 
-def shares(text: str) -> object:
+def ratios(text: str) -> object:
     """argparse type: three shares that add up to 1, as 0.70,0.25,0.05."""
 
     def read(raw: str) -> tuple[float, ...]:
@@ -115,7 +115,7 @@ def shares(text: str) -> object:
     return _reader(read, "三個相加為 1 的數（訓練、驗證、保留），例如 0.70,0.25,0.05")(text)
 
 
-def words(text: str) -> object:
+def comma_list(text: str) -> object:
     """argparse type: words separated by commas, as 好,晴朗,下雨."""
 
     def read(raw: str) -> list[str]:

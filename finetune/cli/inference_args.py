@@ -25,13 +25,13 @@ MOST_WORDS = 1000  # that are listed
 
 
 # fmt: off
-UNTUNED = "base"  # of --compare_with: the model before it was trained
+BASE_MODEL = "base"  # of --compare_with: the model before it was trained
 
 
 def build_parser() -> Parser:
     parser = Parser(USING, prog="inference.py", usage="python inference.py [旗標]",
                         description="填空、對話、答選擇題、分類、處理整個檔案、考試、檢查題庫；都不給就在終端機對話")
-    whole, number, one_of, place = flag_types.whole, flag_types.number, flag_types.one_of, flag_types.place
+    whole, number, one_of, place = flag_types.int_in, flag_types.float_in, flag_types.choice, flag_types.path
 
     add = parser.add_argument_group("模型").add_argument
     add("--model_path", type=place, default=console.MODEL_FOLDER,
@@ -51,7 +51,7 @@ def build_parser() -> Parser:
              "因果模型從最可能的幾個裡抽樣（預設 50，0 = 全部）")
     add("--word_length", type=whole(1, LONGEST_WORD), default=1,
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
-    add("--candidates", type=flag_types.words, help="只從這些詞裡挑，例如 好,晴朗,下雨")
+    add("--candidates", type=flag_types.comma_list, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
     add = parser.add_argument_group("寫作（因果模型）").add_argument
     add("--max_new_tokens", type=whole(1), default=256, help="最多寫幾個 token（預設 256）")
@@ -253,13 +253,13 @@ def _writing(flags) -> None:
     if flags.do_sample and flags.num_beams > 1:
         raise UserError(f"--num_beams {flags.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
     if flags.temperature == 0 and flags.do_sample:
-        console.say("--temperature 0：就是 greedy，不抽樣")
+        console.log("--temperature 0：就是 greedy，不抽樣")
     sampling = [name for name in ("temperature", "top_p", "seed") if name in flags.given]
     if sampling and not flags.do_sample:
-        console.say(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
+        console.log(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
     beams = [name for name in ("length_penalty", "early_stopping") if name in flags.given]
     if beams and flags.num_beams == 1:
-        console.say(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
+        console.log(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
 
 
 def decoding_of(flags):
@@ -303,7 +303,7 @@ def check_kind(flags, kind: str) -> None:
     if writes and (flags.exam is not None or (flags.question is not None and flags.prompt is None)):
         tell_of_idle_writing(flags)
     if writes and "top_k" in flags.given and not flags.do_sample:
-        console.say("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
+        console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
     if not writes and flags.top_k == 0:
         raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
 
@@ -311,7 +311,7 @@ def check_kind(flags, kind: str) -> None:
 def tell_of_idle_writing(flags) -> None:
     """Says which flags of writing were given where a causal model only chooses a letter."""
     if idle := "、".join("--" + name for name in WRITING if name in flags.given):
-        console.say(f"⚠️ {idle} 沒有作用：選擇題不看寫作的旗標")
+        console.log(f"⚠️ {idle} 沒有作用：選擇題不看寫作的旗標")
 
 
 def _machine(flags) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.cli import synonyms
-from finetune.cli.flag_types import _Bad, place
-from finetune.runtime.console import say
+from finetune.cli.flag_types import BadValue, path
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, nearest, shown
 
 
@@ -70,14 +70,18 @@ class Parser(argparse.ArgumentParser):
             if any(word.split("=")[0] in action.option_strings for word in argv):
                 self.given.add(action.dest)
         for dest, value in vars(flags).items():
-            if isinstance(value, _Bad) and dest not in self.given and value.value == self.get_default(dest):
+            if (
+                isinstance(value, BadValue)
+                and dest not in self.given
+                and value.value == self.get_default(dest)
+            ):
                 setattr(flags, dest, value.value)  # the default "" of a path is none
-            elif isinstance(value, _Bad):
+            elif isinstance(value, BadValue):
                 problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
         if problems:
             raise UserError(problems)
         for remark in reading.told():
-            say(remark)
+            log(remark)
         return flags
 
     def _of_unknown(self, word: str, options) -> str:
@@ -95,9 +99,9 @@ class Parser(argparse.ArgumentParser):
         from finetune.cli import config_file
 
         peek = Parser()
-        peek.add_argument("--config", type=place, default="")
-        path = peek.parse_known_args(argv)[0].config
-        if isinstance(path, _Bad):
+        peek.add_argument("--config", type=path, default="")
+        named_file = peek.parse_known_args(argv)[0].config
+        if isinstance(named_file, BadValue):
             return  # told with the other flags
         actions = {
             option.lstrip("-"): action
@@ -106,13 +110,13 @@ class Parser(argparse.ArgumentParser):
             if option.startswith("--") and action.dest not in ("help", "config")
         }
         switches = {f"--{name}": action.nargs == 0 for name, action in actions.items()}
-        entries = config_file.read(Path(path))
+        entries = config_file.read(Path(named_file))
         named = {key: key.removeprefix("--").replace("-", "_").lower() for key, _, _ in entries}
         given = {named[key]: value for key, _, value in entries if isinstance(value, str)}
         here = synonyms.Reading(self.rules, switches, given)
         pairs = []
         for key, line, value in entries:
-            name, at = named[key], f"--config {path}：第 {line} 行的 {shown(key)}"
+            name, at = named[key], f"--config {named_file}：第 {line} 行的 {shown(key)}"
             rule = self.rules.get(name)
             odd = value if isinstance(value, config_file.NoText) else None
             of_ours = name in actions and not switches[f"--{name}"]
@@ -129,13 +133,15 @@ class Parser(argparse.ArgumentParser):
             else:
                 guess = nearest(name, actions)
                 hint = f"，是不是 {guess[0]}？" if guess else ""
-                here.problems.append(f"--config {path}：第 {line} 行不認得 {shown(key)}{hint}")
+                here.problems.append(f"--config {named_file}：第 {line} 行不認得 {shown(key)}{hint}")
         for name, value in [*pairs, *here.rest(name for name, _ in pairs)]:
             action = actions[name]
             if action.nargs == 0:  # a switch: on or off
                 switch = config_file.SWITCHES.get(value.lower())
                 if switch is None:
-                    here.problems.append(f"--config {path}：{name} 應為 true 或 false，得到 {shown(value)}")
+                    here.problems.append(
+                        f"--config {named_file}：{name} 應為 true 或 false，得到 {shown(value)}"
+                    )
                 value = switch
             else:
                 value = action.type(value) if action.type else value

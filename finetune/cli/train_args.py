@@ -8,7 +8,7 @@ from finetune.cli.training_synonyms import TRAINING
 from finetune.data.bad_rows import forget_told
 from finetune.data.cleaning import CLEANING
 from finetune.data.encodings import choose_encoding
-from finetune.prompts.scoring_methods import OF_OBJECTIVE, ORDERS
+from finetune.prompts.scoring_methods import METHOD_OF_OBJECTIVE, ORDERS
 from finetune.runtime import console
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of --report_to
@@ -53,13 +53,13 @@ def build_parser() -> Parser:
     parser = Parser(TRAINING, prog="fine_tuning_llm.py",
                         usage="python fine_tuning_llm.py [旗標]",
                         description="教語言模型考題、文字與對話，並誠實測驗")
-    whole, number, one_of, place = flag_types.whole, flag_types.number, flag_types.one_of, flag_types.place
+    whole, number, one_of, place = flag_types.int_in, flag_types.float_in, flag_types.choice, flag_types.path
 
     add = parser.add_argument_group("做什麼").add_argument
     add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
         help="exam：以選擇題教遮罩模型（預設）；mlm：以文字續訓遮罩模型；classify：文字分類；"
              "cpt：以文字續訓因果模型；sft：以問答教因果模型")
-    add("--objective", type=one_of(*OF_OBJECTIVE), default="answer+mlm",
+    add("--objective", type=one_of(*METHOD_OF_OBJECTIVE), default="answer+mlm",
         help="answer+mlm（預設）｜answer｜mlm｜cloze（比各選項本身的機率）｜choice（另裝選擇題輸出層）")
     add("--model_name_or_path", "--model", type=place, default="bert-base-chinese",
         help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
@@ -73,7 +73,7 @@ def build_parser() -> Parser:
         help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet、arrow、xlsx、txt；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
-    add("--split_ratio", type=flag_types.shares, default=(0.70, 0.25, 0.05),
+    add("--split_ratio", type=flag_types.ratios, default=(0.70, 0.25, 0.05),
         help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
              "classify 是 0.8,0.1,0.1）")
     add("--pool", type=one_of("fit", "all"), default="fit",
@@ -106,7 +106,7 @@ def build_parser() -> Parser:
     add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
 
     add = parser.add_argument_group("文字（cpt、mlm）").add_argument
-    add("--clean", type=flag_types.some_of(*CLEANING), default=list(CLEANING),
+    add("--clean", type=flag_types.choices(*CLEANING), default=list(CLEANING),
         help=f"清理哪些，以逗號分開，或 all（預設）、none： {'、 '.join(CLEANING)}")
     add("--min_chars", type=whole(0), default=100, help="少於幾個字的文章不用（預設 100）")
     add("--max_chars", type=whole(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048；mlm 500）")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 
 SHOWN = 10  # rows that are listed with one kind of reason; the others are counted
 KINDS_SHOWN = 20  # of reasons
@@ -62,7 +62,7 @@ def say_once(key: object, message: str) -> None:
     """Says what is the same for many files, or for every reading of a file, the first time only."""
     if key not in _told:
         _told.add(key)
-        say(message)
+        log(message)
 
 
 def forget_told() -> None:

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from finetune.data.contamination import NEAR, Taught, sketch
+from finetune.data.contamination import NEAR, TrainedQuestions, minhash_sketch
 from finetune.data.question import normalised
 from finetune.runtime.errors import UserError
 
@@ -405,9 +405,9 @@ def _once(drafts: list[Draft], cleaning: Cleaning, log: Log) -> list[Draft]:
 
 
 def _unlike(drafts: list[Draft], cleaning: Cleaning, log: Log) -> list[Draft]:
-    kept, known = [], Taught({})
+    kept, known = [], TrainedQuestions({})
     for draft in drafts:
-        hashes = sketch([normalised(draft.text)])
+        hashes = minhash_sketch([normalised(draft.text)])
         if known.closest(hashes) >= NEAR:
             log.counts["near_duplicates"] += 1
             log.note("near_duplicates", draft.text)

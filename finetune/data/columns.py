@@ -18,7 +18,7 @@ from finetune.data.cells import is_blank, written_list
 from finetune.data.columnar import features_of
 from finetune.data.data_files import DataFile, names_of_feature
 from finetune.data.label_values import names_beside
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed, nearest, shown
 
 TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容")
@@ -80,7 +80,7 @@ def find_columns(rows: list[dict], text_column: str, label_column: str, multi: b
     if problems:
         raise UserError(problems)
     if not label_column and (names := names_beside(there, labels[0])):
-        say(f"{named}：類別用 {names} 欄的名稱，不用 {labels[0]} 欄的編號")
+        log(f"{named}：類別用 {names} 欄的名稱，不用 {labels[0]} 欄的編號")
         labels = (names,)
     cells = [row.get(labels[0]) for row in rows if not is_blank(row.get(labels[0]))]
     written = bool(cells) and all(isinstance(c, str) and isinstance(written_list(c), list) for c in cells)

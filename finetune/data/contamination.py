@@ -29,10 +29,10 @@ NEAR = 0.7  # share of grams in common (Jaccard) from which two questions are ne
 def grams(question: Question) -> list[int]:
     """The SKETCH smallest hashes of a question's 5-grams, in order."""
     ends = "\0" * (GRAM - 1)
-    return sketch([ends + normalised(question.stem) + ends, *map(normalised, question.options)])
+    return minhash_sketch([ends + normalised(question.stem) + ends, *map(normalised, question.options)])
 
 
-def sketch(texts: Iterable[str]) -> list[int]:
+def minhash_sketch(texts: Iterable[str]) -> list[int]:
     """The SKETCH smallest hashes of the 5-grams of normalised texts, in order."""
     found = set()
     for text in texts:
@@ -40,12 +40,12 @@ def sketch(texts: Iterable[str]) -> list[int]:
     return nsmallest(SKETCH, {zlib.crc32(gram.encode()) for gram in found})
 
 
-def pack(hashes: Sequence[int]) -> str:
+def encode_sketch(hashes: Sequence[int]) -> str:
     """Hashes as text, for a run card."""
     return base64.b85encode(array("I", hashes).tobytes()).decode()
 
 
-def unpack(text: str) -> list[int]:
+def decode_sketch(text: str) -> list[int]:
     """Raises ValueError for a text that holds no hashes."""
     return array("I", base64.b85decode(text)).tolist()
 
@@ -59,7 +59,7 @@ def overlap(first: Sequence[int], second: Sequence[int]) -> float:
     return sum(value in both for value in union) / len(union)
 
 
-class Taught:
+class TrainedQuestions:
     """What a model was fitted on, to look questions up in.
 
     Args:
@@ -73,7 +73,7 @@ class Taught:
             self._hold(fingerprint, hashes)
 
     @classmethod
-    def of(cls, questions: Iterable[Question]) -> Taught:
+    def of(cls, questions: Iterable[Question]) -> TrainedQuestions:
         return cls({question.fingerprint: grams(question) for question in questions})
 
     def find(self, question: Question, exact: bool = True) -> tuple[str, float]:

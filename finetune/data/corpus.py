@@ -16,10 +16,10 @@ from finetune.data.delimited import is_table
 from finetune.data.encodings import BROKEN_PACK, NOT_DECODED, UnknownEncoding, open_text, undecoded
 from finetune.data.question_columns import looks_asked
 from finetune.runtime import git_lfs
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
 from finetune.runtime.file_types import READABLE, is_readable, suffix_of
-from finetune.runtime.strict_json import Lines, TooLong
+from finetune.runtime.strict_json import BoundedLines, LineTooLong
 
 COLUMNS = ("text", "content", "paragraphs", "paragraph", "文字", "文本", "內容", "内容", "內文", "正文")
 OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
@@ -93,8 +93,8 @@ def read_corpus(
         raise UserError(too_many(problems, len(drafts), "篇"))
     if not drafts:
         raise UserError(abridged(problems) or f"{flag} {source}：一篇文字也沒有")
-    texts, log = clean(drafts, cleaning)
-    corpus = Corpus(texts, origin, dict(log.counts), dict(log.examples), problems)
+    texts, cleaned = clean(drafts, cleaning)
+    corpus = Corpus(texts, origin, dict(cleaned.counts), dict(cleaned.examples), problems)
     if not texts:
         raise UserError(_nothing_left(corpus, cleaning, f"{flag} {source}"))
     return corpus
@@ -120,7 +120,7 @@ def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
     if others := [file for file in files_below(folder) if file not in read]:
         names = "、".join(file.relative_to(folder).as_posix() for file in others[:5])
         more = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""
-        say(f"略過 {names}{more}：不是 {'、'.join((*READABLE, '.txt'))}，或是說明檔")
+        log(f"略過 {names}{more}：不是 {'、'.join((*READABLE, '.txt'))}，或是說明檔")
 
 
 def _drafts(
@@ -145,7 +145,7 @@ def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
         return
     try:
         with open_text(file) as stream:
-            lines = Lines(stream)
+            lines = BoundedLines(stream)
             for line in lines:
                 if NOT_DECODED.search(line):
                     yield lines.number, Unreadable(undecoded(line))
@@ -158,7 +158,7 @@ def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
     except UnknownEncoding as error:
         yield 0, Unreadable(error)
         return
-    except TooLong as error:
+    except LineTooLong as error:
         yield lines.number, Unreadable(error)
         return
     except BROKEN_PACK:

@@ -11,7 +11,7 @@ from finetune.data.cleaning import Cleaning
 from finetune.data.contamination import NEAR
 from finetune.data.corpus import Corpus, read_corpus
 from finetune.runtime import console
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 
 DONE = {  # in `counts` -> what was done to what
     "urls": ("網址", "刪去 {:,} 個"),
@@ -27,15 +27,15 @@ DONE = {  # in `counts` -> what was done to what
 
 def describe(corpus: Corpus) -> None:
     """Prints what was read and what the cleaning did."""
-    say(f"語料 {corpus.origin}：{_totals(corpus)}")
+    log(f"語料 {corpus.origin}：{_totals(corpus)}")
     counts = corpus.counts
     done = [what + did.format(counts[key], **counts) for key, (what, did) in DONE.items() if counts.get(key)]
     if done:
-        say(f"  清理：{'；'.join(done)}")
+        log(f"  清理：{'；'.join(done)}")
     if corpus.skipped:
-        say(f"  略過 {len(corpus.skipped)} 列：")
+        log(f"  略過 {len(corpus.skipped)} 列：")
         for problem in abridged(corpus.skipped):
-            say(f"    - {problem}")
+            log(f"    - {problem}")
 
 
 def _totals(corpus: Corpus) -> str:
@@ -123,10 +123,10 @@ def _visible(text: str) -> str:
 
 def show(corpus: Corpus, as_json: bool = False) -> None:
     """--inspect: the texts before and after, on stdout."""
-    console.show(console.as_json(as_dict(corpus)) if as_json else as_text(corpus))
+    console.print_result(console.as_json(as_dict(corpus)) if as_json else as_text(corpus))
 
 
-def examine(source: str, as_json: bool, text_column: str = "") -> int:
+def show_texts_report(source: str, as_json: bool, text_column: str = "") -> int:
     """--inspect of texts, cleaned in the usual way. Returns the exit code, 2 when rows are unusable."""
     corpus = read_corpus(source, Cleaning(), None, "skip", "--inspect", text_column)
     show(corpus, as_json)

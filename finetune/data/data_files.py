@@ -17,7 +17,7 @@ from finetune.data.bad_rows import Rows
 from finetune.data.excel import sheets_of
 from finetune.data.json_files import parts_of
 from finetune.data.tables import read_table
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readable, suffix_of
 
 SPLITS = {
@@ -101,7 +101,7 @@ def without_test(files: list[DataFile]) -> list[DataFile]:
     if not any(file.split == "train" for file in files):
         return files
     if left := [file.path.name for file in files if file.split == "test"]:
-        say(f"略過 {'、'.join(left[:5])}：是 test 的部分，不拿來訓練")
+        log(f"略過 {'、'.join(left[:5])}：是 test 的部分，不拿來訓練")
     return [file for file in files if file.split != "test"]
 
 
@@ -128,7 +128,7 @@ def _once_each(files: list[Path]) -> list[Path]:
     for file in sorted(files, key=lambda file: [*order, suffix_of(file)].index(suffix_of(file))):
         first = kept.setdefault((file.parent, stem_of(file) if is_readable(file) else file.name), file)
         if first != file:
-            say(f"略過 {file}：{first.name} 是同名的另一種格式")
+            log(f"略過 {file}：{first.name} 是同名的另一種格式")
     return sorted(kept.values())
 
 

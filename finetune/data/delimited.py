@@ -16,7 +16,7 @@ from finetune.data.bad_rows import Rows, Unreadable, say_once
 from finetune.data.encodings import NOT_DECODED, UnknownEncoding, encoding_of, open_text, undecoded
 from finetune.data.headers import Grid, known_names, names_without_header, rows_of, shown_row
 from finetune.data.separators import NAMES, separator_of
-from finetune.runtime.strict_json import LONGEST, Lines, TooLong
+from finetune.runtime.strict_json import LONGEST, BoundedLines, LineTooLong
 
 PEEKED = 100  # lines that tell the separator
 PEEKED_CHARACTERS = 1 << 20
@@ -32,7 +32,7 @@ def read_delimited(file: Path, usual: str, required: Sequence[Sequence[str]] = (
     """
     csv.field_size_limit(LONGEST)
     with open_text(file, newline="") as stream:
-        lines = Lines(stream)
+        lines = BoundedLines(stream)
         first = lines.peek(PEEKED, PEEKED_CHARACTERS)
         mark, told = separator_of(first, usual)
         if told:
@@ -82,13 +82,13 @@ def is_table(file: Path) -> bool:
 
 def _first_lines(file: Path) -> list[str]:
     with open_text(file, newline="") as stream:
-        return [line for line in Lines(stream).peek(PEEKED, PEEKED_CHARACTERS) if line.strip()]
+        return [line for line in BoundedLines(stream).peek(PEEKED, PEEKED_CHARACTERS) if line.strip()]
 
 
 def _fasttext(file: Path, several: bool) -> Rows:
     """several: a line may have more than one label, so that each has a list of them."""
     with open_text(file) as stream:
-        lines = Lines(stream)
+        lines = BoundedLines(stream)
         for line in lines:
             words, labels = line.strip(), []
             while words.startswith(LABEL_PREFIX):
@@ -153,7 +153,7 @@ class _Usual:
         return repeated if told else self.width > 3
 
 
-def _csv_records(lines: Lines, mark: str, usual: _Usual) -> Grid:
+def _csv_records(lines: BoundedLines, mark: str, usual: _Usual) -> Grid:
     rows = csv.reader(lines, strict=True, delimiter=mark)
     while True:
         start = lines.number + 1
@@ -161,7 +161,7 @@ def _csv_records(lines: Lines, mark: str, usual: _Usual) -> Grid:
             row = next(rows)
         except StopIteration:
             return
-        except TooLong as error:
+        except LineTooLong as error:
             yield lines.number, Unreadable(error)
             continue
         except csv.Error as error:  # the reader starts afresh on the next line
@@ -173,7 +173,7 @@ def _csv_records(lines: Lines, mark: str, usual: _Usual) -> Grid:
             yield start, row
 
 
-def _csv_problem(error: csv.Error, start: int, lines: Lines) -> str:
+def _csv_problem(error: csv.Error, start: int, lines: BoundedLines) -> str:
     span = _lines_of(start, lines.number)
     if "unexpected end" in str(error):
         torn = f"引號沒有成對，或檔案不完整{'；' + span if span else ''}"
@@ -188,14 +188,14 @@ def _csv_problem(error: csv.Error, start: int, lines: Lines) -> str:
 # ---- tabs --------------------------------------------------------------------------------------------------
 
 
-def _tab_records(lines: Lines) -> Grid:
+def _tab_records(lines: BoundedLines) -> Grid:
     width, quoting = 0, False  # of the header; whether it is quoted, and so whatever is
     while True:
         try:
             line = next(lines)
         except StopIteration:
             return
-        except TooLong as error:
+        except LineTooLong as error:
             yield lines.number, Unreadable(error)
             continue
         start, text = lines.number, line.rstrip("\r\n")
@@ -207,7 +207,7 @@ def _tab_records(lines: Lines) -> Grid:
         yield start, cells if text else []
 
 
-def _unquoted(line: str, cells: list[str], lines: Lines, width: int, quoting: bool) -> list[str]:
+def _unquoted(line: str, cells: list[str], lines: BoundedLines, width: int, quoting: bool) -> list[str]:
     """The cells of a line in which one begins with a quote, and of the lines that it takes along."""
     text = line.rstrip("\r\n")
     parsed, taken = _parsed([text])

@@ -18,12 +18,12 @@ from finetune.data.data_files import DataFile, nothing_in, stem_of
 from finetune.data.question import Question, Statement, as_dict
 from finetune.data.question_columns import find_columns
 from finetune.data.question_rows import NOT_ASKED, Draft, Reading, Survey, draft
-from finetune.data.question_store import Rows, Shelf, joined, on_shelf
+from finetune.data.question_store import QuestionStore, QuestionView, as_view, concat
 from finetune.data.subjects import CATEGORIES, category_of, chinese_name
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed, nearest
 from finetune.runtime.file_types import suffix_of
-from finetune.runtime.files import whole_file
+from finetune.runtime.files import atomic_open
 from finetune.runtime.strict_json import dumps
 
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -99,15 +99,15 @@ def read_exam(
         raise UserError(nothing_in(folder, f"{flag} {source}") + layout)
     wanted = _choose_files(_by_split(files), subjects)
     told = None if answers_from == "auto" else int(answers_from)
-    found = _Found(Reading())
+    found = _Reader(Reading())
     found.read(wanted)
     reading = found.survey.reading(f"{flag} {source}", told)
     notes = found.survey.notes(reading, told)
     if reading != found.reading:  # only now is it known how the rows are meant
-        found = _Found(reading)
+        found = _Reader(reading)
         found.read(wanted)
     if notes:
-        say(f"{flag} {source} 的讀法：{'；'.join(notes)}")
+        log(f"{flag} {source} 的讀法：{'；'.join(notes)}")
     problems = found.problems
     if problems and on_bad_rows == "fail":
         raise UserError(too_many(problems, found.count, "題"))
@@ -126,16 +126,16 @@ def read_exam(
 
 
 @dataclass
-class _Found:
+class _Reader:
     """The questions of files, read in one way; those without an answer apart."""
 
     reading: Reading
     survey: Survey = field(default_factory=Survey)
-    questions: dict[str, Rows] = field(default_factory=dict)
-    keyless: dict[str, Rows] = field(default_factory=dict)
+    questions: dict[str, QuestionView] = field(default_factory=dict)
+    keyless: dict[str, QuestionView] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
-    shelf: Shelf = field(default_factory=Shelf)
+    shelf: QuestionStore = field(default_factory=QuestionStore)
 
     @property
     def count(self) -> int:
@@ -145,7 +145,11 @@ class _Found:
         """A row that is no question adds `file:line：reason` to `problems`. So does one whose answer is
         blank, unless no row of its file has one; `-1` and `-` say on purpose that there is none."""
         for file in files:
-            kept, lines, keyed = Rows(shelf=self.shelf), array("L"), False  # lines: 0 where it is on purpose
+            kept, lines, keyed = (
+                QuestionView(shelf=self.shelf),
+                array("L"),
+                False,
+            )  # lines: 0 where it is on purpose
             for line, drafted in self._drafts(file):
                 try:
                     question = drafted.question(self.reading, str(file.path))
@@ -155,7 +159,7 @@ class _Found:
                     continue
                 if question.answer is not None:
                     keyed = True
-                    self.questions.setdefault(file.split, Rows(shelf=self.shelf)).append(question)
+                    self.questions.setdefault(file.split, QuestionView(shelf=self.shelf)).append(question)
                 else:
                     kept.append(question)
                     lines.append(line if drafted.key.blank else 0)
@@ -163,8 +167,8 @@ class _Found:
                 self.problems += [f"{where(file.path, line)}：answer 是空的" for line in lines if line]
                 kept = kept.pick(place for place, line in enumerate(lines) if not line)
             if len(kept):
-                former = self.keyless.get(file.split, Rows(shelf=self.shelf))
-                self.keyless[file.split] = joined([former, kept])
+                former = self.keyless.get(file.split, QuestionView(shelf=self.shelf))
+                self.keyless[file.split] = concat([former, kept])
 
     def _drafts(self, file: DataFile) -> Iterator[tuple[int, Draft]]:
         seen, stem = False, file.subject or stem_of(file.path)
@@ -192,11 +196,11 @@ def _by_split(files: list[DataFile]) -> list[DataFile]:
     named = [file for file in files if file.split]
     if named and (others := [file.path.name for file in files if not file.split]):
         count = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""
-        say(f"略過 {'、'.join(others[:5])}{count}：名稱看不出是 dev、val 或 test，而資料夾裡有這樣的檔案")
+        log(f"略過 {'、'.join(others[:5])}{count}：名稱看不出是 dev、val 或 test，而資料夾裡有這樣的檔案")
     files = named or files
     configs = {file.config for file in files} - {""}
     if "all" in configs and len(configs) > 1:
-        say("略過 all：它的題目也在別的資料夾裡")
+        log("略過 all：它的題目也在別的資料夾裡")
         files = [file for file in files if file.config != "all"]
     dev = _dev_of(files)
     return [
@@ -256,7 +260,7 @@ def _choose_files(files: list[DataFile], subjects: str) -> list[DataFile]:
 
 
 def choose_rows(questions: dict[str, Sequence[Question]], subjects: str) -> dict[str, Sequence[Question]]:
-    found = {split: on_shelf(rows) for split, rows in questions.items()}
+    found = {split: as_view(rows) for split, rows in questions.items()}
     wanted = _wanted_subjects(subjects, set().union(*(rows.subjects for rows in found.values())))
     return found if wanted is None else {split: rows.of_subjects(wanted) for split, rows in found.items()}
 
@@ -267,7 +271,7 @@ def choose_rows(questions: dict[str, Sequence[Question]], subjects: str) -> dict
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """test_qa_data.json: the rows a model will be examined on, for other tools."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with atomic_open(path) as file:
         file.write("[")
         for number, question in enumerate(questions):
             lines = dumps(as_dict(question), indent=1).split("\n")

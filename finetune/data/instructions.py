@@ -64,7 +64,7 @@ class Instruction:
 
 
 @dataclass
-class Course:
+class InstructionDataset:
     """Instructions, and where they came from."""
 
     rows: list[Instruction]
@@ -73,14 +73,14 @@ class Course:
     remarks: Counter[str] = field(default_factory=Counter)  # how rows were read, and of how many that is so
 
 
-def read_course(
+def read_instructions(
     source: str,
     revision: str | None = None,
     subjects: str = "all",
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
     answers_from: str = "auto",
-) -> Course | Exam:
+) -> InstructionDataset | Exam:
     """Instructions from a file, a folder or the hub; an Exam where the rows are questions.
 
     Raises:
@@ -95,7 +95,7 @@ def read_course(
         return read_exam(source, revision or "main", subjects, on_bad_rows, flag, answers_from)
     if first and first[0].keys() & {"text", "paragraphs", "content"} and not any(map(_speaks, first)):
         raise UserError(f"{flag} {source}：看起來是文章（欄位 {listed(first[0])}）；請用 --task cpt")
-    course = Course([], origin)
+    course = InstructionDataset([], origin)
     for file in without_test(files):
         course.rows += _rows(file, course)
     problems = course.skipped
@@ -122,7 +122,7 @@ def _speaks(row: dict) -> bool:
     return is_told(row) or is_answered(row) or bool(row.keys() & {"role", *CHATS})
 
 
-def _rows(file: DataFile, course: Course) -> Iterator[Instruction]:
+def _rows(file: DataFile, course: InstructionDataset) -> Iterator[Instruction]:
     for line, row in file.rows():
         place, remarks = where(file.path, line), set()
         if isinstance(row, Unreadable):

@@ -17,7 +17,7 @@ from finetune.data.bad_rows import Rows, Unreadable, say_once
 from finetune.data.encodings import NOT_DECODED, encoding_of, open_text, undecoded
 from finetune.data.headers import LOOKED, known_names, names_without_header, shown_row
 from finetune.runtime.errors import UserError, listed
-from finetune.runtime.strict_json import EndOfJson, Lines, NoJson, TooLong, Values, decode
+from finetune.runtime.strict_json import BoundedLines, EndOfJson, JsonError, LineTooLong, Values, decode
 
 AROUND = ("data", "rows", "examples", "records", "questions", "items", "instances")  # usual names of the rows
 TEXTS = ("text", "content", "sentence")  # of which a lone list is a column
@@ -92,13 +92,13 @@ def _numbered(rows: Iterator[object], file: Path) -> Rows:
     try:
         for row in islice(rows, LOOKED):
             ahead.append(row)
-    except NoJson as error:
+    except JsonError as error:
         failed = error
     names = _names_of_arrays([row for row in ahead if isinstance(row, list)], file)
     try:
         for row in _continued(ahead, failed, rows):
             number += 1
-            if isinstance(row, NoJson):
+            if isinstance(row, JsonError):
                 row = Unreadable(row)
             elif isinstance(row, list) and len(row) == len(names):
                 row = dict(zip(names, row, strict=True))
@@ -106,7 +106,7 @@ def _numbered(rows: Iterator[object], file: Path) -> Rows:
                 yield number, Unreadable(NESTED)
                 return
             yield number, row
-    except NoJson as error:
+    except JsonError as error:
         if not number:
             yield 0, Unreadable(error)
             return
@@ -117,7 +117,7 @@ def _numbered(rows: Iterator[object], file: Path) -> Rows:
         yield 0, Unreadable(NO_ROWS)
 
 
-def _continued(ahead: list, failed: NoJson | None, rows: Iterator[object]) -> Iterator[object]:
+def _continued(ahead: list, failed: JsonError | None, rows: Iterator[object]) -> Iterator[object]:
     yield from ahead
     if failed:
         raise failed
@@ -178,7 +178,7 @@ def _begins_with_a_value(file: Path) -> bool:
     try:
         with open_text(file) as stream:
             Values(stream).value()
-    except NoJson:
+    except JsonError:
         return False
     return True
 
@@ -187,13 +187,13 @@ def _lines(file: Path) -> Rows:
     """Raises UserError: the last line breaks off."""
     empty, read, whole = True, 0, encoding_of(file).whole
     with open_text(file) as stream:
-        lines = Lines(stream)
+        lines = BoundedLines(stream)
         while True:
             try:
                 text = next(lines)
             except StopIteration:
                 break
-            except TooLong as error:
+            except LineTooLong as error:
                 empty = False
                 yield lines.number, Unreadable(error)
                 continue
@@ -205,7 +205,7 @@ def _lines(file: Path) -> Rows:
                 continue
             try:
                 row = decode(text)
-            except NoJson as error:
+            except JsonError as error:
                 if read and lines.torn and _breaks_off(text):
                     raise UserError(
                         f"{file}：第 {lines.number} 行只有一半，檔案在這裡中斷，不完整；前面讀到 {read} 列"
@@ -238,7 +238,7 @@ def _arrays(values: Values) -> Iterator[object]:
     while values.next_sign() == "[":
         yield from values.items()
     if values.next_sign():
-        raise NoJson("不是 JSON（] 之後還有別的東西）")
+        raise JsonError("不是 JSON（] 之後還有別的東西）")
 
 
 @lru_cache(maxsize=256)
@@ -255,7 +255,7 @@ def _shape(file: Path, size: int, changed: int) -> dict[str, _Member] | Unreadab
         except EndOfJson:
             if not any(member.kind == "records" and member.count for member in shape.values()):
                 return Unreadable("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
-        except NoJson as error:
+        except JsonError as error:
             return Unreadable(error)
     return shape
 
@@ -263,7 +263,7 @@ def _shape(file: Path, size: int, changed: int) -> dict[str, _Member] | Unreadab
 def _member(values: Values) -> _Member:
     if values.next_sign() != "[":
         value = values.value()
-        if isinstance(value, NoJson):
+        if isinstance(value, JsonError):
             raise value
         if isinstance(value, dict):
             objects = bool(value) and all(isinstance(one, dict) for one in value.values())
@@ -331,7 +331,7 @@ def _in_object(values: Values, shape: dict[str, _Member], part: str, file: Path)
         while values.next_sign() == "{":  # objects that were written one after the other
             yield values.value()
         if values.next_sign():
-            raise NoJson("不是 JSON（} 之後還有別的東西）")
+            raise JsonError("不是 JSON（} 之後還有別的東西）")
 
 
 def list_away(values: Values) -> None:
@@ -342,7 +342,7 @@ def list_away(values: Values) -> None:
 def _row(columns: list, item: object) -> object:
     if isinstance(item, list) and len(item) == len(columns):
         return dict(zip(map(str, columns), item, strict=True))
-    return NoJson(f"有 {len(item) if isinstance(item, list) else 1} 欄，columns 有 {len(columns)} 欄")
+    return JsonError(f"有 {len(item) if isinstance(item, list) else 1} 欄，columns 有 {len(columns)} 欄")
 
 
 def _are_columns(shape: dict[str, _Member]) -> bool:

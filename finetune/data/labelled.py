@@ -17,7 +17,7 @@ from finetune.data.columns import Columns, NoLabel, class_names, find_columns, f
 from finetune.data.data_files import ORDER, DataFile, card_classes, nothing_in
 from finetune.data.label_values import padded, settle
 from finetune.data.question import normalised
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, nearest
 from finetune.runtime.strict_json import too_long
 
@@ -43,7 +43,7 @@ class Labelled:
 
 
 @dataclass
-class Catalogue:
+class LabelledDataset:
     """Labelled texts by official split ("train", "validation", "test"; "" where there is none).
 
     names: of the classes, by index. multi: a text may have no label, or several. pair_column: "" for single
@@ -76,7 +76,7 @@ def read_labelled(
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
     learn: bool = True,
-) -> Catalogue:
+) -> LabelledDataset:
     """Labelled texts from a hub name, a folder (all files in it and below) or one csv/tsv/json/jsonl/parquet
     file. The names of files and folders tell the splits: `train.csv`, `x_dev.csv`, `test/0000.parquet`.
 
@@ -106,7 +106,7 @@ def read_labelled(
     elif len(files) == 1:
         files = [replace(files[0], split="")]
     columns = find_columns(first_rows(files, named), text_column, label_column, multi_label, named)
-    found = _Found(columns, folder, config_name)
+    found = _Reader(columns, folder, config_name)
     for file in files:
         found.read(file)
     found.settle(named, multi_label)
@@ -145,14 +145,14 @@ def _chosen(folder: Path, files: list[DataFile], config_name: str, named: str) -
             )
         kept = [file for file in kept if not file.config]
     if others := [str(file.path.relative_to(folder)) for file in files if file not in kept]:
-        say(f"略過 {_some(others)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
+        log(f"略過 {_some(others)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
     return sorted(kept, key=lambda file: ORDER.index(file.split))
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
-class _Found:
+class _Reader:
     """What the files hold, before the classes are known: (texts, labels by name, id) of each row."""
 
     def __init__(self, columns: Columns, folder: Path, config: str = ""):
@@ -202,7 +202,7 @@ class _Found:
         self.drafts, self.multi, self.meant = found.drafts, found.multi, self.meant + found.without
         self.classes = dict.fromkeys(found.first)
         for note in [*found.notes, *padded(self.spaced)]:
-            say(f"{named}：{note}")
+            log(f"{named}：{note}")
 
     def without_unlabelled(self) -> list[str]:
         """Drops splits that have no label at all, as a competition's test split. Returns all bad rows."""
@@ -212,13 +212,13 @@ class _Found:
             if any(labels for _, labels, _ in drafts):
                 problems += self.unlabelled[split]
                 if meant:
-                    say(f"略過 {named} 的 {meant} 列：標籤是 -1 或 -，表示沒有標籤")
+                    log(f"略過 {named} 的 {meant} 列：標籤是 -1 或 -，表示沒有標籤")
             elif count := len(drafts) + len(self.unlabelled[split]) + meant:
-                say(f"略過 {named}：{count} 列都沒有標籤")
+                log(f"略過 {named}：{count} 列都沒有標籤")
                 self.drafts[split] = []
         return problems
 
-    def catalogue(self, origin: str, skipped: list[str]) -> Catalogue:
+    def catalogue(self, origin: str, skipped: list[str]) -> LabelledDataset:
         columns = self.columns
         seen = {name for drafts in self.drafts.values() for _, labels, _ in drafts for name in labels}
         first = columns.labels if len(columns.labels) > 1 else tuple(self.classes)
@@ -233,7 +233,7 @@ class _Found:
             if drafts
         }
         text, pair = (*columns.texts, "")[:2]
-        return Catalogue(rows, names, self.multi, origin, text, pair, columns.labels, skipped)
+        return LabelledDataset(rows, names, self.multi, origin, text, pair, columns.labels, skipped)
 
 
 def _number(value: object) -> object:
@@ -252,7 +252,7 @@ def _some(names: Sequence[str]) -> str:
     return "、".join(names[:5]) + (f" 等 {len(names)} 個" if len(names) > 5 else "")
 
 
-def _check(catalogue: Catalogue, named: str, are_classes: bool) -> None:
+def _check(catalogue: LabelledDataset, named: str, are_classes: bool) -> None:
     """Are these classes, and can what is scored be learned? Raises UserError."""
     names, column, rows = catalogue.names, catalogue.label_columns[0], catalogue.rows
     used = {split: {label for row in some for label in row.labels} for split, some in rows.items()}

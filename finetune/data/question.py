@@ -49,7 +49,7 @@ def normalised(text: str) -> str:
     )
 
 
-def draw(seed: int, key: str) -> bytes:
+def seeded_hash(seed: int, key: str) -> bytes:
     """A pseudo-random key that depends on nothing but the seed and the question."""
     return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 

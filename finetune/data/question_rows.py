@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from finetune.data import answer_key, option_syntax
 from finetune.data.answer_key import Key, Manner, chosen, read_key
 from finetune.data.cells import as_text, is_blank
-from finetune.data.question import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, draw
+from finetune.data.question import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, seeded_hash
 from finetune.data.question_columns import Columns, find_columns
 from finetune.runtime.errors import listed, shown
 from finetune.runtime.strict_json import too_long
@@ -166,7 +166,7 @@ def _options(row: dict, columns: Columns) -> tuple[list[str], list[str], str]:
 
 def _among_the_wrong(stem: str, right: str, wrong: list[str]) -> tuple[list[str], str]:
     """The right answer among the wrong ones, at a place that only the question decides; and its letter."""
-    place = draw(0, stem)[0] % (len(wrong) + 1)
+    place = seeded_hash(0, stem)[0] % (len(wrong) + 1)
     return [*wrong[:place], right, *wrong[place:]], LETTERS[min(place, MAX_OPTIONS - 1)]
 
 

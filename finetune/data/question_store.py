@@ -9,13 +9,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from finetune.data.question import Question, draw
+from finetune.data.question import Question, seeded_hash
 from finetune.runtime.errors import UserError
 
 IN_MEMORY = 1 << 25  # bytes, up to which nothing is written to the disk
 
 
-class Shelf:
+class QuestionStore:
     """Where questions lie, by place: 0, 1, …
 
     Attributes:
@@ -83,12 +83,12 @@ def _number(name: str, numbers: dict[str, int], names: list[str]) -> int:
     return numbers[name]
 
 
-class Rows(Sequence):
+class QuestionView(Sequence):
     """Questions of a shelf, in an order of their own. Read anew each time: two readings are equal, not the
     same object."""
 
-    def __init__(self, questions: Iterable[Question] = (), shelf: Shelf | None = None):
-        self.shelf = Shelf() if shelf is None else shelf
+    def __init__(self, questions: Iterable[Question] = (), shelf: QuestionStore | None = None):
+        self.shelf = QuestionStore() if shelf is None else shelf
         self._places = array("I")
         for question in questions:
             self.append(question)
@@ -115,12 +115,12 @@ class Rows(Sequence):
     def __repr__(self) -> str:
         return f"<Rows of {len(self):,} questions>"
 
-    def pick(self, indices: Iterable[int]) -> Rows:
+    def pick(self, indices: Iterable[int]) -> QuestionView:
         """Those of these indices, in this order."""
         return self._at(array("I", map(self._places.__getitem__, indices)))
 
-    def _at(self, places: array) -> Rows:
-        rows = Rows(shelf=self.shelf)
+    def _at(self, places: array) -> QuestionView:
+        rows = QuestionView(shelf=self.shelf)
         rows._places = places
         return rows
 
@@ -142,20 +142,20 @@ class Rows(Sequence):
         """Their names, without "" of the questions that have none."""
         return {self.shelf.subject_names[number] for number in {*self._of(self.shelf.subjects)}} - {""}
 
-    def of_subjects(self, wanted: set[str]) -> Rows:
+    def of_subjects(self, wanted: set[str]) -> QuestionView:
         names, numbers = self.shelf.subject_names, self._of(self.shelf.subjects)
         return self.pick(index for index, number in enumerate(numbers) if names[number] in wanted)
 
     # numpy is imported late: --help answers without it
 
-    def once(self, other_than: Rows) -> Rows:
+    def once(self, other_than: QuestionView) -> QuestionView:
         """Each question the first time it stands here, unless it is among the others: by fingerprint."""
         import numpy as np
 
         found, first = np.unique(np.array(self.fingerprints), return_index=True)
         return self.pick(np.sort(first[~np.isin(found, np.array(other_than.fingerprints))]))
 
-    def dealt(self, seed: int) -> Rows:
+    def dealt(self, seed: int) -> QuestionView:
         """By subject, and within one in the order of `draw`; questions about one passage side by side."""
         import numpy as np
 
@@ -166,30 +166,30 @@ class Rows(Sequence):
             passages[passage] or f"{fingerprint:016x}"
             for passage, fingerprint in zip(self.passages, self.fingerprints, strict=True)
         )
-        drawn = (int.from_bytes(draw(seed, key)[:8], "big") for key in keys)
+        drawn = (int.from_bytes(seeded_hash(seed, key)[:8], "big") for key in keys)
         order = (np.fromiter(drawn, np.uint64, len(self)), rank[np.array(self._of(self.shelf.subjects))])
         return self.pick(np.lexsort(order))
 
 
-def on_shelf(questions: Sequence[Question]) -> Rows:
+def as_view(questions: Sequence[Question]) -> QuestionView:
     """The same questions as Rows."""
-    return questions if isinstance(questions, Rows) else Rows(questions)
+    return questions if isinstance(questions, QuestionView) else QuestionView(questions)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concat(parts: Sequence[QuestionView]) -> QuestionView:
     """One after the other."""
     if parts and all(part.shelf is parts[0].shelf for part in parts):
         return parts[0]._at(array("I", chain.from_iterable(part._places for part in parts)))
-    return Rows(question for part in parts for question in part)
+    return QuestionView(question for part in parts for question in part)
 
 
 def questions_of(rows: Sequence) -> Sequence[Question]:
     """The questions among rows of any kind."""
-    return rows if isinstance(rows, Rows) else [row for row in rows if isinstance(row, Question)]
+    return rows if isinstance(rows, QuestionView) else [row for row in rows if isinstance(row, Question)]
 
 
 def pick(rows: Sequence, indices: Sequence[int]) -> Sequence:
     """Rows of any kind by their indices, which grow from one to the next."""
     if len(indices) == len(rows):
         return rows
-    return rows.pick(indices) if isinstance(rows, Rows) else [rows[index] for index in indices]
+    return rows.pick(indices) if isinstance(rows, QuestionView) else [rows[index] for index in indices]

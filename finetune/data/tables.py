@@ -22,7 +22,7 @@ from finetune.data.json_files import read_json
 from finetune.runtime import git_lfs
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import READABLE, WAYS_OUT, suffix_of
-from finetune.runtime.files import whole_file
+from finetune.runtime.files import atomic_open
 from finetune.runtime.strict_json import dumps, twice_named
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -166,20 +166,20 @@ def _write_csv(
             return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
         return dumps(value) if isinstance(value, (list, dict)) else value
 
-    with whole_file(file, encoding=encoding, newline="") as stream:
+    with atomic_open(file, encoding=encoding, newline="") as stream:
         rows = csv.writer(stream, delimiter=delimiter)
         rows.writerow(map(cell, columns))
         rows.writerows([cell(record.get(name)) for name in columns] for record in records)
 
 
 def _write_jsonl(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
-    with whole_file(file) as stream:
+    with atomic_open(file) as stream:
         for record in records:
             stream.write(dumps(record) + "\n")
 
 
 def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
-    with whole_file(file) as stream:
+    with atomic_open(file) as stream:
         stream.write("[")
         for number, record in enumerate(records):
             stream.write((",\n" if number else "\n") + dumps(record))
@@ -202,7 +202,7 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
     def plain(record: dict) -> dict:
         return {name: _arrow(value, columns[name]) for name, value in record.items()}
 
-    with whole_file(file, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, schema) as writer:
+    with atomic_open(file, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, schema) as writer:
         block: list[dict] = []
         for record in records:
             block.append(plain(record))

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from finetune.runtime.errors import listed, shown
-from finetune.runtime.strict_json import NoJson, decode
+from finetune.runtime.strict_json import JsonError, decode
 
 _NAMES = {
     "user": "user human prompter user_input question 使用者 用戶 用户 人類",
@@ -182,7 +182,7 @@ def _listed(value: object, name: str) -> list | None:
         return None
     try:
         found = decode(text)
-    except NoJson as error:
+    except JsonError as error:
         try:
             found = ast.literal_eval(text) if len(text) <= LONGEST_REPR else None
         except (ValueError, SyntaxError, MemoryError, RecursionError):

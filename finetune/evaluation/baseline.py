@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import numpy
 
 from finetune.data.labelled import Labelled
-from finetune.data.question import draw
-from finetune.evaluation import classification as classification_metrics
+from finetune.data.question import seeded_hash
 from finetune.evaluation import metrics
-from finetune.evaluation.classification import BASELINE, hits
-from finetune.runtime.console import say
+from finetune.evaluation.classification import BASELINE, compute_metrics, hits
+from finetune.runtime.console import log
 
 GRAMS = (1, 3)  # characters: no words need be found
 ROWS = 20_000  # that it is trained on, and of a set that it answers, at most
@@ -84,7 +83,7 @@ def sampled(rows: Sequence[Labelled], most: int = ROWS) -> list[int]:
     most = min(ROWS, most)
     if len(rows) <= most:
         return list(range(len(rows)))
-    return sorted(sorted(range(len(rows)), key=lambda place: draw(0, rows[place].fingerprint))[:most])
+    return sorted(sorted(range(len(rows)), key=lambda place: seeded_hash(0, rows[place].fingerprint))[:most])
 
 
 def stand_beside(
@@ -99,16 +98,16 @@ def stand_beside(
         answered: of each set its rows and the model's probabilities, (n, K).
     """
     multi = next(iter(figures.values()))["multi"]
-    say(f"簡單的基準（{BASELINE}）：以同樣的 {len(taught):,} 列訓練…")
+    log(f"簡單的基準（{BASELINE}）：以同樣的 {len(taught):,} 列訓練…")
     baseline = Baseline(taught, len(names), multi)
     if len(taught) > baseline.rows:
-        say(f"  只取其中 {baseline.rows:,} 列")
+        log(f"  只取其中 {baseline.rows:,} 列")
     for name, (rows, mine) in answered.items():
         places = sampled(rows)
         some = [rows[place] for place in places]
         truth, theirs = [row.labels for row in some], baseline.probabilities(some)
         first, second = (hits(truth, p, multi) for p in (numpy.asarray(mine)[places], theirs))
-        whole = classification_metrics.figures(truth, theirs, names, multi)
+        whole = compute_metrics(truth, theirs, names, multi)
         paired = {**metrics.paired_test(first, second), **metrics.mean_difference(first - second)}
         own = {key: whole[key] for key in ("accuracy", "right", "n", "interval_95", "macro_f1")}
         figures[name]["baseline"] = {**own, **paired, "trained_on": baseline.rows}

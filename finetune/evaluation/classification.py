@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from finetune.evaluation.metrics import calibration, share
-from finetune.evaluation.queries import Forward, Probe, Prober
+from finetune.evaluation.queries import Forward, LogprobQuery, LogprobRunner
 from finetune.models.forward import check_numbers, is_multi
 
 THRESHOLD = 0.5  # of a multi-label classifier: a class at least so probable is answered
@@ -68,8 +68,8 @@ def probabilities(
     multi = is_multi(config)
     classes = tuple(range(config.num_labels))
     places, wanted = (classes, ((0,),) * len(classes)) if multi else ((0,), (classes,))
-    probes = [Probe(row.ids, places, wanted, as_they_are=True, segments=row.segments) for row in rows]
-    Prober(forward, pad_id, device, world)(probes)
+    probes = [LogprobQuery(row.ids, places, wanted, as_they_are=True, segments=row.segments) for row in rows]
+    LogprobRunner(forward, pad_id, device, world)(probes)
     if not probes:
         return []
     logits = torch.tensor([probe.results if multi else probe.results[0] for probe in probes])
@@ -77,7 +77,7 @@ def probabilities(
     return logits[..., 0].sigmoid().tolist() if multi else logits.softmax(-1).tolist()
 
 
-def figures(
+def compute_metrics(
     truth: Sequence[Sequence[int]],
     probabilities: Sequence[Sequence[float]],
     names: Sequence[str],

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
-from finetune.data.contamination import Taught
+from finetune.data.contamination import TrainedQuestions
 from finetune.data.question import LETTERS, Question
 from finetune.evaluation import metrics
 from finetune.evaluation.scoring import Scores, score_options, tied
 from finetune.models.forward import NOT_NUMBERS
-from finetune.prompts.option_order import speaks_of_others
+from finetune.prompts.option_order import refers_to_other_options
 from finetune.prompts.scoring_methods import GENERATE, parse
-from finetune.runtime.console import plain, say
+from finetune.runtime.console import log, plain
 from finetune.runtime.errors import UserError
 
 MISTAKES = 20  # most confident ones, for a report
@@ -25,7 +25,7 @@ NONE_ASKED = "可用來調整溫度的題目一題也問不了"
 
 
 @dataclass
-class Sitting:
+class ExamResult:
     """What one model answered. `scores[i]`: log-probabilities of `questions[i]`'s options, in nats."""
 
     questions: Sequence[Question]
@@ -47,14 +47,14 @@ class Sitting:
         return fmean(metrics.credits(self.questions, self.predictions))
 
 
-def sit(
+def run_exam(
     score: Callable[..., Scores],
     questions: Sequence[Question],
     method: str,
     orders: str,
     world=None,
     title: str = "",
-) -> Sitting:
+) -> ExamResult:
     """Lets a model answer all questions; several processes share the work.
 
     Args:
@@ -72,20 +72,20 @@ def sit(
         disable=not (speaks and sys.stderr.isatty()),
     )  # fmt: skip
     if speaks and not sys.stderr.isatty():
-        say(f"{title}：{len(questions)} 題…")
+        log(f"{title}：{len(questions)} 題…")
     with bar:
         scores = score(questions, method, orders, world=world, progress=bar.update)
     if questions and set(map(scores.refused.get, range(len(questions)))) == {NOT_NUMBERS}:
         raise UserError(NOT_NUMBERS)  # and no accuracy of 0
-    return Sitting(list(questions), scores, str(parse(method)), orders)
+    return ExamResult(list(questions), scores, str(parse(method)), orders)
 
 
-def asked_by(model, prompts, device) -> Callable[..., Scores]:
+def scorer_for(model, prompts, device) -> Callable[..., Scores]:
     """How `sit` asks a model, or an engine's forward pass."""
     return partial(score_options, model, prompts.tokenizer, prompts=prompts, device=device)
 
 
-def stemless(questions: Sequence[Question]) -> list[Question]:
+def without_stem(questions: Sequence[Question]) -> list[Question]:
     """The same questions with nothing asked: what their options give away alone (arXiv:2402.12483)."""
     return [replace(question, stem="") for question in questions]
 
@@ -93,12 +93,12 @@ def stemless(questions: Sequence[Question]) -> list[Question]:
 # ---- figures -----------------------------------------------------------------------------------------------
 
 
-def figures(
-    sitting: Sitting,
-    other: Sitting | None = None,
-    taught: Taught | None = None,
-    option_only: Sitting | None = None,
-    held_out: Sitting | str = "",
+def compute_metrics(
+    sitting: ExamResult,
+    other: ExamResult | None = None,
+    taught: TrainedQuestions | None = None,
+    option_only: ExamResult | None = None,
+    held_out: ExamResult | str = "",
 ) -> dict:
     """All figures of one set of questions. Empty without any.
 
@@ -124,7 +124,7 @@ def figures(
         "order_bias": metrics.order_bias(sitting.scores.by_order, [q.answer for q in questions]),
         "calibration": _calibration(sitting, held_out),
         "ties": sum(isinstance(chosen, tuple) for chosen in predictions) / len(questions),
-        "speaks_of_others": _some(questions, predictions, _speaks_of_others),
+        "speaks_of_others": _some(questions, predictions, _refers_to_others),
         "refused": len(sitting.scores.refused),
         "unreadable": len(sitting.scores.unreadable),
         "shortened": len(sitting.scores.shortened),
@@ -151,11 +151,11 @@ def _some(questions, predictions, wanted) -> dict:
     return metrics.share(sum(hits), len(hits)) if hits else {}
 
 
-def _speaks_of_others(question: Question) -> bool:
-    return any(map(speaks_of_others, question.options))
+def _refers_to_others(question: Question) -> bool:
+    return any(map(refers_to_other_options, question.options))
 
 
-def _calibration(sitting: Sitting, held_out: Sitting | str) -> dict:
+def _calibration(sitting: ExamResult, held_out: ExamResult | str) -> dict:
     """As the scores are, and at the temperature that fits the held-out rows. The softmax of text scores is
     nothing the model ever stated; at the fitted temperature it is as good a confidence as they can give. A
     written answer states none."""
@@ -173,13 +173,13 @@ def _calibration(sitting: Sitting, held_out: Sitting | str) -> dict:
     return found | {"fitted": fitted, "fitted_on": len(other_rows), "not_fitted": ""}
 
 
-def _answered(sitting: Sitting) -> tuple[list, list]:
+def _answered(sitting: ExamResult) -> tuple[list, list]:
     lost = {*sitting.scores.refused, *sitting.scores.unreadable}
     kept = [i for i in range(len(sitting.questions)) if i not in lost]
     return [sitting.scores[i] for i in kept], [sitting.questions[i].answer for i in kept]
 
 
-def _contamination(questions, predictions, taught: Taught | None) -> dict:
+def _contamination(questions, predictions, taught: TrainedQuestions | None) -> dict:
     """Questions that the model was fitted on, or nearly: how many, which, and the score without them."""
     if taught is None:
         return {}
@@ -200,7 +200,7 @@ def _contamination(questions, predictions, taught: Taught | None) -> dict:
     }
 
 
-def mistakes(sitting: Sitting, count: int = MISTAKES) -> list[dict]:
+def mistakes(sitting: ExamResult, count: int = MISTAKES) -> list[dict]:
     """The wrong answers the model was surest of: question, gold, prediction and its probability."""
     found = []
     if sitting.method == GENERATE:  # none was stated
@@ -220,7 +220,9 @@ def mistakes(sitting: Sitting, count: int = MISTAKES) -> list[dict]:
     ]  # fmt: skip
 
 
-def records(sitting: Sitting, other: Sitting | None = None, other_name: str = "other") -> Iterator[dict]:
+def records(
+    sitting: ExamResult, other: ExamResult | None = None, other_name: str = "other"
+) -> Iterator[dict]:
     """One object a question, for predictions.jsonl. `tied`: the k options that share the highest score, of
     which `prediction` is the first; the question counts 1/k if the gold one is among them.
     `answers_by_order`: the options in the order shown, and the one chosen then (A=C: these two alike);

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from finetune.models.forward import BlankLogits, RowLogits, forward_of
+from finetune.models.forward import SequenceLogits, TokenLogits, forward_of
 from finetune.models.padding import padded, padded_width
 
 BATCH_TOKENS = 4096  # padded tokens a forward pass
@@ -20,12 +20,12 @@ Forward = Callable[..., Tensor]  # of input_ids, attention_mask, rows, cols, and
 
 def as_forward(model: nn.Module | Forward) -> Forward:
     """The forward pass of a model at chosen positions."""
-    plain = isinstance(model, nn.Module) and not isinstance(model, (BlankLogits, RowLogits))
+    plain = isinstance(model, nn.Module) and not isinstance(model, (TokenLogits, SequenceLogits))
     return forward_of(model).eval() if plain else model
 
 
 @dataclass
-class Probe:
+class LogprobQuery:
     """One row for the model: at `positions[i]` the log-probabilities of `wanted[i]` are asked for."""
 
     ids: tuple[int, ...]
@@ -38,7 +38,7 @@ class Probe:
 
 
 @dataclass
-class Prober:
+class LogprobRunner:
     """Puts probes through a model. Of several processes each takes every size-th batch; then they
     exchange."""
 
@@ -47,7 +47,7 @@ class Prober:
     device: torch.device | str = "cpu"
     world: object = None
 
-    def __call__(self, probes: Sequence[Probe]) -> None:
+    def __call__(self, probes: Sequence[LogprobQuery]) -> None:
         """Fills in `results`."""
         batches = batched(probes, lambda probe: len(probe.ids), _blanks)
         world = self.world
@@ -57,7 +57,7 @@ class Prober:
             for probe, result in zip(batches[number], results, strict=True):
                 probe.results = result
 
-    def _pass(self, probes: list[Probe]) -> list[list[list[float]]]:
+    def _pass(self, probes: list[LogprobQuery]) -> list[list[list[float]]]:
         input_ids, mask = padded([probe.ids for probe in probes], self.pad_id)
         rows = torch.tensor([row for row, probe in enumerate(probes) for _ in probe.positions])
         cols = torch.tensor([at for probe in probes for at in probe.positions])
@@ -80,7 +80,7 @@ class Prober:
         return results
 
 
-def _blanks(probe: Probe) -> int:
+def _blanks(probe: LogprobQuery) -> int:
     """Rows of a vocabulary's width that a probe takes; a head's few numbers count as one."""
     return 1 if probe.as_they_are else len(probe.positions)
 

@@ -29,12 +29,12 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from finetune.data.question import Question, draw
-from finetune.evaluation.queries import Forward, Probe, Prober, as_forward
+from finetune.data.question import Question, seeded_hash
+from finetune.evaluation.queries import Forward, LogprobQuery, LogprobRunner, as_forward
 from finetune.models.forward import NOT_NUMBERS
 from finetune.models.tokenizer import prompt_length
-from finetune.prompts.exam import ExamPrompts, Prompt, hide
-from finetune.prompts.option_order import Unaskable, arranged, fixed_places
+from finetune.prompts.exam import ExamPrompts, Prompt, mask_positions
+from finetune.prompts.option_order import PromptError, orders_to_ask, pinned_options
 from finetune.prompts.scoring_methods import CHOICE, ORDERS, Method, parse
 
 WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
@@ -117,7 +117,7 @@ def score_options(
         device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
 
     def ask(forward: Forward, questions: Sequence[Question], prior, progress) -> Scores:
-        examiner = Examiner(prompts, Prober(forward, prompts.tokenizer.pad_token_id, device, world))
+        examiner = Scorer(prompts, LogprobRunner(forward, prompts.tokenizer.pad_token_id, device, world))
         if method.correction == "prior":
             return _without_prior(examiner, questions, orders, prior, progress)
         return _score(examiner, questions, method, orders, progress)
@@ -212,29 +212,27 @@ def _shared(row: list[float], twins: list[tuple[int, ...]]) -> list[float]:
 
 
 @dataclass
-class Examiner:
+class Scorer:
     """What is needed to ask: how questions are written, and how rows reach the model."""
 
     prompts: ExamPrompts
-    prober: Prober
+    prober: LogprobRunner
 
 
 @dataclass
-class Asked:
+class QuestionQueries:
     """A question as rows for the model, and how their results are read."""
 
-    probes: list[Probe]
+    probes: list[LogprobQuery]
     read: Callable[[], list[float]]
     orders: list[Order] = field(default_factory=list)  # of `letter`: of each probe
     cut: bool = False  # the stem was shortened
 
 
-def _score(
-    examiner: Examiner, questions: Sequence[Question], method: Method, orders: str, progress
-) -> Scores:
+def _score(examiner: Scorer, questions: Sequence[Question], method: Method, orders: str, progress) -> Scores:
     scores = Scores([0.0] * len(question.options) for question in questions)
     scores.by_order = [[] for _ in questions]
-    for asked in _windows(examiner.prompts, questions, method, orders, scores.refused):
+    for asked in _query_batches(examiner.prompts, questions, method, orders, scores.refused):
         examiner.prober([probe for one in asked.values() for probe in one.probes])
         for index, one in asked.items():
             scores[index] = one.read()
@@ -254,17 +252,17 @@ def _score(
     return scores
 
 
-def _windows(
+def _query_batches(
     prompts: ExamPrompts, questions: Sequence[Question], method: Method, orders: str, refused: dict[int, str]
-) -> Iterator[dict[int, Asked]]:
+) -> Iterator[dict[int, QuestionQueries]]:
     """Questions as rows, by index, at most WINDOW_TOKENS and one question at a time; those of like length
     together, so that they share batches. Why one cannot be asked goes to `refused`."""
-    asked: dict[int, Asked] = {}
+    asked: dict[int, QuestionQueries] = {}
     tokens = 0
     for index in sorted(range(len(questions)), key=lambda i: -len(questions[i].stem)):
         try:
             asked[index] = one = _ask(prompts, questions[index], method, orders)
-        except Unaskable as error:
+        except PromptError as error:
             refused[index] = str(error)
             continue
         tokens += sum(len(probe.ids) for probe in one.probes)
@@ -275,7 +273,7 @@ def _windows(
         yield asked
 
 
-def _without_prior(examiner: Examiner, questions, orders: str, prior, progress) -> Scores:
+def _without_prior(examiner: Scorer, questions, orders: str, prior, progress) -> Scores:
     """PriDe: log P(letter) minus the log of the prior of its place, once more a softmax. The questions the
     prior comes from were asked in every rotation, and are answered by their mean, where it cancels."""
     sample: dict[int, list[tuple[Order, list[float]]]] = {}
@@ -299,7 +297,7 @@ def _without_prior(examiner: Examiner, questions, orders: str, prior, progress) 
 
 
 def estimate_prior(
-    examiner: Examiner, questions: Sequence[Question]
+    examiner: Scorer, questions: Sequence[Question]
 ) -> tuple[dict[int, list[float]], dict[int, list[tuple[Order, list[float]]]]]:
     """The model's preference for places, apart from what stands there (arXiv:2309.03882, equations 5 and 7).
 
@@ -313,11 +311,11 @@ def estimate_prior(
     """
     groups: dict[int, list[int]] = {}
     for index, question in enumerate(questions):
-        if not fixed_places(question.options):
+        if not pinned_options(question.options):
             groups.setdefault(len(question.options), []).append(index)
     chosen: list[int] = []
     for group in groups.values():
-        group.sort(key=lambda i: draw(0, questions[i].fingerprint))
+        group.sort(key=lambda i: seeded_hash(0, questions[i].fingerprint))
         chosen += group[: max(1, round(PRIOR_SHARE * len(group)))]
     found = _score(examiner, [questions[i] for i in chosen], Method("letter"), "cyclic", None)
     of_places: dict[int, list[list[float]]] = {}
@@ -343,7 +341,7 @@ def _log_softmax(row: Sequence[float]) -> list[float]:
 # ---- each method: what to ask, and how to read the answers -------------------------------------------------
 
 
-def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) -> Asked:
+def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) -> QuestionQueries:
     if method.by_letter:
         return _ask_letter(prompts, question, orders)
     if method.base == CHOICE:
@@ -353,38 +351,38 @@ def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) 
     if method.correction != "pmi":
         return asked
     unasked = _ask_text(prompts, lambda text: prompts.neutral(question, text), question, texts, method)
-    return Asked(
+    return QuestionQueries(
         asked.probes + unasked.probes,
         lambda: [told - alone for told, alone in zip(asked.read(), unasked.read(), strict=True)],
         cut=asked.cut,
     )
 
 
-def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> Asked:
+def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> QuestionQueries:
     letters = tuple(prompts.verbalizer_ids(len(question.options)))
-    shown = arranged(question.options, orders)
+    shown = orders_to_ask(question.options, orders)
     written = [prompts.listed(question, order) for order in shown]
-    probes = [Probe(prompt.ids, prompt.blank, (letters,), among_wanted=True) for prompt in written]
+    probes = [LogprobQuery(prompt.ids, prompt.blank, (letters,), among_wanted=True) for prompt in written]
 
     def read() -> list[float]:
         rows = [_by_option(probe, order) for probe, order in zip(probes, shown, strict=True)]
         return [fmean(column) for column in zip(*rows, strict=True)]
 
-    return Asked(probes, read, shown, any(prompt.cut for prompt in written))
+    return QuestionQueries(probes, read, shown, any(prompt.cut for prompt in written))
 
 
-def _ask_head(prompts: ExamPrompts, question: Question) -> Asked:
+def _ask_head(prompts: ExamPrompts, question: Question) -> QuestionQueries:
     written = [prompts.plain(question, option) for option in range(len(question.options))]
     # Options that look alike share a row: in another place of a batch it would get another last digit.
-    shared = {prompt.ids: Probe(prompt.ids, (0,), ((0,),), as_they_are=True) for prompt in written}
+    shared = {prompt.ids: LogprobQuery(prompt.ids, (0,), ((0,),), as_they_are=True) for prompt in written}
 
     def read() -> list[float]:
         return _log_softmax([shared[prompt.ids].results[0][0] for prompt in written])
 
-    return Asked(list(shared.values()), read, cut=any(prompt.cut for prompt in written))
+    return QuestionQueries(list(shared.values()), read, cut=any(prompt.cut for prompt in written))
 
 
-def _by_option(probe: Probe, order: Order) -> list[float]:
+def _by_option(probe: LogprobQuery, order: Order) -> list[float]:
     """A probe of letters gives a score to each place; an order says which option stood there."""
     return [probe.results[0][order.index(option)] for option in range(len(order))]
 
@@ -395,11 +393,11 @@ def _ask_text(
     question: Question,
     texts: Sequence[tuple[int, ...]],
     method: Method,
-) -> Asked:
+) -> QuestionQueries:
     """Each token of each option is asked for once. Tokens whose rows look the same share a pass: all of an
     option in `joint`, and those of options of one length."""
-    shared: dict[tuple[int, ...], Probe] = {}
-    cells: list[list[tuple[Probe, int, int]]] = []  # of each option and token: probe, position, choice
+    shared: dict[tuple[int, ...], LogprobQuery] = {}
+    cells: list[list[tuple[LogprobQuery, int, int]]] = []  # of each option and token: probe, position, choice
     cut = False
     for option, text in enumerate(texts):
         asked = text[:1] if method.base == "first" else text
@@ -409,8 +407,8 @@ def _ask_text(
         row = []
         for at, together in enumerate(hidden):
             places = [prompt.blank[i] for i in together]
-            ids = hide(prompt.ids, places, prompts.mask)
-            probe = shared.setdefault(ids, Probe(ids, (), ()))
+            ids = mask_positions(prompt.ids, places, prompts.mask)
+            probe = shared.setdefault(ids, LogprobQuery(ids, (), ()))
             row.append((probe, *_want(probe, prompt.blank[at], asked[at])))
         cells.append(row)
 
@@ -418,7 +416,7 @@ def _ask_text(
         gather = sum if method.summed else fmean
         return [gather([probe.results[position][choice] for probe, position, choice in row]) for row in cells]
 
-    return Asked(list(shared.values()), read, cut=cut)
+    return QuestionQueries(list(shared.values()), read, cut=cut)
 
 
 def _hidden_with(base: str, count: int, prompts: ExamPrompts, text: str) -> list[range]:
@@ -431,7 +429,7 @@ def _hidden_with(base: str, count: int, prompts: ExamPrompts, text: str) -> list
     return [range(at, ends[at] if len(ends) == count else count) for at in range(count)]
 
 
-def _want(probe: Probe, position: int, token: int) -> tuple[int, int]:
+def _want(probe: LogprobQuery, position: int, token: int) -> tuple[int, int]:
     """Asks `probe` for one more token; returns where the answer will stand in its results."""
     if position not in probe.positions:
         probe.positions += (position,)

@@ -80,7 +80,7 @@ class Attention(nn.Module):
             setattr(self, name, Linear(weights.below(name), size, size))
 
 
-class Rise(nn.Module):
+class FeedForward(nn.Module):
     """The first half of a feed-forward."""
 
     intermediate_act_fn = staticmethod(F.gelu)
@@ -93,7 +93,7 @@ class Rise(nn.Module):
         return F.gelu(self.dense(inputs))
 
 
-class Sum(nn.Module):
+class ResidualOutput(nn.Module):
     """A product that is added to what went before, and normed."""
 
     def __init__(self, weights: Weights, config, inputs: int):
@@ -110,9 +110,9 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = nn.Module()
         self.attention.self = Attention(weights.below("attention.self"), config)
-        self.attention.output = Sum(weights.below("attention.output"), config, config.hidden_size)
-        self.intermediate = Rise(weights.below("intermediate"), config)
-        self.output = Sum(weights.below("output"), config, config.intermediate_size)
+        self.attention.output = ResidualOutput(weights.below("attention.output"), config, config.hidden_size)
+        self.intermediate = FeedForward(weights.below("intermediate"), config)
+        self.output = ResidualOutput(weights.below("output"), config, config.intermediate_size)
 
 
 class Head(nn.Module):

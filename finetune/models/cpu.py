@@ -24,7 +24,7 @@ FASTER = 1.5  # times, from which fewer digits are worth it
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 
 
-def keep_memory() -> bool:
+def tune_malloc() -> bool:
     """Has freed memory kept for the next tensor instead of given back to the system, which would fill every
     large new one with zeros, page by page: a third of the time of a step with long rows. True where it worked
     (glibc)."""
@@ -39,14 +39,14 @@ def choose_precision(hidden_size: int) -> tuple[str, str]:
     """`fp32` or `bf16` for a model of this width on this CPU, and the sentence that says why."""
     if hidden_size < SMALL:
         return "fp32", "精度：fp32（CPU，模型小，bf16 不會更快）"
-    gain = bf16_gain()
+    gain = bf16_speedup()
     if gain < FASTER:
         return "fp32", f"精度：fp32（這顆 CPU 算 bf16 沒有比較快：{gain:.1f} 倍）"
     return "bf16", f"精度：bf16（這顆 CPU 算 bf16 快 {gain:.1f} 倍；要 fp32 請加 --precision fp32）"
 
 
 @lru_cache(maxsize=1)
-def bf16_gain() -> float:
+def bf16_speedup() -> float:
     """How many times as fast as in fp32 a matrix product is here in bf16: median of five, some 0.1 s."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -64,7 +64,7 @@ def bf16_gain() -> float:
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def noise(like: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
+def dropout_mask(like: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
     """What an activation is multiplied by: 0 with probability `p`, else 1 / (1 - p), in the dtype of `like`.
 
     The seed of its bits is drawn by torch, so that whoever sets torch's seed, or its state, sets this one's.
@@ -94,10 +94,10 @@ class Dropout(nn.Dropout):
             return inputs
         if inputs.device.type != "cpu" or inputs.dtype not in BITS:
             return super().forward(inputs)
-        return inputs * noise(inputs, self.p)
+        return inputs * dropout_mask(inputs, self.p)
 
 
-def lighten(model: nn.Module) -> nn.Module:
+def use_fast_dropout(model: nn.Module) -> nn.Module:
     """Puts this dropout in the place of torch's, everywhere in a model."""
     for module in model.modules():
         if type(module) is nn.Dropout:

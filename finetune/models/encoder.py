@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finetune.models.cpu import noise
+from finetune.models.cpu import dropout_mask
 from finetune.models.padding import MULTIPLE
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "ernie")  # whose layers are BERT's
@@ -31,7 +31,7 @@ def readable(body: nn.Module | None) -> bool:
     )
 
 
-class Places:
+class TokenPositions:
     """Where N tokens stand in B rows of length T, at most one in a place.
 
     Args:
@@ -97,7 +97,7 @@ class Encoder:
 
     def __init__(self, body: nn.Module, light: bool = False):
         self.body, self.light = body, light
-        self._copies: list[_Copy] = []
+        self._copies: list[_Bf16Layer] = []
         self._copied = 0  # what they were made of
 
     def __call__(
@@ -107,7 +107,7 @@ class Encoder:
         `logits.BlankLogits.forward`, and segments as of `logits.RowLogits.forward`."""
         size, length = input_ids.shape
         real = attention_mask.bool()
-        here = Places(_kept(real.flatten()), (size, length))
+        here = TokenPositions(_kept(real.flatten()), (size, length))
         bias = None
         if not real.all():
             bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)  # (B, T)
@@ -124,7 +124,7 @@ class Encoder:
         row, count = wanted // length, torch.bincount(wanted // length, minlength=size)
         slot = torch.arange(len(wanted), device=row.device) - (count.cumsum(0) - count)[row]
         widest = int(count.max())
-        there = Places(row * widest + slot, (size, widest))
+        there = TokenPositions(row * widest + slot, (size, widest))
         asking = hidden[wanted if here.places is None else here.tokens[wanted]]
         return _through(last, asking, last.lower(asking), there, last.lower(hidden), here, bias)[back]
 
@@ -134,7 +134,7 @@ class Encoder:
         weights = self.body.encoder.parameters()
         seen = hash(tuple((weight.data_ptr(), weight._version) for weight in weights))
         if seen != self._copied:  # at first, and when somebody has taught the model in between
-            self._copies = [_Copy(layer) for layer in self.body.encoder.layer]
+            self._copies = [_Bf16Layer(layer) for layer in self.body.encoder.layer]
             self._copied = seen
         return self._copies
 
@@ -154,11 +154,13 @@ def _through(layer, *inputs) -> Tensor:
     return _pass(layer, *inputs)
 
 
-def _pass(layer, asking: Tensor, lower: Tensor, there: Places, read: Tensor, here: Places, bias) -> Tensor:
+def _pass(
+    layer, asking: Tensor, lower: Tensor, there: TokenPositions, read: Tensor, here: TokenPositions, bias
+) -> Tensor:
     """A layer for the tokens `asking` (U, H), which look at all that are read (N, H); both also as `lower`
     makes them."""
     keys, values = layer.keys_and_values(read)
-    seen = attend(
+    seen = attention(
         layer.attention,
         there.rectangle(layer.queries(lower)),
         here.rectangle(keys),
@@ -191,15 +193,21 @@ class _Layer:
         return self.layer.output(self.layer.intermediate(asking), asking)
 
 
-class _Copy:
+class _Bf16Layer:
     """A layer with its weights in bf16, for inference: converted once, and not at every pass."""
 
     def __init__(self, layer: nn.Module):
         self.attention = attention = layer.attention.self
-        self._queries = _Product(attention.query)
-        self._both = _Product(attention.key, attention.value)
-        self._out, self._up = _Product(layer.attention.output.dense), _Product(layer.intermediate.dense)
-        self._down, self._activation = _Product(layer.output.dense), layer.intermediate.intermediate_act_fn
+        self._queries = _PackedLinear(attention.query)
+        self._both = _PackedLinear(attention.key, attention.value)
+        self._out, self._up = (
+            _PackedLinear(layer.attention.output.dense),
+            _PackedLinear(layer.intermediate.dense),
+        )
+        self._down, self._activation = (
+            _PackedLinear(layer.output.dense),
+            layer.intermediate.intermediate_act_fn,
+        )
         self._norms = layer.attention.output.LayerNorm, layer.output.LayerNorm
 
     def lower(self, hidden: Tensor) -> Tensor:
@@ -217,7 +225,7 @@ class _Copy:
         return self._norms[1](self._down(wide) + asking)
 
 
-class _Product:
+class _PackedLinear:
     """Linear layers in bf16, one below the other, with weights laid out once as oneDNN reads them: a tenth
     off a long product, a third off a short one."""
 
@@ -239,7 +247,7 @@ def _laid_out(inputs: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(inputs, weights, bias, "none", [], "")
 
 
-def attend(
+def attention(
     attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Multi-head attention. queries (B, Q, H), keys and values (B, T, H) -> (B, Q, H).
@@ -266,6 +274,6 @@ def attend(
         scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=use, alpha=attention.scaling)
         weights = scores.softmax(-1)  # (B · heads, Q, T)
         if p:
-            weights = weights * noise(weights, p)
+            weights = weights * dropout_mask(weights, p)
         seen = torch.bmm(weights, values)
     return seen.view(size, heads, asked, -1).transpose(1, 2).reshape(size, asked, width)

@@ -48,7 +48,7 @@ def is_multi(config) -> bool:
     return config.problem_type == MULTI_LABEL
 
 
-class BlankLogits(nn.Module):
+class TokenLogits(nn.Module):
     """Logits where something is asked: at blanks of a masked model, before each token that a causal one must
     say.
 
@@ -73,7 +73,7 @@ class BlankLogits(nn.Module):
         body = getattr(model, model.base_model_prefix, None)
         self.able = self._head is not None and encoder.readable(body)
         self._encoder = encoder.Encoder(body, light) if self.able else None
-        self.exact = BlankLogits(model, packed).eval() if light and self.able else None
+        self.exact = TokenLogits(model, packed).eval() if light and self.able else None
         self._more = {"use_cache": False} if is_causal(model) else {}  # keys and values nobody will ask for
 
     def forward(
@@ -88,8 +88,8 @@ class BlankLogits(nn.Module):
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._more}
         if self.packed:
-            inputs["attention_mask"] = isolating(attention_mask)
-            inputs["position_ids"] = restarting(attention_mask)
+            inputs["attention_mask"] = document_mask(attention_mask)
+            inputs["position_ids"] = document_positions(attention_mask)
         if self._head is None:
             return self.model(**inputs).logits[rows, cols]
         if self._encoder is not None:
@@ -106,7 +106,7 @@ class BlankLogits(nn.Module):
         return hidden
 
 
-class RowLogits(nn.Module):
+class SequenceLogits(nn.Module):
     """Logits of whole rows: of a classifier one a class, of a multiple-choice head one number.
 
     Called like BlankLogits; `cols` are then classes. Multi-label classes are asked for one by one.
@@ -159,12 +159,12 @@ class RowLogits(nn.Module):
 
 def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
     """The forward pass of a model, by its head."""
-    return RowLogits(model) if type(model).__name__.endswith(ROW_CLASSES) else BlankLogits(model, packed)
+    return SequenceLogits(model) if type(model).__name__.endswith(ROW_CLASSES) else TokenLogits(model, packed)
 
 
-def light_of(model: nn.Module) -> BlankLogits:
+def bf16_forward(model: nn.Module) -> TokenLogits:
     """The forward pass of a masked model, in bf16 where its family can be read so."""
-    return BlankLogits(model, light=True).eval()
+    return TokenLogits(model, light=True).eval()
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -180,7 +180,7 @@ def can_pack(config, max_length: int) -> bool:
 
 
 @torch.no_grad()
-def leaks(model: nn.Module) -> bool:
+def attention_leaks_across_documents(model: nn.Module) -> bool:
     """True when a document's logits change with its neighbour in a packed row: tried on two."""
     words = min(model.config.vocab_size, 1000)
     first, second = (torch.arange(start, start + 24) * 7919 % words for start in (1, 101))
@@ -189,13 +189,13 @@ def leaks(model: nn.Module) -> bool:
     cols = torch.arange(24, 48, device=ids.device)
     was_training = model.training
     model.eval()
-    together = BlankLogits(model, packed=True).eval()(ids, documents, torch.zeros_like(cols), cols).float()
+    together = TokenLogits(model, packed=True).eval()(ids, documents, torch.zeros_like(cols), cols).float()
     alone = model(input_ids=ids[:, 24:]).logits[0].float()
     model.train(was_training)
     return bool((together - alone).abs().mean() > LEAK * alone.std())
 
 
-def isolating(documents: Tensor) -> Tensor:
+def document_mask(documents: Tensor) -> Tensor:
     """Who may look at whom: a token at itself and at what stands before it in its own document.
 
     Restarting position ids alone would not keep documents apart: attention does not look at them.
@@ -210,7 +210,7 @@ def isolating(documents: Tensor) -> Tensor:
     return same.tril()[:, None]
 
 
-def restarting(documents: Tensor) -> Tensor:
+def document_positions(documents: Tensor) -> Tensor:
     """Position ids that begin at 0 with every document, (B, T) -> (B, T)."""
     places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)

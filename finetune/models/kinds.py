@@ -23,7 +23,7 @@ TITLES = {
     "masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型", "classifier": "文字分類模型",
     "choice": "選擇題模型",
 }  # fmt: skip
-INSTEAD = {
+HINTS = {
     "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
     "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 教",
     "classifier": "請換 bert-base-chinese 這類模型",
@@ -66,7 +66,7 @@ def unfit(config, kind: str, name: str) -> str:
         if own in NEW_HEAD:
             return f"{found}：已經是{TITLES[own]}，不能改成{TITLES[kind]}；請換它的底模"
         if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
-            return f"{found}：這類模型不能當{TITLES[kind]}的底模；{INSTEAD[kind]}"
+            return f"{found}：這類模型不能當{TITLES[kind]}的底模；{HINTS[kind]}"
         return ""
     if kind == "masked" and config.model_type == "electra" and "ElectraForMaskedLM" not in classes:
         return (
@@ -82,7 +82,7 @@ def unfit(config, kind: str, name: str) -> str:
         )
     if kind not in ("", own) or not own:
         wanted = TITLES.get(kind) or "、".join(TITLES.values())
-        return f"{found}，不是{wanted}；{INSTEAD.get(kind) or INSTEAD['masked']}"
+        return f"{found}，不是{wanted}；{HINTS.get(kind) or HINTS['masked']}"
     return ""
 
 

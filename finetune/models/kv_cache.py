@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.forward import check_numbers
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
 CACHES = ("past_key_values", "cache_params")  # names a forward pass takes a cache of transformers by
@@ -133,7 +133,7 @@ def manner_of(model: nn.Module) -> Manner:
         known = _try(model)
         object.__setattr__(model, "_manner", known)
         if known != BEST:
-            say(f"{model.config.model_type} 模型：{known.known}")
+            log(f"{model.config.model_type} 模型：{known.known}")
     return known
 
 

@@ -32,7 +32,7 @@ RANGE = re.compile(r"([0-9]{1,9})(?: *[-–~] *([0-9]{1,9}))?")
 # ---- the parts of a model ----------------------------------------------------------------------------------
 
 
-class Layers:
+class LayerGroups:
     """The parts of a model of transformers from bottom to top: `embeddings`, `0`, `1`, …, `head`.
 
     ALBERT has `embeddings`, `shared`, `head`; a model whose layers are no single stack (an encoder with a
@@ -145,7 +145,7 @@ def _sides(body: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, str]:
     return sides
 
 
-def brief(names: Iterable[str]) -> str:
+def format_ranges(names: Iterable[str]) -> str:
     """Names of parts, bottom to top, runs of layers in short: `embeddings、0–11、head`."""
     runs: list[list[str]] = []
     for name in names:
@@ -159,7 +159,7 @@ def brief(names: Iterable[str]) -> str:
 # ---- what a person asks for --------------------------------------------------------------------------------
 
 
-def choose(spec: str, flag: str, layers: Layers) -> frozenset[str]:
+def choose_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
     """The parts that a list names: `embeddings`, `head`, `all_but_head`, `3`, `0-9`, by commas (，、 too).
 
     Raises:
@@ -168,7 +168,7 @@ def choose(spec: str, flag: str, layers: Layers) -> frozenset[str]:
     """
     chosen: set[str] = set()
     problems = []
-    have = f"有的是 {brief(layers.names)}"
+    have = f"有的是 {format_ranges(layers.names)}"
     words = [word.strip() for word in re.split("[,、]", unicodedata.normalize("NFKC", spec).lower())]
     for word in filter(None, words):
         found = RANGE.fullmatch(word)
@@ -199,7 +199,7 @@ def choose(spec: str, flag: str, layers: Layers) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Learning:
+class LayerSchedule:
     """Which parts learn, from when on, how fast.
 
     Attributes:
@@ -254,7 +254,7 @@ class Learning:
         """For a checkpoint's identity; "" when nothing was asked for."""
         words = []
         if self.frozen:
-            words.append("凍結 " + brief(name for name in self.names if name in self.frozen))
+            words.append("凍結 " + format_ranges(name for name in self.names if name in self.frozen))
         if self.unfreeze_every:
             words.append(f"由上而下每 {self.unfreeze_every} 步多開一部分")
         if self.decay != 1:
@@ -262,9 +262,9 @@ class Learning:
         return "；".join(words)
 
 
-def learning(
-    flags_freeze: str, flags_train_only: str, unfreeze_every: int, decay: float, layers: Layers
-) -> Learning:
+def build_schedule(
+    flags_freeze: str, flags_train_only: str, unfreeze_every: int, decay: float, layers: LayerGroups
+) -> LayerSchedule:
     """What the flags --freeze, --train_only, --unfreeze_every and --layer_lr_decay ask for.
 
     Args:
@@ -281,10 +281,10 @@ def learning(
         problems.found.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
     with problems:
         if flags_freeze:
-            frozen = choose(flags_freeze, "--freeze", layers)
+            frozen = choose_layers(flags_freeze, "--freeze", layers)
     with problems:
         if flags_train_only:
-            frozen = names - choose(flags_train_only, "--train_only", layers)
+            frozen = names - choose_layers(flags_train_only, "--train_only", layers)
     if unfreeze_every < 0:
         problems.found.append(f"--unfreeze_every {unfreeze_every}：應為 0（一開始全部都學）以上的步數")
     if not 0 < decay <= 1:
@@ -293,27 +293,27 @@ def learning(
     able = frozenset(part for part, size in layers.trainable().items() if size)
     if frozen and not able - frozen:
         asked = f"--train_only {flags_train_only}" if flags_train_only else f"--freeze {flags_freeze}"
-        can = brief(name for name in layers.names if name in able)
+        can = format_ranges(name for name in layers.names if name in able)
         raise UserError(f"{asked}：沒有任何參數可學了；這個模型能學的部分是 {can or '（沒有）'}")
-    return Learning(tuple(layers.names), frozen, able - frozen, unfreeze_every, decay)
+    return LayerSchedule(tuple(layers.names), frozen, able - frozen, unfreeze_every, decay)
 
 
-def learning_of_all(layers: Layers) -> Learning:
+def uniform_schedule(layers: LayerGroups) -> LayerSchedule:
     """All that has `requires_grad` learns, from the start and alike."""
-    return learning("", "", 0, 1.0, layers)
+    return build_schedule("", "", 0, 1.0, layers)
 
 
 # ---- what the engine does with it --------------------------------------------------------------------------
 
 
-def apply(model: nn.Module, layers: Layers, learning: Learning) -> None:
+def apply(model: nn.Module, layers: LayerGroups, learning: LayerSchedule) -> None:
     """Freezes what shall never learn. What is frozen already (the base under LoRA) stays so."""
     for name, parameter in model.named_parameters():
         if layers.part_of(name) in learning.frozen:
             parameter.requires_grad_(False)
 
 
-def by_part(model: nn.Module, layers: Layers) -> dict[str, list[nn.Parameter]]:
+def by_group(model: nn.Module, layers: LayerGroups) -> dict[str, list[nn.Parameter]]:
     """The parameters that have `requires_grad` now, by part, bottom to top; only parts that have some."""
     found: dict[str, list[nn.Parameter]] = {part: [] for part in layers.names}
     for name, parameter in model.named_parameters():
@@ -322,7 +322,7 @@ def by_part(model: nn.Module, layers: Layers) -> dict[str, list[nn.Parameter]]:
     return {part: parameters for part, parameters in found.items() if parameters}
 
 
-def set_open(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) -> None:
+def set_trainable(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) -> None:
     """Lets the parts in `opened` learn and closes the others: an optimizer passes over a parameter without a
     gradient, so that neither weight decay nor momentum moves it.
 
@@ -336,7 +336,9 @@ def set_open(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) -> No
                 parameter.grad = None
 
 
-def groups(model: nn.Module, layers: Layers, learning: Learning, weight_decay: float) -> list[dict]:
+def build_parameter_groups(
+    model: nn.Module, layers: LayerGroups, learning: LayerSchedule, weight_decay: float
+) -> list[dict]:
     """Parameter groups for an optimizer, of what has `requires_grad` now: weight decay for matrices, none for
     biases and norms (BERT's recipe).
 
@@ -345,7 +347,7 @@ def groups(model: nn.Module, layers: Layers, learning: Learning, weight_decay: f
         empty. When all learns alike, two groups of part "", in the order of `model.parameters()`, the second
         one empty where only matrices learn: checkpoints know groups by their places.
     """
-    parts = by_part(model, layers)
+    parts = by_group(model, layers)
     if learning.alike:
         parts = {"": [parameter for parameter in model.parameters() if parameter.requires_grad]}
     found = []
@@ -364,7 +366,7 @@ def groups(model: nn.Module, layers: Layers, learning: Learning, weight_decay: f
 # ---- for a person ------------------------------------------------------------------------------------------
 
 
-def table(layers: Layers, learning: Learning) -> list[str]:
+def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
     """Lines for a person: each part, how many parameters it has and learns, from which step, how fast; the
     sum is the last line. To be called before an engine closes what opens later."""
     sizes = layers.sizes()
@@ -386,7 +388,7 @@ def table(layers: Layers, learning: Learning) -> list[str]:
     for (_, how, factor), run in groupby((part for part in layers.names if sizes[part]), key=look):
         run = list(run)
         counts = [sum(some[part] for part in run) for some in (sizes, trained)]
-        rows.append([brief(run), *map(_millions, counts), how, factor])
+        rows.append([format_ranges(run), *map(_millions, counts), how, factor])
     if learning.decay == 1:
         rows = [row[:-1] for row in rows]
     lines = _aligned(rows)

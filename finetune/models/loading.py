@@ -27,7 +27,7 @@ from finetune.models.source_checks import (
 )
 from finetune.models.tokenizer import load_tokenizer
 from finetune.runtime import hub, limits, untrusted
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.hub import quiet_libraries
 
@@ -78,12 +78,12 @@ def check_layers(config, kind: str, flags) -> None:
     """
     import transformers
 
-    from finetune.models.layer_schedule import Layers, learning
+    from finetune.models.layer_schedule import LayerGroups, build_schedule
 
     if flags.freeze or flags.train_only:
         with torch.device("meta"):
             model = getattr(transformers, CLASSES[kind]).from_config(config)
-        learning(flags.freeze, flags.train_only, 0, 1.0, Layers(model))
+        build_schedule(flags.freeze, flags.train_only, 0, 1.0, LayerGroups(model))
 
 
 def load_model(
@@ -267,7 +267,7 @@ def announce(name: str, model: nn.Module, from_scratch: bool) -> None:
     if model.new_weights and not from_scratch:
         how += "，換上新的輸出層（亂數，由 --seed 決定）"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    say(
+    log(
         f"模型 {name}：{how}，{model.config.model_type}，{millions:.1f} M 參數，詞彙 "
         f"{model.config.vocab_size}"
     )

@@ -22,7 +22,7 @@ from finetune.models.lora_checks import check_fit
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
 from finetune.models.tokenizer_checks import try_patterns
 from finetune.runtime import limits
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import RunError, UserError, nearest
 
 PREFIX = "base_model.model."  # of names in peft's files
@@ -137,7 +137,7 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
     config.base_model_name_or_path = str(folder.resolve()) if folder.is_dir() else base
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
-    say(
+    log(
         f"LoRA：rank {lora.rank}、alpha {lora.alpha:g}、dropout {lora.dropout:g}，"
         f"加在 {'、'.join(sorted(config.target_modules))}；"
         f"訓練 {trained / 1e6:.2f} M 參數（{trained / whole:.1%}）"
@@ -249,7 +249,7 @@ def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
             "未合併的權重在 --save_dir 的 best，可加 --no_merge 直接使用"
         )
     compared = f"在 {len(rows)} 段文字上，logits 最多差 {worst:.1e}（容許 {TOLERANCE:g}）"
-    say(f"LoRA 已合併進完整的權重：{compared}")
+    log(f"LoRA 已合併進完整的權重：{compared}")
     return model
 
 

@@ -17,22 +17,28 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from finetune.data.contamination import Taught, grams, pack, unpack
-from finetune.data.question_store import Rows, questions_of
+from finetune.data.contamination import TrainedQuestions, decode_sketch, encode_sketch, grams
+from finetune.data.question_store import QuestionView, questions_of
 from finetune.models.source_checks import ADAPTER_WEIGHTS, WEIGHTS
 from finetune.prompts.chat import STYLES
 from finetune.prompts.exam import Template
 from finetune.prompts.scoring_methods import METHODS
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
-from finetune.runtime.files import read_json, whole_file
+from finetune.runtime.files import atomic_open, read_json
 from finetune.runtime.strict_json import dumps
 from finetune.runtime.untrusted import is_name
 
 FILE = "run_card.json"
 FORMAT = 1
 SKETCHED = 100_000  # questions, of which sketches are kept: 0.3 kB each
-AIMS = {"exam": "考題微調", "mlm": "續訓", "cpt": "續訓", "sft": "問答微調", "classify": "分類"}  # of tasks
+TASK_TITLES = {
+    "exam": "考題微調",
+    "mlm": "續訓",
+    "cpt": "續訓",
+    "sft": "問答微調",
+    "classify": "分類",
+}  # of tasks
 NEEDED = ("scoring", "template", "max_length")  # a card without them says nothing
 LARGEST = 1 << 53  # a whole number that a float still holds
 UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options
@@ -70,7 +76,7 @@ class RunCard:
 
     def write(self, folder: Path) -> None:
         card = {"format": FORMAT, **vars(self), "template": self.template.as_dict()}
-        with whole_file(folder / FILE) as file:
+        with atomic_open(folder / FILE) as file:
             file.write(dumps(card, indent=1))
             file.write("\n")
 
@@ -103,10 +109,10 @@ class RunCard:
         return card
 
     @property
-    def taught(self) -> Taught:
+    def taught(self) -> TrainedQuestions:
         """What the model was fitted on, to look questions up in."""
-        known = {name: unpack(text) for name, text in self.sketches.items()}
-        return Taught({**dict.fromkeys(self.fingerprints, ()), **known})
+        known = {name: decode_sketch(text) for name, text in self.sketches.items()}
+        return TrainedQuestions({**dict.fromkeys(self.fingerprints, ()), **known})
 
 
 # ---- what each part of a card must be, that a stranger may have written ------------------------------------
@@ -157,7 +163,7 @@ def _object_of(one: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 PARTS: dict[str, Callable[[object], bool]] = {
-    "task": _among(*AIMS), "chat": _among("", "none", *STYLES), "objective": _text,
+    "task": _among(*TASK_TITLES), "chat": _among("", "none", *STYLES), "objective": _text,
     "scoring": _among(*METHODS, *UNSCORED), "step": _whole, "parameters": _object_of(_whole),
     "template": _object, "max_length": partial(_whole, low=1),
     "base_model": lambda value: value == "" or is_name(value), "dataset": _text,
@@ -167,14 +173,14 @@ PARTS: dict[str, Callable[[object], bool]] = {
 }  # fmt: skip
 
 
-def remembered(rows: Sequence) -> dict[str, str]:
+def question_fingerprints(rows: Sequence) -> dict[str, str]:
     """What a card keeps of the questions among some rows: fingerprint -> sketch, "" of more than SKETCHED."""
-    if isinstance(rows, Rows) and len(rows) > SKETCHED:
+    if isinstance(rows, QuestionView) and len(rows) > SKETCHED:
         return {f"{number:016x}": "" for number in rows.fingerprints.tolist()}
-    return {question.fingerprint: pack(grams(question)) for question in questions_of(rows)}
+    return {question.fingerprint: encode_sketch(grams(question)) for question in questions_of(rows)}
 
 
-def digest(texts: Iterable[str]) -> str:
+def hash_texts(texts: Iterable[str]) -> str:
     """One hash for many texts, in their order: 16 hex digits."""
     found = hashlib.sha256()
     for number, text in enumerate(texts):
@@ -244,7 +250,7 @@ def ancestors(name: str, card, from_scratch: bool) -> list[dict]:
     if not stages:
         return [{"stage": "base", "model": str(name), "sha256": own}]
     if stages[-1].get("sha256") not in ("", own):
-        say(
+        log(
             f"⚠️ {name} 的權重與它的 run_card.json 記載的不同"
             f"（{stages[-1]['sha256'][:12]} → {own[:12]}）；來歷記為中斷"
         )

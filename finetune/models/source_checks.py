@@ -6,9 +6,9 @@ from pathlib import Path
 
 from finetune.models import weight_files
 from finetune.runtime import hub, limits, untrusted
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
-from finetune.runtime.files import read_json, rescue
+from finetune.runtime.files import read_json, recover_replace
 
 ADAPTER = "adapter_config.json"  # a folder that holds this holds LoRA weights alone
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -36,7 +36,7 @@ def check_source(
             a whole model is needed; one with files that lead out of it, or that needs code of its own.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir() and not rescue(folder):
+    if not folder.is_dir() and not recover_replace(folder):
         if folder.exists() or hub.looks_local(name):
             raise UserError(f"{flag} {name}：沒有這個資料夾")
         return
@@ -78,7 +78,7 @@ def _check_code(folder: Path, what: str) -> None:
         model_type = limits.read(folder / "config.json").get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise UserError(untrusted.not_run(what, model_type))
-        say(untrusted.ignored(what))
+        log(untrusted.ignored(what))
 
 
 def _check_fetched(name: str, flag: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.models.kinds import NEW_HEAD
 from finetune.models.tokenizer_checks import try_tokenizer
 from finetune.runtime import hub, limits, untrusted
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.hub import quiet_libraries
 
@@ -63,7 +63,7 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
                 "或在 config.json 寫明 eos_token_id"
             )
         if added := separate_padding(tokenizer):
-            say(f"  tokenizer 沒有補齊專用的符號，以 {added} 補齊")
+            log(f"  tokenizer 沒有補齊專用的符號，以 {added} 補齊")
         return tokenizer
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
@@ -79,7 +79,7 @@ def _tell_of_code(name: str, flag: str) -> None:
     """Says of a model on the hub that its own code is not run; of a folder `models.check_source` says it."""
     config = None if Path(name).expanduser().is_dir() else hub.cached(name, "config.json")
     if config and untrusted.has_code(config.parent):
-        say(untrusted.ignored(f"{flag} {name}"))
+        log(untrusted.ignored(f"{flag} {name}"))
 
 
 def _end_of_config(tokenizer, name: str) -> None:
@@ -92,7 +92,7 @@ def _end_of_config(tokenizer, name: str) -> None:
         for token in ids if isinstance(ids, list) else [ids]:
             if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < len(tokenizer):
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
-                say(f"  tokenizer 沒有註明結束符號，照 {file} 用 {tokenizer.eos_token}")
+                log(f"  tokenizer 沒有註明結束符號，照 {file} 用 {tokenizer.eos_token}")
                 return
 
 

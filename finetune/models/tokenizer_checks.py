@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from finetune.runtime.errors import UserError
 from finetune.runtime.limits import MEGABYTE, entries
-from finetune.runtime.sandbox import Confined
+from finetune.runtime.sandbox import Sandbox
 
 LARGEST_PART = 4 * MEGABYTE  # of a tokenizer's rules, as JSON; T5's, the largest kind, take 0.4 MB
 GROWTH = 64  # tokens or characters that one character may become; the longest ligature becomes 18
@@ -58,7 +58,7 @@ def try_tokenizer(tokenizer, what: str) -> None:
         return worst
 
     blamed = f"{what}：tokenizer.json 的規則（normalizer、pre_tokenizer、post_processor、decoder）"
-    trial = Confined(read, f"{blamed}試讀幾句話")
+    trial = Sandbox(read, f"{blamed}試讀幾句話")
     try:
         worst = trial()
     except ValueError as error:
@@ -111,7 +111,7 @@ def try_patterns(said: dict, names: Sequence[str], what: str) -> None:
 
     if not patterns:
         return
-    trial = Confined(lambda pattern: _match(pattern, names), f"{what}：adapter_config.json 的樣式")
+    trial = Sandbox(lambda pattern: _match(pattern, names), f"{what}：adapter_config.json 的樣式")
     for pattern, key in patterns.items():
         trial.what = blamed = f"{what}：adapter_config.json 的 {key!r} 的樣式 {pattern[:80]!r} "
         try:

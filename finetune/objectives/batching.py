@@ -44,7 +44,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Contest:
+class MultipleChoiceExample:
     """A question whose options compete, each read in a row of the model's: their scores are made of `cells`.
 
     A cell (option, row, position, token) is the log-probability of `token` at that position or, of a
@@ -64,7 +64,7 @@ class Contest:
         return self.rows[0]
 
 
-class Entries(Sequence):
+class ExampleIndex(Sequence):
     """What is to be made of an epoch's rows, as (kind, row): made when asked for; there may be millions.
 
     Args:
@@ -88,7 +88,7 @@ class Entries(Sequence):
 
 
 @dataclass(frozen=True)
-class Plan(Sequence):
+class EpochPlan(Sequence):
     """The global batches of an epoch.
 
     Args:
@@ -103,7 +103,7 @@ class Plan(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Plan(self.entries, self.batches[index])
+            return EpochPlan(self.entries, self.batches[index])
         return [self.entries[at] for at in self.batches[index]]
 
 
@@ -144,7 +144,7 @@ class Batch:
 
 
 @dataclass
-class ContestBatch(Batch):
+class MultipleChoiceBatch(Batch):
     """Contests: M cells make the scores of Q questions with up to K options. `targets` (Q,) are the answers,
     `weights` (Q,)."""
 
@@ -153,11 +153,11 @@ class ContestBatch(Batch):
     width: int = 0  # K
 
 
-def collate(examples: Sequence[Example | Contest | None], pad_id: int) -> Batch:
+def collate(examples: Sequence[Example | MultipleChoiceExample | None], pad_id: int) -> Batch:
     """Examples as one batch. None is a row that weighs nothing, and keeps this rank in step with others."""
     real = [example for example in examples if example is not None]
-    if real and isinstance(real[0], Contest):
-        return _collate_contests(examples, pad_id)
+    if real and isinstance(real[0], MultipleChoiceExample):
+        return _collate_multiple_choice(examples, pad_id)
     stand_in = real[0] if real else Example((pad_id, pad_id), (0,), (0,))
     filled = [stand_in if example is None else example for example in examples]
     input_ids, attention_mask = padded([example.ids for example in filled], pad_id)
@@ -187,7 +187,9 @@ def collate(examples: Sequence[Example | Contest | None], pad_id: int) -> Batch:
     )
 
 
-def _collate_contests(contests: Sequence[Contest | None], pad_id: int) -> ContestBatch:
+def _collate_multiple_choice(
+    contests: Sequence[MultipleChoiceExample | None], pad_id: int
+) -> MultipleChoiceBatch:
     real = [contest for contest in contests if contest is not None]
     filled = [contest or real[0] for contest in contests]
     width = max(contest.options for contest in filled)
@@ -197,7 +199,7 @@ def _collate_contests(contests: Sequence[Contest | None], pad_id: int) -> Contes
         at += len(contest.rows)
     input_ids, attention_mask = padded([ids for contest in filled for ids in contest.rows], pad_id)
     rows, cols, wanted, slots = torch.tensor(cells).T
-    return ContestBatch(
+    return MultipleChoiceBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         rows=rows,
@@ -227,7 +229,9 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
     return batches
 
 
-def cut(batch: Sequence[int], rank: int, world_size: int, micro_batches: int) -> list[list[int | None]]:
+def split_micro_batches(
+    batch: Sequence[int], rank: int, world_size: int, micro_batches: int
+) -> list[list[int | None]]:
     """This rank's share of a global batch as `micro_batches` parts, equally many on every rank.
 
     A batch too small to give every part a row (the last of an epoch) is filled up with None.
@@ -239,7 +243,7 @@ def cut(batch: Sequence[int], rank: int, world_size: int, micro_batches: int) ->
     return [part or [None] for part in parts]
 
 
-def cut_by_tokens(
+def split_by_tokens(
     batch: Sequence, length: Callable[[object], int], rank: int, world_size: int, most: int
 ) -> list[list]:
     """This rank's share of a global batch, rows of like length together, in as few parts as hold `most`

@@ -14,10 +14,10 @@ from finetune.data.cleaning import Text
 from finetune.data.instructions import Instruction
 from finetune.data.question import Question
 from finetune.data.question_store import pick
-from finetune.objectives.batching import Entries, Example
-from finetune.prompts.causal_exam import AskingPrompts
+from finetune.objectives.batching import Example, ExampleIndex
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import Chat, Passage
-from finetune.prompts.exam import Prompt, TooLong
+from finetune.prompts.exam import Prompt, PromptTooLong
 from finetune.prompts.option_order import shuffled
 
 
@@ -31,7 +31,7 @@ def next_tokens(
     )  # fmt: skip
 
 
-class Continuation:
+class CausalLMObjective:
     """Texts, several to a row; no document sees another. Each ends with EOS, so that the model learns to end.
 
     A text longer than `max_length` tokens is cut into pieces of that length.
@@ -60,7 +60,7 @@ class Continuation:
                 if len(piece) > 1:  # a lone token has none before it to be said from
                     self.pieces.append(piece)
         sizes = [len(piece) for piece in self.pieces]
-        self.packs = pack(sizes, max_length) if packed else [[i] for i in range(len(sizes))]
+        self.packs = pack_documents(sizes, max_length) if packed else [[i] for i in range(len(sizes))]
         self.lengths = [sum(len(self.pieces[i]) for i in row) for row in self.packs]
 
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
@@ -79,7 +79,7 @@ class Continuation:
         return next_tokens(ids, wanted, f"pack{index}", documents if self.packed else ())
 
 
-class Responses:
+class InstructionObjective:
     """Replies: the loss is on what the assistant says, its end included.
 
     An instruction that is too long loses the tail of its last reply and the replies after it, but never all
@@ -99,7 +99,7 @@ class Responses:
 
     def __init__(
         self,
-        prompts: AskingPrompts,
+        prompts: CausalExamPrompts,
         rows: Sequence[Instruction | Question],
         seed: int,
         on_prompt: bool = False,
@@ -120,7 +120,7 @@ class Responses:
             try:
                 self._add(row, len(kept))
                 kept.append(index)
-            except TooLong:
+            except PromptTooLong:
                 self.too_long.append(row.id)
             except ValueError as error:
                 self.refused.append(f"{row.id}：{error}")
@@ -139,7 +139,7 @@ class Responses:
         limit = self.prompts.max_length
         fitting = [passage for passage in passages if passage.spoken[0].start < limit]
         if not fitting:
-            raise TooLong(f"提示有 {passages[0].spoken[0].start} 個 token，上限 {limit}")
+            raise PromptTooLong(f"提示有 {passages[0].spoken[0].start} 個 token，上限 {limit}")
         self.shortened += len(fitting) < len(passages) or any(len(one.ids) > limit for one in fitting)
         for passage in fitting:
             self.lengths.append(min(len(passage.ids), limit))
@@ -166,9 +166,9 @@ class Responses:
         if self.on_prompt and row.untaught:
             self.remarks["有不教的回答：只教其他的回答，提示不教（--train_on_prompt）"] += 1
 
-    def epoch(self, epoch: int) -> Entries:
+    def epoch(self, epoch: int) -> ExampleIndex:
         """Every row once."""
-        return Entries(("reply", range(len(self.lengths))))
+        return ExampleIndex(("reply", range(len(self.lengths))))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
         """One example. A constant `epoch` gives the same order of options each time, as validation needs."""
@@ -192,7 +192,7 @@ class Responses:
         return self.prompts.listed(question, order, spare=1 + len(self.chat.closing))
 
 
-def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
+def pack_documents(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Which documents share a row: best-fit decreasing (arXiv:2404.10830, section 3.2). No document is cut.
 
     Args:

@@ -11,7 +11,7 @@ from finetune.evaluation.classification import encode
 from finetune.objectives.batching import Example
 
 
-class Classification:
+class ClassificationObjective:
     """Labelled texts as examples.
 
     One label each: softmax over the classes. Several (`multi`): every class is asked for with a yes or a no.

@@ -20,18 +20,18 @@ from dataclasses import replace
 
 from finetune.data.question import Question, Statement
 from finetune.data.question_store import pick
-from finetune.objectives.batching import Entries, Example
-from finetune.objectives.masked_lm import Hiding, hide_randomly, maskable, ordinary
-from finetune.prompts.exam import ExamPrompts, Prompt, TooLong, hide, prepared
+from finetune.objectives.batching import Example, ExampleIndex
+from finetune.objectives.masked_lm import MaskingConfig, apply_mask, maskable_units, ordinary_token_ids
+from finetune.prompts.exam import ExamPrompts, Prompt, PromptTooLong, mask_positions, warm_cache
 from finetune.prompts.option_order import shuffled
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
 ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
-ANSWER = Hiding("answer")
+ANSWER = MaskingConfig("answer")
 WORDS_KEPT = 1 << 15  # rows whose words are remembered from epoch to epoch
 
 
-class Objective:
+class ExamObjective:
     """Examples of one kind of teaching over one set of rows.
 
     Args:
@@ -48,7 +48,7 @@ class Objective:
         prompts: ExamPrompts,
         rows: Sequence[Question | Statement],
         seed: int,
-        hiding: Hiding = ANSWER,
+        hiding: MaskingConfig = ANSWER,
     ):
         self.name, self.prompts, self.seed = name, prompts, seed
         self.hides_answer = name == "mlm" and hiding.masking == ANSWER.masking
@@ -60,12 +60,15 @@ class Objective:
         self.too_long: list[str] = []
         self.shortened = 0
         self.lengths = array("I")
-        self._special, self._vocab = set(prompts.tokenizer.all_special_ids), ordinary(prompts.tokenizer)
+        self._special, self._vocab = (
+            set(prompts.tokenizer.all_special_ids),
+            ordinary_token_ids(prompts.tokenizer),
+        )
         kept = array("I")
-        for index, row in enumerate(prepared(prompts, rows, answers=name == "mlm")):
+        for index, row in enumerate(warm_cache(prompts, rows, answers=name == "mlm")):
             try:
                 prompt = self._prompt(row, answer=name != "mlm" and isinstance(row, Question))
-            except TooLong:
+            except PromptTooLong:
                 self.too_long.append(row.id)
                 continue
             self.shortened += prompt.cut > 0
@@ -73,15 +76,15 @@ class Objective:
             self.lengths.append(len(prompt.ids))
         self.rows = pick(rows, kept)
 
-    def epoch(self, epoch: int) -> Entries:
+    def epoch(self, epoch: int) -> ExampleIndex:
         """The examples of an epoch as (kind, row): every row, and in `answer+mlm` some again as `mlm`."""
         kind = "mlm" if self.name == "mlm" else "answer"
         every = range(len(self.rows))
         if self.name != "answer+mlm":
-            return Entries((kind, every))
+            return ExampleIndex((kind, every))
         extra = round(len(self.rows) * MLM_SHARE / (1 - MLM_SHARE))
         rng = random.Random(f"mix:{self.seed}:{epoch}")
-        return Entries((kind, every), ("mlm", rng.sample(every, extra)))
+        return ExampleIndex((kind, every), ("mlm", rng.sample(every, extra)))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
         """One example. A constant `epoch` gives the same masks and orders each time, as validation needs."""
@@ -106,13 +109,13 @@ class Objective:
         row, how = self.rows[index], self.hiding
         prompt = self._prompt(row, answer=False)
         if self.hides_answer and rng.random() < ANSWER_HIDDEN:
-            seen, chosen = hide(prompt.ids, prompt.blank, self.prompts.mask), prompt.blank
+            seen, chosen = mask_positions(prompt.ids, prompt.blank, self.prompts.mask), prompt.blank
         else:
             if index not in self._words:
                 if len(self._words) >= WORDS_KEPT:
                     self._words.clear()
                 self._words[index] = self._words_of(row, prompt)
-            seen, chosen = hide_randomly(
+            seen, chosen = apply_mask(
                 prompt.ids, self._words[index], self.prompts.mask, self._vocab, rng,
                 how.rate, how.masking, how.all_masked,
             )  # fmt: skip
@@ -122,4 +125,4 @@ class Objective:
         """Groups of positions that are hidden together; the blank where there is nothing but [UNK]."""
         told = isinstance(row, Statement)
         words = self.prompts.words_told(row) if told else self.prompts.words(row, row.answer, prompt)
-        return maskable(words, prompt.ids, self._special) or [[at] for at in prompt.blank]
+        return maskable_units(words, prompt.ids, self._special) or [[at] for at in prompt.blank]

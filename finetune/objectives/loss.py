@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.objectives.batching import Batch, ContestBatch
+from finetune.objectives.batching import Batch, MultipleChoiceBatch
 
 
 def token_losses(logits: Tensor, batch: Batch) -> Tensor:
@@ -17,7 +17,7 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     log-odds of a yes.
     """
     logits = logits.float()
-    if isinstance(batch, ContestBatch):
+    if isinstance(batch, MultipleChoiceBatch):
         return F.cross_entropy(option_scores(logits, batch), batch.targets, reduction="none")
     if logits.ndim == 1:
         return F.binary_cross_entropy_with_logits(logits, batch.targets.float(), reduction="none")
@@ -34,7 +34,7 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     return losses
 
 
-def option_scores(logits: Tensor, batch: ContestBatch) -> Tensor:
+def option_scores(logits: Tensor, batch: MultipleChoiceBatch) -> Tensor:
     """Scores (Q, K) of a contest's options; -inf where a question has fewer than K. logits (M, V), or (M, 1)
     of a multiple-choice head."""
     if logits.shape[1] == 1:
@@ -49,22 +49,22 @@ def option_scores(logits: Tensor, batch: ContestBatch) -> Tensor:
 
 
 @torch.no_grad()
-def hits(logits: Tensor, batch: Batch) -> Tensor:
+def correct(logits: Tensor, batch: Batch) -> Tensor:
     """How far each target is what the logits say, 0 to 1: 1/k where it is one of k that share the highest.
     (M,), as `token_losses` has losses."""
-    if isinstance(batch, ContestBatch):
-        return _share_of_the_best(option_scores(logits.float(), batch), batch.targets)
+    if isinstance(batch, MultipleChoiceBatch):
+        return _share_of_best(option_scores(logits.float(), batch), batch.targets)
     if logits.ndim == 1:
         return ((logits > 0) == batch.targets.bool()).float()
     choosing = batch.candidates[:, 0] >= 0
-    said = _share_of_the_best(logits, batch.targets)
+    said = _share_of_best(logits, batch.targets)
     if not choosing.any():
         return said
     among = logits.gather(1, batch.candidates.clamp_min(0)).masked_fill(batch.candidates < 0, float("-inf"))
-    return torch.where(choosing, _share_of_the_best(among, batch.targets.clamp_max(among.shape[1] - 1)), said)
+    return torch.where(choosing, _share_of_best(among, batch.targets.clamp_max(among.shape[1] - 1)), said)
 
 
-def _share_of_the_best(scores: Tensor, targets: Tensor) -> Tensor:
+def _share_of_best(scores: Tensor, targets: Tensor) -> Tensor:
     """scores (M, K), targets (M,) -> (M,)."""
     best = scores == scores.max(1, keepdim=True).values
     return best.gather(1, targets[:, None])[:, 0] / best.sum(1)
@@ -76,7 +76,7 @@ def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
     return (losses * batch.weights).sum()
 
 
-def tally(losses: Tensor, batch: Batch) -> Tensor:
+def loss_stats(losses: Tensor, batch: Batch) -> Tensor:
     """What the log needs, to be added up over batches and ranks: (mass, summed loss, tokens)."""
     return torch.stack(
         [

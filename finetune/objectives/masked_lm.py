@@ -23,7 +23,7 @@ from finetune.cli.train_args import MASKINGS
 from finetune.data.cleaning import Text
 from finetune.data.segmentation import token_words
 from finetune.objectives.batching import Example
-from finetune.prompts.exam import ends
+from finetune.prompts.exam import boundary_tokens
 
 MASK_RATE = 0.15
 KEEP_MASK, TO_RANDOM = 0.8, 0.1  # the rest stays as it is (BERT, arXiv:1810.04805, section 3.1)
@@ -31,7 +31,7 @@ SPAN_END, SPAN_LIMIT = 0.2, 10  # SpanBERT, arXiv:1907.10529, section 3.1: p and
 
 
 @dataclass(frozen=True)
-class Hiding:
+class MaskingConfig:
     """How tokens are hidden.
 
     Args:
@@ -44,18 +44,18 @@ class Hiding:
     rate: float = MASK_RATE
     all_masked: bool = False
 
-    def for_checking(self) -> Hiding:
+    def for_checking(self) -> MaskingConfig:
         """The one that losses are compared by, whatever the rate in training: 15 %, each one [MASK]."""
-        return Hiding(self.masking, MASK_RATE, all_masked=True)
+        return MaskingConfig(self.masking, MASK_RATE, all_masked=True)
 
 
-def ordinary(tokenizer) -> list[int]:
+def ordinary_token_ids(tokenizer) -> list[int]:
     """Ids of the tokens that are not special, to draw replacements from."""
     special = set(tokenizer.all_special_ids)
     return [token for token in sorted(tokenizer.get_vocab().values()) if token not in special]
 
 
-class Restoration:
+class MaskedLMObjective:
     """Texts, a row each; one longer than `max_length` tokens is cut between words.
 
     Args:
@@ -68,11 +68,11 @@ class Restoration:
     shortened = 0
     refused = ()
 
-    def __init__(self, tokenizer, rows: Sequence[Text], max_length: int, seed: int, hiding: Hiding):
+    def __init__(self, tokenizer, rows: Sequence[Text], max_length: int, seed: int, hiding: MaskingConfig):
         self.tokenizer, self.seed, self.hiding = tokenizer, seed, hiding
         self.rows, self.too_long = list(rows), []
-        self.start, self.end = ends(tokenizer)
-        self.special, self.vocab = set(tokenizer.all_special_ids), ordinary(tokenizer)
+        self.start, self.end = boundary_tokens(tokenizer)
+        self.special, self.vocab = set(tokenizer.all_special_ids), ordinary_token_ids(tokenizer)
         self.pieces: list[tuple[array, array]] = []  # token ids, and of each token the number of its word
         room = max_length - 2
         for row in rows:
@@ -115,14 +115,14 @@ class Restoration:
         words = [[at + 1 for at, _ in word] for _, word in groupby(enumerate(numbers), lambda pair: pair[1])]
         rng = random.Random(f"mlm:{self.seed}:{epoch}:{index}")
         how = self.hiding
-        seen, chosen = hide_randomly(
-            ids, maskable(words, ids, self.special), self.tokenizer.mask_token_id, self.vocab, rng,
+        seen, chosen = apply_mask(
+            ids, maskable_units(words, ids, self.special), self.tokenizer.mask_token_id, self.vocab, rng,
             how.rate, how.masking, how.all_masked,
         )  # fmt: skip
         return Example(seen, chosen, tuple(ids[at] for at in chosen), row=f"{index}", by_token=True)
 
 
-def hide_randomly(
+def apply_mask(
     ids: Sequence[int],
     units: Sequence[Sequence[int]],
     mask_id: int,
@@ -178,7 +178,7 @@ def hide_randomly(
     return tuple(seen), tuple(chosen)
 
 
-def maskable(
+def maskable_units(
     words: Sequence[Sequence[int]], ids: Sequence[int], special: Collection[int]
 ) -> list[Sequence[int]]:
     """The words (positions in `ids`) that may be hidden: those without a special token.

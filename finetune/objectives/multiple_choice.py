@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from finetune.data.question import Question
 from finetune.data.question_store import pick
-from finetune.objectives.batching import Contest, Entries
-from finetune.prompts.exam import ExamPrompts, TooLong, hide, prepared
+from finetune.objectives.batching import ExampleIndex, MultipleChoiceExample
+from finetune.prompts.exam import ExamPrompts, PromptTooLong, mask_positions, warm_cache
 
 
-class Contests:
+class MultipleChoiceObjective:
     """Questions as contests, for one of the two objectives.
 
     Args:
@@ -37,12 +37,12 @@ class Contests:
         self.too_long: list[str] = []
         self.shortened = 0
         kept = array("I")
-        for index, row in enumerate(prepared(prompts, rows)):
+        for index, row in enumerate(warm_cache(prompts, rows)):
             if not isinstance(row, Question):
                 continue
             try:
                 written = [prompts.plain(row, option) for option in range(len(row.options))]
-            except TooLong:
+            except PromptTooLong:
                 self.too_long.append(row.id)
                 continue
             self.shortened += any(prompt.cut for prompt in written)
@@ -50,11 +50,11 @@ class Contests:
             self.lengths.append(max(len(prompt.ids) for prompt in written))
         self.rows = pick(rows, kept)
 
-    def epoch(self, epoch: int) -> Entries:
+    def epoch(self, epoch: int) -> ExampleIndex:
         """Every question once."""
-        return Entries((self.name, range(len(self.rows))))
+        return ExampleIndex((self.name, range(len(self.rows))))
 
-    def example(self, kind: str, index: int, epoch: int) -> Contest:
+    def example(self, kind: str, index: int, epoch: int) -> MultipleChoiceExample:
         """One question. There is nothing to draw."""
         question = self.rows[index]
         options = range(len(question.options))
@@ -63,7 +63,7 @@ class Contests:
             cells = [(option, option, 0, 0) for option in options]
         else:
             rows, cells = self._hidden(question)
-        return Contest(rows, tuple(cells), len(options), question.answer, question.id)
+        return MultipleChoiceExample(rows, tuple(cells), len(options), question.answer, question.id)
 
     def _hidden(self, question: Question) -> tuple[tuple[tuple[int, ...], ...], list]:
         """Options of one length look alike once they are hidden, and share a row."""
@@ -72,6 +72,6 @@ class Contests:
         for option in range(len(question.options)):
             text = self.prompts.text_of(question, option)
             prompt = self.prompts.completed(question, text)
-            row = rows.setdefault(hide(prompt.ids, prompt.blank, self.prompts.mask), len(rows))
+            row = rows.setdefault(mask_positions(prompt.ids, prompt.blank, self.prompts.mask), len(rows))
             cells += [(option, row, at, token) for at, token in zip(prompt.blank, text, strict=True)]
         return tuple(rows), cells

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from finetune.data.question import Question
-from finetune.objectives.batching import Contest, Example
+from finetune.objectives.batching import Example, MultipleChoiceExample
 from finetune.prompts.exam import read_back, readable
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 
 KINDS = {  # of examples, as they are shown
     "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
@@ -75,18 +75,18 @@ def tell_of_lengths(what: str, objective) -> None:
     told = "回答" if objective.name == "sft" else "文字"
     cut, lost = ("題幹的中段", "連選項都放不下") if asks else (f"{told}的尾端", "提示本身就放不下")
     if objective.shortened:
-        say(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
+        log(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
     if objective.too_long:
-        say(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
+        log(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
     if refused := getattr(objective, "refused", ()):
-        say(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
+        log(f"  {what}：{len(refused)} 列對話樣板不接受，未採用；第一列：{refused[0]}")
     for remark, count in getattr(objective, "remarks", {}).items():
-        say(f"  {what}：{remark}（{count} 列）")
+        log(f"  {what}：{remark}（{count} 列）")
 
 
-def as_seen(tokenizer, example: Example | Contest) -> str:
+def as_seen(tokenizer, example: Example | MultipleChoiceExample) -> str:
     """An example as the model sees it, and what it must say."""
-    if isinstance(example, Contest):
+    if isinstance(example, MultipleChoiceExample):
         shown = (readable(tokenizer, ids, ()) for ids in example.rows)
         return "\n    ".join(shown) + f"\n    → 第 {example.answer + 1} 個選項"
     if example.by_token and tokenizer.mask_token_id is None:

@@ -26,23 +26,23 @@ from finetune.data.turns import is_answered, is_talk, is_told
 from finetune.predict.batch_rows import (
     SUBMISSION,
     TELLS,
-    LabelSheet,
-    PromptSheet,
-    QuestionSheet,
-    ReplySheet,
-    Sheet,
+    ClassificationRows,
+    FillMaskRows,
+    GenerationRows,
+    McqRows,
+    RowHandler,
 )
-from finetune.predict.predictor import Examinee
-from finetune.runtime.console import as_json, say, tell
+from finetune.predict.predictor import Predictor
+from finetune.runtime.console import as_json, log, print_optional
 from finetune.runtime.errors import RunError, Stopped, UserError, listed, reason
-from finetune.runtime.files import own_file, told
+from finetune.runtime.files import own_file, write_errors
 from finetune.runtime.strict_json import dumps
 
 ROUND = 64  # rows a process answers between two writes
 SHOWN = 3  # problems told at the end
 
 
-def answer_file(flags, examinee: Examinee, world) -> int:
+def answer_file(flags, examinee: Predictor, world) -> int:
     """Answers --input into --output. Returns the exit code: 2 when --strict and a row could not be answered.
 
     Raises:
@@ -53,7 +53,7 @@ def answer_file(flags, examinee: Examinee, world) -> int:
     if output.exists() and not path.exists() and not flags.overwrite:
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
     now = _state(source)  # before its rows are read and hashed
-    sheet = _sheet_for(source, flags, examinee)
+    sheet = _row_handler(source, flags, examinee)
     total = sum(1 for _ in read_table(source))
     journal = Journal(path, sheet.identity(source)) if world.is_main else None
     size = flags.batch_size or ROUND
@@ -73,16 +73,16 @@ def answer_file(flags, examinee: Examinee, world) -> int:
                 f"--input {source} 在作答途中變了，答案不知道是哪一份的；答好的留在 {path}："
                 f"改回原來的內容就能接著做，要答新的內容請刪掉 {path.name}"
             )
-        with told(f"--output {output}：{path} 寫不進去", f"清出空間後，{way_on}"):
+        with write_errors(f"--output {output}：{path} 寫不進去", f"清出空間後，{way_on}"):
             journal.add(records)
 
     def finish() -> int:
-        with told(f"--output {output} 寫不進去", f"清出空間後，{way_on}"):
+        with write_errors(f"--output {output} 寫不進去", f"清出空間後，{way_on}"):
             return _finish(journal, output, sheet, flags.json)
 
     done = world.by_main(begin)
     if done:
-        say(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
+        log(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
     try:
         _answer_rows(source, sheet, keep, done, total, size, world)
     except (KeyboardInterrupt, Stopped) as stop:
@@ -101,7 +101,7 @@ def _state(source: Path) -> tuple:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _answer_rows(source: Path, sheet: Sheet, keep, done: int, total: int, size: int, world) -> None:
+def _answer_rows(source: Path, sheet: RowHandler, keep, done: int, total: int, size: int, world) -> None:
     """Args: `keep` takes the records of a round, on rank 0."""
     from tqdm import tqdm
 
@@ -119,7 +119,7 @@ def _answer_rows(source: Path, sheet: Sheet, keep, done: int, total: int, size: 
             bar.update(len(block))
 
 
-def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
+def _finish(journal: Journal, output: Path, sheet: RowHandler, in_json: bool) -> int:
     """Turns the journal into the output; tells what could not be answered. Returns how many."""
     errors, shown, count = 0, [], 0
 
@@ -140,18 +140,18 @@ def _finish(journal: Journal, output: Path, sheet: Sheet, in_json: bool) -> int:
     journal.remove()
     lines, figures = sheet.summary()
     if in_json:
-        tell(as_json({"output": str(output), "rows": count, "errors": errors, **figures}))
+        print_optional(as_json({"output": str(output), "rows": count, "errors": errors, **figures}))
     else:
         for line in lines:
-            tell(line)
-    say(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
+            print_optional(line)
+    log(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
     for line in shown:
-        say(line)
+        log(line)
     for remark, number in sheet.remarks.items():
-        say(f"  {remark}（{number} 列）")
+        log(f"  {remark}（{number} 列）")
     if errors > len(shown):
         seen = f"{output} 的 error 欄" if "error" in columns else "error 欄：--output 改用 .jsonl 就會寫出來"
-        say(f"  … 其餘見 {seen}")
+        log(f"  … 其餘見 {seen}")
     return errors
 
 
@@ -184,20 +184,20 @@ def _is_open(row: dict) -> bool:
     return is_talk(row) or ((is_told(row) or is_answered(row)) and not asks(row))
 
 
-def _sheet_for(source: Path, flags, examinee: Examinee) -> Sheet:
+def _row_handler(source: Path, flags, examinee: Predictor) -> RowHandler:
     """The kind of sheet that the model, or else the first row, asks for."""
     if examinee.kind == "classifier":
-        return LabelSheet(flags, examinee)
+        return ClassificationRows(flags, examinee)
     first = _first_row(source)
     if _asks(first) and not (examinee.writes and _is_open(first)):
-        return QuestionSheet(flags, examinee)
+        return McqRows(flags, examinee)
     if examinee.writes:
-        return ReplySheet(flags, examinee)
+        return GenerationRows(flags, examinee)
     if examinee.kind == "choice":
         raise UserError(f"--input {source}：--model_path 是選擇題模型，只答選擇題（question、A、B… 欄）")
     if "prompt" not in first:
         raise UserError(f"--input {flags.input}：指令與對話要由因果模型回答，--model_path 是填空的模型")
-    return PromptSheet(flags, examinee)
+    return FillMaskRows(flags, examinee)
 
 
 @dataclass

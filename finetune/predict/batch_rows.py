@@ -23,11 +23,11 @@ from finetune.data.turns import is_answered, is_told
 from finetune.evaluation.scoring import tied
 from finetune.models.generation import Decoding
 from finetune.models.kv_cache import manner_of
-from finetune.predict.classifier import Labeller
+from finetune.predict.classifier import ClassifierPredictor
 from finetune.predict.label_truth import Truth, tell_of_numbers
-from finetune.predict.predictor import Examinee, asks_for_words
+from finetune.predict.predictor import Predictor, asks_for_words
 from finetune.prompts.scoring_methods import GENERATE, parse
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import dumps, too_long
 
@@ -46,7 +46,7 @@ SUBMISSION = {"ID": "text", "Answer": "text"}  # csv of what a causal model chos
 TELLS = {"prompt", "instruction", "messages", "conversations"}  # by which it is something to go on from
 
 
-class Sheet(ABC):
+class RowHandler(ABC):
     """Answers rows of one kind."""
 
     columns: dict[str, str]
@@ -54,7 +54,7 @@ class Sheet(ABC):
     method = ""
     remarks: Mapping[str, int] = {}  # how rows were read, where a person may not expect it, and how many
 
-    def __init__(self, flags, examinee: Examinee):
+    def __init__(self, flags, examinee: Predictor):
         self.flags, self.examinee = flags, examinee
 
     def columns_in(self, suffix: str) -> dict[str, str]:
@@ -135,12 +135,12 @@ class Sheet(ABC):
         return record
 
 
-class QuestionSheet(Sheet):
+class McqRows(RowHandler):
     """Questions with options."""
 
     text = "question"
 
-    def __init__(self, flags, examinee: Examinee):
+    def __init__(self, flags, examinee: Predictor):
         super().__init__(flags, examinee)
         self.method = examinee.method(flags.scoring)
         if examinee.writes:
@@ -169,7 +169,7 @@ class QuestionSheet(Sheet):
         seen, reading = survey(row for _, row in read_table(Path(self.flags.input)))
         notes = [note for note in seen.notes(reading) if "選項" in note and "答案" not in note]
         if notes:
-            say(f"--input {self.flags.input} 的讀法：{'；'.join(notes)}")
+            log(f"--input {self.flags.input} 的讀法：{'；'.join(notes)}")
         try:
             first = seen.reading("", told).manner.first
         except UserError:  # the file's own answers do not tell
@@ -220,7 +220,7 @@ class QuestionSheet(Sheet):
                 record["tied"] = [LETTERS[option] for option in (chosen, *others)]
 
 
-class PromptSheet(Sheet):
+class FillMaskRows(RowHandler):
     """Sentences with blanks."""
 
     columns = PROMPT_COLUMNS
@@ -234,7 +234,7 @@ class PromptSheet(Sheet):
             raise ValueError(f"{blanks.meant} 不是空格；空格要寫成 [MASK]（半形方括號、大寫）")
         if blanks.appended and not self.told_of_end:
             self.told_of_end = True
-            say(f"第 {record['row']} 列的句子沒有 [MASK]：這樣的列都加在句尾")
+            log(f"第 {record['row']} 列的句子沒有 [MASK]：這樣的列都加在句尾")
         how = self.flags.word_length, self.flags.candidates
         if not asks_for_words(blanks, *how):
             return blanks
@@ -248,12 +248,12 @@ class PromptSheet(Sheet):
             _fill_in(record, [(word, math.log(max(share, LEAST))) for word, share in found])
 
 
-class ReplySheet(Sheet):
+class GenerationRows(RowHandler):
     """Prompts, instructions and conversations, for a model that writes."""
 
     columns = REPLY_COLUMNS
 
-    def __init__(self, flags, examinee: Examinee):
+    def __init__(self, flags, examinee: Predictor):
         super().__init__(flags, examinee)
         manner_of(examinee.model)  # one that cannot write at all is refused before the first row
         self.remarks: Counter[str] = Counter()
@@ -277,13 +277,13 @@ class ReplySheet(Sheet):
             record["response"] = _plain(reply)
 
 
-class LabelSheet(Sheet):
+class ClassificationRows(RowHandler):
     """Texts, or pairs of them, for a classifier. Every label has its probability or, where --top_k is given,
     so many of them."""
 
     text = "text"
 
-    def __init__(self, flags, examinee: Labeller):
+    def __init__(self, flags, examinee: ClassifierPredictor):
         super().__init__(flags, examinee)
         self.top_k = flags.top_k if "top_k" in flags.given else None
         self.named = _text_columns(Path(flags.input), flags.text_column, examinee.taught_columns)

@@ -13,32 +13,32 @@ from finetune.evaluation.scoring import Scores
 from finetune.models.generation import Decoding, eos_ids, generate, stream
 from finetune.models.run_card import RunCard
 from finetune.models.streaming import STOPS
-from finetune.predict.predictor import Examinee
-from finetune.prompts.causal_exam import AskingPrompts
+from finetune.predict.predictor import Predictor
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import STYLES, Chat, user
-from finetune.prompts.option_order import Unaskable
+from finetune.prompts.option_order import PromptError
 from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
 LETTER_TOKENS = 16  # of a reply that is to name a letter
-UNTOLD = "none"  # no template: a prompt is a text to go on from
+NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
 def style_of(tokenizer, card: RunCard | None) -> str:
     """How messages are written for a model: as its card says, else by its chat template, else UNTOLD."""
-    return card.chat if card and card.chat else "chat" if tokenizer.chat_template else UNTOLD
+    return card.chat if card and card.chat else "chat" if tokenizer.chat_template else NO_TEMPLATE
 
 
-def asking_for(tokenizer, card: RunCard | None, max_length: int) -> AskingPrompts:
+def exam_prompts_for(tokenizer, card: RunCard | None, max_length: int) -> CausalExamPrompts:
     """How a causal model is asked questions, in prompts of at most `max_length` tokens; one without a
     template in the plain form."""
     style = style_of(tokenizer, card)
     chat = Chat(tokenizer, style if style in STYLES else "plain", "--model_path")
-    return AskingPrompts(chat, max_length, (card or RunCard()).template)
+    return CausalExamPrompts(chat, max_length, (card or RunCard()).template)
 
 
-class Speaker(Examinee):
+class CausalLMPredictor(Predictor):
     """Args: as `Examinee`.
 
     Attributes:
@@ -46,9 +46,9 @@ class Speaker(Examinee):
             one, else UNTOLD.
     """
 
-    def _prompts(self) -> AskingPrompts:
+    def _prompts(self) -> CausalExamPrompts:
         self.style = style_of(self.tokenizer, self.card)
-        prompts = asking_for(self.tokenizer, self.card, self.longest)
+        prompts = exam_prompts_for(self.tokenizer, self.card, self.longest)
         self.chat = prompts.chat
         return prompts
 
@@ -76,7 +76,7 @@ class Speaker(Examinee):
             order = range(len(question.options))
             try:
                 prompt = self.prompts.listed(question, order, spare=LETTER_TOKENS)
-            except Unaskable as error:
+            except PromptError as error:
                 scores.refused[index] = str(error)
                 continue
             if prompt.cut:
@@ -98,7 +98,7 @@ class Speaker(Examinee):
     @property
     def remembers(self) -> bool:
         """It is told a conversation, and answers; else it goes on from a text."""
-        return self.style != UNTOLD
+        return self.style != NO_TEMPLATE
 
     @property
     def ends(self) -> set[int]:
@@ -120,7 +120,7 @@ class Speaker(Examinee):
             if reason := too_long(*texts):
                 raise UserError(f"句子{reason}")
             if isinstance(said, str):
-                if self.style == UNTOLD:
+                if self.style == NO_TEMPLATE:
                     return self.tokenizer(said, split_special_tokens=True)["input_ids"]  # as texts are taught
                 said = [user(said)]
             return self.chat.prompt(said)
@@ -139,12 +139,12 @@ class Speaker(Examinee):
         found = generate(
             self.model, self.tokenizer, prompts, decoding, STOPS, on_done=on_done, ends=self.ends
         )
-        return found if self.style == UNTOLD else ["".join(self._said([text])) for text in found]
+        return found if self.style == NO_TEMPLATE else ["".join(self._said([text])) for text in found]
 
     def speak(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
         """The same of one prompt, piece by piece."""
         pieces = stream(self.model, self.tokenizer, prompt, decoding, self.ends, STOPS)
-        return pieces if self.style == UNTOLD else self._said(pieces)
+        return pieces if self.style == NO_TEMPLATE else self._said(pieces)
 
     def _said(self, pieces: Iterable[str]) -> Iterator[str]:
         """What it says without what its template writes around it."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from finetune.models.generation import Decoding
-from finetune.predict.causal import Speaker
-from finetune.predict.repl import Terminal, spoken, whole
-from finetune.runtime.console import show
+from finetune.predict.causal import CausalLMPredictor
+from finetune.predict.repl import Repl, decode_entry, int_between
+from finetune.runtime.console import print_result
 from finetune.runtime.errors import UserError
 
 GREETING = """
@@ -40,10 +40,12 @@ HELP = """
 ROOM = 64  # tokens left for a reply before the oldest words are forgotten
 
 
-class Conversation(Terminal):
+class ChatRepl(Repl):
     """Args: as `Terminal`; `decoding`: how the model writes."""
 
-    def __init__(self, speaker: Speaker, answer: Callable, method: str, orders: str, decoding: Decoding):
+    def __init__(
+        self, speaker: CausalLMPredictor, answer: Callable, method: str, orders: str, decoding: Decoding
+    ):
         super().__init__(speaker, answer, 1, method, orders, 1)
         self.speaker, self.decoding = speaker, decoding
         self.messages: list[dict[str, str]] = []
@@ -55,9 +57,9 @@ class Conversation(Terminal):
         }  # fmt: skip
 
     def take(self, entry: str) -> None:
-        if spoken(entry) == "reset" or entry.lower() in ("/clear", "/new"):
+        if decode_entry(entry) == "reset" or entry.lower() in ("/clear", "/new"):
             self.messages = []
-            show("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
+            print_result("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
         else:
             super().take(entry)
 
@@ -83,20 +85,20 @@ class Conversation(Terminal):
         while len(asked) > 1 and len(ids) + ROOM > self.speaker.longest:
             asked = asked[2:]
             ids = self.speaker.ask(asked)
-            show("  （對話太長，忘掉最早的一個來回）")
+            print_result("  （對話太長，忘掉最早的一個來回）")
         pieces: list[str] = []
         try:
             for piece in self.speaker.speak(ids, self.decoding):
-                show(piece if pieces else f"\n🤖 {piece}", end="")
+                print_result(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
-                show("\n🤖 （它什麼也沒說）", end="")
+                print_result("\n🤖 （它什麼也沒說）", end="")
         except KeyboardInterrupt:
-            show("…（停在這裡）", end="")
+            print_result("…（停在這裡）", end="")
             if not pieces:
                 return  # nothing was said
         finally:
-            show("\n")
+            print_result("\n")
         if self.remembers:
             self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
@@ -104,7 +106,7 @@ class Conversation(Terminal):
         if value not in ("on", "off"):
             raise UserError(f"sample {value}：應為 on 或 off")
         self.decoding = replace(self.decoding, do_sample=value == "on", num_beams=1)
-        show(f"  抽樣 {value}")
+        print_result(f"  抽樣 {value}")
 
     def _temperature(self, value: str) -> None:
         try:
@@ -114,8 +116,8 @@ class Conversation(Terminal):
         if not 0 <= number <= 5:
             raise UserError(f"temperature {value[:20]}：應為 0 到 5 的數，例如 temperature 0.7")
         self.decoding = replace(self.decoding, temperature=number)
-        show(f"  溫度 {number:g}" + ("" if self.decoding.do_sample else "（sample on 之後才有作用）"))
+        print_result(f"  溫度 {number:g}" + ("" if self.decoding.do_sample else "（sample on 之後才有作用）"))
 
     def _tokens(self, value: str) -> None:
-        self.decoding = replace(self.decoding, max_new_tokens=whole("tokens", value, 1, 100_000))
-        show(f"  最多 {self.decoding.max_new_tokens} 個 token")
+        self.decoding = replace(self.decoding, max_new_tokens=int_between("tokens", value, 1, 100_000))
+        print_result(f"  最多 {self.decoding.max_new_tokens} 個 token")

@@ -10,15 +10,15 @@ from finetune.models.forward import is_multi
 from finetune.models.kinds import names_of
 from finetune.models.run_card import RunCard
 from finetune.models.tokenizer import prompt_length
-from finetune.predict.predictor import Examinee
-from finetune.runtime.console import say
+from finetune.predict.predictor import Predictor
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
 Ranked = list[tuple[str, float]]  # every label with its probability, best first
 
 
-class Labeller(Examinee):
+class ClassifierPredictor(Predictor):
     """Args: as `Examinee`.
 
     Attributes:
@@ -50,7 +50,7 @@ class Labeller(Examinee):
         """Says when a model that was taught pairs gets single texts, or the other way round."""
         taught, kinds = len(self.taught_columns), {1: "一段文字", 2: "句對"}
         if taught and taught != count:
-            say(f"⚠️ 這個模型學的是{kinds[taught]}，這裡給的是{kinds[count]}，答案可能沒有意義")
+            log(f"⚠️ 這個模型學的是{kinds[taught]}，這裡給的是{kinds[count]}，答案可能沒有意義")
 
     def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[Ranked]:
         """The labels of each text or pair of texts: a softmax or, of a multi-label model, independent
@@ -75,7 +75,7 @@ class Labeller(Examinee):
         rows = [encode(self.tokenizer, *_both(text), self.max_length) for text in texts]
         if not self.told_of_cut and any(row.cut for row in rows):
             self.told_of_cut = True
-            say(f"⚠️ 有文字超過 {self.max_length} 個 token，超過的部分沒有讀")
+            log(f"⚠️ 有文字超過 {self.max_length} 個 token，超過的部分沒有讀")
         # Not the tokenizer's: by this one a decoder finds where a row ends.
         pad = getattr(self.model.config, "pad_token_id", None)
         pad = self.tokenizer.pad_token_id if pad is None else pad

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from finetune.evaluation.classification import THRESHOLD
-from finetune.predict.classifier import Labeller, Ranked
-from finetune.predict.repl import Terminal
-from finetune.runtime.console import as_json, plain, show
+from finetune.predict.classifier import ClassifierPredictor, Ranked
+from finetune.predict.repl import Repl
+from finetune.runtime.console import as_json, plain, print_result
 from finetune.runtime.errors import UserError
 
 BETWEEN = "|||"  # the two sentences of a pair
@@ -25,12 +25,12 @@ HELP = """
 """
 
 
-class Sorting(Terminal):
+class ClassifierRepl(Repl):
     """Args: `top_k`: labels that are listed."""
 
     asks = "💬 請輸入文字: "
 
-    def __init__(self, labeller: Labeller, top_k: int):
+    def __init__(self, labeller: ClassifierPredictor, top_k: int):
         super().__init__(labeller, None, top_k)
         self.labeller = labeller
         names = labeller.names
@@ -56,33 +56,33 @@ class Sorting(Terminal):
         self.labeller.told_of_cut = False  # who types hears it of every entry
         ranked = self.labeller.classify([tuple(texts) if len(texts) > 1 else texts[0]])[0]
         self.labeller.warn(*texts)
-        show("\n🔮 ", end="")
+        print_result("\n🔮 ", end="")
         print_labels(self.labeller, ranked, self.top_k)
-        show()
+        print_result()
 
     def _ask(self) -> None:
         raise UserError("這是分類模型，不會答選擇題；請直接輸入要分類的文字")
 
 
-def show_labels(flags, labeller: Labeller) -> None:
+def show_labels(flags, labeller: ClassifierPredictor) -> None:
     """The answer to --prompt, of a pair with --pair."""
     asked = {"text": flags.prompt} | ({} if flags.pair is None else {"pair": flags.pair})
     ranked = labeller.classify([flags.prompt if flags.pair is None else (flags.prompt, flags.pair)])[0]
     labeller.warn(*asked.values())
     if flags.json:
         top_k = flags.top_k if "top_k" in flags.given else None
-        show(as_json(asked | labeller.told(ranked, top_k)))
+        print_result(as_json(asked | labeller.told(ranked, top_k)))
         return
-    show(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
+    print_result(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
     print_labels(labeller, ranked, flags.top_k)
 
 
-def print_labels(labeller: Labeller, ranked: Ranked, top_k: int) -> None:
+def print_labels(labeller: ClassifierPredictor, ranked: Ranked, top_k: int) -> None:
     """The best `top_k` labels; of a multi-label model also which of all it gives the text."""
-    show(f"分類（Top {len(ranked[:top_k])}）:")
+    print_result(f"分類（Top {len(ranked[:top_k])}）:")
     for place, (label, share) in enumerate(ranked[:top_k], 1):
         mark = " ✓" if labeller.multi and share >= THRESHOLD else ""
-        show(f"  {place}. {plain(label, lines=False)} (機率: {share:.4f}){mark}")
+        print_result(f"  {place}. {plain(label, lines=False)} (機率: {share:.4f}){mark}")
     if labeller.multi:
         chosen = plain("、".join(labeller.chosen(ranked)), lines=False)
-        show(f"  ✓ 機率 {THRESHOLD} 以上的標籤：{chosen or '一個也沒有'}")
+        print_result(f"  ✓ 機率 {THRESHOLD} 以上的標籤：{chosen or '一個也沒有'}")

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finetune.cli.inference_args import UNTUNED, default_folder
+from finetune.cli.inference_args import BASE_MODEL, default_folder
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator
-from finetune.evaluation.evaluator import Sitting, sit
-from finetune.predict.predictor import Examinee
+from finetune.evaluation.evaluator import ExamResult, run_exam
+from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports import report, sections
-from finetune.runtime.console import as_json, say, tell
-from finetune.runtime.distributed import World
+from finetune.runtime.console import as_json, log, print_optional
+from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import UserError
 
 
-def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee], world: World) -> None:
+def run_exam_command(
+    flags, exam: Exam, examinee: Predictor, load: Callable[[str], Predictor], world: Distributed
+) -> None:
     """The model sits the exam, and whatever it is compared with; report and verdict are written.
 
     Args:
@@ -28,7 +30,7 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     Raises:
         UserError: no such split, or a second model that is none.
     """
-    split, rows = choose(exam, flags.split)
+    split, rows = select_split(exam, flags.split)
     rows, keyless = sample_rows(rows, flags.exam_limit, seed=0), without_key(exam, split)
     keyless = sample_rows(keyless, flags.exam_limit, seed=0)
     method, card = examinee.method(flags.scoring), examinee.card
@@ -37,8 +39,8 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     if rival:
         rival.method(method)
 
-    def seat(who: Examinee, questions: Sequence[Question], what: str) -> Sitting:
-        return sit(who.score, questions, method, asked_in, world, what)
+    def seat(who: Predictor, questions: Sequence[Question], what: str) -> ExamResult:
+        return run_exam(who.score, questions, method, asked_in, world, what)
 
     unscored = seat(examinee, keyless, "測驗（沒有答案的題目）") if len(keyless) else None
     if not len(rows):
@@ -49,15 +51,15 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     mine = seat(examinee, rows, "測驗")
     alone = other = None
     if not flags.skip_option_only:
-        alone = seat(examinee, evaluator.stemless(rows), "只看選項")
-    apart = unseen(exam, split, rows, examinee)
+        alone = seat(examinee, evaluator.without_stem(rows), "只看選項")
+    apart = calibration_questions(exam, split, rows, examinee)
     held_out = apart if isinstance(apart, str) else seat(examinee, apart, "驗證題（校準用）")
-    other_title = sections.UNTUNED if flags.compare_with == UNTUNED else flags.compare_with or ""
+    other_title = sections.BASE_MODEL_TITLE if flags.compare_with == BASE_MODEL else flags.compare_with or ""
     if rival:
         other = seat(rival, rows, f"測驗（{other_title}）")  # by the same method, or they are not compared
     if not world.is_main:
         return
-    found = evaluator.figures(mine, other, card.taught if card else None, alone, held_out)
+    found = evaluator.compute_metrics(mine, other, card.taught if card else None, alone, held_out)
     facts = facts_of(examinee, exam, method, asked_in)
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
     notes = [sections.NOT_COMPARABLE] if card and card.pool == "all" else []
@@ -72,7 +74,7 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
     )  # fmt: skip
     folder = Path(flags.report or default_folder(flags.exam))
     if (folder / "results.json").exists():
-        say(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
+        log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
     verdict = report.verdict(written)
     if flags.json:
         verdict = [as_json({"report": str(folder), "facts": facts, split: found})]
@@ -80,11 +82,11 @@ def hold(flags, exam: Exam, examinee: Examinee, load: Callable[[str], Examinee],
         report.write(folder, written, "成績如上；清出空間，或用 --report 指定別的資料夾，再考一次")
     finally:
         for line in verdict:  # hours of work, whether or not there is room for the rest
-            tell(line)
-    say(f"報告：{folder / 'index.html'}")
+            print_optional(line)
+    log(f"報告：{folder / 'index.html'}")
 
 
-def facts_of(examinee: Examinee, exam: Exam, method: str, asked_in: str) -> dict[str, str]:
+def facts_of(examinee: Predictor, exam: Exam, method: str, asked_in: str) -> dict[str, str]:
     """What is examined, by whom and how, in words.
 
     Args:
@@ -102,7 +104,7 @@ def facts_of(examinee: Examinee, exam: Exam, method: str, asked_in: str) -> dict
     return facts
 
 
-def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
+def select_split(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
     """The questions of a split, and its official name. A file without splits is one.
 
     Raises:
@@ -117,7 +119,7 @@ def choose(exam: Exam, split: str) -> tuple[str, Sequence[Question]]:
             return name, []
         only = [known for known, rows in exam.questions.items() if rows]
         if len(only) == 1 and Path(exam.origin).is_file():  # named …_val.csv, say: what else could be meant
-            say(f"這份題庫只有 {only[0]} 這一部分，就考它")
+            log(f"這份題庫只有 {only[0]} 這一部分，就考它")
             return only[0], exam.questions[only[0]]
         there = "、".join(f"{known}（{len(rows)} 題）" for known, rows in exam.questions.items() if rows)
         raise UserError(f"--split {split}：這份題庫沒有這一部分，有的是 {there or '（無）'}；或用 all")
@@ -131,19 +133,19 @@ def without_key(exam: Exam, split: str) -> Sequence[Question]:
     return exam.keyless.get(split, [])
 
 
-def tell_unscored(flags, facts: dict[str, str], sitting: Sitting) -> None:
+def tell_unscored(flags, facts: dict[str, str], sitting: ExamResult) -> None:
     """Writes the answers to questions that have no key: there is nothing to score, and so no page."""
     folder = Path(flags.report or default_folder(flags.exam))
     count = len(sitting.questions)
     said = f"{count} 題都沒有答案：作答了，不計分"
     report.write(folder, report.Report(facts, {}, {}, notes=[said], unscored=sitting))
     if flags.json:
-        tell(as_json({"report": str(folder), "answered": count, "scored": 0}))
-    say(f"{said}。答案在 {folder / 'predictions.jsonl'}")
+        print_optional(as_json({"report": str(folder), "answered": count, "scored": 0}))
+    log(f"{said}。答案在 {folder / 'predictions.jsonl'}")
 
 
-def unseen(
-    exam: Exam, split: str, examined: Sequence[Question], examinee: Examinee
+def calibration_questions(
+    exam: Exam, split: str, examined: Sequence[Question], examinee: Predictor
 ) -> Sequence[Question] | str:
     """Validation questions that the model was not fitted on and that are not among those examined; or why
     there are none."""

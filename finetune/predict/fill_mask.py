@@ -16,10 +16,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from finetune.evaluation.queries import BATCH_BLANKS, BATCH_TOKENS, Forward, Probe, Prober, batched
+from finetune.evaluation.queries import (
+    BATCH_BLANKS,
+    BATCH_TOKENS,
+    Forward,
+    LogprobQuery,
+    LogprobRunner,
+    batched,
+)
 from finetune.models.forward import check_numbers
 from finetune.models.padding import padded
-from finetune.prompts.exam import ends
+from finetune.prompts.exam import boundary_tokens
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
@@ -102,7 +109,7 @@ def read_blanks(tokenizer, prompt: str, max_length: int, width: int = 1) -> Blan
     if appended:
         prompt += tokenizer.mask_token
     pieces = prompt.split(tokenizer.mask_token)
-    start, end = ends(tokenizer)
+    start, end = boundary_tokens(tokenizer)
     ids, places = [start], []
     for number, piece in enumerate(pieces):
         if number:
@@ -230,16 +237,16 @@ def rank_candidates(
     if problems:
         raise UserError(problems)
     first, mask = blanks.places[0], tokenizer.mask_token_id
-    probes: list[list[Probe]] = []
+    probes: list[list[LogprobQuery]] = []
     for ids in encoded:
         rows = []
         for at, token in enumerate(ids):
             inside = [*ids[:at], *[mask] * (len(ids) - at)]
             row = (*blanks.ids[:first], *inside, *blanks.ids[first + 1 :])
-            rows.append(Probe(row, (first + at,), ((token,),)))
+            rows.append(LogprobQuery(row, (first + at,), ((token,),)))
         probes.append(rows)
     with torch.inference_mode():
-        Prober(forward, tokenizer.pad_token_id, device)([probe for rows in probes for probe in rows])
+        LogprobRunner(forward, tokenizer.pad_token_id, device)([probe for rows in probes for probe in rows])
     check_numbers(torch.tensor([probe.results[0][0] for rows in probes for probe in rows]))
     before, *after = blanks.pieces
     found = [

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
-from finetune.data.contamination import NEAR, Taught
+from finetune.data.contamination import NEAR, TrainedQuestions
 from finetune.data.exam import Exam
 from finetune.data.question import LETTERS, Question, normalised
 from finetune.data.subjects import subject_title
 from finetune.prompts.exam import ExamPrompts, unknown_parts
-from finetune.prompts.option_order import Unaskable, speaks_of_others
-from finetune.runtime.console import as_json, show
+from finetune.prompts.option_order import PromptError, refers_to_other_options
+from finetune.runtime.console import as_json, print_result
 
 USUAL_OPTIONS = 4
 SHORT_STEM = 2  # characters
@@ -25,20 +25,20 @@ UNKNOWN_SHOWN = 40  # characters a model does not know
 ROWS_SHOWN = 20  # of each kind, on the screen; JSON has them all
 
 
-def examine_data(flags, exam: Exam, load: Callable[[], ExamPrompts]) -> int:
+def show_exam(flags, exam: Exam, load: Callable[[], ExamPrompts]) -> int:
     """--inspect: prints what was found. Returns the exit code, 2 when rows are unusable.
 
     Args:
         load: -> how the model of --model_path writes questions, asked for only when it was given.
     """
-    found = diagnose(exam)
+    found = inspect_exam(exam)
     if "model_path" in flags.given:
-        found["model"] = {"path": flags.model_path, **legible(exam, load())}
-    show(as_json(found) if flags.json else as_text(found))
+        found["model"] = {"path": flags.model_path, **tokenizer_coverage(exam, load())}
+    print_result(as_json(found) if flags.json else as_text(found))
     return 2 if found["unusable"] else 0
 
 
-def diagnose(exam: Exam) -> dict:
+def inspect_exam(exam: Exam) -> dict:
     """All that can be said without a model. Rows are named by their ids: subject/split/line."""
     splits = {split or "all": rows for split, rows in exam.questions.items() if rows}
     everything = [(split, question) for split, rows in splits.items() for question in rows]
@@ -55,7 +55,7 @@ def diagnose(exam: Exam) -> dict:
         "duplicates": _duplicates(everything),
         "near_duplicates": _near_duplicates(everything),
         "suspect": _suspect(questions),
-        "speaks_of_others": sum(any(map(speaks_of_others, q.options)) for q in questions),
+        "speaks_of_others": sum(any(map(refers_to_other_options, q.options)) for q in questions),
     }
 
 
@@ -106,7 +106,7 @@ def _ids(group: Iterable[tuple[str, Question]]) -> list[str]:
 
 def _near_duplicates(everything: list[tuple[str, Question]]) -> list[str]:
     """Questions that share NEAR or more of their 5-grams with another one."""
-    known = Taught.of(question for _, question in everything)
+    known = TrainedQuestions.of(question for _, question in everything)
     return [question.id for _, question in everything if known.find(question, exact=False)[0]]
 
 
@@ -130,7 +130,7 @@ def _odd(text: str) -> bool:
 # ---- with a model ------------------------------------------------------------------------------------------
 
 
-def legible(exam: Exam, prompts: ExamPrompts) -> dict:
+def tokenizer_coverage(exam: Exam, prompts: ExamPrompts) -> dict:
     """What a model's tokenizer makes of the questions: characters it does not know, lengths in tokens, how
     many would be shortened or could not be asked at the length of `prompts`, which have options that are the
     same to it.
@@ -159,7 +159,7 @@ def legible(exam: Exam, prompts: ExamPrompts) -> dict:
         try:
             if prompts.listed(question, order).cut:
                 shortened.append(question.id)
-        except Unaskable:
+        except PromptError:
             refused.append(question.id)
     lengths.sort()
     rates = {subject: sum(rows) / len(rows) for subject, rows in subjects.items()}

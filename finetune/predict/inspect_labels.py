@@ -12,10 +12,10 @@ from statistics import median
 from finetune.data.bad_rows import abridged
 from finetune.data.columns import LABELS, LOOKED, find_columns
 from finetune.data.data_files import data_file, data_files
-from finetune.data.labelled import Catalogue, Labelled, read_labelled
+from finetune.data.labelled import Labelled, LabelledDataset, read_labelled
 from finetune.data.question_columns import looks_asked
 from finetune.predict.inspect_exam import ROWS_SHOWN, table
-from finetune.runtime.console import as_json, show
+from finetune.runtime.console import as_json, print_result
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_readable
 
@@ -45,7 +45,7 @@ def holds_labels(source: str, text_column: str = "") -> bool:
     return False
 
 
-def examine_labels(source: str, in_json: bool, text_column: str = "", label_column: str = "") -> int:
+def show_labels_report(source: str, in_json: bool, text_column: str = "", label_column: str = "") -> int:
     """--inspect: prints what was found. Returns the exit code, 2 when rows are unusable.
 
     Args:
@@ -55,12 +55,12 @@ def examine_labels(source: str, in_json: bool, text_column: str = "", label_colu
         UserError: what `labels.read_labelled` cannot read at all.
     """
     columns = {"text_column": text_column, "label_column": label_column}
-    found = diagnose(read_labelled(source, **columns, on_bad_rows="skip", flag="--inspect"))
-    show(as_json(found) if in_json else as_text(found))
+    found = inspect_labels(read_labelled(source, **columns, on_bad_rows="skip", flag="--inspect"))
+    print_result(as_json(found) if in_json else as_text(found))
     return 2 if found["unusable"] else 0
 
 
-def diagnose(catalogue: Catalogue) -> dict:
+def inspect_labels(catalogue: LabelledDataset) -> dict:
     """Everything that can be said without a model. Rows are named by their ids, or file and line."""
     rows = {split or "all": some for split, some in catalogue.rows.items()}
     names = catalogue.names

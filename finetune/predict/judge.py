@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from finetune.data.question import Question
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
@@ -38,7 +38,7 @@ def load_judge(name: str, device: str | None):
     from finetune.models.loading import load
     from finetune.models.run_card import RunCard
     from finetune.models.source_checks import check_source
-    from finetune.predict.causal import UNTOLD, Speaker
+    from finetune.predict.causal import NO_TEMPLATE, CausalLMPredictor
 
     check_source(name, "model_name")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -46,8 +46,8 @@ def load_judge(name: str, device: str | None):
     if not is_causal(model):
         raise UserError(f"評審模型 {name} 是填空的遮罩模型，不能當評審；請換一個 Instruct 模型")
     model.run_card = RunCard.read(name)
-    speaker = Speaker.of(model.to(device).eval(), tokenizer, device)
-    if speaker.style == UNTOLD:
+    speaker = CausalLMPredictor.of(model.to(device).eval(), tokenizer, device)
+    if speaker.style == NO_TEMPLATE:
         raise UserError(f"評審模型 {name} 沒有對話樣板（chat template），不能當評審；請換一個 Instruct 模型")
     return speaker
 
@@ -87,7 +87,7 @@ class EvalLLm:
         (reply,) = self.judge.reply([self.judge.ask(asked)], Decoding(max_new_tokens=max_new_tokens))
         scores = parse_scores(reply)
         if not scores:
-            say(f"⚠️ 評審的回答讀不出分數，不計：{reply.strip()[:120]!r}")
+            log(f"⚠️ 評審的回答讀不出分數，不計：{reply.strip()[:120]!r}")
         return scores
 
     def judgement(self, scores: list, full_score: int = FULL_SCORE) -> dict:
@@ -119,7 +119,7 @@ def parse_scores(reply: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgedRow:
     """What both models are asked: a question with options, or a conversation that the user spoke last in."""
 
     text: str  # as the judge is told it
@@ -128,7 +128,7 @@ class Asked:
     reference: str = ""  # the right answer in words, "" where it is not known
 
     @classmethod
-    def of(cls, item: object) -> Asked:
+    def of(cls, item: object) -> JudgedRow:
         """A row of a test set: with options as `as_question` takes it; else Alpaca's (instruction, input,
         output), a chat's (messages), or a `prompt`.
 
@@ -161,7 +161,9 @@ def _answer_to(messages: list, row: dict) -> str:
     return str(reply["content"]) if same else ""
 
 
-def compare(rows: Sequence, answer: Sequence[Callable[[Asked], str]], judge: str, max_length: int) -> dict:
+def compare(
+    rows: Sequence, answer: Sequence[Callable[[JudgedRow], str]], judge: str, max_length: int
+) -> dict:
     """Two models answer every row; the key counts, the judge scores.
 
     Args:
@@ -174,7 +176,7 @@ def compare(rows: Sequence, answer: Sequence[Callable[[Asked], str]], judge: str
         as `fine_tuning_llm.exe_chat`.
     """
     right, keyed, scores, unreadable, verdict = [0, 0], 0, [], 0, None
-    everything = [Asked.of(row) for row in rows]
+    everything = [JudgedRow.of(row) for row in rows]
     for asked in everything:
         replies = [model(asked) for model in answer]
         if asked.question is not None and asked.question.answer is not None:

@@ -9,19 +9,19 @@ from pathlib import Path
 from finetune.cli.inference_args import default_folder
 from finetune.data.columns import column_names
 from finetune.data.exam import SPLITS
-from finetune.data.labelled import SHOWN, Catalogue, Labelled, read_labelled
-from finetune.data.question import draw
-from finetune.evaluation import classification as classification_metrics
-from finetune.predict.classifier import Labeller
+from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, read_labelled
+from finetune.data.question import seeded_hash
+from finetune.evaluation.classification import compute_metrics
+from finetune.predict.classifier import ClassifierPredictor
 from finetune.reports import report
 from finetune.reports.classification import title_of, verdict
 from finetune.runtime import hub
-from finetune.runtime.console import as_json, say, show
+from finetune.runtime.console import as_json, log, print_result
 from finetune.runtime.errors import UserError, listed
-from finetune.runtime.files import whole_file
+from finetune.runtime.files import atomic_open
 
 
-def hold(flags, labeller: Labeller, world) -> None:
+def run_label_exam(flags, labeller: ClassifierPredictor, world) -> None:
     """The model names the labels of the texts; figures, answers and a page are written.
 
     Raises:
@@ -41,7 +41,7 @@ def hold(flags, labeller: Labeller, world) -> None:
         raise UserError([*error.problems, meant]) from error
     split, rows = _choose(found, flags.split)
     if flags.exam_limit:
-        rows = sorted(rows, key=lambda row: draw(0, row.fingerprint))[: flags.exam_limit]
+        rows = sorted(rows, key=lambda row: seeded_hash(0, row.fingerprint))[: flags.exam_limit]
     places, note = _places(found.names, labeller.names)
     known = [row for row in rows if all(label in places for label in row.labels)]
     unknown = Counter(found.names[label] for row in rows for label in row.labels if label not in places)
@@ -56,7 +56,7 @@ def hold(flags, labeller: Labeller, world) -> None:
     place_of = {id(row): place for place, row in enumerate(rows)}
     truth = [tuple(sorted(places[label] for label in row.labels)) for row in known]
     asked = [shares[place_of[id(row)]] for row in known]
-    figures = classification_metrics.figures(truth, asked, labeller.names, labeller.multi)
+    figures = compute_metrics(truth, asked, labeller.names, labeller.multi)
     notes = [note] if note else []
     if unknown:
         named = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))
@@ -71,15 +71,15 @@ def hold(flags, labeller: Labeller, world) -> None:
     written = report.Report(facts, {}, {}, notes=notes, labels={split: figures})
     folder = Path(flags.report or default_folder(flags.exam))
     if (folder / "results.json").exists():
-        say(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
+        log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
     report.write(folder, written)
     _write_predictions(folder, rows, found, labeller, shares)
     if flags.json:
-        show(as_json({"report": str(folder), "facts": facts, "notes": notes, split: figures}))
+        print_result(as_json({"report": str(folder), "facts": facts, "notes": notes, split: figures}))
     else:
         for line in [*verdict(written.labels), *notes]:
-            show(line)
-    say(f"報告：{folder / 'index.html'}")
+            print_result(line)
+    log(f"報告：{folder / 'index.html'}")
 
 
 def _where_there(source: str, columns: object) -> str:
@@ -94,7 +94,7 @@ def _where_there(source: str, columns: object) -> str:
     return ",".join(wanted) if {*wanted} <= {*first} else ""
 
 
-def _choose(found: Catalogue, split: str) -> tuple[str, list[Labelled]]:
+def _choose(found: LabelledDataset, split: str) -> tuple[str, list[Labelled]]:
     """The rows of a split, and its name. A file without splits is one. Raises UserError."""
     rows = {name: some for name, some in found.rows.items() if some}
     if split == "all" or set(rows) == {""}:
@@ -120,11 +120,15 @@ def _places(theirs: list[str], ours: list[str]) -> tuple[dict[int, int], str]:
 
 
 def _write_predictions(
-    folder: Path, rows: list[Labelled], found: Catalogue, labeller: Labeller, shares: list[list[float]]
+    folder: Path,
+    rows: list[Labelled],
+    found: LabelledDataset,
+    labeller: ClassifierPredictor,
+    shares: list[list[float]],
 ) -> None:
     """predictions.jsonl: of each row its texts, the true label, the model's and its probabilities."""
     key = "labels" if labeller.multi else "label"
-    with whole_file(folder / "predictions.jsonl") as stream:
+    with atomic_open(folder / "predictions.jsonl") as stream:
         for row, share in zip(rows, shares, strict=True):
             names = [found.names[label] for label in row.labels]
             record = {"id": row.id, "text": row.text, **({"pair": row.pair} if row.pair else {})}

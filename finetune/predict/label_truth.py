@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune.data.columns import LABELS, Columns, column_names, parse_row
 from finetune.data.labelled import SHOWN
 from finetune.evaluation.metrics import share
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
 
 
@@ -102,4 +102,4 @@ def tell_of_numbers(truth: Truth, rows: Sequence[dict]) -> None:
         numbers = {str(place) for place in range(len(truth.names))}
         if raw <= numbers:
             listed_as = "、".join(f"{place} = {name}" for place, name in enumerate(truth.names[:SHOWN]))
-            say(f"標籤欄 {truth.columns.labels[0]} 是編號，照模型的順序：{listed_as}")
+            log(f"標籤欄 {truth.columns.labels[0]} 是編號，照模型的順序：{listed_as}")

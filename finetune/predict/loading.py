@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.cli.inference_args import KINDS, UNTUNED
+from finetune.cli.inference_args import BASE_MODEL, KINDS
 from finetune.data.exam import Exam
 from finetune.runtime import console, hub
 from finetune.runtime.console import MODEL_FOLDER
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:  # torch waits until it is needed
-    from finetune.predict.predictor import Examinee
+    from finetune.predict.predictor import Predictor
 
 FLAG = "--model_path"
 
@@ -52,7 +52,7 @@ def load_for_use(path: str, device, flag: str, **how):
     return model, tokenizer, device
 
 
-def load_rival(name: str, mine: Examinee, flags) -> Examinee:
+def load_rival(name: str, mine: Predictor, flags) -> Predictor:
     """The model of --compare_with; `base` is the one that `mine` was taught from.
 
     A base that was random weights is made again from the configuration and the seed of the run card.
@@ -61,28 +61,33 @@ def load_rival(name: str, mine: Examinee, flags) -> Examinee:
         finetune.runtime.errors.UserError: there is none, or it does not load.
     """
     scratch, seed, path = False, 0, name
-    if name == UNTUNED:
+    if name == BASE_MODEL:
         if mine.card is None:
             raise UserError(f"--compare_with {name}：{mine.name} 沒有 run_card.json，不知道底模是哪一個")
         scratch, seed = bool(mine.card.flags.get("from_scratch")), int(mine.card.flags.get("seed", 0))
         path = mine.name if scratch else mine.card.base_model
         if scratch:
-            console.say("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
+            console.log("  微調前的底模是亂數權重（--from_scratch），依 run_card.json 的種子重建")
     how = {"from_scratch": scratch, "seed": seed, "allow_pickle": flags.allow_pickle}
     model, tokenizer, device = load_for_use(path, mine.device, "--compare_with", **how)
-    if name == UNTUNED:
+    if name == BASE_MODEL:
         model.run_card = mine.card  # asked in the same words, for the same method
     return predictor_for(model, tokenizer, device, flags.precision, path)
 
 
-def predictor_for(model, tokenizer, device, precision: str = "", name: str = "") -> Examinee:
-    from finetune.predict.causal import Speaker
-    from finetune.predict.classifier import Labeller
-    from finetune.predict.predictor import Chooser, Filler, kind_of
+def predictor_for(model, tokenizer, device, precision: str = "", name: str = "") -> Predictor:
+    from finetune.predict.causal import CausalLMPredictor
+    from finetune.predict.classifier import ClassifierPredictor
+    from finetune.predict.predictor import MaskedLMPredictor, MultipleChoicePredictor, kind_of
 
     if precision:
         set_precision(model, precision, device)
-    kinds = {"masked": Filler, "causal": Speaker, "classifier": Labeller, "choice": Chooser}
+    kinds = {
+        "masked": MaskedLMPredictor,
+        "causal": CausalLMPredictor,
+        "classifier": ClassifierPredictor,
+        "choice": MultipleChoicePredictor,
+    }
     found = kinds[kind_of(model)].of(model, tokenizer, device)
     found.name = name or found.name
     if precision or not found.precision:
@@ -92,7 +97,7 @@ def predictor_for(model, tokenizer, device, precision: str = "", name: str = "")
     return found
 
 
-def predictor_of_kind(kind: str, model, tokenizer, device) -> Examinee:
+def predictor_of_kind(kind: str, model, tokenizer, device) -> Predictor:
     """A model that must be of one kind. Raises UserError that says what it is, and what to call instead."""
     found = predictor_for(model, tokenizer, device)
     if found.kind != kind:
@@ -144,7 +149,7 @@ def exam_prompts(flags):
     """
     from finetune.models.run_card import RunCard
     from finetune.models.tokenizer import load_tokenizer, prompt_length
-    from finetune.predict.causal import asking_for
+    from finetune.predict.causal import exam_prompts_for
     from finetune.predict.predictor import prompts_for
 
     kind, config, path = _kind(flags.model_path)
@@ -153,7 +158,7 @@ def exam_prompts(flags):
     tokenizer, card = load_tokenizer(path, FLAG, kind), RunCard.read(path)
     wanted = flags.max_length if "max_length" in flags.given else None
     if kind == "causal":
-        return asking_for(tokenizer, card, prompt_length(config, tokenizer, wanted or 1 << 30))
+        return exam_prompts_for(tokenizer, card, prompt_length(config, tokenizer, wanted or 1 << 30))
     return prompts_for(config, tokenizer, card, wanted)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from finetune.predict.classifier_repl import show_labels
-from finetune.predict.predictor import Examinee
+from finetune.predict.predictor import Predictor
 from finetune.predict.repl import show_words
 from finetune.runtime import console
 
 
-def show_prompt(flags, examinee: Examinee) -> None:
+def show_prompt(flags, examinee: Predictor) -> None:
     """The answer to --prompt."""
     shows = {"masked": show_words, "causal": show_reply, "classifier": show_labels}
     shows[examinee.kind](flags, examinee)
@@ -19,10 +19,10 @@ def show_reply(flags, speaker) -> None:
     ids = speaker.ask(flags.prompt)
     if flags.json:
         reply = speaker.reply([ids], flags.decoding)[0]
-        console.show(console.as_json({"prompt": flags.prompt, "response": reply}))
+        console.print_result(console.as_json({"prompt": flags.prompt, "response": reply}))
         return
     asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
-    console.show(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
+    console.print_result(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
     for piece in speaker.speak(ids, flags.decoding):
-        console.show(piece, end="")
-    console.show()
+        console.print_result(piece, end="")
+    console.print_result()

@@ -10,11 +10,11 @@ import torch
 
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
-from finetune.evaluation.queries import Prober
-from finetune.evaluation.scoring import Examiner, Ranking, Scores, estimate_prior, score_options
+from finetune.evaluation.queries import LogprobRunner
+from finetune.evaluation.scoring import Ranking, Scorer, Scores, estimate_prior, score_options
 from finetune.models import cpu
-from finetune.models.forward import ROW_CLASSES, forward_of, is_causal, light_of
-from finetune.models.run_card import RunCard, digest
+from finetune.models.forward import ROW_CLASSES, bf16_forward, forward_of, is_causal
+from finetune.models.run_card import RunCard, hash_texts
 from finetune.models.tokenizer import prompt_length
 from finetune.predict.fill_mask import (
     Blanks,
@@ -26,11 +26,11 @@ from finetune.predict.fill_mask import (
 )
 from finetune.prompts.exam import ExamPrompts, unknown_parts
 from finetune.prompts.scoring_methods import CHOICE, GENERATE, parse
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
-REMEMBERED = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
-UNTAUGHT = "pll"  # asks any masked language model
+CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
+DEFAULT_METHOD = "pll"  # asks any masked language model
 
 
 def asks_for_words(blanks: Blanks, word_length: int, candidates: Sequence[str] | None) -> bool:
@@ -43,7 +43,7 @@ def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None 
     card says."""
     card = card or RunCard()
     length = prompt_length(config, tokenizer, max_length or card.max_length)
-    return ExamPrompts(tokenizer, length, card.template, REMEMBERED)
+    return ExamPrompts(tokenizer, length, card.template, CACHE_SIZE)
 
 
 def kind_of(model) -> str:
@@ -54,7 +54,7 @@ def kind_of(model) -> str:
     return "causal" if is_causal(model) else found
 
 
-class Examinee:
+class Predictor:
     """What all kinds of models have in common.
 
     Args: as `inference.load_model` returns them. `name`: what reports call it.
@@ -79,7 +79,7 @@ class Examinee:
         return None
 
     @classmethod
-    def of(cls, model, tokenizer, device) -> Examinee:
+    def of(cls, model, tokenizer, device) -> Predictor:
         """The one of this model, made once for a tokenizer, a device and a card."""
         known = getattr(model, "_examinee", None)
         same = (tokenizer, device, getattr(model, "run_card", None))
@@ -93,7 +93,7 @@ class Examinee:
         if self.light or self.kind != "masked" or torch.device(self.device).type != "cpu":
             return
         if self.forward.able and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
-            self.forward, self.light = light_of(self.model), True
+            self.forward, self.light = bf16_forward(self.model), True
 
     @property
     def writes(self) -> bool:
@@ -138,8 +138,8 @@ class Examinee:
 
     def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
         """The model's preference for letters, see `scoring.estimate_prior`."""
-        prober = Prober(self.forward, self.tokenizer.pad_token_id, self.device)
-        return estimate_prior(Examiner(self.prompts, prober), questions)[0]
+        prober = LogprobRunner(self.forward, self.tokenizer.pad_token_id, self.device)
+        return estimate_prior(Scorer(self.prompts, prober), questions)[0]
 
     def digest(self) -> str:
         """A hash of the weights and of how they are asked; wherever the folder lies."""
@@ -147,7 +147,7 @@ class Examinee:
         for name, tensor in self.model.named_parameters():
             plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             sums.append(f"{name}{zlib.crc32(plain)}")
-        return digest([*sums, *self._manner(), *["bf16"] * self.light])
+        return hash_texts([*sums, *self._manner(), *["bf16"] * self.light])
 
     def _manner(self) -> list[str]:
         """How it is asked, for `digest`."""
@@ -157,10 +157,10 @@ class Examinee:
         """Says which characters of these texts the model does not know: it reads them all as the same one."""
         found = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
         if found:
-            say(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
+            log(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
 
 
-class Filler(Examinee):
+class MaskedLMPredictor(Predictor):
     """A masked language model: fills blanks, and scores options by them."""
 
     def _prompts(self) -> ExamPrompts:
@@ -173,7 +173,7 @@ class Filler(Examinee):
             UserError: a method that has the model write, or that needs a head of its own.
         """
         if wanted == "auto":
-            wanted = (self.card and self.card.scoring) or UNTAUGHT
+            wanted = (self.card and self.card.scoring) or DEFAULT_METHOD
         if wanted == GENERATE:
             raise UserError(f"--scoring {wanted}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等")
         if wanted == CHOICE:
@@ -212,9 +212,9 @@ class Filler(Examinee):
         """Says where a blank is that the prompt did not write out, and what was meant for one but is none."""
         odd = f"{blanks.meant} 不是空格，空格要寫成 [MASK]" if blanks.meant else ""
         if blanks.appended:
-            say("；".join(filter(None, ("句子裡沒有 [MASK]，加在句尾", odd))))
+            log("；".join(filter(None, ("句子裡沒有 [MASK]，加在句尾", odd))))
         elif odd:
-            say(f"⚠️ {odd}")
+            log(f"⚠️ {odd}")
 
     def propose(
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
@@ -230,7 +230,7 @@ class Filler(Examinee):
         return [{"word": word, "probability": p} for word, p in self.fill([blanks], top_k)[0]]
 
 
-class Chooser(Filler):
+class MultipleChoicePredictor(MaskedLMPredictor):
     """A multiple-choice head: chooses among options, and does nothing else."""
 
     def method(self, wanted: str = "auto") -> str:

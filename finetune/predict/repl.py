@@ -11,9 +11,9 @@ from pathlib import Path
 
 from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
 from finetune.data.option_syntax import from_lines, labelled, parse_options
-from finetune.predict.predictor import Examinee
+from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
-from finetune.runtime.console import as_json, first_line, plain, show
+from finetune.runtime.console import as_json, first_line, plain, print_result
 from finetune.runtime.errors import UserError, nearest, shown
 
 GREETING = """
@@ -58,7 +58,7 @@ class Leave(Exception):
     """The person says so, in the middle of something."""
 
 
-def spoken(entry: str) -> str:
+def decode_entry(entry: str) -> str:
     """An entry as commands are compared: half-width, small letters; `/exit`, `:q`, `exit()` and `quit.` are
     the word alone."""
     word = unicodedata.normalize("NFKC", entry).strip().lower()
@@ -66,14 +66,14 @@ def spoken(entry: str) -> str:
     return found[1] if found else word
 
 
-class Terminal:
+class Repl:
     """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first; None for a
     model that answers no questions."""
 
     asks = "💬 請輸入問題: "
 
     def __init__(
-        self, examinee: Examinee, answer: Callable | None, top_k: int, method: str = "auto",
+        self, examinee: Predictor, answer: Callable | None, top_k: int, method: str = "auto",
         orders: str = "1", words: int = 1,
     ):  # fmt: skip
         self.examinee, self.answer = examinee, answer
@@ -88,12 +88,12 @@ class Terminal:
         Ctrl-C cancels what is typed, the question that is put or the answer that is worked out, and says how
         to leave; where nobody types it ends the session."""
         save = _line_editing()
-        show(self.greeting)
+        print_result(self.greeting)
         said = ""
         try:
             while True:
                 try:
-                    show(said, end="")  # in here: a second Ctrl-C comes soon
+                    print_result(said, end="")  # in here: a second Ctrl-C comes soon
                     said = ""
                     self._turn()
                 except KeyboardInterrupt:
@@ -101,12 +101,12 @@ class Terminal:
                         raise
                     said = INTERRUPTED
         except (EOFError, KeyboardInterrupt):
-            show()
+            print_result()
         except Leave:
             pass
         finally:
             save()
-        show("👋 再見！")
+        print_result("👋 再見！")
 
     def _turn(self) -> None:
         """An entry and its answer.
@@ -116,17 +116,19 @@ class Terminal:
         """
         try:
             entry = _typed(self.asks).strip()
-            if spoken(entry) in LEAVE:
+            if decode_entry(entry) in LEAVE:
                 raise Leave
             self.take(entry)
         except UserError as error:
-            show(f"⚠️ {error}\n")
+            print_result(f"⚠️ {error}\n")
         except (EOFError, Leave):
             raise
         except BaseException as error:  # of a library, about words that nobody foresaw
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
                 raise
-            show(f"⚠️ 這一句讓程式出了錯（{type(error).__name__}：{first_line(error)[:200]}）；請換一句\n")
+            print_result(
+                f"⚠️ 這一句讓程式出了錯（{type(error).__name__}：{first_line(error)[:200]}）；請換一句\n"
+            )
 
     def take(self, entry: str) -> None:
         """One entry: a command, or a sentence to fill.
@@ -134,18 +136,18 @@ class Terminal:
         Raises:
             UserError: what is wrong with it.
         """
-        word = spoken(entry)
+        word = decode_entry(entry)
         found = _COMMAND.fullmatch(unicodedata.normalize("NFKC", entry).strip().lower())
         command = self.commands.get(found[1]) if found and "[mask]" not in word else None
         if not word:
-            show(HINT)
+            print_result(HINT)
         elif word == "qa":
             self._ask()
         elif word in ASKS_HELP:
-            show(self.help())
+            print_result(self.help())
         elif command:
             command(found[2])
-            show()
+            print_result()
         elif _UNKNOWN.fullmatch(entry.lower()):
             raise UserError(f"沒有 {shown(entry)} 這個指令；輸入 help 看有哪些")
         else:
@@ -157,54 +159,54 @@ class Terminal:
     def say(self, entry: str) -> None:
         """What the model has to say to an entry that is no command."""
         found = self.examinee.propose(entry, self.top_k, self.word_length)
-        show(f"\n🔮 預測結果（Top {self.top_k}）:")
+        print_result(f"\n🔮 預測結果（Top {self.top_k}）:")
         print_words(found)
-        show()
+        print_result()
 
     def _top(self, value: str) -> None:
-        self.top_k = whole("top", value, 1, MOST_WORDS)
-        show(f"  列出前 {self.top_k} 名")
+        self.top_k = int_between("top", value, 1, MOST_WORDS)
+        print_result(f"  列出前 {self.top_k} 名")
 
     def _words(self, value: str) -> None:
-        self.word_length = whole("words", value, 1, LONGEST_WORD)
-        show(f"  一個 [MASK] 最多 {self.word_length} 個字")
+        self.word_length = int_between("words", value, 1, LONGEST_WORD)
+        print_result(f"  一個 [MASK] 最多 {self.word_length} 個字")
 
     def _method(self, value: str) -> None:
         meant = self.examinee.method(_one_of("method", value, ("auto", *METHODS, *SHORT, GENERATE)))
         self.method = value
-        show(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
+        print_result(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
 
     def _orders(self, value: str) -> None:
         self.orders = _one_of("orders", value, ORDERS)
-        show(f"  選項順序 {self.orders}")
+        print_result(f"  選項順序 {self.orders}")
 
     def _ask(self) -> None:
         question = _typed("❓ 問題: ").strip()
-        if spoken(question) in LEAVE:
+        if decode_entry(question) in LEAVE:
             raise Leave
         if not question:
-            show("  沒有題目，取消了\n")
+            print_result("  沒有題目，取消了\n")
             return
         while True:
             try:
                 options = self._options()
                 break
             except UserError as error:
-                show(f"⚠️ {error}\n  題目還在：請再輸入一次選項；不問了就直接按兩次 Enter\n")
+                print_result(f"⚠️ {error}\n  題目還在：請再輸入一次選項；不問了就直接按兩次 Enter\n")
         if not options:
-            show("  沒有選項，取消了這一題\n")
+            print_result("  沒有選項，取消了這一題\n")
             return
         self.examinee.warn(question, *options.values())
         ranked = self.answer(question, options, self.method, self.orders)
-        show("\n🎯 預測結果（按可能性排序）:")
+        print_result("\n🎯 預測結果（按可能性排序）:")
         print_ranking(ranked)
-        show()
+        print_result()
 
     def _options(self) -> dict[str, str]:
         """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one. {} when
         there is nothing but empty lines."""
         first = _typed("選項: ")
-        if spoken(first) in LEAVE:
+        if decode_entry(first) in LEAVE:
             raise Leave
         if first.strip() and len(labelled(first)) != 1:
             return parse_options(first)
@@ -214,10 +216,10 @@ class Terminal:
         return from_lines(lines) if lines else {}
 
 
-class Quiz(Terminal):
+class McqRepl(Repl):
     """Of a model that answers multiple-choice questions and does nothing else. Args: as `Terminal`."""
 
-    def __init__(self, examinee: Examinee, answer: Callable):
+    def __init__(self, examinee: Predictor, answer: Callable):
         super().__init__(examinee, answer, 1)
         self.greeting = QUIZ
         self.commands = {}
@@ -247,13 +249,13 @@ def _typed(prompt: str) -> str:
     return line
 
 
-def show_words(flags, examinee: Examinee) -> None:
+def show_words(flags, examinee: Predictor) -> None:
     """The answer to --prompt."""
     found = examinee.propose(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
     if flags.json:
-        show(as_json({"prompt": flags.prompt, "predictions": found}))
+        print_result(as_json({"prompt": flags.prompt, "predictions": found}))
     else:
-        show(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
+        print_result(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
         print_words(found, bare=True)  # `  1. 好`: programs read it so
 
 
@@ -262,17 +264,17 @@ def print_words(found: list[dict], bare: bool = False) -> None:
     for place, row in enumerate(found, 1):
         what, value = ("分數", row["score"]) if "score" in row else ("機率", row["probability"])
         beside = "" if bare and what == "機率" else f" ({what}: {value:.4f})"
-        show(f"  {place}. {plain(row['word'], lines=False)}{beside}")
+        print_result(f"  {place}. {plain(row['word'], lines=False)}{beside}")
 
 
 def print_ranking(ranked) -> None:
     for place, (label, text, score) in enumerate(ranked, 1):
-        show(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
+        print_result(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
     if tied := getattr(ranked, "tied", ()):
-        show(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；照給的順序排列")
+        print_result(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；照給的順序排列")
 
 
-def whole(name: str, value: str, low: int, high: int) -> int:
+def int_between(name: str, value: str, low: int, high: int) -> int:
     """A whole number that was entered after a command. Raises UserError with what it should be."""
     if not value.isdecimal() or len(value) > 9 or not low <= int(value) <= high:
         raise UserError(f"{name} {value[:20]}：應為 {low} 到 {high} 的整數，例如 {name} {low + 1}")

@@ -11,13 +11,13 @@ from os.path import commonprefix
 from finetune.data.instructions import Message
 from finetune.data.question import LETTERS, Question
 from finetune.prompts.chat import Chat
-from finetune.prompts.exam import ELLIPSIS, Prompt, Template, TooLong
-from finetune.prompts.option_order import Unaskable
+from finetune.prompts.exam import ELLIPSIS, Prompt, PromptTooLong, Template
+from finetune.prompts.option_order import PromptError
 from finetune.runtime.errors import UserError
 
 
 @dataclass
-class AskingPrompts:
+class CausalExamPrompts:
     """Writes questions for a causal model that answers with a letter. Stands where `prompts.ExamPrompts` does
     for a masked one.
 
@@ -103,7 +103,7 @@ class AskingPrompts:
             if len(ids) > room:  # never too many at once: the stem is but a part of the tokens
                 keep -= 1 + int((len(ids) - room) / len(ids) * keep)
             if keep < 0:
-                raise TooLong(f"選項本身就超過 {self.max_length} 個 token 的上限")
+                raise PromptTooLong(f"選項本身就超過 {self.max_length} 個 token 的上限")
         if keep < size:
             self._kept[question, room] = keep
         ids = [*ids, *shared]
@@ -122,7 +122,7 @@ class AskingPrompts:
         try:
             return self.chat.prompt(self.messages(question, order, stem))
         except ValueError as error:
-            raise Unaskable(str(error)) from error
+            raise PromptError(str(error)) from error
 
 
 def _filled(pattern: str, **values: str) -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from finetune.data.instructions import Message
 from finetune.runtime.errors import UserError
-from finetune.runtime.sandbox import Confined
+from finetune.runtime.sandbox import Sandbox
 from finetune.runtime.strict_json import too_long
 
 STYLES = ("chat", "plain")
@@ -91,7 +91,7 @@ class Chat:
             template = next(iter(template.values()))
         self.template = chosen = template["default"] if isinstance(template, dict) else template
         self.tokenizer, self.style, self.flag = tokenizer, style, flag
-        self._apply = Confined(
+        self._apply = Sandbox(
             lambda messages, reply: tokenizer.apply_chat_template(
                 messages, chat_template=chosen, tokenize=False, add_generation_prompt=reply
             ),

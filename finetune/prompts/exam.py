@@ -19,7 +19,7 @@ from itertools import islice
 from finetune.data.question import LETTERS, MAX_OPTIONS, Question, Statement
 from finetune.data.segmentation import token_words
 from finetune.data.subjects import chinese_name
-from finetune.prompts.option_order import Unaskable
+from finetune.prompts.option_order import PromptError
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import LONGEST_TEXT
 
@@ -78,7 +78,7 @@ class Prompt:
     stem: tuple[int, int, int] = (0, 0, 0)
 
 
-class TooLong(Unaskable):
+class PromptTooLong(PromptError):
     """The options alone exceed the length: the question cannot be asked without losing one."""
 
 
@@ -102,9 +102,9 @@ class ExamPrompts:
 
     def __post_init__(self):
         tok = self.tokenizer
-        self.start, self.end = ends(tok)
+        self.start, self.end = boundary_tokens(tok)
         self.mask = tok.mask_token_id
-        self._known = _Known(tok, self.remembered)
+        self._known = TokenCache(tok, self.remembered)
         self.ids = self._known.__getitem__
         self._ellipsis = self.ids(ELLIPSIS)
 
@@ -162,7 +162,7 @@ class ExamPrompts:
         blank = range(len(ids), len(ids) + len(text))
         ids += [*text, *self._fill(after, {"subject": subject}), self.end]
         if len(ids) > self.max_length:
-            raise TooLong(f"選項有 {len(text)} 個 token，放不進 --max_length {self.max_length}")
+            raise PromptTooLong(f"選項有 {len(text)} 個 token，放不進 --max_length {self.max_length}")
         return Prompt(tuple(ids), tuple(blank))
 
     def word_ends(self, text: str) -> list[int]:
@@ -202,7 +202,7 @@ class ExamPrompts:
         blank = range(len(ids), len(ids) + len(self.ids(asked)))
         ids += [*self.ids(asked), *self.ids(after), self.end]
         if len(ids) > self.max_length:
-            raise TooLong(f"敘述有 {len(ids)} 個 token，上限 {self.max_length}")
+            raise PromptTooLong(f"敘述有 {len(ids)} 個 token，上限 {self.max_length}")
         return Prompt(tuple(ids), tuple(blank))
 
     def _fill(self, pattern: str, values: dict[str, Sequence[int]]) -> list[int]:
@@ -223,7 +223,7 @@ class ExamPrompts:
         if len(stem) > room:
             keep = room - len(self._ellipsis)
             if keep < 0:
-                raise TooLong(
+                raise PromptTooLong(
                     f"選項本身就超過 --max_length {self.max_length}"
                     f"（缺 {len(self._ellipsis) - room} 個 token）"
                 )
@@ -235,7 +235,7 @@ class ExamPrompts:
         return Prompt((*ids, *values["blank"], *after), tuple(blank), cut, (len(before), *kept))
 
 
-class _Known(dict):
+class TokenCache(dict):
     """Token ids by text; found when they are first asked for, all forgotten when there are `most`."""
 
     def __init__(self, tokenizer, most: int):
@@ -257,7 +257,7 @@ class _Known(dict):
         return self[text]
 
 
-def prepared(prompts: ExamPrompts, rows: Iterable, answers: bool = False) -> Iterator:
+def warm_cache(prompts: ExamPrompts, rows: Iterable, answers: bool = False) -> Iterator:
     """The same rows, once the token ids of their texts are known."""
     rows = iter(rows)
     while together := list(islice(rows, TOGETHER)):
@@ -265,13 +265,13 @@ def prepared(prompts: ExamPrompts, rows: Iterable, answers: bool = False) -> Ite
         yield from together
 
 
-def hide(ids: Sequence[int], positions: Sequence[int], mask_id: int) -> tuple[int, ...]:
+def mask_positions(ids: Sequence[int], positions: Sequence[int], mask_id: int) -> tuple[int, ...]:
     """Replaces every one of `positions` by the mask."""
     hidden = set(positions)
     return tuple(mask_id if i in hidden else token for i, token in enumerate(ids))
 
 
-def ends(tokenizer) -> tuple[int, int]:
+def boundary_tokens(tokenizer) -> tuple[int, int]:
     """Ids of the tokens that open and close a row: [CLS] and [SEP], or <s> and </s>."""
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     return (tokenizer.bos_token_id if start is None else start), (

@@ -21,25 +21,25 @@ ABOVE = re.compile(
 )
 
 
-class Unaskable(ValueError):
+class PromptError(ValueError):
     """This question cannot be asked in this way; the message says why, in Chinese."""
 
 
-def speaks_of_others(option: str) -> str:
+def refers_to_other_options(option: str) -> str:
     """ "letters" for an option like "A與C" or （A）（B）皆是, "above" for 以上皆非, "" for one that stands
     alone."""
     bare = re.sub(r"[^\w]|_", "", unicodedata.normalize("NFKC", option))
     return "letters" if BY_LETTER.fullmatch(bare) else "above" if ABOVE.fullmatch(bare) else ""
 
 
-def fixed_places(options: Sequence[str]) -> tuple[int, ...]:
+def pinned_options(options: Sequence[str]) -> tuple[int, ...]:
     """The indices that must keep their place when options change order.
 
     An option such as "A與C" speaks of letters, and one such as 以上皆是 that is not the last speaks of
     those before it: then every option stays. A last 以上皆是 stays last, and the others may move.
     """
     everything = tuple(range(len(options)))
-    speaks = [speaks_of_others(option) for option in options]
+    speaks = [refers_to_other_options(option) for option in options]
     if "letters" in speaks:
         return everything
     above = tuple(i for i, kind in enumerate(speaks) if kind)
@@ -68,28 +68,28 @@ def shuffled(options: Sequence[str], rng: random.Random) -> tuple[int, ...]:
 
 
 def _movable(options: Sequence[str]) -> list[int]:
-    fixed = set(fixed_places(options))
+    fixed = set(pinned_options(options))
     return [i for i in range(len(options)) if i not in fixed]
 
 
 def cyclic_orders(options: Sequence[str]) -> list[tuple[int, ...]]:
     """Every rotation of the movable options; one order when none may move."""
-    turns = max(1, len(options) - len(fixed_places(options)))
+    turns = max(1, len(options) - len(pinned_options(options)))
     return [rearranged(options, lambda places, by=by: places[by:] + places[:by]) for by in range(turns)]
 
 
 def all_orders(options: Sequence[str]) -> list[tuple[int, ...]]:
     """Every order of the movable options, as written first. Raises Unaskable for more than MOVABLE."""
-    count = len(options) - len(fixed_places(options))
+    count = len(options) - len(pinned_options(options))
     if count > MOVABLE:
-        raise Unaskable(
+        raise PromptError(
             f"有 {count} 個選項可以換位置，全部順序有 {math.factorial(count)} 種；"
             f"--orders all 最多 {MOVABLE} 個，請改用 cyclic"
         )
     return [rearranged(options, lambda _, order=order: order) for order in permutations(_movable(options))]
 
 
-def arranged(options: Sequence[str], orders: str) -> list[tuple[int, ...]]:
+def orders_to_ask(options: Sequence[str], orders: str) -> list[tuple[int, ...]]:
     """The orders to ask in: `1`, `cyclic` or `all`; as written first."""
     if orders == "1":
         return [tuple(range(len(options)))]

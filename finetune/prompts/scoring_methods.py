@@ -15,7 +15,7 @@ SHORT = {"pmi": "pll_sum+pmi", "prior": "letter+prior"}  # a correction alone na
 GENERATE = "generate"  # what a causal model writes, read by predict/replies.py
 CHOICE = "choice"  # the number that a multiple-choice head gives
 CAUSAL = ("letter", "letter+prior", GENERATE)  # those a causal model can be asked by
-OF_OBJECTIVE = {  # how each is asked
+METHOD_OF_OBJECTIVE = {  # how each is asked
     "answer+mlm": "letter", "answer": "letter", "mlm": "joint", "cloze": "joint", "choice": CHOICE,
 }  # fmt: skip
 

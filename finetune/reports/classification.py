@@ -37,7 +37,7 @@ def verdict(labels: dict) -> list[str]:
         return [NONE]
     lines = []
     for name, found in in_order(labels).items():
-        lines.append(f"{title_of(name)}：{sentence(found)}")
+        lines.append(f"{title_of(name)}：{label_verdict(found)}")
         low, high = found["interval_95"]
         row = f"  {title_of(name)} {found['n']} 列：{_accuracy(found)} {found['accuracy']:.3f}"
         row += f"（95 % 區間 {low:.3f}–{high:.3f}），"
@@ -46,7 +46,7 @@ def verdict(labels: dict) -> list[str]:
         row += f"；{_always(found)}：{found['majority']:.3f}、巨觀 F1 {found['macro_f1_majority']:.3f}"
         if trivial := found.get("baseline"):
             row += f"；{BASELINE}：{trivial['accuracy']:.3f}、巨觀 F1 {trivial['macro_f1']:.3f}"
-        lines += [row, *(f"  {remark}" for remark in remarks(name, found))]
+        lines += [row, *(f"  {remark}" for remark in notes(name, found))]
     return lines
 
 
@@ -54,7 +54,7 @@ def title_of(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def sentence(found: dict, figure: Figure = plain) -> str:
+def label_verdict(found: dict, figure: Figure = plain) -> str:
     """The accuracy of a set against the commonest answer, as one says it; shares written by `figure`."""
     whole = f"{found['n']} 列裡有 {found['right']} 列的標籤全對" if found["multi"] else ""
     text = whole or f"{found['n']} 列答對 {found['right']} 列"
@@ -86,7 +86,7 @@ def _accuracy(found: dict) -> str:
     return "整列全對" if found["multi"] else "正確率"
 
 
-def remarks(name: str, found: dict) -> list[str]:
+def notes(name: str, found: dict) -> list[str]:
     """What must stand beside the figures of a set."""
     lines = [*warning(found), *([CHOSEN_BY] if name == "validation" else [])]
     support = {label: row["support"] for label, row in found["per_class"].items()}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from finetune.evaluation.classification import headlines
 from finetune.evaluation.sets import ORDER, in_order
-from finetune.models.run_card import AIMS, FILE, RunCard, as_line
+from finetune.models.run_card import FILE, TASK_TITLES, RunCard, as_line
 from finetune.prompts.scoring_methods import CHOICE
 from finetune.reports import perplexity
 from finetune.reports.classification import escaped, table, title_of, verdict
 from finetune.reports.report import write_json
 from finetune.reports.sections import NOT_COMPARABLE, TITLES
-from finetune.runtime.files import write_whole
+from finetune.runtime.files import atomic_write
 
 FIRST = {name: TITLES[name] for name in ORDER}  # the sets a training run examines on
 REPEATED = (  # flags that decide what a model becomes
@@ -44,7 +44,7 @@ CLASSIFY = (
 def write(folder: Path, card: RunCard, progress) -> None:
     """The run card with its results, README.md and all_results.json."""
     card.write(folder)
-    write_whole(folder / "README.md", model_card(card))
+    atomic_write(folder / "README.md", model_card(card))
     write_json(folder / "all_results.json", all_results(card.results, progress, card))
 
 
@@ -110,7 +110,7 @@ def reader_card(card: RunCard) -> str:
         "tags: [traditional-chinese]",
         "---",
         "",
-        f"# {escaped(Path(card.base_model).name)} {AIMS[card.task]}模型",
+        f"# {escaped(Path(card.base_model).name)} {TASK_TITLES[card.task]}模型",
         "",
         f"- 底模：{code(card.base_model)}",
         f"- 資料：{escaped(card.dataset)}",

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.runtime.files import whole_file
+from finetune.runtime.files import atomic_open
 
 CHINESE_FONTS = (
     "Noto Sans CJK TC", "Noto Sans TC", "Source Han Sans TC", "PingFang TC", "Microsoft JhengHei", "Heiti TC",
@@ -24,7 +24,7 @@ SHORT = 20  # characters of a name in running text
 
 
 def _save(figure, path: Path, dpi: int) -> None:
-    with whole_file(path, "wb") as stream:
+    with atomic_open(path, "wb") as stream:
         figure.savefig(stream, format="png", dpi=dpi)
 
 

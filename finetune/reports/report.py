@@ -13,40 +13,47 @@ from pathlib import Path
 
 from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
-from finetune.evaluation.evaluator import Sitting
+from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.sets import in_order
-from finetune.models.run_card import AIMS, RunCard, as_line
+from finetune.models.run_card import TASK_TITLES, RunCard, as_line
 from finetune.reports import classification as classification_report
 from finetune.reports import perplexity, plots
-from finetune.reports.classification import AVERAGES, confusion_table, escaped, overview_table, table
+from finetune.reports.classification import (
+    AVERAGES,
+    confusion_table,
+    escaped,
+    label_verdict,
+    overview_table,
+    table,
+)
 from finetune.reports.html import percent, render, small
 from finetune.reports.sections import (
+    BASE_MODEL_TITLE,
     NOT_COMPARABLE,
-    UNTUNED,
-    Chapter,
-    Standing,
+    ScoreRow,
+    Section,
     calibration,
+    caveats,
     comparison,
-    odd_questions,
     order_bias,
     our_name,
     ranked,
-    remarks,
-    sentence,
-    standings,
+    score_rows,
+    section_notes,
     title_of,
+    verdict_sentence,
 )
 from finetune.runtime.errors import UserError
 from finetune.runtime.files import (
+    atomic_open,
+    atomic_write,
     flush_folder,
     flush_tree,
     hidden,
     new_folder,
     replace_folder,
-    told,
-    whole_file,
     writable,
-    write_whole,
+    write_errors,
 )
 from finetune.runtime.strict_json import dumps
 
@@ -77,15 +84,15 @@ class Report:
 
     facts: dict[str, str]
     results: dict[str, dict]
-    sittings: dict[str, tuple[Sitting, Sitting | None]]
-    other: str = UNTUNED
+    sittings: dict[str, tuple[ExamResult, ExamResult | None]]
+    other: str = BASE_MODEL_TITLE
     other_key: str = "untuned"
     history: Sequence[dict] = ()
     best_step: int = 0
     notes: list[str] = field(default_factory=list)
     growth: dict = field(default_factory=dict)  # of a causal model, see reports/perplexity.py
     labels: dict = field(default_factory=dict)  # see reports/classification.py
-    unscored: Sitting | None = None
+    unscored: ExamResult | None = None
 
     @property
     def heading(self) -> str:
@@ -98,21 +105,21 @@ class Report:
         """The sets that hold questions."""
         return in_order({name: found for name, found in self.results.items() if found})
 
-    def chapters(self) -> list[Chapter]:
+    def chapters(self) -> list[Section]:
         """What is told of each set that holds questions."""
         return [
-            Chapter(
-                name, title_of(name), found, self.sittings[name][0], sentence(self, found),
-                remarks(self, found), standings(self, found), comparison(self, found),
+            Section(
+                name, title_of(name), found, self.sittings[name][0], verdict_sentence(self, found),
+                section_notes(self, found), score_rows(self, found), comparison(self, found),
                 ranked(found["categories"]), ranked(found["subjects"]), order_bias(found), calibration(found),
             )
             for name, found in self.asked().items()
         ]  # fmt: skip
 
 
-def of_training(card: RunCard, sittings: dict[str, Sequence[Sitting]], progress) -> Report:
+def of_training(card: RunCard, sittings: dict[str, Sequence[ExamResult]], progress) -> Report:
     """The report of the exam that ends a training run."""
-    aim = card.objective or AIMS[card.task]
+    aim = card.objective or TASK_TITLES[card.task]
     facts = {
         "底模": card.base_model, "資料": card.dataset, "目標": aim,
         **({"作答方式": card.scoring} if any(card.results.values()) else {}),
@@ -167,7 +174,7 @@ def write(folder: Path, report: Report, way_on: str = "請清出空間，或換�
     """
     folder = Path(os.path.realpath(folder))
     kept = "；先前的報告沒有動" if _is_report(folder) else ""
-    with told(f"報告寫不進 {folder}", way_on + kept):
+    with write_errors(f"報告寫不進 {folder}", way_on + kept):
         half = hidden(folder, "half") if _is_replaced(folder) else folder / ".report.half"
         try:
             _write(new_folder(half), report)
@@ -221,16 +228,16 @@ def _write(folder: Path, report: Report) -> None:
         if plots.plot_intervals(folder / file, chapter.subjects, chapter.found["model"]["chance"]):
             pictures[chapter.name] = file
     heat = _heat_maps(folder, report.labels)
-    write_whole(folder / "report.md", markdown(report, {**pictures, **heat}))
+    atomic_write(folder / "report.md", markdown(report, {**pictures, **heat}))
     shown = {name: (folder / file).read_bytes() for name, file in heat.items()}
-    write_whole(folder / "index.html", render(report, shown))
+    atomic_write(folder / "index.html", render(report, shown))
 
 
 def _write_predictions(folder: Path, report: Report) -> None:
     """predictions.jsonl, an object a question."""
     answered = [(name, *pair) for name, pair in report.sittings.items()]
     answered += [("unscored", report.unscored, None)] if report.unscored else []
-    with whole_file(folder / "predictions.jsonl") as stream:
+    with atomic_open(folder / "predictions.jsonl") as stream:
         for name, sitting, other in answered:
             for record in evaluator.records(sitting, other, report.other_key):
                 stream.write(dumps({"set": name, **record}) + "\n")
@@ -248,14 +255,14 @@ def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_whole(path, dumps(value, indent=1) + "\n")
+    atomic_write(path, dumps(value, indent=1) + "\n")
 
 
 def verdict(report: Report) -> list[str]:
     """The outcome in a few lines, for the screen: the sentence, then what it rests on."""
     lines = []
     for name, found in report.asked().items():
-        lines.append(f"{title_of(name)}：{sentence(report, found)}")
+        lines.append(f"{title_of(name)}：{verdict_sentence(report, found)}")
         mine, (low, high) = found["model"], found["model"]["interval_95"]
         line = f"  {title_of(name)} {mine['n']} 題：{our_name(report, found)} "
         line += f"{mine['accuracy']:.3f}（95 % 區間 {low:.3f}–{high:.3f}），"
@@ -283,7 +290,7 @@ def verdict(report: Report) -> list[str]:
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
-        lines += [f"  {line}" for line in odd_questions(found)]
+        lines += [f"  {line}" for line in caveats(found)]
     return [*lines, *report.notes]
 
 
@@ -312,9 +319,9 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
         lines += _table("類別", chapter.categories) + _table("科目", chapter.subjects)
     for name, found in report.labels.items():
         lines += ["", f"## {classification_report.title_of(name)}", ""]
-        lines += [f"**{escaped(classification_report.sentence(found, small))}**", ""]
+        lines += [f"**{escaped(label_verdict(found, small))}**", ""]
         lines += [
-            f"- {escaped(remark)}" for remark in [*report.notes, *classification_report.remarks(name, found)]
+            f"- {escaped(remark)}" for remark in [*report.notes, *classification_report.notes(name, found)]
         ]
         lines += ["", *overview_table(found, percent), "", *table(found, percent)]
         lines += ["", *confusion_table(found)]
@@ -337,7 +344,7 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _table(what: str, rows: Sequence[Standing]) -> list[str]:
+def _table(what: str, rows: Sequence[ScoreRow]) -> list[str]:
     """Lines of a table, an empty one before it; none without rows."""
     if not rows:
         return []

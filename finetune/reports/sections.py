@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune.data.subjects import CATEGORIES, subject_title
 from finetune.evaluation import metrics
-from finetune.evaluation.evaluator import Sitting
+from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports.html import counted, points, small
@@ -17,12 +17,12 @@ TITLES = {
     "test": "正式測驗", "held_back": "保留題", "validation": "驗證題", "train": "訓練題", "all": "全部題目",
 }  # fmt: skip
 NOT_COMPARABLE = "不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）"
-UNTUNED = "微調前"  # the other model, when it is the one that training began from
+BASE_MODEL_TITLE = "微調前"  # the other model, when it is the one that training began from
 FAR = 0.25  # the interval lies so far above chance: 遠高於
 
 
 @dataclass(frozen=True)
-class Standing:
+class ScoreRow:
     """An accuracy to be held against the others.
 
     Args:
@@ -40,19 +40,19 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Chapter:
+class Section:
     """One set of questions in words and figures; the sentences are those of the functions below."""
 
     name: str
     title: str
     found: dict
-    sitting: Sitting
+    sitting: ExamResult
     sentence: str
     remarks: list[str]
-    standings: list[Standing]
+    standings: list[ScoreRow]
     comparison: list[tuple[str, str]]
-    categories: list[Standing]
-    subjects: list[Standing]
+    categories: list[ScoreRow]
+    subjects: list[ScoreRow]
     order_bias: str
     calibration: str
 
@@ -61,7 +61,7 @@ def title_of(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def odd_questions(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> list[str]:
+def caveats(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> list[str]:
     """How many questions were taught as well, and the score without them, written by `figure`; how many could
     not be asked, or only shortened."""
     lines, overlap = [], found["contamination"]
@@ -85,7 +85,7 @@ def odd_questions(found: dict, figure: Callable[[float], str] = "{:.3f}".format)
 # ---- in words ----------------------------------------------------------------------------------------------
 
 
-def sentence(report, found: dict) -> str:
+def verdict_sentence(report, found: dict) -> str:
     """The verdict on one set of questions, as one says it to a teacher: against chance, then against what
     one scores without reading the questions, then against the other model."""
     mine = found["model"]
@@ -95,7 +95,7 @@ def sentence(report, found: dict) -> str:
     good = low > chance
     if good:
         text += f"{'遠' if low - chance > FAR else ''}高於亂猜的 {small(chance)}"
-        trick = max((s for s in standings(report, found) if s.role == "trivial"), key=lambda s: s.accuracy)
+        trick = max((s for s in score_rows(report, found) if s.role == "trivial"), key=lambda s: s.accuracy)
         if low <= trick.accuracy:
             good = False
             verb = "不如" if high < trick.accuracy else "看不出勝過"
@@ -111,7 +111,7 @@ def _against_the_other(report, found: dict, good: bool) -> str:
     """The clause on the other model; `good` is what was said before it."""
     if not found["other"]:
         return ""
-    name = f"{report.other}的" if report.other.startswith(UNTUNED) else f" {other_name(report)} 的"
+    name = f"{report.other}的" if report.other.startswith(BASE_MODEL_TITLE) else f" {other_name(report)} 的"
     them = f"{name} {small(found['other']['accuracy'])}"
     p, gap = found["paired"]["p_value"], found["paired"]["difference"]
     if p >= SIGNIFICANT:
@@ -123,7 +123,7 @@ def _against_the_other(report, found: dict, good: bool) -> str:
 
 def our_name(report, found: dict) -> str:
     """What the examined model is called beside the other."""
-    return "微調後" if report.other.startswith(UNTUNED) and found["other"] else "這個模型"
+    return "微調後" if report.other.startswith(BASE_MODEL_TITLE) and found["other"] else "這個模型"
 
 
 def other_name(report) -> str:
@@ -131,9 +131,9 @@ def other_name(report) -> str:
     return "/".join(Path(report.other).as_posix().strip("/").split("/")[-2:])
 
 
-def remarks(report, found: dict) -> list[str]:
+def section_notes(report, found: dict) -> list[str]:
     """What must stand beside the figures of a set."""
-    return [*report.notes, *odd_questions(found, small)]
+    return [*report.notes, *caveats(found, small)]
 
 
 def order_bias(found: dict) -> str:
@@ -180,7 +180,7 @@ def calibration(found: dict) -> str:
 # ---- in figures --------------------------------------------------------------------------------------------
 
 
-def standings(report, found: dict) -> list[Standing]:
+def score_rows(report, found: dict) -> list[ScoreRow]:
     """Every accuracy of a set: the model's, the other model's, of rules that read no question, of chance."""
     rows = []
     for role, who, mine, macro in (
@@ -188,28 +188,28 @@ def standings(report, found: dict) -> list[Standing]:
         ("other", other_name(report), found["other"], found.get("other_macro_4")),
     ):
         if mine:
-            rows.append(Standing(role, who, mine["accuracy"], mine["interval_95"], mine["n"]))
+            rows.append(ScoreRow(role, who, mine["accuracy"], mine["interval_95"], mine["n"]))
         if role == "model" and found["contamination"] and (rest := found["contamination"]["without"]):
             label = f"{who}，不計學過的題目"
-            rows.append(Standing(role, label, rest["accuracy"], rest["interval_95"], rest["n"]))
+            rows.append(ScoreRow(role, label, rest["accuracy"], rest["interval_95"], rest["n"]))
         if macro:
-            rows.append(Standing(role, f"{who}，四大類平均", macro["macro_4"], macro["interval_95"]))
+            rows.append(ScoreRow(role, f"{who}，四大類平均", macro["macro_4"], macro["interval_95"]))
     if alone := found["option_only"]:
         label = "只看選項、不看題目"
-        rows.append(Standing("trivial", label, alone["accuracy"], alone["interval_95"], alone["n"]))
+        rows.append(ScoreRow("trivial", label, alone["accuracy"], alone["interval_95"], alone["n"]))
     mine = found["model"]
     rules = {
         f"全答 {mine['majority_letter_is']}": "majority_letter", "全選最長的選項": "longest_option",
         "全選最短的選項": "shortest_option", "全選與題目最像的選項": "overlap",
     }  # fmt: skip
-    rows += [Standing("trivial", label, mine[key]) for label, key in rules.items()]
-    return [*rows, Standing("chance", "亂猜", mine["chance"])]
+    rows += [ScoreRow("trivial", label, mine[key]) for label, key in rules.items()]
+    return [*rows, ScoreRow("chance", "亂猜", mine["chance"])]
 
 
-def ranked(parts: dict[str, dict]) -> list[Standing]:
+def ranked(parts: dict[str, dict]) -> list[ScoreRow]:
     """Subjects or categories by their Chinese names, the best first."""
     rows = [
-        Standing(
+        ScoreRow(
             "part", CATEGORIES.get(key) or subject_title(key), row["accuracy"],
             row["interval_95"], row["n"],
         )

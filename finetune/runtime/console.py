@@ -56,13 +56,13 @@ def as_json(value: object, **more) -> str:
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
-def say(text: str = "") -> None:
+def log(text: str = "") -> None:
     """One line of progress or log: stderr, so that stdout holds results alone; from the main process only."""
     if is_main_process():
         print(plain(text), file=sys.stderr, flush=True)
 
 
-def show(text: object = "", end: str = "\n") -> None:
+def print_result(text: object = "", end: str = "\n") -> None:
     """A result, or what the REPL says: stdout.
 
     Raises:
@@ -80,14 +80,14 @@ def show(text: object = "", end: str = "\n") -> None:
         raise RunError(f"結果寫不到標準輸出（{reason(error)}）") from error
 
 
-def tell(text: object = "") -> None:
+def print_optional(text: object = "") -> None:
     """A result that is in a file already: stdout, where nobody needs to read it."""
     try:
-        show(text)
+        print_result(text)
     except BrokenPipeError:
         streams.silence(sys.stdout)
     except RunError as error:
-        say(f"⚠ {error}；檔案都寫好了")
+        log(f"⚠ {error}；檔案都寫好了")
 
 
 def run(body: Callable[[], int | None], debug: bool = False) -> int:
@@ -132,7 +132,7 @@ def run(body: Callable[[], int | None], debug: bool = False) -> int:
         return 2
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends this process with `code`, what was printed and what waits at exit done.
 
     One rank among several skips the end of the interpreter. A thread of gloo that still lives by then, as it

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import RunError, Stopped
-from finetune.runtime.watchdog import Lifeline
+from finetune.runtime.watchdog import Watchdog
 
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "accelerate")
 GRACE_SECONDS = 60  # for a last checkpoint, once the launcher is gone
@@ -43,20 +43,20 @@ def on_gpu(cpu: bool) -> bool:
 
 
 @dataclass
-class World:
+class Distributed:
     """One process among `size`. Collective calls must be made by all ranks, in the same order."""
 
     rank: int
     size: int
     device: torch.device
-    lifeline: Lifeline | None = None  # among several
+    lifeline: Watchdog | None = None  # among several
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     @classmethod
-    def join(cls, cpu: bool, force_group: bool = False, doing: str = "訓練") -> World:
+    def join(cls, cpu: bool, force_group: bool = False, doing: str = "訓練") -> Distributed:
         """Finds this process's place, its device and threads, and meets the others.
 
         Args:
@@ -86,10 +86,10 @@ class World:
         if launched_by():
             _follow_launcher()
         if size > 1 and device.type == "cpu":
-            say(f"在 {size} 個 CPU 行程上{doing}（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
+            log(f"在 {size} 個 CPU 行程上{doing}（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
         world = cls(rank, size, device)
         if size > 1:
-            world.lifeline = Lifeline(rank, size, world.agree)
+            world.lifeline = Watchdog(rank, size, world.agree)
         return world
 
     def part(self) -> None:

@@ -27,7 +27,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not there on Windows, where only adm
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path, mode: str = "w", **how) -> Iterator[IO]:
+def atomic_open(path: str | Path, mode: str = "w", **how) -> Iterator[IO]:
     """A stream to write a file to, which stands in its place once the block has ended well.
 
     Args:
@@ -78,9 +78,9 @@ def own_file(path: Path, mode: str, **how) -> IO:
     return stream
 
 
-def write_whole(path: str | Path, text: str) -> None:
+def atomic_write(path: str | Path, text: str) -> None:
     """A text file, as `whole_file` writes it."""
-    with whole_file(path) as stream:
+    with atomic_open(path) as stream:
         stream.write(text)
 
 
@@ -95,7 +95,7 @@ def new_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def told(failed: str, way_on: str) -> Iterator[None]:
+def write_errors(failed: str, way_on: str) -> Iterator[None]:
     """Says of what cannot be written which it is, why, and how to go on.
 
     Raises:
@@ -158,30 +158,35 @@ def replace_folder(new: Path, target: Path, keep_as: Path | None = None) -> None
     new, target = Path(new), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     flush_tree(new)
-    old = _aside(target)
+    old = _backup_path(target)
     if not target.exists():
         _rename(new, target)
     elif _exchange(new, target):
         old = new
     else:
-        discard(old)
+        remove_tree(old)
         _rename(target, old)
         _rename(new, target)
     flush_folder(target.parent)
     if keep_as is None:
-        discard(old)
+        remove_tree(old)
     elif old.exists():
-        discard(keep_as)
+        remove_tree(keep_as)
         _rename(old, keep_as)
 
 
-def rescue(target: str | Path) -> bool:
+def recover_replace(target: str | Path) -> bool:
     """Gives a folder back its name, if a run was killed while it replaced it. True when it did."""
     target = Path(target)
-    if not target.name or target.exists() or _aside(target).is_symlink() or not _aside(target).is_dir():
+    if (
+        not target.name
+        or target.exists()
+        or _backup_path(target).is_symlink()
+        or not _backup_path(target).is_dir()
+    ):
         return False
     try:
-        _rename(_aside(target), target)
+        _rename(_backup_path(target), target)
     except OSError:  # another process was faster, or nothing may be changed here
         return target.exists()
     return True
@@ -195,7 +200,7 @@ def writable(path: str | Path) -> bool:
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
-def discard(folder: Path) -> None:
+def remove_tree(folder: Path) -> None:
     """Deletes a folder. It loses its name first, so that what is left of it by a kill passes for nothing."""
     if folder.is_symlink():
         folder.unlink()
@@ -209,7 +214,7 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _aside(target: Path) -> Path:
+def _backup_path(target: Path) -> Path:
     return hidden(target, "old")
 
 

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from finetune.runtime import hub_client
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_named_as_file
 
@@ -112,7 +112,7 @@ def go_offline_if_unreachable() -> bool:
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "huggingface_hub" in sys.modules:  # it read the variable at its import
         sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
-    say(f"連不上 {endpoint()}，只用本機快取")
+    log(f"連不上 {endpoint()}，只用本機快取")
     return False
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from finetune.runtime.console import is_main_process, say
+from finetune.runtime.console import is_main_process, log
 from finetune.runtime.errors import UserError
 from finetune.runtime.files import NO_FOLLOW, hidden, writable
 
@@ -127,7 +127,7 @@ def _locked(handle: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in TAKEN:
             return False
-        say(f"  {path.parent} 的檔案系統不能上鎖（{error.strerror}）：請自行留意，別讓兩次執行同時寫入")
+        log(f"  {path.parent} 的檔案系統不能上鎖（{error.strerror}）：請自行留意，別讓兩次執行同時寫入")
     return True
 
 

@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from finetune.runtime.files import flush_folder, flush_tree, give_usual_modes, whole_file
+from finetune.runtime.files import atomic_open, flush_folder, flush_tree, give_usual_modes
 from finetune.runtime.own_files import is_own
 from finetune.runtime.strict_json import dumps
 
@@ -23,7 +23,7 @@ BLOCK = 1 << 20  # bytes read at a time
 NOT_OURS = {"Thumbs.db", "desktop.ini"}  # what file managers leave; hidden files are passed over too
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Writes the manifest of a finished folder, after all else is on the disk.
 
     Raises:
@@ -32,12 +32,12 @@ def seal(folder: Path) -> None:
     give_usual_modes(folder)
     flush_tree(folder)
     files = {name: {"size": path.stat().st_size, "sha256": _hash(path)} for name, path in _files(folder)}
-    with whole_file(folder / FILE) as stream:
+    with atomic_open(folder / FILE) as stream:
         stream.write(_text(files))
     flush_folder(folder)
 
 
-def problems(folder: str | Path) -> list[str]:
+def verify(folder: str | Path) -> list[str]:
     """What is wrong with a folder, file by file; [] when it is as it was sealed. Reads every byte."""
     folder = Path(folder)
     try:

@@ -31,7 +31,7 @@ LONGEST = 1 << 24  # bytes of an answer
 _HEAD = struct.Struct("<Q")  # length of a message that follows
 
 
-class Confined:
+class Sandbox:
     """A function whose calls are made in a child process, which is forked at the first one and kept.
 
     Args:

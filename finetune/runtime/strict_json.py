@@ -24,7 +24,7 @@ TOO_MANY_DIGITS = "有一個幾千位的數字"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: maybe half a character, which no file of text can hold
 
 
-class TooLong(ValueError):
+class LineTooLong(ValueError):
     """A line that is longer than LONGEST."""
 
     def __init__(self):
@@ -38,7 +38,7 @@ def too_long(*texts: str) -> str:
     return f"有 {longest:,} 個字，上限是 {LONGEST_TEXT:,}" if longest > LONGEST_TEXT else ""
 
 
-class Lines:
+class BoundedLines:
     """The lines of a text file, in constant memory. One that is too long is passed over: it raises TooLong,
     and the next one can be asked for. A BOM where files were joined is no part of a line.
 
@@ -56,7 +56,7 @@ class Lines:
         """True where the line that came last has no end: it is the file's last one."""
         return not self._last.endswith(("\n", "\r"))
 
-    def __iter__(self) -> Lines:
+    def __iter__(self) -> BoundedLines:
         return self
 
     def __next__(self) -> str:
@@ -70,7 +70,7 @@ class Lines:
         while line and not line.endswith(("\n", "\r")):
             line = self._stream.readline(1 << 20)
         self._last = line
-        raise TooLong
+        raise LineTooLong
 
     def peek(self, count: int, characters: int) -> list[str]:
         """The next lines, at most so many and about so long together; they are still to come."""
@@ -99,19 +99,19 @@ def _finite(value: object) -> object:
     return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-class NoJson(ValueError):
+class JsonError(ValueError):
     """Why a text is no JSON that is read here, in Chinese."""
 
 
-class EndOfJson(NoJson):
+class EndOfJson(JsonError):
     """It breaks off."""
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
+def _no_duplicate_keys(pairs: list[tuple[str, object]]) -> dict:
     """Of a name that stands twice, which value is meant?"""
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise NoJson(twice_named(name for name, _ in pairs))
+        raise JsonError(twice_named(name for name, _ in pairs))
     return row
 
 
@@ -120,7 +120,7 @@ def twice_named(names: Iterable[str]) -> str:
 
 
 # `NaN` and `Infinity`, which Python's own writer puts in, are no JSON: there is no value
-_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=lambda name: None)
+_JSON = json.JSONDecoder(object_pairs_hook=_no_duplicate_keys, parse_constant=lambda name: None)
 _ANY = json.JSONDecoder(parse_constant=str, parse_int=str, parse_float=str)  # only finds where a value ends
 
 
@@ -133,24 +133,24 @@ def decode(text: str) -> object:
     try:
         return _checked(_JSON.decode(text), text, 0, len(text))
     except json.JSONDecodeError as error:
-        raise NoJson(f"不是 JSON（{error}）") from error
+        raise JsonError(f"不是 JSON（{error}）") from error
     except RecursionError:
-        raise NoJson(TOO_DEEP) from None
-    except NoJson:
+        raise JsonError(TOO_DEEP) from None
+    except JsonError:
         raise
     except ValueError:  # Python's limit of digits
-        raise NoJson(TOO_MANY_DIGITS) from None
+        raise JsonError(TOO_MANY_DIGITS) from None
 
 
 def _checked(value: object, text: str, start: int, end: int) -> object:
     """The value that stands there in the text. Raises NoJson."""
     if text.count("[", start, end) + text.count("{", start, end) > DEEPEST and _is_deeper(value, DEEPEST):
-        raise NoJson(TOO_DEEP)
+        raise JsonError(TOO_DEEP)
     if HALF.search(text, start, end):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise NoJson("有不成字的字元（半個 surrogate），不是合法的 UTF-8") from None
+            raise JsonError("有不成字的字元（半個 surrogate），不是合法的 UTF-8") from None
     return value
 
 
@@ -197,7 +197,7 @@ class Values:
                 value, end = self._decoded()
             except json.JSONDecodeError as error:
                 if not self._may_go_on(error):
-                    raise NoJson(f"不是 JSON（{error.msg}）") from None
+                    raise JsonError(f"不是 JSON（{error.msg}）") from None
                 if self._ended:
                     self._at = len(self._text)  # nothing more is to come
                     raise EndOfJson(f"不是 JSON（{error.msg}），或檔案不完整") from None
@@ -206,7 +206,7 @@ class Values:
                     self._at = end
                     return value
             if (room := LONGEST - len(self._text) + self._at) < 0:
-                raise NoJson(f"一筆資料超過 {LONGEST:,} 個字")
+                raise JsonError(f"一筆資料超過 {LONGEST:,} 個字")
             self._fill(min(count, room + 1))
             count *= 2
 
@@ -220,13 +220,13 @@ class Values:
             value, end = _JSON.raw_decode(self._text, self._at)
             return _checked(value, self._text, self._at, end), end
         except RecursionError:
-            raise NoJson(TOO_DEEP) from None
+            raise JsonError(TOO_DEEP) from None
         except json.JSONDecodeError:
             raise
-        except NoJson as error:  # a name twice, half a character
+        except JsonError as error:  # a name twice, half a character
             return error, _ANY.raw_decode(self._text, self._at)[1]
         except ValueError:  # Python's limit of digits
-            return NoJson(TOO_MANY_DIGITS), _ANY.raw_decode(self._text, self._at)[1]
+            return JsonError(TOO_MANY_DIGITS), _ANY.raw_decode(self._text, self._at)[1]
 
     def items(self) -> Iterator[object]:
         """Of the array that comes next. Raises as `value`."""
@@ -248,7 +248,7 @@ class Values:
             return
         while True:
             if self.next_sign() not in ('"', ""):
-                raise NoJson("不是 JSON（欄位名稱要有引號）")
+                raise JsonError("不是 JSON（欄位名稱要有引號）")
             name = self.value()
             self._sign(":")
             yield str(name)
@@ -260,6 +260,6 @@ class Values:
         if not sign:
             raise EndOfJson("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
         if sign not in allowed:
-            raise NoJson(f"不是 JSON（應該是 {' 或 '.join(allowed)}，得到 {sign!r}）")
+            raise JsonError(f"不是 JSON（應該是 {' 或 '.join(allowed)}，得到 {sign!r}）")
         self._at += 1
         return sign

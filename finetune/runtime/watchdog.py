@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 
 IDLE, BETWEEN, PROBES = 10, 5, 3  # seconds of silence, seconds between probes of the kernel, how many
 PATIENCE = 10.0  # seconds in which the main thread may say by itself what became of it
@@ -26,7 +26,7 @@ MEETING = 60.0  # seconds that ranks have to connect
 BYE, FAILED, DIED = b"B", b"F", b"D"  # the last byte: done; it has said why not; (from rank 0) another one
 
 
-class Lifeline:
+class Watchdog:
     """The connections of one rank.
 
     Args:
@@ -140,5 +140,5 @@ def _listen(host: str) -> socket.socket:
             return socket.create_server((address, 0))
         except OSError:
             continue
-    say("  開不了監看的連線：有行程死去時不會馬上知道")
+    log("  開不了監看的連線：有行程死去時不會馬上知道")
     return socket.create_server(("127.0.0.1", 0))

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from finetune.models.run_card import RunCard
 from finetune.runtime import manifest
-from finetune.runtime.console import of_another, say
-from finetune.runtime.distributed import World
+from finetune.runtime.console import log, of_another
+from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import RunError, UserError, nearest, reason
-from finetune.runtime.files import discard, new_folder, read_json, replace_folder, write_whole
+from finetune.runtime.files import atomic_write, new_folder, read_json, remove_tree, replace_folder
 from finetune.runtime.own_files import carry_over
 from finetune.runtime.strict_json import dumps
-from finetune.training.state import Progress
+from finetune.training.state import TrainingState
 
 FORMAT = 2
 HASHED = ("model", "questions", "base")  # kept as hashes, which tell a person nothing
@@ -63,7 +63,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | Path, identity: dict[str, object], keep: int, world: World, passes: str = "",
+        self, folder: str | Path, identity: dict[str, object], keep: int, world: Distributed, passes: str = "",
         flags: dict[str, object] | None = None,
     ):  # fmt: skip
         self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
@@ -88,7 +88,7 @@ class Checkpoints:
 
     # ---- writing -------------------------------------------------------------------------------------------
 
-    def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
+    def save(self, progress: TrainingState, write: Callable[[Path], None]) -> Path:
         """Writes one checkpoint; `write(folder)` puts the engine's state there. All ranks call it.
 
         Where it cannot be written, the oldest ones, which it would have replaced, make room for a second try.
@@ -113,10 +113,10 @@ class Checkpoints:
                 f"{self.way_back()}"
             ) from error
 
-    def _half(self, progress: Progress) -> Path:
+    def _half(self, progress: TrainingState) -> Path:
         return self.folder / f".step{progress.step}.half"
 
-    def _save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
+    def _save(self, progress: TrainingState, write: Callable[[Path], None]) -> Path:
         final, half = self.folder / f"step{progress.step}", self._half(progress)
 
         def finish():
@@ -124,8 +124,8 @@ class Checkpoints:
                 "format": FORMAT, "identity": self.identity, "ranks": self.world.size,
                 "passes": self.passes, "progress": asdict(progress), "flags": self.flags,
             }  # fmt: skip
-            write_whole(half / "progress.json", dumps(card, indent=1))
-            manifest.seal(half)
+            atomic_write(half / "progress.json", dumps(card, indent=1))
+            manifest.write_manifest(half)
             replace_folder(half, final)
             if self.keep:
                 self._discard(self.names()[: -self.keep])
@@ -141,7 +141,7 @@ class Checkpoints:
         one that is whole is left in any case."""
         names = self.names()
         old = names[: 1 - self.keep] if self.keep > 1 else []
-        if not old or not any(not manifest.problems(self.folder / name) for name in names[len(old) :]):
+        if not old or not any(not manifest.verify(self.folder / name) for name in names[len(old) :]):
             return False
         self._discard(old)
         self.tidy()
@@ -149,7 +149,7 @@ class Checkpoints:
 
     def _discard(self, names: list[str]) -> None:
         for name in names:
-            discard(self.folder / name)
+            remove_tree(self.folder / name)
 
     def tidy(self) -> None:
         """Deletes what killed runs left half done, and best models that no checkpoint counts on any more."""
@@ -168,7 +168,7 @@ class Checkpoints:
         failed = f"最好的模型寫不進 --save_dir {self.folder}"
         with writing(self.folder / ".best.half", failed, self.way_back) as half:
             write(half)
-            manifest.seal(half)
+            manifest.write_manifest(half)
             carry_over(self.best, half)
             former = _step_of_model(self.best)
             wanted = former in [_best_of(self.folder / name) for name in self.names()]
@@ -177,7 +177,7 @@ class Checkpoints:
     def way_back(self) -> str:
         """What a person can go on from: the newest checkpoint that is whole."""
         for name in reversed(self.names()):
-            if not manifest.problems(self.folder / name):
+            if not manifest.verify(self.folder / name):
                 return f"最後一個完好的檢查點是 {self.folder / name}，加 --resume 接續"
         return "還沒有完好的檢查點"
 
@@ -185,7 +185,7 @@ class Checkpoints:
 
     def begin(
         self, checkpoint: Path | None, read: Callable[[Path], None], other_ranks: bool, again: bool = False
-    ) -> Progress:
+    ) -> TrainingState:
         """The progress to go on from. All ranks call it.
 
         Args:
@@ -193,21 +193,21 @@ class Checkpoints:
             read, other_ranks: as `load` takes them.
             again: once more in the same run, whose own files are not in the way.
         """
-        progress = self.load(checkpoint, read, other_ranks) if checkpoint else Progress()
+        progress = self.load(checkpoint, read, other_ranks) if checkpoint else TrainingState()
         elsewhere = checkpoint is None or checkpoint.parent.resolve() != self.folder.resolve()
 
-        def settle() -> Progress:
+        def settle() -> TrainingState:
             if not again:
                 self.make_room(after=-1 if elsewhere else progress.step, best=elsewhere)
             if checkpoint:
                 self.bring_best(checkpoint.parent, progress)
                 self.tidy()
-                say(f"從 {checkpoint} 接續：已完成 {progress.step}/{self.identity['total_steps']} 步")
+                log(f"從 {checkpoint} 接續：已完成 {progress.step}/{self.identity['total_steps']} 步")
             return progress
 
         return self.world.by_main(settle)
 
-    def load(self, folder: Path, read: Callable[[Path], None], other_ranks: bool = False) -> Progress:
+    def load(self, folder: Path, read: Callable[[Path], None], other_ranks: bool = False) -> TrainingState:
         """The progress of a checkpoint; `read(folder)` restores the engine's state. All ranks call it.
 
         Args:
@@ -234,14 +234,14 @@ class Checkpoints:
         if differ:
             refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ]
             raise UserError([*refused, self._ways_out(folder, card.get("flags"))])
-        progress = Progress.of(card.get("progress"), str(folder))
+        progress = TrainingState.of(card.get("progress"), str(folder))
         read(folder)
         if card.get("passes") != self.passes:
-            say(
+            log(
                 f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}：dropout 抽的不同，不再逐位元相同"
             )
         if then != now:
-            say(f"  檢查點由 {then} 個行程寫出，這次是 {now} 個：已重新分配")
+            log(f"  檢查點由 {then} 個行程寫出，這次是 {now} 個：已重新分配")
         return progress
 
     def _ways_out(self, folder: Path, theirs: object) -> str:
@@ -257,7 +257,7 @@ class Checkpoints:
             f"；要從那次最好的模型再微調，請用 --model_name_or_path {best}" if best.is_dir() else ""
         )
 
-    def bring_best(self, source: Path, progress: Progress) -> None:
+    def bring_best(self, source: Path, progress: TrainingState) -> None:
         """Finds the best model that a checkpoint counts on and makes it `best/`, or has it chosen anew.
 
         Args:
@@ -268,9 +268,9 @@ class Checkpoints:
             return
         there = [source / "best", *sorted(source.glob(".best*"))]
         fitting = (path for path in there if _step_of_model(path) == wanted)
-        found = next((path for path in fitting if not manifest.problems(path)), None)
+        found = next((path for path in fitting if not manifest.verify(path)), None)
         if found is None:
-            say(f"  {source / 'best'} 不是第 {wanted} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
+            log(f"  {source / 'best'} 不是第 {wanted} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
             progress.forget_best()
         elif found.resolve() != self.best.resolve():
             half = self.folder / ".best.half"
@@ -297,7 +297,7 @@ class Checkpoints:
         self._lend_best(beyond, shelf)
         what = "另一次訓練留下的檢查點" if after < 0 else f"第 {after} 步之後的檢查點"
         way_back = "（要接續最新的請用 --resume）" if after < 0 else ""
-        say(f"{self.folder} 裡有{what}，已移到 {shelf}{way_back}")
+        log(f"{self.folder} 裡有{what}，已移到 {shelf}{way_back}")
 
     def _lend_best(self, names: list[str], shelf: Path) -> None:
         """Copies the best models that checkpoints on a shelf count on, so that they can be gone on from."""
@@ -384,7 +384,7 @@ def find(load_dir: str | Path, ckpt_id: str) -> Path:
     )
 
 
-def sound(found: Path, exact: bool) -> Path:
+def newest_valid(found: Path, exact: bool) -> Path:
     """A checkpoint whose every byte is as it was written: the one `find` found or, unless `exact`, the newest
     such one before it. Says which were passed over, and why.
 
@@ -394,10 +394,10 @@ def sound(found: Path, exact: bool) -> Path:
     passed = []
     names = [found.name] if exact else complete(found.parent)[::-1]
     for name in names:
-        wrong = manifest.problems(found.parent / name)
+        wrong = manifest.verify(found.parent / name)
         if not wrong:
             for line in passed:
-                say(f"  略過{line}")
+                log(f"  略過{line}")
             return found.parent / name
         passed.append(f"檢查點 {found.parent / name}：{'；'.join(wrong[:3])}{'…' * (len(wrong) > 3)}")
     others = [name for name in complete(found.parent) if name not in names]

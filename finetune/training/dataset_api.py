@@ -50,20 +50,20 @@ def get_dataset(
     """
     import torch
 
-    from finetune.objectives.exam import Objective
+    from finetune.objectives.exam import ExamObjective
 
     ratio = (1 - test_ratio - val_ratio, val_ratio, test_ratio)
     from finetune.data.exam import read_exam
-    from finetune.data.splits import sample_rows, split_pool
+    from finetune.data.splits import sample_rows, split_exam
     from finetune.prompts.exam import ExamPrompts
 
     exam = read_exam(source)
     exam.need_answers(source)
-    pools = split_pool(exam, ratio, "fit", seed)
+    pools = split_exam(exam, ratio, "fit", seed)
     prompts = ExamPrompts(tokenizer, max_length)
 
     def tensors(questions):
-        objective = Objective("answer", prompts, questions, seed)
+        objective = ExamObjective("answer", prompts, questions, seed)
         examples = [objective.example(*example, 0) for example in objective.epoch(0)]
         shape = len(examples), max_length
         ids = torch.full(shape, tokenizer.pad_token_id)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.cli.train_args import SHIPPED
-from finetune.runtime.console import first_line, say
+from finetune.runtime.console import first_line, log
 from finetune.runtime.errors import RunError, UserError, shown
-from finetune.runtime.strict_json import NoJson, decode
+from finetune.runtime.strict_json import JsonError, decode
 from finetune.training import deepspeed_keys
 
 LARGEST = 1 << 20  # bytes
@@ -57,7 +57,7 @@ def read(path: str | Path) -> dict:
         raise UserError(f"{named} 讀不懂：{error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{named} 讀不懂：不是 UTF-8（第 {error.start + 1} 個位元組）") from error
-    except NoJson as error:
+    except JsonError as error:
         raise UserError(f"{named} 讀不懂：{error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{named} 應該是一個 JSON 物件")
@@ -152,7 +152,7 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
         )
     if config.get("activation_checkpointing"):  # read by models that call DeepSpeed's own function for it
         instead = "要以時間換記憶體請加 --gradient_checkpointing"
-        say(f"  {where} 的 activation_checkpointing 對這些模型沒有作用；{instead}")
+        log(f"  {where} 的 activation_checkpointing 對這些模型沒有作用；{instead}")
     resolved.setdefault("zero_allow_untested_optimizer", True)
     resolved.setdefault("zero_force_ds_cpu_optimizer", False)  # offloading would compile DeepSpeedCPUAdam
     resolved.setdefault("steps_per_print", 1_000_000_000)  # this project prints its own progress
@@ -187,7 +187,7 @@ def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str
         decided = (block.get("params") or {}).values()
         if name == "scheduler" and set(map(str, decided)) == {"auto"}:
             if block.get("type") not in kinds:
-                say(f"  {where} 的 scheduler 全是 auto：學習率照旗標，先暖身，再線性降到 0")
+                log(f"  {where} 的 scheduler 全是 auto：學習率照旗標，先暖身，再線性降到 0")
             continue
         if block.get("type") not in kinds:
             problems.append(

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.models.layer_schedule import Learning, set_open
-from finetune.runtime.distributed import World
+from finetune.models.layer_schedule import LayerSchedule, set_trainable
+from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import UserError
 from finetune.training import deepspeed_config
 from finetune.training.deepspeed_files import ZeroFiles
-from finetune.training.engine import Engine, Recipe
+from finetune.training.engine import Engine, EngineConfig
 
 
 def import_deepspeed(on_gpu: bool):
@@ -42,7 +42,12 @@ class DeepSpeedEngine(Engine):
     """DeepSpeed ZeRO 0–3, driven by ds_config.json (already resolved)."""
 
     def __init__(
-        self, model: nn.Module, world: World, recipe: Recipe, config: dict, learning: Learning | None = None
+        self,
+        model: nn.Module,
+        world: Distributed,
+        recipe: EngineConfig,
+        config: dict,
+        learning: LayerSchedule | None = None,
     ):
         self.config = config
         self.stage = config["zero_optimization"].get("stage", 0)
@@ -86,7 +91,7 @@ class DeepSpeedEngine(Engine):
         if opened == self.opened:
             return
         self.opened = opened
-        set_open(self.parts, opened)
+        set_trainable(self.parts, opened)
         inner = self.optimizer
         while hasattr(inner, "optimizer"):
             inner = inner.optimizer
@@ -97,12 +102,12 @@ class DeepSpeedEngine(Engine):
     @contextlib.contextmanager
     def _all_open(self):
         """As DeepSpeed met the model: what it writes and reads goes by `requires_grad`."""
-        set_open(self.parts, frozenset(self.parts))
+        set_trainable(self.parts, frozenset(self.parts))
         try:
             yield
         finally:
             if self.opened is not None:
-                set_open(self.parts, self.opened)
+                set_trainable(self.parts, self.opened)
 
     @property
     def kind(self) -> str:

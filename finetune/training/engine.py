@@ -20,13 +20,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.models.cpu import lighten
+from finetune.models.cpu import use_fast_dropout
 from finetune.models.forward import forward_of
 from finetune.models.kinds import DTYPES
-from finetune.models.layer_schedule import Layers, Learning, by_part, groups, learning_of_all, set_open
+from finetune.models.layer_schedule import (
+    LayerGroups,
+    LayerSchedule,
+    build_parameter_groups,
+    by_group,
+    set_trainable,
+    uniform_schedule,
+)
 from finetune.objectives.batching import Batch
-from finetune.objectives.loss import summed_loss, tally, token_losses
-from finetune.runtime.distributed import World
+from finetune.objectives.loss import loss_stats, summed_loss, token_losses
+from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import NotANumber, UserError
 
 
@@ -45,7 +52,7 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int
 
 
 @dataclass
-class Recipe:
+class EngineConfig:
     """What an engine needs to know of the flags."""
 
     learning_rate: float
@@ -62,7 +69,7 @@ class Recipe:
 
 
 @dataclass
-class StepReport:
+class StepResult:
     """Of one optimizer step, all ranks together."""
 
     loss: float  # nats, mean over the examples, or over the targets
@@ -80,16 +87,22 @@ class Engine:
         learning: which layers learn, from which step, how fast; None teaches all that has `requires_grad`.
     """
 
-    def __init__(self, model: nn.Module, world: World, recipe: Recipe, learning: Learning | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        world: Distributed,
+        recipe: EngineConfig,
+        learning: LayerSchedule | None = None,
+    ):
         self.world, self.recipe = world, recipe
-        self.blanks = forward_of(lighten(model), recipe.packed)
-        layers = Layers(model)
-        self.learning = learning or learning_of_all(layers)
+        self.blanks = forward_of(use_fast_dropout(model), recipe.packed)
+        layers = LayerGroups(model)
+        self.learning = learning or uniform_schedule(layers)
         # All that will ever learn has `requires_grad` while optimizer and wrapper are made; `_open` closes
         # what waits.
-        self.parts = by_part(model, layers)
+        self.parts = by_group(model, layers)
         self.opened: frozenset[str] | None = None
-        self._build(groups(model, layers, self.learning, recipe.weight_decay))
+        self._build(build_parameter_groups(model, layers, self.learning, recipe.weight_decay))
 
     def _build(self, parameter_groups: list[dict]) -> None:
         self.blanks.to(self.world.device)
@@ -104,7 +117,7 @@ class Engine:
         if opened == self.opened:
             return
         self.opened = opened
-        set_open(self.parts, opened)
+        set_trainable(self.parts, opened)
         if self.world.size > 1:  # it exchanges the gradients of what it found able to learn when it was made
             self.wrapped = nn.parallel.DistributedDataParallel(self.blanks)
 
@@ -124,7 +137,7 @@ class Engine:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, DTYPES[self.recipe.precision])
 
-    def step(self, micro_batches: Sequence[Batch], step: int, rate: float, stop: bool = False) -> StepReport:
+    def step(self, micro_batches: Sequence[Batch], step: int, rate: float, stop: bool = False) -> StepResult:
         """One optimizer step over the micro batches of this rank.
 
         Args:
@@ -149,7 +162,7 @@ class Engine:
             batch = batch.to(self.world.device)
             with self._accumulating(last):
                 losses = token_losses(self.forward(*batch.inputs), batch)
-                sums += tally(losses, batch)
+                sums += loss_stats(losses, batch)
                 # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
                 scaled = summed_loss(losses, batch) * (self.world.size / total)
                 if last:  # before anything is changed by it
@@ -157,13 +170,13 @@ class Engine:
                     if not math.isfinite(loss):
                         rows = self._bad(step, f"損失是 {loss}", micro_batches)
                         self._discard(scaled)
-                        return StepReport(math.nan, 0, int(tokens), None, stops > 0, rows)
+                        return StepResult(math.nan, 0, int(tokens), None, stops > 0, rows)
                 self._backward(scaled)
         norm = self._update()
         if norm is not None and not math.isfinite(norm) and self.recipe.precision != "fp16":
             rows = self._bad(step, f"梯度的長度是 {norm}", micro_batches)
-            return StepReport(math.nan, 0, int(tokens), None, stops > 0, rows)
-        return StepReport(loss / mass, int(mass), int(tokens), norm, stops > 0)
+            return StepResult(math.nan, 0, int(tokens), None, stops > 0, rows)
+        return StepResult(loss / mass, int(mass), int(tokens), norm, stops > 0)
 
     def _bad(self, step: int, what: str, micro_batches: Sequence[Batch]) -> tuple[str, ...]:
         """The rows of a step that is no good. Raises NotANumber unless such steps are skipped."""

@@ -16,27 +16,27 @@ from torch import Tensor, nn
 
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
-from finetune.data.splits import Pools, sample_rows
+from finetune.data.splits import Splits, sample_rows
 from finetune.evaluation.baseline import stand_beside
-from finetune.evaluation.classification import figures, probabilities
-from finetune.evaluation.evaluator import CALIBRATION_ROWS, Sitting, asked_by, sit
+from finetune.evaluation.classification import compute_metrics, probabilities
+from finetune.evaluation.evaluator import CALIBRATION_ROWS, ExamResult, run_exam, scorer_for
 from finetune.evaluation.sets import ORDER
-from finetune.models.forward import forward_of, is_multi, light_of
+from finetune.models.forward import bf16_forward, forward_of, is_multi
 from finetune.models.generation import Decoding, generate
 from finetune.models.kinds import names_of
-from finetune.objectives.causal_lm import Continuation
-from finetune.objectives.classification import Classification
-from finetune.objectives.masked_lm import Restoration
+from finetune.objectives.causal_lm import CausalLMObjective
+from finetune.objectives.classification import ClassificationObjective
+from finetune.objectives.masked_lm import MaskedLMObjective
 from finetune.objectives.preview import shown
 from finetune.prompts.exam import read_back
 from finetune.reports.perplexity import perplexity
-from finetune.training.tasks import Desk
+from finetune.training.tasks import TaskContext
 
 WHO = {"tuned": "微調後", "untuned": "微調前"}
 
 
 @dataclass
-class Finals:
+class FinalEvaluation:
     """Who is examined on what, and what they answered.
 
     Args:
@@ -51,19 +51,19 @@ class Finals:
     lesson: object
     questions: dict[str, Sequence[Question]] = field(default_factory=dict)
     labelled: dict[str, object] = field(default_factory=dict)
-    growth: Growth | None = None
+    growth: BeforeAfter | None = None
     apart: Sequence[Question] | str = ""
-    sittings: dict[str, list[Sitting]] = field(default_factory=dict)
-    held_out: Sitting | str = ""
+    sittings: dict[str, list[ExamResult]] = field(default_factory=dict)
+    held_out: ExamResult | str = ""
     labels: dict[str, dict] | None = None
 
     @classmethod
-    def of(cls, lesson, pools: Pools) -> Finals:
+    def of(cls, lesson, pools: Splits) -> FinalEvaluation:
         """The sets of a lesson. Where no question was kept back, those that the best model was chosen by are
         better than none."""
         flags = lesson.flags
         if lesson.kind == "classifier":
-            desk = Desk(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
+            desk = TaskContext(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
             sets = {name: getattr(pools, name) for name in ORDER}
             made = {
                 name: lesson.check if name == "validation" else lesson.task.objective(desk, rows, True)
@@ -77,7 +77,7 @@ class Finals:
         chosen = {
             name: sample_rows(questions_of(rows), flags.exam_limit, flags.seed) for name, rows in sets.items()
         }
-        growth = Growth() if lesson.by_token else None
+        growth = BeforeAfter() if lesson.by_token else None
         apart = "考的就是驗證題，沒有別的題目可用來調整溫度"
         if "validation" not in chosen:
             apart = _unseen(lesson, questions_of(pools.validation))
@@ -88,7 +88,7 @@ class Finals:
             self.held_out = self.apart
 
     @property
-    def answers(self) -> dict[str, list[Sitting | str]]:
+    def answers(self) -> dict[str, list[ExamResult | str]]:
         """By set: the sitting of each model in turn, and `held_out`."""
         return {name: [*sat, self.held_out] for name, sat in self.sittings.items() if sat}
 
@@ -103,15 +103,17 @@ class Finals:
         self._hold_labels(model, world)
         forward = model
         if machine.precision == "bf16" and world.device.type == "cpu" and lesson.kind == "masked":
-            forward = light_of(model)
-        asked = asked_by(forward, lesson.prompts, world.device) if self.questions else None
+            forward = bf16_forward(model)
+        asked = scorer_for(forward, lesson.prompts, world.device) if self.questions else None
         for name, rows in self.questions.items():
             title = f"測驗（{WHO[who]}，{name}）" if rows else ""
             orders = lesson.flags.exam_orders
-            self.sittings[name].append(sit(asked, rows, lesson.scoring, orders, world, title))
+            self.sittings[name].append(run_exam(asked, rows, lesson.scoring, orders, world, title))
         if who == "tuned" and any(self.questions.values()) and not isinstance(self.apart, str):
             title = "驗證題（校準用）"
-            self.held_out = sit(asked, self.apart, lesson.scoring, lesson.flags.exam_orders, world, title)
+            self.held_out = run_exam(
+                asked, self.apart, lesson.scoring, lesson.flags.exam_orders, world, title
+            )
         if self.growth:
             self.growth.add(who, model, lesson, world, machine.tokens)
 
@@ -142,7 +144,7 @@ WRITTEN = 64  # tokens it writes
 
 
 @dataclass
-class Growth:
+class BeforeAfter:
     """By set (`validation`, `held_back`): figures of the `tuned` and the `untuned` model. `samples`: prompt,
     what was wanted, what each model wrote."""
 
@@ -162,16 +164,16 @@ class Growth:
             measured = lesson.measure(objective, forward_of(model, lesson.packed).eval(), world, tokens)
             loss, tokens = measured.loss, measured.mass
             found = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
-            if isinstance(objective, Continuation):  # to compare models whose tokenizers differ
+            if isinstance(objective, CausalLMObjective):  # to compare models whose tokenizers differ
                 found["bits_per_character"] = loss * tokens / math.log(2) / max(1, objective.characters)
-            if isinstance(objective, Restoration):
+            if isinstance(objective, MaskedLMObjective):
                 found["restored"] = measured.accuracy
             self.sets.setdefault(name, {})[who] = found
         if world.is_main:
             self._write(who, model, lesson)
 
     def _write(self, who: str, model: nn.Module, lesson) -> None:
-        if isinstance(lesson.check, Restoration):
+        if isinstance(lesson.check, MaskedLMObjective):
             return self._restore(who, model, lesson)
         rows = [row for row in lesson.check.rows if not isinstance(row, Question)][:SAMPLES]
         if not rows:
@@ -207,7 +209,7 @@ class Growth:
 def _opening(lesson, row) -> tuple[list[int], str, str]:
     """What a model is given of a row, what it should say, and the former as text."""
     tokenizer = lesson.tokenizer
-    if isinstance(lesson.check, Continuation):
+    if isinstance(lesson.check, CausalLMObjective):
         ids = tokenizer(row.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         opening = ids[: min(OPENING, max(1, len(ids) // 2))]
         rest = tokenizer.decode(ids[len(opening) : len(opening) + WRITTEN])
@@ -228,7 +230,7 @@ def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict
     rows = lesson.check.rows
     if not lesson.check.lengths:
         return {}
-    if isinstance(lesson.check, Classification):
+    if isinstance(lesson.check, ClassificationObjective):
         graded = grade(lesson.check, lesson.config, forward, lesson.tokenizer.pad_token_id, world)
         return {
             "validation_loss": graded["log_loss"], "validation_accuracy": graded["accuracy"],
@@ -241,26 +243,30 @@ def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict
             "validation_perplexity": perplexity(measured.loss),
             "validation_tokens": measured.mass,
         }
-    if isinstance(lesson.check, Restoration):
+    if isinstance(lesson.check, MaskedLMObjective):
         found["validation_restored"] = measured.accuracy
     if isinstance(rows[0], Question):
-        asked = asked_by(forward, lesson.prompts, world.device)
-        sitting = sit(asked, rows, lesson.scoring, "1", world)
+        asked = scorer_for(forward, lesson.prompts, world.device)
+        sitting = run_exam(asked, rows, lesson.scoring, "1", world)
         found |= {"validation_accuracy": sitting.accuracy, "validation_questions": len(rows)}
     return found
 
 
-def grade(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> dict:
+def grade(
+    objective: ClassificationObjective, config, forward: Callable[..., Tensor], pad_id: int, world
+) -> dict:
     """The figures of a classifier on labelled rows, see reports/classification.py. All ranks call it."""
     return figures_of(objective, config, answers_of(objective, config, forward, pad_id, world))
 
 
-def answers_of(objective: Classification, config, forward: Callable[..., Tensor], pad_id: int, world) -> list:
+def answers_of(
+    objective: ClassificationObjective, config, forward: Callable[..., Tensor], pad_id: int, world
+) -> list:
     """A classifier's probabilities of the classes, (n, K). All ranks call it."""
     return probabilities(forward, config, pad_id, objective.encoded, world.device, world)
 
 
-def figures_of(objective: Classification, config, found: list) -> dict:
+def figures_of(objective: ClassificationObjective, config, found: list) -> dict:
     """Figures from `answers_of`."""
     truth = [row.labels for row in objective.rows]
-    return figures(truth, found, names_of(config), is_multi(config))
+    return compute_metrics(truth, found, names_of(config), is_multi(config))

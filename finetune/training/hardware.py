@@ -8,8 +8,8 @@ import torch
 
 from finetune.models import cpu
 from finetune.models.kinds import DTYPES
-from finetune.runtime.console import first_line, say
-from finetune.runtime.distributed import World, launched_by, on_gpu
+from finetune.runtime.console import first_line, log
+from finetune.runtime.distributed import Distributed, launched_by, on_gpu
 from finetune.runtime.errors import RunError, UserError
 from finetune.training import deepspeed_config
 from finetune.training.deepspeed_engine import import_deepspeed
@@ -23,7 +23,7 @@ CAUSAL_SHARE = 4  # there, of a causal model, a fourth: logits of up to 150,000 
 
 
 @dataclass
-class Machine:
+class Hardware:
     engine: str  # deepspeed | torch
     precision: str  # fp32 | bf16 | fp16; auto until `settle` knows the model
     micro_batch: int  # sequences a forward pass, per rank
@@ -38,13 +38,13 @@ class Machine:
         return f"一次 {self.micro_batch} 列" if self.by_rows else f"一次最多 {self.tokens:,} 個 token"
 
 
-def meet(flags, given: set[str]) -> tuple[World, Machine]:
+def choose_hardware(flags, given: set[str]) -> tuple[Distributed, Hardware]:
     """Chooses engine and precision, joins the other processes, and says what was chosen."""
     if flags.load_in_4bit and flags.engine == "auto" and launched_by() != "deepspeed":
         engine, why_engine = "torch", "引擎：PyTorch（--load_in_4bit：不必由 DeepSpeed 切分權重）"
     else:
         engine, why_engine = choose_engine(flags.engine, on_gpu(flags.cpu))
-    world = World.join(flags.cpu, force_group=engine == "deepspeed")
+    world = Distributed.join(flags.cpu, force_group=engine == "deepspeed")
     ds = deepspeed_config.read(flags.deepspeed_config) if engine == "deepspeed" else {}
     asked = deepspeed_config.precision_in(ds) if flags.precision == "auto" else flags.precision
     source = "--precision" if flags.precision != "auto" else flags.deepspeed_config
@@ -53,7 +53,7 @@ def meet(flags, given: set[str]) -> tuple[World, Machine]:
             f"--load_in_4bit：4 位元的權重不能由 ZeRO-3 切分；請在 {flags.deepspeed_config} 用 stage 2"
         )
     if world.device.type == "cpu":
-        cpu.keep_memory()
+        cpu.tune_malloc()
     precision, why_precision = choose_precision(asked, world.device, source, engine)
     micro = flags.micro_batch_size or deepspeed_config.micro_batch_in(ds, flags.train_batch_size, world.size)
     tokens = CPU_TOKENS
@@ -63,16 +63,16 @@ def meet(flags, given: set[str]) -> tuple[World, Machine]:
         tokens //= OPTIONS  # each of which is a row
     by_rows = engine == "deepspeed" or bool(micro)
     micro = choose_micro_batch(flags.train_batch_size, micro, max(1, tokens // flags.max_length), world)
-    say(why_engine)
-    say(f"{why_precision}裝置：{world.device}；行程：{world.size}")
+    log(why_engine)
+    log(f"{why_precision}裝置：{world.device}；行程：{world.size}")
     if engine == "torch" and "deepspeed_config" in given:
-        say("  --deepspeed_config 沒有用到：這次不由 DeepSpeed 訓練（要用請加 --engine deepspeed）")
+        log("  --deepspeed_config 沒有用到：這次不由 DeepSpeed 訓練（要用請加 --engine deepspeed）")
     tokens = micro * flags.max_length if by_rows else tokens
     passes = flags.train_batch_size // (micro * world.size)
-    return world, Machine(engine, precision, micro, passes, tokens, by_rows, ds)
+    return world, Hardware(engine, precision, micro, passes, tokens, by_rows, ds)
 
 
-def make_do_with_less(machine: Machine, flags, world: World, error: Exception) -> None:
+def retry_with_smaller_micro_batch(machine: Hardware, flags, world: Distributed, error: Exception) -> None:
     """Halves what one forward pass holds, since the memory of the GPU did not suffice; a step stays as large.
 
     Raises:
@@ -95,18 +95,18 @@ def make_do_with_less(machine: Machine, flags, world: World, error: Exception) -
         raise RunError(f"{said}；改用 {instead}{auto}")
     machine.micro_batch, machine.accumulation, machine.by_rows = less, share // less, True
     machine.tokens = less * flags.max_length
-    say(f"⚠ {said}；自動改為 {instead}，從最近的檢查點接續")
+    log(f"⚠ {said}；自動改為 {instead}，從最近的檢查點接續")
 
 
-def settle(machine: Machine, world: World, hidden_size: int) -> None:
+def resolve_auto_precision(machine: Hardware, world: Distributed, hidden_size: int) -> None:
     """Precision `auto` on a CPU, now that the width of the model is known."""
     if machine.precision == "auto":
         machine.precision, why = world.main_first(lambda: cpu.choose_precision(hidden_size))
         machine.precision = world.agree(machine.precision)
-        say(why)
+        log(why)
 
 
-def examined_as(flags, machine: Machine, parameters: int, world: World) -> dict:
+def eval_load_kwargs(flags, machine: Hardware, parameters: int, world: Distributed) -> dict:
     """How the finished model is loaded to be examined, as `models.load_model` takes it: in fp32, whose scores
     tie the least; where that does not fit this GPU, as it was trained."""
     if flags.load_in_4bit:
@@ -118,7 +118,7 @@ def examined_as(flags, machine: Machine, parameters: int, world: World) -> dict:
     return {"dtype": DTYPES[machine.precision]}
 
 
-def loaded_as(more: dict) -> str:
+def eval_precision_note(more: dict) -> str:
     """What must be said of figures that were measured on a model loaded in this way; "" of one in fp32."""
     if not more:
         return ""
@@ -174,7 +174,7 @@ def choose_precision(
     return "fp16", "精度：fp16（這張 GPU 不會算 bf16，損失會放大再縮回）；"
 
 
-def choose_micro_batch(train_batch: int, wanted: int, most: int, world: World) -> int:
+def choose_micro_batch(train_batch: int, wanted: int, most: int, world: Distributed) -> int:
     """Sequences a forward pass. When not asked for: at most `most`, as many as divide this rank's share.
 
     Raises:

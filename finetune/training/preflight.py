@@ -11,18 +11,18 @@ from finetune.models.run_card import FILE as RUN_CARD
 from finetune.models.source_checks import check_source
 from finetune.models.tokenizer import load_tokenizer
 from finetune.prompts.chat import Chat
-from finetune.prompts.scoring_methods import OF_OBJECTIVE
+from finetune.prompts.scoring_methods import METHOD_OF_OBJECTIVE
 from finetune.reports.report import check_folder as check_report
 from finetune.runtime import hub, locks
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import Problems, UserError
-from finetune.runtime.files import rescue, writable
+from finetune.runtime.files import recover_replace, writable
 from finetune.training import deepspeed_config
 from finetune.training.checkpoints import complete, find
 from finetune.training.tasks import TASKS
 from finetune.training.trackers import check_tracker
 
-OF_TASKS = {  # flags that only these tasks look at
+TASK_FLAGS = {  # flags that only these tasks look at
     "cpt、mlm": ("clean", "min_chars", "max_chars", "inspect"),
     "sft": ("template", "train_on_prompt"),
     "exam": ("objective",),
@@ -33,16 +33,16 @@ OF_TASKS = {  # flags that only these tasks look at
         "label_column", "multi_label", "class_weights", "dataset_config_name",
     ),
 }  # fmt: skip
-INSTEAD = {
+HINTS = {
     (
         "demo",
         "classify",
     ): "；finetune.demo.builtin.write_labels('things.csv') 寫出可練習的標籤檔，再用 --dataset",
 }
-OF_DEMO = {  # flags of what the demo brings along
+DEMO_FLAGS = {  # flags of what the demo brings along
     "model_name_or_path", "dataset", "from_scratch", "subjects", "clean", "min_chars", "max_chars",
 }  # fmt: skip
-OF_LORA = ("lora_alpha", "lora_dropout", "lora_target_modules", "load_in_4bit", "no_merge")
+LORA_FLAGS = ("lora_alpha", "lora_dropout", "lora_target_modules", "load_in_4bit", "no_merge")
 
 
 def check(flags, given: set[str]) -> tuple[object, Path | None]:
@@ -56,11 +56,11 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
     flags.model_name_or_path = hub.located(flags.model_name_or_path)
     if written_by(flags):  # who only looks must not rename what another run is replacing
         for folder in (flags.output_dir, Path(flags.save_dir) / "best"):
-            rescue(folder)
+            recover_replace(folder)
     with problems:
         check_given(flags, given)
     with problems:
-        if flags.demo and (clash := given & OF_DEMO):
+        if flags.demo and (clash := given & DEMO_FLAGS):
             named = "、".join("--" + name for name in sorted(clash))
             raise UserError(f"--demo 用自己的模型與考卷，不能與 {named} 同時使用")
     with problems:
@@ -90,7 +90,7 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
             if complete(flags.save_dir):
                 checkpoint = find(flags.save_dir, "")
             else:
-                say(f"--resume：{flags.save_dir} 裡沒有檢查點，從頭開始")
+                log(f"--resume：{flags.save_dir} 裡沒有檢查點，從頭開始")
     with problems:
         check_folders(flags)
     with problems:
@@ -124,12 +124,12 @@ def check_given(flags, given: set[str]) -> None:
         UserError: with each problem.
     """
     problems = [
-        f"--{name} 只用於 --task {tasks}，這次是 --task {flags.task}{INSTEAD.get((name, flags.task), '')}"
-        for tasks, names in OF_TASKS.items()
+        f"--{name} 只用於 --task {tasks}，這次是 --task {flags.task}{HINTS.get((name, flags.task), '')}"
+        for tasks, names in TASK_FLAGS.items()
         for name in names
         if name in given and flags.task not in tasks.split("、")
     ]
-    if not flags.lora_rank and (idle := [name for name in OF_LORA if name in given]):
+    if not flags.lora_rank and (idle := [name for name in LORA_FLAGS if name in given]):
         named = "、".join("--" + name for name in idle)
         problems.append(f"{named} 要與 --lora_rank 一起給，例如 --lora_rank 16")
     if not flags.dataset and not flags.demo:
@@ -139,7 +139,7 @@ def check_given(flags, given: set[str]) -> None:
     if flags.freeze and flags.train_only:
         problems.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
     problems += _idle_masks(flags, given)
-    asked = OF_OBJECTIVE[flags.objective]
+    asked = METHOD_OF_OBJECTIVE[flags.objective]
     if flags.task == "exam" and "exam_orders" in given and asked != "letter":
         problems.append(
             f"--exam_orders {flags.exam_orders} 沒有作用：--objective {flags.objective} 不用字母作答"

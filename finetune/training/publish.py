@@ -16,13 +16,13 @@ from finetune.reports import model_card, perplexity, report
 from finetune.reports.classification import verdict
 from finetune.reports.plots import plot_curve
 from finetune.runtime import manifest
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import RunError, UserError, listed
-from finetune.runtime.files import give_usual_modes, hidden, replace_folder, told
+from finetune.runtime.files import give_usual_modes, hidden, replace_folder, write_errors
 from finetune.runtime.own_files import carry_over, own_files
 from finetune.training import learning_rate
 from finetune.training.checkpoints import writing
-from finetune.training.evaluate import Growth
+from finetune.training.evaluate import BeforeAfter
 
 PARITY_PROMPTS = 4  # held-out rows on which adapter and merged model are compared
 
@@ -54,7 +54,7 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
         RunError: the best model is not as it was written; the merged model does not say what the adapter
             said; there is no room. Nothing is published.
     """
-    if wrong := manifest.problems(best):
+    if wrong := manifest.verify(best):
         what = "；".join(wrong[:3])
         raise RunError(f"最好的模型 {best} 損壞了：{what}；檢查點還在，加 --resume 接續會重新挑選")
     target = Path(os.path.realpath(target))  # a link to a folder stays one
@@ -74,12 +74,12 @@ def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
         taught = RunCard.read(best)
         lesson.card(taught.step if taught else 0, weights_hash(half)).write(half)
     if former := _former(target):
-        say(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
+        log(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
     give_usual_modes(half)
     if kept := carry_over(target, half):
-        say(f"  {target} 裡你自己的檔案都留著：{listed(kept)}")
+        log(f"  {target} 裡你自己的檔案都留著：{listed(kept)}")
     replace_folder(half, target)
-    say(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if lesson.lora and merge_into is None else ""))
+    log(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if lesson.lora and merge_into is None else ""))
 
 
 def _former(target: Path) -> RunCard | None:
@@ -91,8 +91,8 @@ def _former(target: Path) -> RunCard | None:
 
 def write_results(
     lesson,
-    sittings: dict[str, list[evaluator.Sitting | str]],
-    grown: Growth | None,
+    sittings: dict[str, list[evaluator.ExamResult | str]],
+    grown: BeforeAfter | None,
     progress,
     note: str = "",
     labels: dict | None = None,
@@ -112,13 +112,13 @@ def write_results(
     card.history, taught = progress.history, card.taught
     sittings = {name: pair for name, pair in sittings.items() if pair}
     card.results = {
-        name: evaluator.figures(mine, other, taught, None, *apart)
+        name: evaluator.compute_metrics(mine, other, taught, None, *apart)
         for name, (mine, other, *apart) in sittings.items()
     }
     card.growth = grown.as_dict() if grown else {}
     card.labels = {name: found for name, found in (labels or {}).items() if found}
     way_on = f"模型已經在 {output}；清出空間後加 --resume，會再測驗並寫報告"
-    with told("測驗的結果寫不進去", way_on):
+    with write_errors("測驗的結果寫不進去", way_on):
         model_card.write(output, card, progress)
         plot_curve(beside / "validation_loss_curve.png", progress.course, progress.best_step)
     written = report.of_training(card, sittings, progress)

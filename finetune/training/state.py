@@ -14,7 +14,7 @@ def _hopeless(what: str) -> NotANumber:
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """All that the loop changes, saved and restored as one thing."""
 
     step: int = 0  # optimizer steps finished
@@ -38,7 +38,7 @@ class Progress:
     stopped_early: bool = False
 
     def after_step(self, report, seconds: float) -> None:
-        """Counts one optimizer step (`engine.StepReport`)."""
+        """Counts one optimizer step (`engine.StepResult`)."""
         self.step += 1
         self.batch += 1
         self.seconds = seconds
@@ -54,7 +54,7 @@ class Progress:
         ]
 
     @classmethod
-    def of(cls, saved: object, where: str) -> Progress:
+    def of(cls, saved: object, where: str) -> TrainingState:
         """What `asdict` made of one. Raises UserError when it is something else."""
         if isinstance(saved, dict) and saved.get("best_loss", 0) is None:  # JSON knows no infinity
             saved = {**saved, "best_loss": float("inf")}

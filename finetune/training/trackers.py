@@ -15,9 +15,9 @@ import warnings
 from pathlib import Path
 
 from finetune.cli.train_args import TRACKERS
-from finetune.runtime.console import say
+from finetune.runtime.console import log
 from finetune.runtime.errors import Stopped, UserError
-from finetune.runtime.files import write_whole
+from finetune.runtime.files import atomic_write
 from finetune.runtime.strict_json import dumps
 
 PROJECT = "tmmluplus"  # runs are compared within a project
@@ -219,8 +219,8 @@ class Tracker:
         except Exception as error:
             way_out = f"（它接續 {self.folder / FILE} 的 {known}；刪掉這個檔案就另開一個）" if known else ""
             raise UserError(f"--report_to {self.name} 無法開始：{error}{way_out}") from error
-        write_whole(self.folder / FILE, dumps({"tracker": self.name, "id": self._service.id}) + "\n")
-        say(f"  --report_to {self.name}：{self._service.where}")
+        atomic_write(self.folder / FILE, dumps({"tracker": self.name, "id": self._service.id}) + "\n")
+        log(f"  --report_to {self.name}：{self._service.where}")
 
     def log(self, values: dict, step: int) -> None:
         """Numbers by names as `train/loss`, after `step` optimizer steps."""
@@ -259,7 +259,7 @@ class Tracker:
                 act()
         except Exception as error:
             self._service = None
-            say(f"⚠ --report_to {self.name} 失敗，這次執行不再記到那裡（{type(error).__name__}：{error}）")
+            log(f"⚠ --report_to {self.name} 失敗，這次執行不再記到那裡（{type(error).__name__}：{error}）")
 
     def _known(self) -> str:
         """The run to continue; `` when it was tracked elsewhere or not at all."""

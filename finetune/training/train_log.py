@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from finetune.reports.perplexity import small
-from finetune.runtime.console import plain, say
-from finetune.runtime.files import own_file, write_whole
+from finetune.runtime.console import log, plain
+from finetune.runtime.files import atomic_write, own_file
 from finetune.runtime.strict_json import dumps
 from finetune.training.trackers import Tracker, flatten
 
@@ -37,7 +37,7 @@ class TrainLog:
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # it may be cut anywhere
             kept = [line for line in lines if _is_done(line, progress)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(line + "\n" for line in kept))
+        atomic_write(path, "".join(line + "\n" for line in kept))
         tracker.start(progress.step)
         self._stream = own_file(path, "a", encoding="utf-8", buffering=1)
         if sys.stderr.isatty():
@@ -46,12 +46,12 @@ class TrainLog:
             self._bar = tqdm(total=total, initial=progress.step, unit="步", dynamic_ncols=True, desc="訓練")
 
     def step(self, step: int, report, rate: float, seconds: float) -> None:
-        """One optimizer step (`engine.StepReport`), its learning rate and how long it took."""
+        """One optimizer step (`engine.StepResult`), its learning rate and how long it took."""
         if not self.enabled:
             return
         if report.skipped:
             shown = "、".join(report.skipped[:8]) + "…" * (len(report.skipped) > 8)
-            self.say(f"⚠ 第 {step} 步的損失不是數字，略過（--on_nan skip）；這一批：{shown}")
+            self.message(f"⚠ 第 {step} 步的損失不是數字，略過（--on_nan skip）；這一批：{shown}")
             self._write({"step": step, "skipped": list(report.skipped)})
             if self._bar:
                 self._bar.update(1)
@@ -67,7 +67,7 @@ class TrainLog:
             self._bar.set_postfix_str(f"損失 {report.loss:.4f}，學習率 {rate:.2e}，{speed:,.0f} token/s")
         elif step % max(1, self.total // 20) == 0:
             elapsed = time.perf_counter() - self._started
-            say(
+            log(
                 f"  第 {step}/{self.total} 步：損失 {report.loss:.4f}，學習率 {rate:.2e}，"
                 f"{speed:,.0f} token/s，已 {elapsed:.0f} 秒"
             )
@@ -77,16 +77,16 @@ class TrainLog:
         self._write(entry)
         figures = {name: value for name, value in entry.items() if name not in ("epoch", "step")}
         self._tracker.log({_of_epoch(name): value for name, value in flatten(figures).items()}, entry["step"])
-        self.say(
+        self.message(
             f"第 {entry['epoch']} 輪（第 {entry['step']} 步）：訓練損失 {entry['train_loss']:.4f}，"
             f"{describe(entry)}{' ← 目前最好' if entry.get('best') and 'validation_loss' in entry else ''}"
         )
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         if self._bar:
             self._bar.write(plain(text), file=sys.stderr)
         else:
-            say(text)
+            log(text)
 
     def _write(self, entry: dict) -> None:
         if not self._stream:
@@ -94,7 +94,7 @@ class TrainLog:
         try:
             self._stream.write(dumps(entry) + "\n")
         except OSError as error:  # a full disk: a line is not worth a run, the next checkpoint will say so
-            self.say(f"⚠ {self.path} 寫不進去（{error.strerror}），這次不再記錄")
+            self.message(f"⚠ {self.path} 寫不進去（{error.strerror}），這次不再記錄")
             with contextlib.suppress(OSError):
                 self._stream.close()
             self._stream = None

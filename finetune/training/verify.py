@@ -12,12 +12,12 @@ import torch
 
 from finetune.models.run_card import RunCard, weights_hash
 from finetune.runtime import manifest
-from finetune.runtime.console import is_main_process, say, show
+from finetune.runtime.console import is_main_process, log, print_result
 from finetune.runtime.errors import RunError, UserError
 from finetune.runtime.files import new_folder, read_json
 from finetune.training.checkpoints import Checkpoints, complete
 from finetune.training.engine import Engine, learning_rate_at
-from finetune.training.state import Progress
+from finetune.training.state import TrainingState
 
 
 def verify_checkpoint(path: str) -> int:
@@ -31,14 +31,14 @@ def verify_checkpoint(path: str) -> int:
     if not folder.is_dir():
         raise UserError(f"{flag} {path}：沒有這個資料夾")
     inside = [*complete(folder), *(["best"] if (folder / "best").is_dir() else [])]
-    found = {folder / name: manifest.problems(folder / name) for name in inside}
+    found = {folder / name: manifest.verify(folder / name) for name in inside}
     if (folder / manifest.FILE).exists() or (folder / "progress.json").exists():
-        found = {folder: manifest.problems(folder)}
+        found = {folder: manifest.verify(folder)}
     elif not found:
         found = {folder: _model_problems(folder, flag)}
     if is_main_process():
         for place, wrong in found.items():
-            show(f"✗ {place}：{'；'.join(wrong)}" if wrong else f"✓ {place}：完好{_measure(place)}")
+            print_result(f"✗ {place}：{'；'.join(wrong)}" if wrong else f"✓ {place}：完好{_measure(place)}")
     return 1 if any(found.values()) else 0
 
 
@@ -71,7 +71,7 @@ def verify_resume(flags, world, machine, lesson, build: Callable[[], Engine]) ->
     """
     steps = flags.verify_resume
     middle = steps // 2
-    say(
+    log(
         f"--verify_resume {steps}：先一次跑 {steps} 步，再跑 {middle} 步、存檔、重新開始、接著跑到 {steps} 步"
     )
     parent = Path(flags.save_dir)
@@ -84,7 +84,7 @@ def verify_resume(flags, world, machine, lesson, build: Callable[[], Engine]) ->
         if load:
             keeper.load(load, engine.load)
         losses = list(_losses(flags, world, machine, lesson, engine, first, last))
-        saved = keeper.save(Progress(step=last), engine.save) if save else None
+        saved = keeper.save(TrainingState(step=last), engine.save) if save else None
         weights = engine.full_weights()
         engine.close()
         del engine
@@ -138,4 +138,4 @@ def _compare(straight: list[float], stopped: list[float], whole: dict, resumed: 
             f"接續的結果與一次跑完的不同：{steps}{weights}。"
             "GPU 上的運算不保證每次相同；CPU 上以 fp32 應完全相同"
         )
-    show(f"✓ 接續與一次跑完逐位元相同：{len(straight)} 步的損失、{len(whole)} 個張量")
+    print_result(f"✓ 接續與一次跑完逐位元相同：{len(straight)} 步的損失、{len(whole)} 個張量")
