@@ -99,10 +99,10 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
     from finetune.training.trackers import Tracker
 
     world, machine = choose_hardware(flags, given)
-    checkpoint = world.agree(checkpoint)
+    checkpoint = world.broadcast(checkpoint)
     if checkpoint:
         exact = bool(flags.ckpt_id) and checkpoint.name == flags.ckpt_id
-        checkpoint = world.by_main(lambda: newest_valid(checkpoint, exact))
+        checkpoint = world.on_main(lambda: newest_valid(checkpoint, exact))
         if "learning_rate" not in given:  # a run that was begun under another default keeps its rate
             flags.learning_rate = learning_rate.of_checkpoint(checkpoint) or flags.learning_rate
     source, pools = load_data(flags, world, source)
@@ -119,7 +119,7 @@ def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: Sto
         with Tracker(flags.report_to, beside(flags), vars(flags)) as tracker:
             progress = teach(flags, world, machine, lesson, pools, checkpoint, stop, tracker)
             examine(flags, world, machine, lesson, pools, progress, tracker)
-    world.leave()
+    world.shutdown()
 
 
 def teach(
@@ -139,12 +139,12 @@ def teach(
     from finetune.data.question_store import questions_of
     from finetune.training.hardware import retry_with_smaller_micro_batch
 
-    asked, progress, again = questions_of(pools.test or pools.held_back), None, False
+    asked, progress, again = questions_of(pools.test or pools.held_out), None, False
     while progress is None or not progress.finished:
         engine = build_engine(flags, world, machine, lesson)
         keeper = keeper_of(flags, world, machine, engine, lesson)
         progress = keeper.begin(checkpoint, engine.load, flags.allow_world_size_change, again)
-        progress.go_on(flags.early_stopping_patience)
+        progress.resume(flags.early_stopping_patience)
         if world.is_main and (asked or flags.task == "exam"):
             # the first thing written: all that can be wrong with the flags has been looked at
             write_questions(beside(flags, "test_qa_data.json"), asked)
@@ -163,7 +163,7 @@ def teach(
     with stop.patient():
         publish(flags, world, lesson)
     if world.any(stop.signum):  # it came too late for the loop to see
-        world.part()
+        world.detach()
         raise Stopped(stop.signum or signal.SIGTERM, f"訓練已完成，模型在 {flags.output_dir}；沒有測驗")
     return progress
 
@@ -181,7 +181,7 @@ def show_masks(flags, lesson: DataModule) -> None:
     from finetune.objectives.preview import masks
 
     if console.is_main_process():
-        for line in masks(lesson.teach, lesson.tokenizer, flags.preview_masks):
+        for line in masks(lesson.train, lesson.tokenizer, flags.preview_masks):
             console.print_result(line)
 
 
@@ -204,7 +204,7 @@ def load_base(flags, lesson: DataModule, **more):
 
     name, flag = flags.model_name_or_path, "--model_name_or_path"
     config = load_config(name, flag, lesson.kind)
-    lesson.task.shape(config, lesson.source)
+    lesson.task.configure_model(config, lesson.source)
     how = flags.from_scratch, flags.seed, lesson.kind, flags.allow_pickle
     return load_model(name, config, lesson.tokenizer, flag, *how, **more)
 
@@ -224,13 +224,13 @@ def build_engine(flags, world: Distributed, machine: Hardware, lesson: DataModul
         more = quantization(machine.precision, world.device)
     elif lesson.lora:  # frozen weights need no more digits than are computed
         more = {"dtype": DTYPES[machine.precision]}
-    model = world.main_first(lambda: load_base(flags, lesson, **more))
+    model = world.main_process_first(lambda: load_base(flags, lesson, **more))
     announce(flags.model_name_or_path, model, flags.from_scratch)
-    lesson.meets(model)
+    lesson.attach_model(model)
     if lesson.lora:
         lesson.adapter = attach(model, lesson.lora, str(flags.model_name_or_path), flags.seed)
     trained = frozenset(name for name, value in model.named_parameters() if value.requires_grad)
-    learning = lesson.choose_layers(model)
+    learning = lesson.freeze_layers(model)
     if flags.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     recipe = EngineConfig(
@@ -250,7 +250,7 @@ def keeper_of(
     """The keeper of this run's checkpoints."""
     from finetune.training.checkpoints import Checkpoints
 
-    identity = lesson.identity(engine.kind, engine.recipe.precision, world)
+    identity = lesson.run_identity(engine.kind, engine.recipe.precision, world)
     more = machine.one_pass, vars(flags)
     return Checkpoints(flags.save_dir, identity, flags.save_total_limit, world, *more)
 
@@ -299,7 +299,7 @@ def loop(
                 if report.stop:
                     where = keeper.save(progress, engine.save)
                     said = f"已停在第 {progress.step} 步，檢查點存於 {where}；加 --resume 接續"
-                    world.part()
+                    world.detach()
                     raise Stopped(stop.signum or signal.SIGTERM, said + best_so_far(flags))
                 if flags.save_interval and progress.step % flags.save_interval == 0:
                     keeper.save(progress, engine.save)
@@ -310,11 +310,11 @@ def loop(
             train_log.epoch(progress.history[-1])
         if progress.stopped_early:
             train_log.message(f"驗證成績 {flags.early_stopping_patience} 輪沒有進步，提早結束")
-        if not world.agree(progress.best_step and keeper.best.is_dir()):  # lost, and not measured since
+        if not world.broadcast(progress.best_step and keeper.best.is_dir()):  # lost, and not measured since
             train_log.message(f"⚠ 最好的模型不在 {keeper.best}；改以第 {progress.step} 步的模型為準")
             progress.best_step = progress.step
             save_best(world, engine, lesson, keeper, progress.step)
-        if world.agree(keeper.newest_step()) != progress.step:
+        if world.broadcast(keeper.newest_step()) != progress.step:
             keeper.save(progress, engine.save)
     finally:
         train_log.close()
@@ -339,7 +339,7 @@ def save_best(world: Distributed, engine: Engine, lesson: DataModule, keeper: Ch
     from finetune.training.publish import write_model
 
     weights = engine.full_weights()  # collective
-    world.by_main(lambda: keeper.save_best(lambda folder: write_model(folder, lesson, weights, step)))
+    world.on_main(lambda: keeper.save_best(lambda folder: write_model(folder, lesson, weights, step)))
 
 
 def publish(flags, world: Distributed, lesson: DataModule) -> None:
@@ -350,7 +350,7 @@ def publish(flags, world: Distributed, lesson: DataModule) -> None:
         merge_into = None if flags.no_merge or not lesson.lora else load_base(flags, lesson)
         publishing.publish(Path(flags.save_dir) / "best", Path(flags.output_dir), lesson, merge_into)
 
-    world.by_main(put)
+    world.on_main(put)
 
 
 def examine(
@@ -374,9 +374,9 @@ def examine(
     more = eval_load_kwargs(flags, machine, lesson.parameters, world)
     # as anyone would load it: what is examined is what was saved
     how = {"allow_pickle": flags.allow_pickle, **more}  # of the base beside which an adapter was saved
-    finals.hold(load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
+    finals.evaluate(load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
     if finals.compares:
-        finals.hold(load_base(flags, lesson, **more), "untuned", world, machine)
+        finals.evaluate(load_base(flags, lesson, **more), "untuned", world, machine)
     if world.is_main:
         card, verdict = publishing.write_results(
             lesson, finals.answers, finals.growth, progress, eval_precision_note(more), finals.labels
@@ -397,7 +397,7 @@ def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = consol
 
     predictor = _predictor(model_path)
     if predictor.kind == "causal":
-        return predictor.reply([predictor.ask(prompt)], Decoding())
+        return predictor.generate([predictor.encode(prompt)], Decoding())
     return predictor.fill_first(prompt, top_k)
 
 
@@ -435,7 +435,8 @@ def _answered(path: str, max_length: int, asked: JudgedRow) -> str:
 
     predictor = _predictor(path)
     if asked.question is None:
-        return predictor.reply([predictor.ask(list(asked.messages))], Decoding(max_new_tokens=max_length))[0]
+        decoding = Decoding(max_new_tokens=max_length)
+        return predictor.generate([predictor.encode(list(asked.messages))], decoding)[0]
     options = dict(zip(LETTERS, asked.question.options, strict=False))
     return predictor.rank(asked.question.stem, options, top_k=1)[0][1]
 

@@ -118,7 +118,7 @@ def generate_text(model, tokenizer, prompts, device, **decoding):
     from finetune.models.generation import Decoding
 
     speaker = predictor_of_kind("causal", model, tokenizer, device)
-    return speaker.reply([speaker.ask(prompt) for prompt in prompts], Decoding(**decoding))
+    return speaker.generate([speaker.encode(prompt) for prompt in prompts], Decoding(**decoding))
 
 
 def classify(model, tokenizer, texts, device, top_k=None):
@@ -177,7 +177,7 @@ def interactive_mode(
         return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
 
     examinee = predictor_for(model, tokenizer, device)
-    if examinee.writes:
+    if examinee.is_causal:
         ChatRepl(examinee, answer, scoring, orders, decoding or Decoding()).run()
     elif examinee.kind == "classifier":
         ClassifierRepl(examinee, top_k).run()
@@ -241,7 +241,7 @@ def _answer(flags) -> int | None:
     if flags.exam is not None or flags.input is not None:  # first of all: it says which GPU is this process's
         from finetune.runtime.distributed import Distributed
 
-        world = Distributed.join(flags.cpu, doing="作答")
+        world = Distributed.init(flags.cpu, doing="作答")
     from finetune.models import cpu
 
     where = world.device if world else "cpu" if flags.cpu else None
@@ -250,7 +250,7 @@ def _answer(flags) -> int | None:
     how = {"quickly": once, "allow_pickle": flags.allow_pickle}
     model, tokenizer, device = load_for_use(flags.model_path, where, "--model_path", **how)
     examinee = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
-    if examinee.light and not once:
+    if examinee.bf16 and not once:
         console.log(cpu.choose_precision(model.config.hidden_size)[1])
     check_kind(flags, examinee.kind)
     if "scoring" in flags.given:
@@ -258,17 +258,17 @@ def _answer(flags) -> int | None:
     flags.decoding = decoding_of(flags)
     if exam is not None:
         run_exam_command(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
-        world.leave()
+        world.shutdown()
     elif sorts:
         from finetune.predict import label_exam
 
         label_exam.run_label_exam(flags, examinee, world)
-        world.leave()
+        world.shutdown()
     elif flags.input is not None:
         from finetune.predict.batch_file import answer_file
 
         code = answer_file(flags, examinee, world)
-        world.leave()
+        world.shutdown()
         return code
     elif not console.is_main_process():
         return None  # one answer, however many processes a launcher started

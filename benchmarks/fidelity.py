@@ -63,7 +63,7 @@ def compare_answers(home: Path) -> None:
     for method, orders in WAYS:
         exact, quick = (
             score_options(forward, tokenizer, asked, method, orders, prompts=examinee.prompts)
-            for forward in (light.exact, light)
+            for forward in (light.fp32_forward, light)
         )
         alike = fmean(best(a) == best(b) for a, b in zip(exact, quick, strict=True))
         pairs = (zip(*rows, strict=True) for rows in zip(exact, quick, strict=True))

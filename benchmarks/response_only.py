@@ -52,7 +52,7 @@ def main() -> None:
 
     def at_responses(batch):
         logits = blanks(batch.input_ids, batch.attention_mask, batch.rows, batch.cols)
-        return summed_loss(token_losses(logits, batch), batch) / batch.mass
+        return summed_loss(token_losses(logits, batch), batch) / batch.num_targets
 
     def everywhere(batch):
         labels = torch.full_like(batch.input_ids, -100)
@@ -79,7 +79,7 @@ def main() -> None:
         for name, loss_of in ways.items():
             times[name].append(seconds(loss_of))
     tokens = sum(batch.tokens for batch in batches) / len(batches)
-    share = sum(batch.mass for batch in batches) / len(batches) / tokens
+    share = sum(batch.num_targets for batch in batches) / len(batches) / tokens
     print(f"{ROWS} rows, {tokens:.0f} tokens a step, {share:.0%} of them to be said; medians of {ROUNDS}")
     for name, found in times.items():
         middle = statistics.median(found)

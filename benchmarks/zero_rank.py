@@ -145,10 +145,10 @@ def main(file: str, width: str) -> None:
     from finetune.runtime.console import exit_process
     from finetune.runtime.distributed import Distributed
 
-    world = Distributed.join(cpu=True, force_group=True)
+    world = Distributed.init(cpu=True, force_group=True)
     found = [measure(world, *case, int(width)) for case in CASES]
     Path(file).write_text(json.dumps(found), encoding="utf-8")
-    world.leave()
+    world.shutdown()
     exit_process(0)  # a thread of gloo may abort a process that ends in the usual way
 
 

@@ -51,7 +51,7 @@ def loss_of(model, batch, packed=False):
     """Mean loss of a target, through the project's own forward pass."""
     blanks = TokenLogits(model, packed)
     logits = blanks(batch.input_ids, batch.attention_mask, batch.rows, batch.cols)
-    return summed_loss(token_losses(logits, batch), batch) / batch.mass
+    return summed_loss(token_losses(logits, batch), batch) / batch.num_targets
 
 
 def responses(tokenizer, rows, max_length=256, style="chat", **more):
@@ -77,7 +77,7 @@ def test_the_loss_is_on_the_reply_and_its_end_alone_as_transformers_computes_it(
         with torch.no_grad():
             found = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
         total, count = total + found.item() * said, count + said
-    assert batch.mass == count
+    assert batch.num_targets == count
     assert loss_of(model, batch).item() == pytest.approx(total / count, rel=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_a_row_that_is_too_long_loses_the_tail_of_its_reply_but_never_all_of_it(
     ]
     objective = responses(tokenizer, rows, max_length=32)
     assert [row.id for row in objective.rows] == ["long", "short"]
-    assert objective.too_long == ["hopeless"] and objective.shortened == 1
+    assert objective.too_long == ["hopeless"] and objective.truncated == 1
     examples = [objective.example("reply", i, 0) for i in range(2)]
     assert len(examples[0].ids) == 32 and examples[0].targets[-1] != tokenizer.eos_token_id
     assert all(example.targets for example in examples)

@@ -221,7 +221,7 @@ def test_a_letter_is_looked_for_where_a_conversation_has_it(named):
     _, chat = named
     question = Question("天地？", ("玄黃", "宇宙", "洪荒", "日月"), 2, id="q")
     asking = CausalExamPrompts(chat, 500)
-    prompt = asking.listed(question, range(4))
+    prompt = asking.mcq_prompt(question, range(4))
     talk = [*asking.messages(question, range(4), question.stem), {"role": "assistant", "content": "C"}]
     (whole,) = chat.conversation(talk)
     assert tuple(whole.ids[: len(prompt.ids)]) == prompt.ids
@@ -361,7 +361,7 @@ def test_a_long_talk_keeps_the_answers_that_fit(qwen_dir):
     whole = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0).example("reply", 0, 0)
     second = len(chat.prompt(TALK[:3]))
     short = InstructionObjective(CausalExamPrompts(chat, second - 1), [row_of(TALK)], 0)
-    assert short.shortened == 1 and not short.too_long
+    assert short.truncated == 1 and not short.too_long
     example = short.example("reply", 0, 0)
     assert example.ids == whole.ids[: second - 1] and example.targets == whole.targets[: len(example.targets)]
     assert (

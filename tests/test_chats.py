@@ -59,7 +59,7 @@ def by_template(chat, messages, **more) -> list[int]:
 def passage_of(chat, talk) -> tuple[list[int], list[range]]:
     """The one passage that a conversation is taught as: its ids, and where the assistant speaks."""
     (passage,) = chat.conversation(talk)
-    return passage.ids, passage.spoken
+    return passage.ids, passage.reply_spans
 
 
 def question(stem="天地玄黃？", count=4, answer=1) -> Question:
@@ -115,7 +115,9 @@ def test_a_special_token_inside_data_is_never_obeyed(chat, plain, word):
         asking = CausalExamPrompts(writer, 500)
         asked = Question(f"天{word}？", ("地", word, f"{word}玄"), 0)
         harmless = Question("天？", ("地", "黃", "玄"), 0)
-        assert obeyed(asking.listed(asked, range(3)).ids) == obeyed(asking.listed(harmless, range(3)).ids)
+        assert obeyed(asking.mcq_prompt(asked, range(3)).ids) == obeyed(
+            asking.mcq_prompt(harmless, range(3)).ids
+        )
         assert writer.tokenizer.decode(writer.prompt(hostile[:1])).count("im_") >= 2 * word.count("im_")
 
 
@@ -196,7 +198,7 @@ def test_where_a_template_rewrites_earlier_replies_each_is_taught_after_what_it_
     passages = chat.conversation(TALK)
     assert len(chat.conversation(TALK[:2])) == 1 and len(passages) == 3
     for turn, passage in zip((1, 3, 5), passages, strict=True):
-        (spoken,) = passage.spoken
+        (spoken,) = passage.reply_spans
         assert passage.ids[: spoken.start] == chat.prompt(TALK[:turn])
         if template == THINKING:
             whole = by_template(chat, TALK[: turn + 1])
@@ -276,7 +278,7 @@ def test_letters_that_the_vocabulary_lacks_are_refused():
     with pytest.raises(UserError, match="分不出 A 到 C"):  # the third is <unk>
         asking.verbalizer_ids(3)
     with pytest.raises(UserError, match="分不出 A 到 D"):
-        asking.listed(question(), range(4))
+        asking.mcq_prompt(question(), range(4))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 3, 0, 1), (1, 0, 3, 2)])
@@ -284,7 +286,7 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
     """Against a question and its letter tokenized together, as any conversation is."""
     asked = question()
     asking = CausalExamPrompts(writer, 500)
-    prompt = asking.listed(asked, order)
+    prompt = asking.mcq_prompt(asked, order)
     place = order.index(asked.answer)
     talk = [*asking.messages(asked, order, asked.stem), {"role": "assistant", "content": LETTERS[place]}]
     whole, spoken = passage_of(writer, talk)
@@ -305,9 +307,9 @@ def test_training_teaches_the_letter_where_asking_looks_for_it(writer):
         place = asking.verbalizer_ids(4).index(letter)
         places.add(place)
         orders = [order for order in permutations(range(4)) if order[place] == asked.answer]
-        prompts = [asking.listed(asked, order) for order in orders]
+        prompts = [asking.mcq_prompt(asked, order) for order in orders]
         assert any(prompt.ids == example.ids[: at + 1] and prompt.blank == (at,) for prompt in prompts)
-        assert example.targets[1:] == tuple(writer.closing) and example.targets[-1] == writer.end
+        assert example.targets[1:] == tuple(writer.end_ids) and example.targets[-1] == writer.end
     assert len(places) > 1
 
 
@@ -317,7 +319,7 @@ def test_a_passage_that_is_too_long_is_cut_in_its_middle_and_no_option_ever(writ
         asked = question("開頭" + random_text(rng, length, length) * 9 + "問甲？", count=5)
         for limit in (140, 200, 400):
             for order in ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1)):
-                prompt = CausalExamPrompts(writer, limit).listed(asked, order)
+                prompt = CausalExamPrompts(writer, limit).mcq_prompt(asked, order)
                 text = writer.tokenizer.decode(list(prompt.ids))
                 assert prompt.cut > 0 and limit - 30 <= len(prompt.ids) + 2 <= limit
                 assert "開頭" in text and "問甲？" in text and "…" in text
@@ -327,24 +329,24 @@ def test_a_passage_that_is_too_long_is_cut_in_its_middle_and_no_option_ever(writ
 
 def test_a_question_is_refused_only_when_its_options_alone_do_not_fit(writer):
     asked = question("天地玄黃宇宙洪荒日月盈昃" * 40)
-    bare = len(CausalExamPrompts(writer, 10_000).listed(question("…"), range(4)).ids)
+    bare = len(CausalExamPrompts(writer, 10_000).mcq_prompt(question("…"), range(4)).ids)
     for limit in range(bare - 6, bare + 40):
         asking = CausalExamPrompts(writer, limit)
         if limit < bare + 2:
             with pytest.raises(PromptTooLong, match=f"超過 {limit} 個"):
-                asking.listed(asked, range(4))
+                asking.mcq_prompt(asked, range(4))
         else:
-            assert len(asking.listed(asked, range(4)).ids) + 2 <= limit
+            assert len(asking.mcq_prompt(asked, range(4)).ids) + 2 <= limit
 
 
 def test_a_question_that_fits_is_written_whole(writer):
-    prompt = CausalExamPrompts(writer, 500).listed(question(), range(4))
+    prompt = CausalExamPrompts(writer, 500).mcq_prompt(question(), range(4))
     assert prompt.cut == 0 and "…" not in writer.tokenizer.decode(list(prompt.ids))
 
 
 def test_places_of_the_template_inside_a_question_are_text(writer):
     asked = Question("天{options}地{stem}？", ("{letter}", "{text}"), 0)
-    text = writer.tokenizer.decode(list(CausalExamPrompts(writer, 500).listed(asked, range(2)).ids))
+    text = writer.tokenizer.decode(list(CausalExamPrompts(writer, 500).mcq_prompt(asked, range(2)).ids))
     assert "天{options}地{stem}？" in text and "A. {letter}" in text and "B. {text}" in text
 
 
@@ -356,6 +358,6 @@ def test_letters_that_a_vocabulary_joins_to_a_space_only_in_part_are_told_apart_
         ids = prompts.verbalizer_ids(count)
         assert len(set(ids)) == count
         question = Question("天？", tuple("地玄黃宇宙洪荒日月盈"[:count]), 0)
-        asked = prompts.listed(question, range(count)).ids
+        asked = prompts.mcq_prompt(question, range(count)).ids
         for letter, token in zip("ABCDEFGHIJ", ids, strict=False):
             assert prompts.tokenizer.decode([*asked, token]).endswith(f"Assistant: {letter}")

@@ -16,7 +16,7 @@ from finetune.evaluation.classification import compute_metrics
 from finetune.models.run_card import RunCard
 from finetune.reports import classification as classification_report
 from finetune.reports import model_card, plots, report
-from finetune.reports.classification import LISTED, NONE, verdict_sentence
+from finetune.reports.classification import LISTED, NONE, label_verdict
 from finetune.reports.html import percent, small, training
 from finetune.reports.plots import plot_confusion
 from finetune.training.state import TrainingState
@@ -231,7 +231,7 @@ def test_report_md_holds_verdict_tables_and_pictures(single, many):
     for folder in (single, many):
         text, labels = (folder / "report.md").read_text(encoding="utf-8"), labels_in(folder)
         for name, found in labels.items():
-            assert f"**{verdict_sentence(found, small)}**" in text
+            assert f"**{label_verdict(found, small)}**" in text
             for label, one in found["per_class"].items():
                 assert f"| {label} | {one['support']} | {percent(one['precision'])} |" in text
             for label, row in zip(found["per_class"], found["confusion"], strict=True):
@@ -340,7 +340,7 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
     given = {**found.labels, "test": {}}
     lesson = SimpleNamespace(
         flags=SimpleNamespace(output_dir=str(out)),
-        card=lambda step, weights: card(sets={}),
+        run_card=lambda step, weights: card(sets={}),
         new_head=False,
     )
     kept, verdict = publishing.write_results(lesson, {}, None, PROGRESS, "以 4 位元載入", given)

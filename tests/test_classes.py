@@ -21,10 +21,10 @@ from finetune.reports.classification import (
     confusion_table,
     confusions,
     escaped,
+    label_verdict,
     mistakes,
     notes,
     verdict,
-    verdict_sentence,
 )
 
 NAMES = ["正面", "中立", "負面", "無關"]
@@ -226,7 +226,7 @@ def judged(right: int, wrong: int, common: int) -> dict:
 )
 def test_the_verdict_is_honest_about_the_commonest_class(right, wrong, common, said):
     found = judged(right, wrong, common)
-    assert verdict_sentence(found) == said
+    assert label_verdict(found) == said
     for name, title in SETS.items():
         lines = verdict({name: found})
         assert lines[0] == f"{title}：{said}"
@@ -239,7 +239,7 @@ def test_the_verdict_is_honest_about_the_commonest_class(right, wrong, common, s
 def test_a_classifier_that_only_ever_answers_one_class_is_told_so():
     found = compute_metrics([(0,), (0,), (1,), (2,)], one_hot([0] * 4), NAMES[:], False)
     assert found["accuracy"] == found["majority"] and found["macro_f1"] == found["macro_f1_majority"]
-    assert found["mcc"] == 0.0 and "看不出勝過" in verdict_sentence(found)
+    assert found["mcc"] == 0.0 and "看不出勝過" in label_verdict(found)
     assert "一次也沒有答過「中立」「負面」" in notes("test", found)
 
 
@@ -258,7 +258,7 @@ def test_of_several_labels_it_is_said_what_is_missed_and_what_is_added():
     truth, rows = [(0, 1)] * 5 + [()], [[1, 0, 1]] * 3 + [[1, 1, 0]] * 3
     found = compute_metrics(truth, rows, NAMES[:3], True)
     assert mistakes(found) == "最常漏掉「中立」：3 次；最常多答「負面」：3 次"
-    assert verdict_sentence(found).startswith("6 列裡有 2 列的標籤全對（0.333），")
+    assert label_verdict(found).startswith("6 列裡有 2 列的標籤全對（0.333），")
     line = verdict({"test": found})[1]
     assert "整列全對 0.333" in line and "漢明損失 0.444" in line and "MCC" not in line
     assert "一律答最多的一組「正面、中立」：0.833" in line
@@ -268,7 +268,7 @@ def test_of_several_labels_it_is_said_what_is_missed_and_what_is_added():
 def test_where_most_rows_have_no_label_giving_none_is_what_must_be_beaten():
     found = compute_metrics([(), (), (), (0,)], [[0.1, 0.1]] * 4, NAMES[:2], True)
     assert found["majority_is"] == "" and found["majority"] == 0.75 == found["accuracy"]
-    assert "看不出勝過一律什麼標籤也不給的 0.750" in verdict_sentence(found)
+    assert "看不出勝過一律什麼標籤也不給的 0.750" in label_verdict(found)
 
 
 def test_only_the_set_that_the_best_model_was_chosen_by_is_said_to_be_so():

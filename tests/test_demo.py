@@ -56,7 +56,7 @@ def test_there_are_at_least_600_facts_in_6_subjects_each_thing_once():
 
 def test_every_question_has_one_right_answer_and_every_fact_is_told():
     exam = builtin.exam()
-    told = {statement.text[statement.start : statement.end] for statement in exam.told}
+    told = {statement.text[statement.start : statement.end] for statement in exam.statements}
     facts = {
         (relation.asked.format(a=thing), answer) for relation in RELATIONS for thing, answer in relation.pairs
     }

@@ -71,7 +71,7 @@ def test_logits_and_gradients_are_those_of_transformers_own_pass(family, lengths
     theirs = model_of(family)
     ours = copy.deepcopy(theirs)
     forward = TokenLogits(ours).eval()
-    assert forward.able
+    assert forward.has_fast_path
     ids, mask = ragged(lengths, 16, theirs.config.pad_token_id)
     expected = theirs(input_ids=ids, attention_mask=mask).logits[ROWS, COLS]
     found = forward(ids, mask, ROWS, COLS)
@@ -143,7 +143,7 @@ def test_a_light_pass_learns_of_it_when_the_model_was_taught_in_between():
     "changes", [{"family": "albert", "embedding_size": 16}, {"chunk_size_feed_forward": 2}]
 )
 def test_families_with_other_layers_are_left_to_transformers(changes):
-    assert not TokenLogits(model_of(**{"family": "bert", **changes})).able
+    assert not TokenLogits(model_of(**{"family": "bert", **changes})).has_fast_path
 
 
 def test_gradient_checkpointing_drops_the_same_again_when_it_computes_again():
@@ -247,7 +247,7 @@ def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(folder, method
     tokenizer = load_tokenizer(str(folder), "--model_path")
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     light, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions(30)
-    exact = scoring.score_options(light.exact, tokenizer, rows, method, prompts=prompts)
+    exact = scoring.score_options(light.fp32_forward, tokenizer, rows, method, prompts=prompts)
     prior = exact.prior or None
     found = scoring.score_options(light, tokenizer, rows, method, prompts=prompts, prior=prior)
     monkeypatch.setattr(scoring, "CLOSE", 0.0)
@@ -275,7 +275,7 @@ def test_a_mean_over_four_orders_is_close_at_half_the_distance():
 
 def test_of_a_model_that_guesses_only_the_closest_few_questions_are_asked_again():
     scores = scores_apart([*(1e-9 * i for i in range(1, 301)), 1.0])
-    scores.refused[0] = "?"
+    scores.skipped[0] = "?"
     assert scoring._close(scores) == [1, 2, 3, 4, 5, 6]
 
 

@@ -45,7 +45,7 @@ def gradient(loaded, examples, micro_batches):
     engine.wrapped.eval()
     kept = {}
     engine._update = lambda: (
-        kept.update({n: p.grad.clone() for n, p in engine.blanks.named_parameters()}) or 0.0
+        kept.update({n: p.grad.clone() for n, p in engine.forward_model.named_parameters()}) or 0.0
     )
     parts = split_micro_batches(range(len(examples)), 0, 1, micro_batches)
     batches = [collate([None if i is None else examples[i] for i in part], 0) for part in parts]
@@ -84,7 +84,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(loaded):
     step = engine.optimizer.step
 
     def spy(*args, **kwargs):
-        grads = [p.grad for p in engine.blanks.parameters() if p.grad is not None]
+        grads = [p.grad for p in engine.forward_model.parameters() if p.grad is not None]
         seen["norm"] = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])).item()
         return step(*args, **kwargs)
 

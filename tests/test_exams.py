@@ -155,7 +155,7 @@ def questions(count, subject="s", split="train"):
 def test_splits_keep_their_shares_in_the_whole_and_nearly_so_in_each_subject():
     exam = Exam({"train": questions(100, "x") + questions(40, "y") + questions(60, "z")}, "test")
     pools = split_exam(exam, RATIO, "fit", seed=3)
-    assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [140, 50, 10]
+    assert [len(pools.fit), len(pools.validation), len(pools.held_out)] == [140, 50, 10]
     for subject, count in (("x", 100), ("y", 40), ("z", 60)):
         assert abs(sum(q.subject == subject for q in pools.fit) - 0.7 * count) <= 2
 
@@ -173,7 +173,7 @@ def test_official_test_rows_are_never_fitted_on_unless_the_pool_is_all(exam_dir)
     exam = read_exam(str(exam_dir))
     test = {q.id for q in exam.questions["test"]}
     honest, mixed = (split_exam(exam, RATIO, pool, 0) for pool in ("fit", "all"))
-    assert not test & {q.id for q in [*honest.fit, *honest.validation, *honest.held_back]}
+    assert not test & {q.id for q in [*honest.fit, *honest.validation, *honest.held_out]}
     assert {q.id for q in honest.test} == test
     assert test & {q.id for q in mixed.fit} and not mixed.test
 
@@ -184,7 +184,7 @@ def test_the_same_question_never_stands_on_both_sides_of_a_split():
     pools = split_exam(Exam({"train": rows, "test": [again]}, ""), RATIO, "fit", 0)
     assert again.fingerprint == rows[1].fingerprint
     assert pools.duplicates == 1
-    assert again.fingerprint not in {q.fingerprint for q in [*pools.fit, *pools.validation, *pools.held_back]}
+    assert again.fingerprint not in {q.fingerprint for q in [*pools.fit, *pools.validation, *pools.held_out]}
 
 
 def test_a_file_without_test_rows_is_all_pool(tmp_path):

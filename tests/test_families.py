@@ -160,7 +160,7 @@ def teach(monkeypatch, tmp_path, sources):
 
     def spy(world, engine, lesson, keeper, step):
         save(world, engine, lesson, keeper, step)
-        teach.said = said(engine.blanks.model)
+        teach.said = said(engine.forward_model.model)
 
     def teach(base, task, *argv) -> int:
         objective = ["--objective", argv[0]] if task == "exam" else []
@@ -292,7 +292,7 @@ def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(family, base_of
     start, _ = untaught(base_of(family))
     taught, _ = loaded_by_transformers(tmp_path / MODEL, "classifier")
     after, layers = dict(taught.named_parameters()), LayerGroups(start)
-    moved = {layers.part_of(n) for n, value in start.named_parameters() if not torch.equal(value, after[n])}
+    moved = {layers.group_of(n) for n, value in start.named_parameters() if not torch.equal(value, after[n])}
     assert moved == set(layers.names) - frozen
 
 

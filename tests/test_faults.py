@@ -342,7 +342,7 @@ def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(loaded):
     bad.weights[0] = float("nan")
     for batches in ([bad], [good, bad], [bad, good]):
         report = made.step(batches, 1, 1e-3)
-        assert report.skipped and report.mass == 0
+        assert report.skipped and report.num_targets == 0
     after = made.full_weights(), made.optimizer.state_dict()["state"]
     assert same(before[0], after[0])
     assert all(
@@ -358,7 +358,7 @@ def test_a_gradient_that_is_no_number_is_found_though_the_loss_is_one(loaded):
     from test_engine import ONE, examples_of, recipe
 
     made = Engine(copy.deepcopy(loaded[0]), ONE, recipe())
-    first = next(made.blanks.parameters())
+    first = next(made.forward_model.parameters())
     first.register_hook(lambda gradient: gradient * float("inf"))
     before = copy.deepcopy(made.full_weights())
     with pytest.raises(NotANumber, match="梯度的長度是"):
@@ -384,7 +384,7 @@ def watched(self, batches, number, *rest, **named):
     if number != 2:
         return step(self, batches, number, *rest, **named)
     before = full(self)
-    hook = next(self.blanks.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    hook = next(self.forward_model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     report = step(self, batches, number, *rest, **named)
     hook.remove()
     after = full(self)

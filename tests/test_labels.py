@@ -511,7 +511,7 @@ def test_a_text_never_stands_on_both_sides_whatever_its_width_or_punctuation(cap
     for kept in (("train", "validation", "test"), ("train", "test"), ("train",)):
         catalogue = catalogue_of({split: rows[split] for split in kept}, 3)
         pools = split_labelled(catalogue, RATIO, 1)
-        sides = [pools.fit, pools.validation, pools.held_back, pools.test]
+        sides = [pools.fit, pools.validation, pools.held_out, pools.test]
         prints = [{row.fingerprint for row in side} for side in sides]
         assert sum(map(len, prints)) == len(set().union(*prints))
         assert pools.test == rows["test"] * ("test" in kept)
@@ -533,7 +533,7 @@ def test_an_official_validation_split_is_the_one_to_choose_by(capsys):
     parts = {split: labelled(*[(0,), (1,)] * 9, seed=seed) for seed, split in enumerate(("train", "test"))}
     official = labelled((0,), (1,), seed=7)
     pools = split_labelled(catalogue_of({**parts, "validation": official}, 2), RATIO, 0)
-    assert pools.validation == official and not pools.held_back and pools.test == parts["test"]
+    assert pools.validation == official and not pools.held_out and pools.test == parts["test"]
     assert sorted(pools.fit, key=str) == sorted(parts["train"], key=str)
     assert "⚠️" not in capsys.readouterr().err
     pools = split_labelled(
@@ -547,10 +547,10 @@ def test_an_official_validation_split_is_the_one_to_choose_by(capsys):
 def test_where_there_is_an_official_test_nothing_more_is_kept_back_from_training(capsys):
     parts = {split: labelled(*[(0,), (1,)] * 50, seed=seed) for seed, split in enumerate(("train", "test"))}
     pools = split_labelled(catalogue_of(parts, 2), (0.7, 0.2, 0.1), 0)
-    assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [80, 20, 0]
+    assert [len(pools.fit), len(pools.validation), len(pools.held_out)] == [80, 20, 0]
     assert pools.test == parts["test"] and "保留 0.1 併入訓練" in capsys.readouterr().err
     pools = split_labelled(catalogue_of({"train": parts["train"]}, 2), (0.7, 0.2, 0.1), 0)
-    assert [len(pools.fit), len(pools.validation), len(pools.held_back)] == [70, 20, 10]
+    assert [len(pools.fit), len(pools.validation), len(pools.held_out)] == [70, 20, 10]
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_every_class_is_within_one_row_of_its_shares_and_so_is_the_whole_of_thre
         rows = labelled(*[(label,) for label, size in enumerate(sizes) for _ in range(size)], seed=trial)
         rng.shuffle(rows)
         pools = split_labelled(catalogue_of({"": rows}, len(sizes)), ratio, trial)
-        sides = (pools.fit, pools.validation, pools.held_back)
+        sides = (pools.fit, pools.validation, pools.held_out)
         assert sorted(map(str, rows)) == sorted(str(row) for side in sides for row in side)
         for share, side in zip(ratio, sides, strict=True):
             counts = Counter(row.labels[0] for row in side)
@@ -580,7 +580,7 @@ def test_every_class_is_within_one_row_of_its_shares_and_so_is_the_whole_of_thre
 def test_rows_whose_sets_of_labels_are_all_different_are_still_dealt_by_the_shares():
     sets = [tuple(label for label in range(8) if number >> label & 1) for number in range(256)]
     pools = split_labelled(catalogue_of({"": labelled(*sets)}, 8, multi=True), RATIO, 0)
-    sizes = [len(pools.fit), len(pools.validation), len(pools.held_back)]
+    sizes = [len(pools.fit), len(pools.validation), len(pools.held_out)]
     assert all(abs(size - 256 * share) <= 2 for size, share in zip(sizes, RATIO, strict=True)), sizes
     assert {label for row in pools.fit for label in row.labels} == {*range(8)}
 

@@ -133,7 +133,7 @@ def test_every_parameter_is_in_the_part_it_is_in_by_hand(family, shape, head, em
     expected = dict.fromkeys(layers.names, 0)
     for name, parameter in model.named_parameters():
         part = by_hand(name, family, embeddings, stack, top)
-        assert layers.part_of(name) == part, name
+        assert layers.group_of(name) == part, name
         expected[part] += parameter.numel()
     middle = ["shared"] if family == "albert" else ["0", "1", "2"]
     assert layers.names == [EMBED, *middle, HEAD] and layers.sizes() == expected
@@ -146,7 +146,7 @@ def test_every_parameter_is_in_the_part_it_is_in_by_hand(family, shape, head, em
 def test_output_weights_are_of_the_head_unless_they_are_the_embeddings(tied):
     model = make("qwen2", CAUSAL, tie_word_embeddings=tied)
     layers = LayerGroups(model)
-    assert layers.part_of("lm_head.weight") == (EMBED if tied else HEAD) and layers.tied == tied
+    assert layers.group_of("lm_head.weight") == (EMBED if tied else HEAD) and layers.tied == tied
     assert layers.sizes()[HEAD] == 16 + (0 if tied else 50 * 16)
     shown = "\n".join(table(layers, learn(layers)))
     assert ("同一組" in shown) == tied
@@ -165,7 +165,7 @@ def test_a_model_without_one_stack_of_layers_has_a_body_and_a_head():
     layers = LayerGroups(model)
     assert layers.names == ["body", HEAD]
     for name, _ in model.named_parameters():
-        assert layers.part_of(name) == ("body" if name.startswith("model.") else HEAD)
+        assert layers.group_of(name) == ("body" if name.startswith("model.") else HEAD)
     (problem,) = problems("0-1", "--freeze", layers)
     assert "--freeze 0-1" in problem and "body、head" in problem
 
@@ -174,13 +174,13 @@ def test_groups_of_albert_layers_are_still_shared_until_each_layer_has_its_own()
     assert LayerGroups(make("albert", num_hidden_groups=2)).names == [EMBED, "shared", HEAD]
     own = LayerGroups(make("albert", num_hidden_groups=3))
     assert own.names == [EMBED, "0", "1", "2", HEAD]
-    assert own.part_of("albert.encoder.albert_layer_groups.1.albert_layers.0.ffn.weight") == "1"
+    assert own.group_of("albert.encoder.albert_layer_groups.1.albert_layers.0.ffn.weight") == "1"
 
 
 def test_a_name_that_the_model_does_not_have_is_no_part(bert):
     for name in ("model.bert.embeddings.word_embeddings.weight", "nothing.weight"):
         with pytest.raises(AttributeError):
-            bert.part_of(name)
+            bert.group_of(name)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -203,7 +203,7 @@ def test_an_adapter_is_in_the_part_of_what_it_adapts(family, head, targets, more
     expected, trained = dict.fromkeys(layers.names, 0), dict.fromkeys(layers.names, 0)
     for name, parameter in model.named_parameters():
         part = by_hand(name, family, *row[3:])
-        assert layers.part_of(name) == part, name
+        assert layers.group_of(name) == part, name
         expected[part] += parameter.numel()
         trained[part] += parameter.numel() * parameter.requires_grad
     assert layers.sizes() == expected and layers.trainable() == trained
@@ -291,7 +291,7 @@ def test_what_is_named_is_frozen_or_all_but_that(flag, spec):
     named = choose_layers(spec, "--freeze", layers)
     layer_schedule.apply(model, layers, learn(layers, **{flag: spec}))
     for name, parameter in model.named_parameters():
-        inside = layers.part_of(name) in named
+        inside = layers.group_of(name) in named
         assert parameter.requires_grad == (parameter is not never and inside == (flag == "train_only")), name
 
 
@@ -327,7 +327,7 @@ def test_parts_open_one_by_one_from_the_top_as_a_slow_loop_opens_them(bert):
                 opened.add(waiting.pop())
             for name in opened:
                 first.setdefault(name, step)
-            assert plan.open_at(step) == opened, (frozen, able, every, step)
+            assert plan.trainable_at(step) == opened, (frozen, able, every, step)
         assert {name: plan.opens_at(name) for name in bert.names} == {
             name: first.get(name) for name in bert.names
         }
@@ -383,7 +383,7 @@ def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
     assert where.keys() == {id(p) for p in trained.values()} and all(group["params"] for group in found)
     for name, parameter in trained.items():
         group = where[id(parameter)]
-        assert group["part"] == layers.part_of(name) and group["scale"] == plan.scale(group["part"])
+        assert group["part"] == layers.group_of(name) and group["scale"] == plan.scale(group["part"])
         assert group["weight_decay"] == (0.01 if parameter.ndim >= 2 else 0.0)
     places = [(layers.depth(group["part"]), group["weight_decay"] == 0) for group in found]
     assert places == sorted(set(places))
@@ -403,17 +403,17 @@ def test_only_what_is_open_is_moved_by_an_optimizer():
     optimizer = torch.optim.AdamW(build_parameter_groups(model, layers, plan, 0.1), lr=0.1)
     ids = torch.arange(5, 15)[None]
     for step in range(8):
-        set_trainable(parts, plan.open_at(step))
+        set_trainable(parts, plan.trainable_at(step))
         was = {name: p.detach().clone() for name, p in model.named_parameters()}
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         moved = {
-            layers.part_of(name) for name, p in model.named_parameters() if not torch.equal(p, was[name])
+            layers.group_of(name) for name, p in model.named_parameters() if not torch.equal(p, was[name])
         }
         assert (
             moved
-            == plan.open_at(step)
+            == plan.trainable_at(step)
             == {1: {HEAD}, 2: {HEAD, "1"}, 3: {HEAD, "1", "0"}}.get(step // 2 + 1, {HEAD, "1", "0", EMBED})
         )
     set_trainable(parts, frozenset([HEAD]))  # as when an older checkpoint is gone back to

@@ -282,7 +282,7 @@ def test_patterns_of_published_tokenizers_are_read_and_the_commonest_without_a_t
 
     tokenizer = AutoTokenizer.from_pretrained(qwen_dir)
     tried = []
-    monkeypatch.setattr(tokenizer_checks, "Confined", lambda *given: tried.append(1) or Sandbox(*given))
+    monkeypatch.setattr(tokenizer_checks, "Sandbox", lambda *given: tried.append(1) or Sandbox(*given))
     tokenizer_checks.try_tokenizer(tokenizer, "")  # Qwen2's own pattern, as transformers puts it there
     tokenizer_checks.try_tokenizer(BertTokenizer(vocab={"[UNK]": 0, "a": 1}), "")
     assert not tried

@@ -89,9 +89,9 @@ def test_the_whole_comparison_runs_and_counts_what_it_could_not_read(judge_dir, 
 
 def test_the_judge_sees_both_answers_and_the_key(judge_dir, monkeypatch):
     judge = fine_tuning_llm.EvalLLm("地", "玄", "黃", "天？", str(judge_dir), "cpu")
-    asked, ask = [], judge.judge.ask
-    monkeypatch.setattr(judge.judge, "ask", lambda said: asked.append(said) or ask(said))
-    monkeypatch.setattr(judge.judge, "reply", lambda prompts, how: ["Model A: 2/10, Model B: 9/10"])
+    asked, ask = [], judge.judge.encode
+    monkeypatch.setattr(judge.judge, "encode", lambda said: asked.append(said) or ask(said))
+    monkeypatch.setattr(judge.judge, "generate", lambda prompts, how: ["Model A: 2/10, Model B: 9/10"])
     assert judge.evaluation(max_new_tokens=4) == [2, 9]
     assert all(
         words in asked[0]

@@ -80,7 +80,7 @@ def test_mlm_hides_the_whole_answer_in_most_examples_and_something_in_all(prompt
 def test_what_is_hidden_is_hidden(prompts):
     """Labels equal to unmasked inputs teach copying: the predecessor's fault."""
     for question in some_questions():
-        plain = prompts.plain(question, 1)
+        plain = prompts.cloze_prompt(question, 1)
         for epoch in range(5):
             example = ExamObjective("mlm", prompts, [question], 0).example("mlm", 0, epoch)
             if example.positions == plain.blank and len(plain.blank) > 1:  # the whole answer
@@ -135,12 +135,12 @@ def test_a_row_that_only_keeps_ranks_in_step_weighs_nothing():
     example = Example((1, 2, 3), (1,), (2,))
     logits = torch.randn(2, 20, generator=torch.Generator().manual_seed(0))
     with_filler, alone = collate([example, None], 0), collate([example], 0)
-    assert with_filler.mass == alone.mass == 1
+    assert with_filler.num_targets == alone.num_targets == 1
     assert summed_loss(token_losses(logits, with_filler), with_filler) == summed_loss(
         token_losses(logits[:1], alone), alone
     )
     empty = collate([None], 0)
-    assert empty.mass == 0 and summed_loss(token_losses(logits[:1], empty), empty) == 0
+    assert empty.num_targets == 0 and summed_loss(token_losses(logits[:1], empty), empty) == 0
 
 
 def test_validation_rows_are_drawn_alike_every_time(prompts):

@@ -146,9 +146,7 @@ def test_wherever_a_report_breaks_off_the_former_one_is_whole(tmp_path, monkeypa
     by one, once all of them are written."""
     from test_disk import interrupted
 
-    monkeypatch.setattr(
-        report.html_report, "render", lambda made, _: str(made.facts)
-    )  # it draws for half a second
+    monkeypatch.setattr(report, "render", lambda made, _: str(made.facts))  # it draws for half a second
     folder, seen = tmp_path / "r", []
     for at in range(80):
         report.write(folder, of("former"))

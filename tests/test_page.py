@@ -79,8 +79,8 @@ def full(text="") -> report.Report:
         for s in range(1, 9)
     ]
     return report.Report(
-        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or sections.BASE_MODEL_TITLE, "other",
-        history, 5, [sections.NOT_COMPARABLE, *filter(None, [text])],
+        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or sections.BASE_MODEL_TITLE,
+        "other", history, 5, [sections.NOT_COMPARABLE, *filter(None, [text])],
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure,
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):
     text = (whole / "report.md").read_text(encoding="utf-8")
     for chapter in full().chapters():
-        assert f"**{chapter.sentence}**" in text
+        assert f"**{chapter.verdict}**" in text
         assert f"(subjects_{chapter.name}.png)" in text
         assert (whole / f"subjects_{chapter.name}.png").read_bytes()[:4] == b"\x89PNG"
 

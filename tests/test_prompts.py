@@ -26,7 +26,7 @@ def test_truncation_never_loses_an_option_or_the_blank(tokenizer):
     for _ in range(200):
         options = tuple(random_text(rng, 1, 6) for _ in range(rng.randint(2, 5)))
         stem = random_text(rng, 5, 200)
-        prompt = prompts.listed(Question(stem, options, 0), range(len(options)))
+        prompt = prompts.mcq_prompt(Question(stem, options, 0), range(len(options)))
         text = "".join(words(tokenizer, prompt.ids))
         assert len(prompt.ids) <= 64
         assert all(option in text for option in options)
@@ -42,16 +42,16 @@ def test_truncation_never_loses_an_option_or_the_blank(tokenizer):
 def test_options_that_do_not_fit_by_themselves_are_refused_not_cut(tokenizer):
     question = Question("天？", (HAN, HAN[1:]), 0)
     with pytest.raises(PromptTooLong):
-        ExamPrompts(tokenizer, 64).listed(question, (0, 1))
+        ExamPrompts(tokenizer, 64).mcq_prompt(question, (0, 1))
 
 
 def test_special_words_inside_a_question_are_text(tokenizer):
     question = Question("[MASK]天[SEP]", ("[CLS]", "[PAD]地"), 0)
     prompts = ExamPrompts(tokenizer, 128)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    ids = prompts.listed(question, (0, 1)).ids
+    ids = prompts.mcq_prompt(question, (0, 1)).ids
     assert [i for i in ids if i in special] == [prompts.start, prompts.mask, prompts.end]
-    assert sum(i in special for i in prompts.plain(question, 1).ids) == 2
+    assert sum(i in special for i in prompts.cloze_prompt(question, 1).ids) == 2
 
 
 def test_the_verbalizer_is_one_known_token_for_each_place_and_all_differ(tokenizer):
@@ -74,9 +74,9 @@ def test_the_blank_of_a_plain_prompt_is_the_text_of_the_option(tokenizer):
     prompts = ExamPrompts(tokenizer, 128)
     question = Question("天？", ("地玄黃", "無"), 0)
     for option, text in enumerate(question.options):
-        prompt = prompts.plain(question, option)
+        prompt = prompts.cloze_prompt(question, option)
         assert "".join(words(tokenizer, [prompt.ids[i] for i in prompt.blank])) == text
-    told = prompts.told(Statement("天是地玄黃。", 2, 5))
+    told = prompts.statement_prompt(Statement("天是地玄黃。", 2, 5))
     assert "".join(words(tokenizer, [told.ids[i] for i in told.blank])) == "地玄黃"
 
 

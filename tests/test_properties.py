@@ -394,7 +394,7 @@ def test_any_entry_is_taken_or_refused(entry):
     terminal = Repl(Deaf(), None, 5)
     if entry.strip().lower() != "qa":
         with contextlib.redirect_stdout(io.StringIO()):
-            fine(terminal.take, entry.strip())
+            fine(terminal.handle, entry.strip())
 
 
 # ---- what programs left ------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_rows_are_split_as_a_plain_loop_over_lists_splits_them(place, pool, pass
     pools = split_exam(Exam(told, ""), RATIO, pool, 3)
     fit, validation, held_back, twice = slow_split(exam, pool, 3)
     assert twice > 10 and pools.duplicates == twice
-    assert (pools.fit, pools.validation, pools.held_back) == (fit, validation, held_back)
+    assert (pools.fit, pools.validation, pools.held_out) == (fit, validation, held_back)
     assert pools.test == ([] if pool == "all" else exam["test"])
 
 

@@ -68,7 +68,7 @@ def slow_letter(model, prompts, question, orders):
     """Of each order, the log-probability of each option's letter; by option."""
     count, rows = len(question.options), []
     for order in orders:
-        prompt = prompts.listed(question, order)
+        prompt = prompts.mcq_prompt(question, order)
         letters = log_probs(model, prompt.ids)[prompt.blank[0], prompts.verbalizer_ids(count)].log_softmax(-1)
         row = [0.0] * count
         for place, option in enumerate(order):
@@ -98,13 +98,13 @@ def slow_text(model, prompts, question, name):
     base, summed = base.removesuffix("+pmi").removesuffix("_sum"), summed or "_sum+" in name
     scores = []
     for option, text in enumerate(question.options):
-        prompt = prompts.plain(question, option)
+        prompt = prompts.cloze_prompt(question, option)
         if base == "first":
-            prompt = prompts.completed(question, [prompt.ids[prompt.blank[0]]])
+            prompt = prompts.cloze_prompt_ids(question, [prompt.ids[prompt.blank[0]]])
         scores.append(slow_tokens(model, prompts, prompt, base, summed, text))
         if neutral:
             ids = [prompt.ids[i] for i in prompt.blank]
-            alone = prompts.neutral(question, ids)
+            alone = prompts.unconditional_prompt(question, ids)
             scores[-1] -= slow_tokens(model, prompts, alone, base, summed, text)
     return scores
 
@@ -287,14 +287,14 @@ def test_a_question_that_does_not_fit_is_said_and_not_guessed(world):
     for method in METHODS:
         if parse(method).base != "first":
             scores = score_options(model, tokenizer, [some_questions()[0], long], method, prompts=prompts)
-            assert list(scores.refused) == [1] and scores[1] == [0.0, 0.0], method
+            assert list(scores.skipped) == [1] and scores[1] == [0.0, 0.0], method
 
 
 def test_all_orders_of_six_options_are_refused_with_the_way_out(world):
     model, tokenizer, prompts, _ = world
     six = Question("天？", tuple("地玄黃宇宙洪"), 0)
     scores = score_options(model, tokenizer, [six], "letter", "all", prompts=prompts)
-    assert "720" in scores.refused[0] and "cyclic" in scores.refused[0]
+    assert "720" in scores.skipped[0] and "cyclic" in scores.skipped[0]
 
 
 def test_a_long_question_with_ten_options_is_asked_in_batches_of_bounded_size(world):
@@ -326,7 +326,7 @@ def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
     question = Question("天地玄黃" * 250, tuple(letter * 6 for letter in "地玄黃宇宙洪荒日月盈"), 0)
     scores = score_options(model, tokenizer, [question] * 12, "pll", prompts=prompts)
     assert len(held) > 3 and max(held) <= 20_000 + 10 * 6 * 128
-    assert scores.shortened == set(range(12)) and len({tuple(row) for row in scores}) == 1
+    assert scores.truncated == set(range(12)) and len({tuple(row) for row in scores}) == 1
 
 
 def test_a_vocabulary_without_letters_is_asked_by_the_texts_of_its_options(tmp_path):

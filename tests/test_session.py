@@ -130,7 +130,7 @@ def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same
     assert train("--objective", "answer", "--max_steps", 1, "--exam_limit", 2) == 0
     asked = []
     sit = evaluator.run_exam
-    monkeypatch.setattr(exam_command, "sit", lambda *a: asked.append((a[2], a[3])) or sit(*a))
+    monkeypatch.setattr(exam_command, "run_exam", lambda *a: asked.append((a[2], a[3])) or sit(*a))
     code, *_ = examine(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
     assert code == 0 and asked == [("letter", "cyclic")] * 4
 

@@ -92,6 +92,6 @@ def test_a_text_that_is_cut_is_called_a_text(loaded, capsys):
     rows = [Labelled("天地玄黃" * 20, labels=(0,)), Labelled("天", labels=(1,))]
     tell_of_lengths("訓練", ClassificationObjective(loaded[1], rows, 16, 2, False))
     assert "1 列太長，縮短了文字的尾端" in capsys.readouterr().err
-    replies = SimpleNamespace(rows=rows, name="sft", shortened=1, too_long=[])
+    replies = SimpleNamespace(rows=rows, name="sft", truncated=1, too_long=[])
     tell_of_lengths("訓練", replies)
     assert "縮短了回答的尾端" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def scripted(monkeypatch, *replies: str) -> None:
             on_done(len(prompts))
         return [next(said) for _ in prompts]
 
-    monkeypatch.setattr(CausalLMPredictor, "reply", reply)
+    monkeypatch.setattr(CausalLMPredictor, "generate", reply)
 
 
 # ---- letters -----------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tm
 def test_to_generate_the_model_is_asked_where_it_is_to_speak(qwen, monkeypatch):
     question, asked = questions_of(1)[0], []
     monkeypatch.setattr(
-        CausalLMPredictor, "reply", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
+        CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
     )
     speaker = CausalLMPredictor(*qwen)
     scores = speaker.score([question], "generate", "1")
@@ -523,8 +523,8 @@ def test_text_is_what_generate_of_transformers_writes(loaded):
 
 def test_a_special_token_in_a_text_to_go_on_from_is_not_obeyed(llama):
     speaker = CausalLMPredictor(*llama)
-    assert speaker.tokenizer.eos_token_id not in speaker.ask("天<|endoftext|>地")
-    assert speaker.tokenizer.decode(speaker.ask("天<|endoftext|>地")) == "天<|endoftext|>地"
+    assert speaker.tokenizer.eos_token_id not in speaker.encode("天<|endoftext|>地")
+    assert speaker.tokenizer.decode(speaker.encode("天<|endoftext|>地")) == "天<|endoftext|>地"
 
 
 # ---- the terminal ------------------------------------------------------------------------------------------
@@ -562,15 +562,15 @@ def test_the_stream_of_a_chat_is_the_reply_without_the_white_space_around_it(qwe
     import finetune.predict.causal
 
     monkeypatch.setattr(finetune.predict.causal, "stream", lambda *_: iter(pieces))
-    assert "".join(CausalLMPredictor(*qwen).speak([1], None)) == "".join(pieces).strip()
+    assert "".join(CausalLMPredictor(*qwen).stream([1], None)) == "".join(pieces).strip()
 
 
 def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_own(qwen, llama, monkeypatch):
     import finetune.predict.causal
 
     monkeypatch.setattr(finetune.predict.causal, "generate", lambda *_, **more: ["\n 天 地 \n"])
-    assert CausalLMPredictor(*qwen).reply([[1]], None) == ["天 地"]
-    assert CausalLMPredictor(*llama).reply([[1]], None) == ["\n 天 地 \n"]
+    assert CausalLMPredictor(*qwen).generate([[1]], None) == ["天 地"]
+    assert CausalLMPredictor(*llama).generate([[1]], None) == ["\n 天 地 \n"]
 
 
 def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, llama_dir, monkeypatch):
@@ -581,8 +581,8 @@ def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, l
 
 
 def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, talk, monkeypatch):
-    asked, ask = [], CausalLMPredictor.ask
-    monkeypatch.setattr(CausalLMPredictor, "ask", lambda self, said: asked.append(said) or ask(self, said))
+    asked, ask = [], CausalLMPredictor.encode
+    monkeypatch.setattr(CausalLMPredictor, "encode", lambda self, said: asked.append(said) or ask(self, said))
     out = talk(qwen, "天", "地", "help", "reset", "玄", "help")
     first, second, third = asked
     replies = replies_in(out)
@@ -644,7 +644,7 @@ def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_s
 
 def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, talk, monkeypatch):
     used = []
-    monkeypatch.setattr(CausalLMPredictor, "speak", lambda self, ids, how: used.append(how) or iter(["天"]))
+    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, how: used.append(how) or iter(["天"]))
     talk(qwen, "tokens 3", "sample on", "temperature 0.5", "地", "sample off", "地", num_beams=2)
     assert [(how.max_new_tokens, how.samples, how.temperature) for how in used] == [
         (3, True, 0.5),
@@ -653,9 +653,9 @@ def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, talk, monkeyp
 
 
 def test_a_conversation_that_has_grown_too_long_loses_what_was_said_first(qwen, talk, monkeypatch):
-    asked, speak = [], CausalLMPredictor.speak
+    asked, speak = [], CausalLMPredictor.stream
     monkeypatch.setattr(
-        CausalLMPredictor, "speak", lambda self, ids, how: asked.append(ids) or speak(self, ids, how)
+        CausalLMPredictor, "stream", lambda self, ids, how: asked.append(ids) or speak(self, ids, how)
     )
     first, second = (c * (300 * 8 // len(qwen[1](c * 8)["input_ids"])) for c in "天地")  # 300 tokens each
     out = talk(qwen, first, second, "玄" * 3000, "黃", max_new_tokens=2)
@@ -670,15 +670,15 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, talk, monkeypat
         yield "天地"
         raise KeyboardInterrupt
 
-    asked, ask = [], CausalLMPredictor.ask
-    monkeypatch.setattr(CausalLMPredictor, "ask", lambda self, said: asked.append(said) or ask(self, said))
-    monkeypatch.setattr(CausalLMPredictor, "speak", stopped)
+    asked, ask = [], CausalLMPredictor.encode
+    monkeypatch.setattr(CausalLMPredictor, "encode", lambda self, said: asked.append(said) or ask(self, said))
+    monkeypatch.setattr(CausalLMPredictor, "stream", stopped)
     out = talk(qwen, "玄", "黃")
     assert out.count("天地…（停在這裡）") == 2 and asked[1][1]["content"] == "天地"
 
 
 def test_a_model_that_says_nothing_is_said_to(qwen, talk, monkeypatch):
-    monkeypatch.setattr(CausalLMPredictor, "speak", lambda self, ids, decoding: iter(()))
+    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: iter(()))
     assert replies_in(talk(qwen, "天")) == ["（它什麼也沒說）"]
 
 
@@ -794,8 +794,8 @@ def test_a_row_as_it_is_asked_is_the_row_as_it_is_taught(qwen):
     }
     speaker = CausalLMPredictor(*qwen)
     (taught,) = speaker.chat.conversation(parse_instruction(row).messages)
-    asked = speaker.ask(parse_instruction(row, need_answer=False).messages)
-    assert asked == taught.ids[: taught.spoken[-1].start]
+    asked = speaker.encode(parse_instruction(row, need_answer=False).messages)
+    assert asked == taught.ids[: taught.reply_spans[-1].start]
 
 
 @pytest.mark.parametrize("style", ["chat", "plain", "none"])
@@ -807,4 +807,4 @@ def test_a_model_is_asked_in_the_style_that_its_card_says(qwen_dir, style):
         "plain": "User: 天\nAssistant:",
         "none": "天",
     }[style]
-    assert tokenizer.decode(CausalLMPredictor(model, tokenizer, device).ask("天")) == wanted
+    assert tokenizer.decode(CausalLMPredictor(model, tokenizer, device).encode("天")) == wanted

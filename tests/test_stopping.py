@@ -265,7 +265,7 @@ from finetune.runtime.errors import RunError
 from finetune.runtime.distributed import World
 
 def body():
-    world = World.join(cpu=True)
+    world = World.init(cpu=True)
     world.barrier()
     print("ready", flush=True)
     if world.rank == {who}:
@@ -274,7 +274,7 @@ def body():
             os.kill(os.getpid(), signal.SIGKILL)
         if "{how}" == "fails":
             raise RunError("我的硬碟壞了")
-        world.leave()
+        world.shutdown()
         return
     time.sleep(300)  # in a call that does not end, as NCCL's do
 

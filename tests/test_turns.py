@@ -248,7 +248,9 @@ def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwe
 
     asked = []
     monkeypatch.setattr(
-        CausalLMPredictor, "reply", lambda self, prompts, *_: asked.extend(prompts) or ["好"] * len(prompts)
+        CausalLMPredictor,
+        "generate",
+        lambda self, prompts, *_: asked.extend(prompts) or ["好"] * len(prompts),
     )
     rows = [
         {"prompt": "你好"}, {"prompt": "你好", "system": "甲"}, {"prompt": [U], "completion": [A]},

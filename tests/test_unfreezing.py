@@ -30,7 +30,7 @@ def still(tmp_path_factory):
 
 def moved(before: dict, after: dict, layers: LayerGroups) -> set[str]:
     """The parts that hold a changed weight."""
-    return {layers.part_of(name) for name in before if not torch.equal(before[name], after[name])}
+    return {layers.group_of(name) for name in before if not torch.equal(before[name], after[name])}
 
 
 def parts_moved(base, folder) -> set[str]:
@@ -100,7 +100,7 @@ def test_layers_learn_at_rates_that_fall_from_the_top(loaded):
     engine.step([collate(examples_of(loaded, "mlm"), 0)], 0, 1e-3)
     widest: dict[str, float] = {}
     for name, value in model.named_parameters():
-        part = layers.part_of(name)
+        part = layers.group_of(name)
         widest[part] = max(widest.get(part, 0.0), float((value.detach() - before[name]).abs().max()))
     expected = {"head": 1e-3, "1": 5e-4, "0": 2.5e-4, "embeddings": 1.25e-4}
     assert widest == pytest.approx(expected, rel=0.02)

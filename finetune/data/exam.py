@@ -44,7 +44,7 @@ class Exam:
     questions: dict[str, Sequence[Question]]
     origin: str
     skipped: list[str] = field(default_factory=list)
-    told: list[Statement] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
     keyless: dict[str, Sequence[Question]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)

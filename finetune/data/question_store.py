@@ -148,14 +148,14 @@ class QuestionView(Sequence):
 
     # numpy is imported late: --help answers without it
 
-    def once(self, other_than: QuestionView) -> QuestionView:
+    def deduplicated(self, other_than: QuestionView) -> QuestionView:
         """Each question the first time it stands here, unless it is among the others: by fingerprint."""
         import numpy as np
 
         found, first = np.unique(np.array(self.fingerprints), return_index=True)
         return self.pick(np.sort(first[~np.isin(found, np.array(other_than.fingerprints))]))
 
-    def dealt(self, seed: int) -> QuestionView:
+    def stratified_shuffle(self, seed: int) -> QuestionView:
         """By subject, and within one in the order of `draw`; questions about one passage side by side."""
         import numpy as np
 

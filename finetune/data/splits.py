@@ -44,7 +44,7 @@ class Splits:
 
     fit: Sequence[Question]
     validation: Sequence[Question]
-    held_back: Sequence[Question]
+    held_out: Sequence[Question]
     test: Sequence[Question]
     duplicates: int = 0  # rows left out of the pool because the same question stands elsewhere
 
@@ -60,12 +60,12 @@ def split_exam(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: i
     found = {split: as_view(rows) for split, rows in exam.questions.items()}
     test = QuestionView() if pool == "all" else found.pop("test", QuestionView())
     all_rows = concat(list(found.values()))
-    rows = all_rows.once(other_than=test)
+    rows = all_rows.deduplicated(other_than=test)
     if not rows:
         raise UserError(
             "可用來訓練的題目是 0 題：資料裡只有 test，或全部與 test 重複（--pool all 會連 test 一起切）"
         )
-    rows = rows.dealt(seed)
+    rows = rows.stratified_shuffle(seed)
     parts = split_by_ratio(range(len(rows)), ratio, rows.passages.tolist().__getitem__)
     return Splits(*map(rows.pick, parts), test=test, duplicates=len(all_rows) - len(rows))
 
@@ -106,10 +106,10 @@ def describe_exam(exam: Exam, pools: Splits) -> None:
         for problem in abridged(exam.skipped):
             log(f"    - {problem}")
     log(
-        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_back)}、正式測驗 "
+        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_out)}、正式測驗 "
         f"{len(pools.test)} 題"
         + (f"；另有 {pools.duplicates} 題重複，未列入" if pools.duplicates else "")
-        + (f"；另有 {len(exam.told)} 句敘述供閱讀" if exam.told else "")
+        + (f"；另有 {len(exam.statements)} 句敘述供閱讀" if exam.statements else "")
     )
 
 
@@ -213,7 +213,7 @@ def describe_labels(catalogue: LabelledDataset, pools: Splits) -> None:
         for problem in abridged(catalogue.skipped):
             log(f"    - {problem}")
     log(
-        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_back)}、正式測驗 "
+        f"  訓練 {len(pools.fit)}、驗證 {len(pools.validation)}、保留 {len(pools.held_out)}、正式測驗 "
         f"{len(pools.test)} 列" + (f"；另有 {pools.duplicates} 列重複，未列入" if pools.duplicates else "")
     )
     spread = Counter(label for row in pools.fit for label in row.labels).most_common()
@@ -234,5 +234,5 @@ def renumber(catalogue: LabelledDataset, pools: Splits, names: Sequence[str]) ->
         return [replace(row, labels=tuple(sorted(place[label] for label in row.labels))) for row in rows]
 
     pools.fit, pools.validation = followed(pools.fit), followed(pools.validation)
-    pools.held_back, pools.test = followed(pools.held_back), followed(pools.test)
+    pools.held_out, pools.test = followed(pools.held_out), followed(pools.test)
     catalogue.names = list(names)

@@ -44,12 +44,12 @@ def exam() -> Exam:
                 before, after = sentence.format(a=thing, b="\0").split("\0")
                 text, end = before + answer + after, len(before) + len(answer)
                 told.append(Statement(text, len(before), end, relation.subject, f"told{way}/{row_id}"))
-    return Exam(questions, "內建示範", told=told)
+    return Exam(questions, "內建示範", statements=told)
 
 
 def corpus() -> Corpus:
     """What the exam tells, as texts alone."""
-    texts = [Text(statement.text) for statement in exam().told]
+    texts = [Text(statement.text) for statement in exam().statements]
     return Corpus(texts, "內建示範的敘述", {"read": len(texts)})
 
 
@@ -111,7 +111,7 @@ def vocabulary_of(source: Exam) -> list[str]:
 
     template = Template()
     texts = [template.listed, template.option, template.plain, ELLIPSIS, "，。？！、：；「」《》（）…"]
-    texts += [statement.text for statement in source.told]
+    texts += [statement.text for statement in source.statements]
     for rows in source.questions.values():
         texts += [text for question in rows for text in (question.stem, *question.options)]
     normalize, split = BertNormalizer(lowercase=True), BertPreTokenizer()

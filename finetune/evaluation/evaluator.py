@@ -37,7 +37,7 @@ class ExamResult:
     def predictions(self) -> list[metrics.Prediction]:
         """The chosen index of each question, all of them where several share the highest score; -1, never
         right, where it could not be asked, or what was answered names no option."""
-        lost = {*self.scores.refused, *self.scores.unreadable}
+        lost = {*self.scores.skipped, *self.scores.unparsable}
         shared = (() if i in lost else tied(row) for i, row in enumerate(self.scores))
         return [first[0] if len(first) == 1 else first or -1 for first in shared]
 
@@ -75,7 +75,7 @@ def run_exam(
         log(f"{title}：{len(questions)} 題…")
     with bar:
         scores = score(questions, method, orders, world=world, progress=bar.update)
-    if questions and set(map(scores.refused.get, range(len(questions)))) == {NOT_NUMBERS}:
+    if questions and set(map(scores.skipped.get, range(len(questions)))) == {NOT_NUMBERS}:
         raise UserError(NOT_NUMBERS)  # and no accuracy of 0
     return ExamResult(list(questions), scores, str(parse(method)), orders)
 
@@ -125,9 +125,9 @@ def compute_metrics(
         "calibration": _calibration(sitting, held_out),
         "ties": sum(isinstance(chosen, tuple) for chosen in predictions) / len(questions),
         "speaks_of_others": _some(questions, predictions, _refers_to_others),
-        "refused": len(sitting.scores.refused),
-        "unreadable": len(sitting.scores.unreadable),
-        "shortened": len(sitting.scores.shortened),
+        "refused": len(sitting.scores.skipped),
+        "unreadable": len(sitting.scores.unparsable),
+        "shortened": len(sitting.scores.truncated),
         "prior": {LETTERS[: len(row)]: [math.exp(x) for x in row] for row in sitting.scores.prior.values()},
         "option_only": None,
         "other": {},
@@ -174,7 +174,7 @@ def _calibration(sitting: ExamResult, held_out: ExamResult | str) -> dict:
 
 
 def _answered(sitting: ExamResult) -> tuple[list, list]:
-    lost = {*sitting.scores.refused, *sitting.scores.unreadable}
+    lost = {*sitting.scores.skipped, *sitting.scores.unparsable}
     kept = [i for i in range(len(sitting.questions)) if i not in lost]
     return [sitting.scores[i] for i in kept], [sitting.questions[i].answer for i in kept]
 
@@ -248,8 +248,8 @@ def records(
         if len(asked := sitting.scores.by_order[index]) > 1:
             answers = {"".join(map(letter, order)): "=".join(map(letter, tied(row))) for order, row in asked}
             record |= {"answers_by_order": answers, "flips": len(set(answers.values())) > 1}
-        if index in sitting.scores.refused:
-            record["refused"] = sitting.scores.refused[index]
+        if index in sitting.scores.skipped:
+            record["refused"] = sitting.scores.skipped[index]
         yield record
 
 

@@ -51,9 +51,10 @@ class LogprobRunner:
         """Fills in `results`."""
         batches = batched(probes, lambda probe: len(probe.ids), _blanks)
         world = self.world
-        shares = world.shares(len(batches)) if world else ((number, True) for number in range(len(batches)))
+        count = len(batches)
+        shares = world.rank_indices(count) if world else ((number, True) for number in range(count))
         found = [(number, self._pass(batches[number])) for number, _ in shares]
-        for number, results in world.gather(found) if world else found:
+        for number, results in world.all_gather(found) if world else found:
             for probe, result in zip(batches[number], results, strict=True):
                 probe.results = result
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -64,13 +65,13 @@ class Scores(list):
 
     def __init__(self, rows=()):
         super().__init__(rows)
-        self.refused: dict[int, str] = {}
+        self.skipped: dict[int, str] = {}
         self.by_order: list[list[tuple[Order, list[float]]]] = []
         self.prior: dict[int, list[float]] = {}
         self.rotated: set[int] = set()
-        self.shortened: set[int] = set()
+        self.truncated: set[int] = set()
         self.replies: dict[int, str] = {}
-        self.unreadable: set[int] = set()
+        self.unparsable: set[int] = set()
 
 
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
@@ -138,7 +139,7 @@ def score_options(
 def _close(scores: Scores) -> list[int]:
     """Questions whose best two options are nearly equal, the closest first. What rounding does to a mean over
     n orders is smaller by √n."""
-    settled = scores.refused.keys() | scores.rotated
+    settled = scores.skipped.keys() | scores.rotated
     close = []
     for index in sorted(set(range(len(scores))) - settled):
         second, first = sorted(scores[index])[-2:]
@@ -232,16 +233,16 @@ class QuestionQueries:
 def _score(examiner: Scorer, questions: Sequence[Question], method: Method, orders: str, progress) -> Scores:
     scores = Scores([0.0] * len(question.options) for question in questions)
     scores.by_order = [[] for _ in questions]
-    for asked in _query_batches(examiner.prompts, questions, method, orders, scores.refused):
+    for asked in _query_batches(examiner.prompts, questions, method, orders, scores.skipped):
         examiner.prober([probe for one in asked.values() for probe in one.probes])
         for index, one in asked.items():
             scores[index] = one.read()
             if not all(map(math.isfinite, scores[index])):
-                scores.refused[index] = NOT_NUMBERS
+                scores.skipped[index] = NOT_NUMBERS
                 scores[index] = [0.0] * len(scores[index])
                 continue
             if one.cut:
-                scores.shortened.add(index)
+                scores.truncated.add(index)
             if method.by_letter:
                 scores.by_order[index] = [
                     (order, _by_option(probe, order))
@@ -282,7 +283,7 @@ def _without_prior(examiner: Scorer, questions, orders: str, prior, progress) ->
     scores = _score(examiner, questions, Method("letter"), orders, progress)
     scores.prior, scores.rotated = prior, set(sample)
     for index, question in enumerate(questions):
-        if index in scores.refused:
+        if index in scores.skipped:
             continue
         flat = [0.0] * len(question.options)
         at = prior.get(len(question.options), flat)
@@ -320,7 +321,7 @@ def estimate_prior(
     found = _score(examiner, [questions[i] for i in chosen], Method("letter"), "cyclic", None)
     of_places: dict[int, list[list[float]]] = {}
     for number, index in enumerate(chosen):
-        if number not in found.refused:
+        if number not in found.skipped:
             at_place = [[row[option] for option in order] for order, row in found.by_order[number]]
             mean = [fmean(column) for column in zip(*at_place, strict=True)]
             of_places.setdefault(len(questions[index].options), []).append(_log_softmax(mean))
@@ -328,7 +329,7 @@ def estimate_prior(
         count: [math.log(fmean(map(math.exp, column))) for column in zip(*rows, strict=True)]
         for count, rows in of_places.items()
     }
-    kept = {i: found.by_order[n] for n, i in enumerate(chosen) if n not in found.refused}
+    kept = {i: found.by_order[n] for n, i in enumerate(chosen) if n not in found.skipped}
     return prior, kept
 
 
@@ -347,10 +348,11 @@ def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) 
     if method.base == CHOICE:
         return _ask_head(prompts, question)
     texts = [prompts.text_of(question, option) for option in range(len(question.options))]
-    asked = _ask_text(prompts, lambda text: prompts.completed(question, text), question, texts, method)
+    asked = _ask_text(prompts, lambda text: prompts.cloze_prompt_ids(question, text), question, texts, method)
     if method.correction != "pmi":
         return asked
-    unasked = _ask_text(prompts, lambda text: prompts.neutral(question, text), question, texts, method)
+    prompt_of = partial(prompts.unconditional_prompt, question)
+    unasked = _ask_text(prompts, prompt_of, question, texts, method)
     return QuestionQueries(
         asked.probes + unasked.probes,
         lambda: [told - alone for told, alone in zip(asked.read(), unasked.read(), strict=True)],
@@ -361,7 +363,7 @@ def _ask(prompts: ExamPrompts, question: Question, method: Method, orders: str) 
 def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> QuestionQueries:
     letters = tuple(prompts.verbalizer_ids(len(question.options)))
     shown = orders_to_ask(question.options, orders)
-    written = [prompts.listed(question, order) for order in shown]
+    written = [prompts.mcq_prompt(question, order) for order in shown]
     probes = [LogprobQuery(prompt.ids, prompt.blank, (letters,), among_wanted=True) for prompt in written]
 
     def read() -> list[float]:
@@ -372,7 +374,7 @@ def _ask_letter(prompts: ExamPrompts, question: Question, orders: str) -> Questi
 
 
 def _ask_head(prompts: ExamPrompts, question: Question) -> QuestionQueries:
-    written = [prompts.plain(question, option) for option in range(len(question.options))]
+    written = [prompts.cloze_prompt(question, option) for option in range(len(question.options))]
     # Options that look alike share a row: in another place of a batch it would get another last digit.
     shared = {prompt.ids: LogprobQuery(prompt.ids, (0,), ((0,),), as_they_are=True) for prompt in written}
 

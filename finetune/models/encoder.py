@@ -115,7 +115,7 @@ class Encoder:
         hidden = here.flat(self.body.embeddings(input_ids=input_ids, **kinds))  # (N, H)
         *layers, last = self._layers()
         for layer in layers:
-            lower = layer.lower(hidden)
+            lower = layer.to_compute_dtype(hidden)
             hidden = _through(layer, hidden, lower, here, lower, here, bias)
 
         wanted, back = torch.unique(
@@ -126,7 +126,9 @@ class Encoder:
         widest = int(count.max())
         there = TokenPositions(row * widest + slot, (size, widest))
         asking = hidden[wanted if here.places is None else here.tokens[wanted]]
-        return _through(last, asking, last.lower(asking), there, last.lower(hidden), here, bias)[back]
+        return _through(
+            last, asking, last.to_compute_dtype(asking), there, last.to_compute_dtype(hidden), here, bias
+        )[back]
 
     def _layers(self) -> list:
         if not self.light:
@@ -176,7 +178,7 @@ class _Layer:
     def __init__(self, layer: nn.Module):
         self.layer, self.attention = layer, layer.attention.self
 
-    def lower(self, hidden: Tensor) -> Tensor:
+    def to_compute_dtype(self, hidden: Tensor) -> Tensor:
         """As products are computed; under autocast once, and not for queries, keys and values each."""
         kind = hidden.device.type
         return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
@@ -210,7 +212,7 @@ class _Bf16Layer:
         )
         self._norms = layer.attention.output.LayerNorm, layer.output.LayerNorm
 
-    def lower(self, hidden: Tensor) -> Tensor:
+    def to_compute_dtype(self, hidden: Tensor) -> Tensor:
         return hidden.bfloat16()
 
     def queries(self, asking: Tensor) -> Tensor:

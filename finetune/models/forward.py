@@ -71,9 +71,9 @@ class TokenLogits(nn.Module):
         names = HEADS.get(model.config.model_type)
         self._head = names if names and all(hasattr(model, name) for name in names) else None
         body = getattr(model, model.base_model_prefix, None)
-        self.able = self._head is not None and encoder.readable(body)
-        self._encoder = encoder.Encoder(body, light) if self.able else None
-        self.exact = TokenLogits(model, packed).eval() if light and self.able else None
+        self.has_fast_path = self._head is not None and encoder.readable(body)
+        self._encoder = encoder.Encoder(body, light) if self.has_fast_path else None
+        self.fp32_forward = TokenLogits(model, packed).eval() if light and self.has_fast_path else None
         self._more = {"use_cache": False} if is_causal(model) else {}  # keys and values nobody will ask for
 
     def forward(

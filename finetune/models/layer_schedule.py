@@ -77,7 +77,7 @@ class LayerGroups:
             self._aliases |= {name: lowest for name in names if self._by_path(name) != lowest}
         self.tied = any(self._by_path(name) == HEAD for name in self._aliases)
 
-    def part_of(self, parameter_name: str) -> str:
+    def group_of(self, parameter_name: str) -> str:
         """The part a parameter belongs to; one with several names, to the lowest of theirs.
 
         Raises:
@@ -113,7 +113,7 @@ class LayerGroups:
     def _sum(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, int]:
         sizes = dict.fromkeys(self.names, 0)
         for name, parameter in parameters:
-            sizes[self.part_of(name)] += parameter.numel()
+            sizes[self.group_of(name)] += parameter.numel()
         return sizes
 
 
@@ -213,7 +213,7 @@ class LayerSchedule:
 
     names: tuple[str, ...]
     frozen: frozenset[str]
-    learns: frozenset[str]
+    trainable: frozenset[str]
     unfreeze_every: int = 0
     decay: float = 1.0
 
@@ -232,21 +232,21 @@ class LayerSchedule:
         the next below it `unfreeze_every` steps later, and so on; what is open stays open.
         """
         above = self.names[self.names.index(part) + 1 :]
-        if part not in self.learns:
+        if part not in self.trainable:
             return None
-        return self.unfreeze_every * len(self.learns.intersection(above))
+        return self.unfreeze_every * len(self.trainable.intersection(above))
 
-    def open_at(self, step: int) -> frozenset[str]:
+    def trainable_at(self, step: int) -> frozenset[str]:
         """The parts that learn in an optimizer step."""
-        return frozenset(part for part in self.learns if self.opens_at(part) <= step)
+        return frozenset(part for part in self.trainable if self.opens_at(part) <= step)
 
     @property
     def last_opening(self) -> int:
         """The step at which the last part opens: a run of no more steps than that never teaches it."""
-        return max((self.opens_at(part) for part in self.learns), default=0)
+        return max((self.opens_at(part) for part in self.trainable), default=0)
 
     @property
-    def alike(self) -> bool:
+    def is_uniform(self) -> bool:
         """True when all that learns does so from the start and at one rate."""
         return self.unfreeze_every == 0 and self.decay == 1
 
@@ -309,7 +309,7 @@ def uniform_schedule(layers: LayerGroups) -> LayerSchedule:
 def apply(model: nn.Module, layers: LayerGroups, learning: LayerSchedule) -> None:
     """Freezes what shall never learn. What is frozen already (the base under LoRA) stays so."""
     for name, parameter in model.named_parameters():
-        if layers.part_of(name) in learning.frozen:
+        if layers.group_of(name) in learning.frozen:
             parameter.requires_grad_(False)
 
 
@@ -318,7 +318,7 @@ def by_group(model: nn.Module, layers: LayerGroups) -> dict[str, list[nn.Paramet
     found: dict[str, list[nn.Parameter]] = {part: [] for part in layers.names}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found[layers.part_of(name)].append(parameter)
+            found[layers.group_of(name)].append(parameter)
     return {part: parameters for part, parameters in found.items() if parameters}
 
 
@@ -348,7 +348,7 @@ def build_parameter_groups(
         one empty where only matrices learn: checkpoints know groups by their places.
     """
     parts = by_group(model, layers)
-    if learning.alike:
+    if learning.is_uniform:
         parts = {"": [parameter for parameter in model.parameters() if parameter.requires_grad]}
     found = []
     for part, parameters in parts.items():
@@ -370,7 +370,7 @@ def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
     """Lines for a person: each part, how many parameters it has and learns, from which step, how fast; the
     sum is the last line. To be called before an engine closes what opens later."""
     sizes = layers.sizes()
-    trained = {part: size if part in learning.learns else 0 for part, size in layers.trainable().items()}
+    trained = {part: size if part in learning.trainable else 0 for part, size in layers.trainable().items()}
 
     def state(part: str) -> str:
         opens = learning.opens_at(part)
@@ -381,7 +381,7 @@ def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
         return f"{opens} 步後學習" if opens else "學習"
 
     def look(part: str) -> tuple:
-        factor = f"{learning.scale(part):.3g}" if part in learning.learns else "–"
+        factor = f"{learning.scale(part):.3g}" if part in learning.trainable else "–"
         return part.isdigit() or part, state(part), factor
 
     rows = [["部分", "參數", "訓練", "狀態", "學習率倍數"]]

@@ -120,7 +120,7 @@ class Batch:
     weights: Tensor
     # (M, K) token ids that compete; -1 pads, and fills the row when the whole vocabulary does
     candidates: Tensor
-    mass: int  # rows, or targets, that count (rows that keep ranks in step do not)
+    num_targets: int  # rows, or targets, that count (rows that keep ranks in step do not)
     names: list[str]
     segments: Tensor | None = None  # (B, T), of pairs of sentences
 
@@ -181,7 +181,7 @@ def collate(examples: Sequence[Example | MultipleChoiceExample | None], pad_id: 
         targets=torch.tensor(targets),
         weights=torch.tensor(weights),
         candidates=torch.tensor([[*choice, *[-1] * (widest - len(choice))] for choice in candidates]),
-        mass=sum(len(example.positions) if example.by_token else 1 for example in real),
+        num_targets=sum(len(example.positions) if example.by_token else 1 for example in real),
         names=[example.row for example in real],
         segments=segments,
     )
@@ -207,7 +207,7 @@ def _collate_multiple_choice(
         targets=torch.tensor([contest.answer for contest in filled]),
         weights=torch.tensor([0.0 if contest is None else 1.0 for contest in contests]),
         candidates=torch.empty(0, 1, dtype=torch.long),
-        mass=len(real),
+        num_targets=len(real),
         names=[contest.row for contest in real],
         wanted=wanted,
         slots=slots,

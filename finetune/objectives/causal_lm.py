@@ -43,7 +43,7 @@ class CausalLMObjective:
     """
 
     name = "cpt"
-    shortened = 0
+    truncated = 0
 
     def __init__(self, tokenizer, rows: Sequence[Text], max_length: int, packed: bool = True):
         self.rows, self.too_long, self.packed = list(rows), [], packed
@@ -109,7 +109,7 @@ class InstructionObjective:
         self.lengths = array("I")
         self.too_long: list[str] = []
         self.refused: list[str] = []
-        self.shortened = 0
+        self.truncated = 0
         self.remarks: Counter[str] = Counter()
         # of each example its row and, but for a question, which is written anew for each order,
         # (token ids, positions, targets)
@@ -130,17 +130,17 @@ class InstructionObjective:
         """Writes the examples of a row, the `number`th that is kept."""
         if isinstance(row, Question):
             prompt = self._listed(row, range(len(row.options)))
-            self.shortened += prompt.cut > 0
-            self.lengths.append(len(prompt.ids) + 1 + len(self.chat.closing))
+            self.truncated += prompt.cut > 0
+            self.lengths.append(len(prompt.ids) + 1 + len(self.chat.end_ids))
             self._row_of.append(number)
             self._written.append(None)
             return
         passages = self.chat.conversation(row.messages)
         limit = self.prompts.max_length
-        fitting = [passage for passage in passages if passage.spoken[0].start < limit]
+        fitting = [passage for passage in passages if passage.reply_spans[0].start < limit]
         if not fitting:
-            raise PromptTooLong(f"提示有 {passages[0].spoken[0].start} 個 token，上限 {limit}")
-        self.shortened += len(fitting) < len(passages) or any(len(one.ids) > limit for one in fitting)
+            raise PromptTooLong(f"提示有 {passages[0].reply_spans[0].start} 個 token，上限 {limit}")
+        self.truncated += len(fitting) < len(passages) or any(len(one.ids) > limit for one in fitting)
         for passage in fitting:
             self.lengths.append(min(len(passage.ids), limit))
             self._row_of.append(number)
@@ -151,7 +151,7 @@ class InstructionObjective:
         """The passage within `limit`, what it asks for and where."""
         ids = passage.ids[:limit]
         wanted = {at - 1: token for at, token in enumerate(ids) if at} if on_prompt else {}
-        for spoken in passage.spoken:
+        for spoken in passage.reply_spans:
             wanted.update((at - 1, passage.ids[at]) for at in spoken if at < limit)
             if spoken.stop <= limit:
                 wanted[spoken.stop - 2] = self.chat.end
@@ -184,12 +184,12 @@ class InstructionObjective:
         order = shuffled(question.options, rng)
         prompt = self._listed(question, order)
         letter = self.prompts.verbalizer_ids(len(order))[order.index(question.answer)]
-        ids = [*prompt.ids, letter, *self.chat.closing]
+        ids = [*prompt.ids, letter, *self.chat.end_ids]
         return ids, range(len(prompt.ids), len(ids))
 
     def _listed(self, question: Question, order: Sequence[int]) -> Prompt:
         """The question with room left for its letter and the end."""
-        return self.prompts.listed(question, order, spare=1 + len(self.chat.closing))
+        return self.prompts.mcq_prompt(question, order, spare=1 + len(self.chat.end_ids))
 
 
 def pack_documents(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -34,7 +34,7 @@ class ClassificationObjective:
         self.too_long: list[str] = []
         self.encoded = [encode(tokenizer, row.text, row.pair, max_length) for row in rows]
         self.lengths = [len(row.ids) for row in self.encoded]
-        self.shortened = sum(row.cut for row in self.encoded)
+        self.truncated = sum(row.cut for row in self.encoded)
 
     def guess(self) -> tuple[float, float]:
         """The loss of always giving each class its share of these rows, weighted as the loss is; and what one

@@ -58,7 +58,7 @@ class ExamObjective:
         self.hiding = hiding
         self._words: dict[int, list[list[int]]] = {}  # of a row, found when they are first hidden
         self.too_long: list[str] = []
-        self.shortened = 0
+        self.truncated = 0
         self.lengths = array("I")
         self._special, self._vocab = (
             set(prompts.tokenizer.all_special_ids),
@@ -71,7 +71,7 @@ class ExamObjective:
             except PromptTooLong:
                 self.too_long.append(row.id)
                 continue
-            self.shortened += prompt.cut > 0
+            self.truncated += prompt.cut > 0
             kept.append(index)
             self.lengths.append(len(prompt.ids))
         self.rows = pick(rows, kept)
@@ -94,14 +94,14 @@ class ExamObjective:
 
     def _prompt(self, row: Question | Statement, answer: bool) -> Prompt:
         if isinstance(row, Statement):
-            return self.prompts.told(row)
+            return self.prompts.statement_prompt(row)
         if answer:
-            return self.prompts.listed(row, range(len(row.options)))
-        return self.prompts.plain(row, row.answer)
+            return self.prompts.mcq_prompt(row, range(len(row.options)))
+        return self.prompts.cloze_prompt(row, row.answer)
 
     def _answer(self, question: Question, rng: random.Random) -> Example:
         order = shuffled(question.options, rng)
-        prompt = self.prompts.listed(question, order)
+        prompt = self.prompts.mcq_prompt(question, order)
         letters = self.prompts.verbalizer_ids(len(order))
         return Example(prompt.ids, prompt.blank, (order.index(question.answer),), tuple(letters), question.id)
 

@@ -77,10 +77,10 @@ def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
 
 
 def loss_stats(losses: Tensor, batch: Batch) -> Tensor:
-    """What the log needs, to be added up over batches and ranks: (mass, summed loss, tokens)."""
+    """What the log needs, to be added up over batches and ranks: (num_targets, summed loss, tokens)."""
     return torch.stack(
         [
-            torch.tensor(float(batch.mass)),
+            torch.tensor(float(batch.num_targets)),
             summed_loss(losses.detach(), batch).cpu(),
             torch.tensor(float(batch.tokens)),
         ]

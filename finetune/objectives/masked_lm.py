@@ -65,7 +65,7 @@ class MaskedLMObjective:
     """
 
     name = "mlm"
-    shortened = 0
+    truncated = 0
     refused = ()
 
     def __init__(self, tokenizer, rows: Sequence[Text], max_length: int, seed: int, hiding: MaskingConfig):

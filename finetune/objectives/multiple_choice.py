@@ -35,17 +35,17 @@ class MultipleChoiceObjective:
         self.name, self.prompts = name, prompts
         self.lengths = array("I")  # of the longest row of a question
         self.too_long: list[str] = []
-        self.shortened = 0
+        self.truncated = 0
         kept = array("I")
         for index, row in enumerate(warm_cache(prompts, rows)):
             if not isinstance(row, Question):
                 continue
             try:
-                written = [prompts.plain(row, option) for option in range(len(row.options))]
+                written = [prompts.cloze_prompt(row, option) for option in range(len(row.options))]
             except PromptTooLong:
                 self.too_long.append(row.id)
                 continue
-            self.shortened += any(prompt.cut for prompt in written)
+            self.truncated += any(prompt.cut for prompt in written)
             kept.append(index)
             self.lengths.append(max(len(prompt.ids) for prompt in written))
         self.rows = pick(rows, kept)
@@ -59,7 +59,7 @@ class MultipleChoiceObjective:
         question = self.rows[index]
         options = range(len(question.options))
         if self.name == "choice":
-            rows = tuple(self.prompts.plain(question, option).ids for option in options)
+            rows = tuple(self.prompts.cloze_prompt(question, option).ids for option in options)
             cells = [(option, option, 0, 0) for option in options]
         else:
             rows, cells = self._hidden(question)
@@ -71,7 +71,7 @@ class MultipleChoiceObjective:
         cells = []
         for option in range(len(question.options)):
             text = self.prompts.text_of(question, option)
-            prompt = self.prompts.completed(question, text)
+            prompt = self.prompts.cloze_prompt_ids(question, text)
             row = rows.setdefault(mask_positions(prompt.ids, prompt.blank, self.prompts.mask), len(rows))
             cells += [(option, row, at, token) for at, token in zip(prompt.blank, text, strict=True)]
         return tuple(rows), cells

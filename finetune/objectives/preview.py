@@ -74,8 +74,8 @@ def tell_of_lengths(what: str, objective) -> None:
     asks = any(isinstance(row, Question) for row in objective.rows[:1])
     told = "回答" if objective.name == "sft" else "文字"
     cut, lost = ("題幹的中段", "連選項都放不下") if asks else (f"{told}的尾端", "提示本身就放不下")
-    if objective.shortened:
-        log(f"  {what}：{objective.shortened} 列太長，縮短了{cut}")
+    if objective.truncated:
+        log(f"  {what}：{objective.truncated} 列太長，縮短了{cut}")
     if objective.too_long:
         log(f"  {what}：{len(objective.too_long)} 列{lost}，未採用（可加長 --max_length）")
     if refused := getattr(objective, "refused", ()):

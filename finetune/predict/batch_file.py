@@ -80,7 +80,7 @@ def answer_file(flags, examinee: Predictor, world) -> int:
         with write_errors(f"--output {output} 寫不進去", f"清出空間後，{way_on}"):
             return _finish(journal, output, sheet, flags.json)
 
-    done = world.by_main(begin)
+    done = world.on_main(begin)
     if done:
         log(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
     try:
@@ -88,7 +88,7 @@ def answer_file(flags, examinee: Predictor, world) -> int:
     except (KeyboardInterrupt, Stopped) as stop:
         code = stop.exit_code - 128 if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(code, f"已中斷；{way_on}") from None
-    errors = world.by_main(finish)
+    errors = world.on_main(finish)
     return 2 if errors and flags.strict else 0
 
 
@@ -114,8 +114,8 @@ def _answer_rows(source: Path, sheet: RowHandler, keep, done: int, total: int, s
     with bar:
         while block := list(islice(rows, size * world.size)):
             mine = block[world.rank * size : (world.rank + 1) * size]
-            records = world.gather(sheet.answer(mine))  # by rank, and so in order
-            world.by_main(lambda records=records: keep(records))
+            records = world.all_gather(sheet.answer(mine))  # by rank, and so in order
+            world.on_main(lambda records=records: keep(records))
             bar.update(len(block))
 
 
@@ -189,9 +189,9 @@ def _row_handler(source: Path, flags, examinee: Predictor) -> RowHandler:
     if examinee.kind == "classifier":
         return ClassificationRows(flags, examinee)
     first = _first_row(source)
-    if _asks(first) and not (examinee.writes and _is_open(first)):
+    if _asks(first) and not (examinee.is_causal and _is_open(first)):
         return McqRows(flags, examinee)
-    if examinee.writes:
+    if examinee.is_causal:
         return GenerationRows(flags, examinee)
     if examinee.kind == "choice":
         raise UserError(f"--input {source}：--model_path 是選擇題模型，只答選擇題（question、A、B… 欄）")

@@ -76,7 +76,7 @@ class RowHandler(ABC):
             rows.update(self.flags.encoding.encode())
         return {
             "input": rows.hexdigest()[:16], "model": self.examinee.digest(), "scoring": self.method,
-            "decoding": str(self.flags.decoding) if self.examinee.writes else "",
+            "decoding": str(self.flags.decoding) if self.examinee.is_causal else "",
             **{name: getattr(self.flags, name) for name in same},
         }  # fmt: skip
 
@@ -143,7 +143,7 @@ class McqRows(RowHandler):
     def __init__(self, flags, examinee: Predictor):
         super().__init__(flags, examinee)
         self.method = examinee.method(flags.scoring)
-        if examinee.writes:
+        if examinee.is_causal:
             tell_of_idle_writing(flags)
         self.columns = dict(QUESTION_COLUMNS)
         self.reading, self.first = self._reading()
@@ -160,7 +160,7 @@ class McqRows(RowHandler):
         return lambda record: {"ID": record["id"] or record["row"], "Answer": record["answer"]}
 
     def _submits(self, suffix: str) -> bool:
-        return self.examinee.writes and suffix == ".csv"
+        return self.examinee.is_causal and suffix == ".csv"
 
     def _reading(self) -> tuple[Reading, int]:
         """How the rows are meant, and the number of the first option where answers are written as numbers: as
@@ -205,8 +205,8 @@ class McqRows(RowHandler):
         for index, (record, question) in enumerate(asked):
             if self.method == GENERATE:
                 record["response"] = scores.replies.get(index)
-            if index in scores.refused or index in scores.unreadable:
-                record["error"] = scores.refused.get(index) or f"回答看不出選了哪一個：{record['response']!r}"
+            if index in scores.skipped or index in scores.unparsable:
+                record["error"] = scores.skipped.get(index) or f"回答看不出選了哪一個：{record['response']!r}"
                 continue
             chosen, *others = tied(scores[index])
             record |= {
@@ -264,7 +264,7 @@ class GenerationRows(RowHandler):
             remarks |= self.examinee.chat.remarks(said)
         self.remarks.update(remarks)
         record["prompt"] = _plain(said if isinstance(said, str) else said[-1]["content"])
-        ids = self.examinee.ask(said)
+        ids = self.examinee.encode(said)
         if len(ids) >= self.examinee.longest:
             raise ValueError(f"提示有 {len(ids)} 個 token，這個模型連同回答最多 {self.examinee.longest} 個")
         return ids
@@ -273,7 +273,7 @@ class GenerationRows(RowHandler):
         decoding: Decoding = self.flags.decoding
         if decoding.samples and decoding.seed is not None and asked:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + asked[0][0]["row"])
-        for record, reply in self.each(asked, lambda all: self.examinee.reply(all, decoding)):
+        for record, reply in self.each(asked, lambda all: self.examinee.generate(all, decoding)):
             record["response"] = _plain(reply)
 
 
@@ -342,7 +342,7 @@ class ClassificationRows(RowHandler):
 
     def reply(self, asked: list[tuple[dict, str | tuple[str, ...]]]) -> None:
         for record, ranked in self.each(asked, self.examinee.classify):
-            record |= self.examinee.told(ranked, self.top_k)
+            record |= self.examinee.to_record(ranked, self.top_k)
 
 
 def _text_columns(source: Path, wanted: str, taught: tuple[str, ...]) -> tuple[str, ...]:

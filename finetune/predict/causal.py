@@ -75,28 +75,28 @@ class CausalLMPredictor(Predictor):
         for index, question in enumerate(questions):
             order = range(len(question.options))
             try:
-                prompt = self.prompts.listed(question, order, spare=LETTER_TOKENS)
+                prompt = self.prompts.mcq_prompt(question, order, spare=LETTER_TOKENS)
             except PromptError as error:
-                scores.refused[index] = str(error)
+                scores.skipped[index] = str(error)
                 continue
             if prompt.cut:
-                scores.shortened.add(index)
+                scores.truncated.add(index)
             asked[index] = list(prompt.ids[: len(prompt.ids) - self.prompts.shared(len(order))])
         mine = list(asked) if world is None else list(asked)[world.rank :: world.size]
         decoding = Decoding(max_new_tokens=LETTER_TOKENS)
-        replies = self.reply([asked[index] for index in mine], decoding, progress)
+        replies = self.generate([asked[index] for index in mine], decoding, progress)
         found = list(zip(mine, replies, strict=True))
-        for index, reply in world.gather(found) if world else found:
+        for index, reply in world.all_gather(found) if world else found:
             scores.replies[index] = reply
             chosen = chosen_letter(reply, len(questions[index].options))
             if chosen is None:
-                scores.unreadable.add(index)
+                scores.unparsable.add(index)
             else:
                 scores[index] = [0.0 if i == chosen else -1.0 for i in range(len(scores[index]))]
         return scores
 
     @property
-    def remembers(self) -> bool:
+    def has_chat_template(self) -> bool:
         """It is told a conversation, and answers; else it goes on from a text."""
         return self.style != NO_TEMPLATE
 
@@ -106,7 +106,7 @@ class CausalLMPredictor(Predictor):
         own = {self.chat.end} if self.style in STYLES else set()
         return eos_ids(self.model, self.tokenizer) | own
 
-    def ask(self, said: str | Sequence[Message]) -> list[int]:
+    def encode(self, said: str | Sequence[Message]) -> list[int]:
         """Token ids of a prompt, or of a conversation that the user spoke last in.
 
         Raises:
@@ -129,7 +129,7 @@ class CausalLMPredictor(Predictor):
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def reply(
+    def generate(
         self,
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
@@ -141,7 +141,7 @@ class CausalLMPredictor(Predictor):
         )
         return found if self.style == NO_TEMPLATE else ["".join(self._said([text])) for text in found]
 
-    def speak(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
         """The same of one prompt, piece by piece."""
         pieces = stream(self.model, self.tokenizer, prompt, decoding, self.ends, STOPS)
         return pieces if self.style == NO_TEMPLATE else self._said(pieces)

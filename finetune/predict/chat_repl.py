@@ -49,22 +49,23 @@ class ChatRepl(Repl):
         super().__init__(speaker, answer, 1, method, orders, 1)
         self.speaker, self.decoding = speaker, decoding
         self.messages: list[dict[str, str]] = []
-        self.remembers = speaker.remembers
-        self.greeting = GREETING.format(what=CHATS if self.remembers else GOES_ON)
+        self.has_chat_template = speaker.has_chat_template
+        self.greeting = GREETING.format(what=CHATS if self.has_chat_template else GOES_ON)
         self.commands = {
             "sample": self._sample, "temperature": self._temperature, "tokens": self._tokens,
             "method": self._method, "orders": self._orders,
         }  # fmt: skip
 
-    def take(self, entry: str) -> None:
+    def handle(self, entry: str) -> None:
         if decode_entry(entry) == "reset" or entry.lower() in ("/clear", "/new"):
             self.messages = []
-            print_result("  忘掉前面說的了\n" if self.remembers else "  這個模型本來就不記得前面說的\n")
+            cleared = "忘掉前面說的了" if self.has_chat_template else "這個模型本來就不記得前面說的"
+            print_result(f"  {cleared}\n")
         else:
-            super().take(entry)
+            super().handle(entry)
 
     def help(self) -> str:
-        return ((CHATS_HELP if self.remembers else GOES_ON_HELP) + HELP).format(
+        return ((CHATS_HELP if self.has_chat_template else GOES_ON_HELP) + HELP).format(
             turns=len(self.messages) // 2,
             sample="on" if self.decoding.samples else "off",
             temperature=self.decoding.temperature,
@@ -73,7 +74,7 @@ class ChatRepl(Repl):
             orders=self.orders,
         )
 
-    def say(self, entry: str) -> None:
+    def respond(self, entry: str) -> None:
         """What the model says to an entry, on the screen as it comes. A Ctrl-C stops it there. What was said
         first is forgotten once the conversation no longer fits.
 
@@ -81,14 +82,14 @@ class ChatRepl(Repl):
             UserError: the entry alone does not fit the model.
         """
         asked = [*self.messages, {"role": "user", "content": entry}]
-        ids = self.speaker.ask(asked if self.remembers else entry)
+        ids = self.speaker.encode(asked if self.has_chat_template else entry)
         while len(asked) > 1 and len(ids) + ROOM > self.speaker.longest:
             asked = asked[2:]
-            ids = self.speaker.ask(asked)
+            ids = self.speaker.encode(asked)
             print_result("  （對話太長，忘掉最早的一個來回）")
         pieces: list[str] = []
         try:
-            for piece in self.speaker.speak(ids, self.decoding):
+            for piece in self.speaker.stream(ids, self.decoding):
                 print_result(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
@@ -99,7 +100,7 @@ class ChatRepl(Repl):
                 return  # nothing was said
         finally:
             print_result("\n")
-        if self.remembers:
+        if self.has_chat_template:
             self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
     def _sample(self, value: str) -> None:

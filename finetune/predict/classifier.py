@@ -87,7 +87,7 @@ class ClassifierPredictor(Predictor):
             return [label for label, share in ranked if share >= THRESHOLD]
         return ranked[0][0]
 
-    def told(self, ranked: Ranked, top_k: int | None = None) -> dict:
+    def to_record(self, ranked: Ranked, top_k: int | None = None) -> dict:
         """What a file is told of a text: `label` or `labels`, and `probabilities` by label, of `top_k`."""
         shares = {label: round(share, 6) for label, share in ranked[:top_k]}
         return {"labels" if self.multi else "label": self.chosen(ranked), "probabilities": shares}

@@ -44,7 +44,7 @@ class ClassifierRepl(Repl):
         several = f"；✓ 是機率 {THRESHOLD} 以上的標籤" if self.labeller.multi else ""
         return HELP.format(top_k=self.top_k, count=len(self.labeller.names), several=several)
 
-    def say(self, entry: str) -> None:
+    def respond(self, entry: str) -> None:
         """The labels of an entry, a text or a pair of them.
 
         Raises:
@@ -71,7 +71,7 @@ def show_labels(flags, labeller: ClassifierPredictor) -> None:
     labeller.warn(*asked.values())
     if flags.json:
         top_k = flags.top_k if "top_k" in flags.given else None
-        print_result(as_json(asked | labeller.told(ranked, top_k)))
+        print_result(as_json(asked | labeller.to_record(ranked, top_k)))
         return
     print_result(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
     print_labels(labeller, ranked, flags.top_k)

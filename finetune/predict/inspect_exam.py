@@ -153,11 +153,11 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts) -> dict:
         unknown.update(missing)
         subjects[question.subject].append(bool(missing))
         order = range(len(question.options))
-        lengths.append(len(whole.listed(question, order).ids))
+        lengths.append(len(whole.mcq_prompt(question, order).ids))
         if alike(prompts, question):
             same.append(question.id)
         try:
-            if prompts.listed(question, order).cut:
+            if prompts.mcq_prompt(question, order).cut:
                 shortened.append(question.id)
         except PromptError:
             refused.append(question.id)

@@ -84,7 +84,7 @@ class EvalLLm:
         asked = PROMPT.format(
             question=question or self.prompt, reference=reference, a=self.model_a_resp, b=self.model_b_resp
         )
-        (reply,) = self.judge.reply([self.judge.ask(asked)], Decoding(max_new_tokens=max_new_tokens))
+        (reply,) = self.judge.generate([self.judge.encode(asked)], Decoding(max_new_tokens=max_new_tokens))
         scores = parse_scores(reply)
         if not scores:
             log(f"⚠️ 評審的回答讀不出分數，不計：{reply.strip()[:120]!r}")

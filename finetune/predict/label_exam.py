@@ -133,5 +133,5 @@ def _write_predictions(
             names = [found.names[label] for label in row.labels]
             record = {"id": row.id, "text": row.text, **({"pair": row.pair} if row.pair else {})}
             record[f"true_{key}"] = names if labeller.multi else names[0]
-            record |= labeller.told(labeller.ranked(share))
+            record |= labeller.to_record(labeller.ranked(share))
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")

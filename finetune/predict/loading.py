@@ -93,7 +93,7 @@ def predictor_for(model, tokenizer, device, precision: str = "", name: str = "")
     if precision or not found.precision:
         found.precision = precision or "auto"
         if found.precision == "auto":
-            found.lighten()
+            found.use_bf16()
     return found
 
 
@@ -116,7 +116,7 @@ def set_precision(model, wanted: str, device) -> None:
 
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
-    if wanted != "auto":  # auto keeps the model as it is, see Examinee.lighten
+    if wanted != "auto":  # auto keeps the model as it is, see Examinee.use_bf16
         model.to(DTYPES[wanted])
 
 

@@ -16,13 +16,13 @@ def show_prompt(flags, examinee: Predictor) -> None:
 
 def show_reply(flags, speaker) -> None:
     """The answer of a causal model to --prompt, on the screen as it is written."""
-    ids = speaker.ask(flags.prompt)
+    ids = speaker.encode(flags.prompt)
     if flags.json:
-        reply = speaker.reply([ids], flags.decoding)[0]
+        reply = speaker.generate([ids], flags.decoding)[0]
         console.print_result(console.as_json({"prompt": flags.prompt, "response": reply}))
         return
-    asked, told = ("問題", "回答") if speaker.remembers else ("開頭", "接著寫")
+    asked, told = ("問題", "回答") if speaker.has_chat_template else ("開頭", "接著寫")
     console.print_result(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
-    for piece in speaker.speak(ids, flags.decoding):
+    for piece in speaker.stream(ids, flags.decoding):
         console.print_result(piece, end="")
     console.print_result()

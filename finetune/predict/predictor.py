@@ -71,7 +71,7 @@ class Predictor:
         self.card: RunCard | None = getattr(model, "run_card", None)
         self.forward = forward_of(model).eval()
         self.precision = ""  # not decided yet
-        self.light = False
+        self.bf16 = False
         self.longest = prompt_length(model.config, tokenizer, 1 << 30)
         self.prompts = self._prompts()
 
@@ -88,15 +88,15 @@ class Predictor:
             object.__setattr__(model, "_examinee", known)  # not a submodule: no cycle
         return known
 
-    def lighten(self) -> None:
+    def use_bf16(self) -> None:
         """Computes in bf16 from now on, where that is faster here and the model's family can be read so."""
-        if self.light or self.kind != "masked" or torch.device(self.device).type != "cpu":
+        if self.bf16 or self.kind != "masked" or torch.device(self.device).type != "cpu":
             return
-        if self.forward.able and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
-            self.forward, self.light = bf16_forward(self.model), True
+        if self.forward.has_fast_path and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
+            self.forward, self.bf16 = bf16_forward(self.model), True
 
     @property
-    def writes(self) -> bool:
+    def is_causal(self) -> bool:
         """It goes on from texts."""
         return self.kind == "causal"
 
@@ -129,9 +129,9 @@ class Predictor:
         except ValueError as error:
             raise UserError(f"這一題問不了：{error}") from error
         scores = self.score([row], method, orders)
-        if scores.refused:
-            raise UserError(f"這一題問不了：{scores.refused[0]}")
-        if scores.unreadable:
+        if scores.skipped:
+            raise UserError(f"這一題問不了：{scores.skipped[0]}")
+        if scores.unparsable:
             said = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
             raise UserError(f"{said}；可改用 letter（--scoring letter，對話中是 method letter）")
         return Ranking.of(options, scores[0], top_k)
@@ -147,7 +147,7 @@ class Predictor:
         for name, tensor in self.model.named_parameters():
             plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             sums.append(f"{name}{zlib.crc32(plain)}")
-        return hash_texts([*sums, *self._manner(), *["bf16"] * self.light])
+        return hash_texts([*sums, *self._manner(), *["bf16"] * self.bf16])
 
     def _manner(self) -> list[str]:
         """How it is asked, for `digest`."""
@@ -216,7 +216,7 @@ class MaskedLMPredictor(Predictor):
         elif odd:
             log(f"⚠️ {odd}")
 
-    def propose(
+    def fill_mask(
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
     ) -> list[dict]:
         """What a person is shown for a prompt: `word` and its `probability` for one blank of one token;

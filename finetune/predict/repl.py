@@ -118,7 +118,7 @@ class Repl:
             entry = _typed(self.asks).strip()
             if decode_entry(entry) in LEAVE:
                 raise Leave
-            self.take(entry)
+            self.handle(entry)
         except UserError as error:
             print_result(f"⚠️ {error}\n")
         except (EOFError, Leave):
@@ -130,7 +130,7 @@ class Repl:
                 f"⚠️ 這一句讓程式出了錯（{type(error).__name__}：{first_line(error)[:200]}）；請換一句\n"
             )
 
-    def take(self, entry: str) -> None:
+    def handle(self, entry: str) -> None:
         """One entry: a command, or a sentence to fill.
 
         Raises:
@@ -151,14 +151,14 @@ class Repl:
         elif _UNKNOWN.fullmatch(entry.lower()):
             raise UserError(f"沒有 {shown(entry)} 這個指令；輸入 help 看有哪些")
         else:
-            self.say(entry)
+            self.respond(entry)
 
     def help(self) -> str:
         return HELP.format(**vars(self))
 
-    def say(self, entry: str) -> None:
+    def respond(self, entry: str) -> None:
         """What the model has to say to an entry that is no command."""
-        found = self.examinee.propose(entry, self.top_k, self.word_length)
+        found = self.examinee.fill_mask(entry, self.top_k, self.word_length)
         print_result(f"\n🔮 預測結果（Top {self.top_k}）:")
         print_words(found)
         print_result()
@@ -227,7 +227,7 @@ class McqRepl(Repl):
     def help(self) -> str:
         return QUIZ_HELP
 
-    def say(self, entry: str) -> None:
+    def respond(self, entry: str) -> None:
         """Raises UserError: it is asked by `qa` alone."""
         raise UserError("這是選擇題模型，只答選擇題；輸入 qa 問一題")
 
@@ -251,7 +251,7 @@ def _typed(prompt: str) -> str:
 
 def show_words(flags, examinee: Predictor) -> None:
     """The answer to --prompt."""
-    found = examinee.propose(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
+    found = examinee.fill_mask(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
     if flags.json:
         print_result(as_json({"prompt": flags.prompt, "predictions": found}))
     else:

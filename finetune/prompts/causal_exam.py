@@ -58,7 +58,7 @@ class CausalExamPrompts:
         """The tokens of each letter, said as the model would; and with the space before it apart, since a
         vocabulary may have ` A` and no ` D`."""
         before = self.chat.text([{"role": "user", "content": "題目"}], reply=True)
-        apart = self.chat.ids(self.chat.lead)
+        apart = self.chat.ids(self.chat.reply_prefix)
         together = [self.chat.reply(before, letter) for letter in LETTERS]
         return together, [[*apart, *self.chat.ids(letter)] for letter in LETTERS]
 
@@ -82,7 +82,7 @@ class CausalExamPrompts:
         """How many tokens `count` letters all begin with: the last ones of a prompt that `listed` writes."""
         return len(self._letters(count)[0])
 
-    def listed(self, question: Question, order: Sequence[int], spare: int = 2) -> Prompt:
+    def mcq_prompt(self, question: Question, order: Sequence[int], spare: int = 2) -> Prompt:
         """All up to the token that says the letter; `blank` is the last position, whose logits choose it.
 
         A stem that does not fit is cut in its middle, never an option.

@@ -48,7 +48,7 @@ class Form:
         joins: what is written where the assistant spoke begins with what was asked.
     """
 
-    lead: str
+    reply_prefix: str
     tail: str
     end: int
     adds: bool
@@ -62,7 +62,7 @@ class Passage:
     asks for the end, whatever stands there (a template may write none between two turns)."""
 
     ids: list[int]
-    spoken: list[range]
+    reply_spans: list[range]
 
 
 class Chat:
@@ -139,7 +139,7 @@ class Chat:
         fitted: list[Message] = []
         waiting: list[str] = []  # of the system, where the template has no place for it
         for message in messages:
-            role, content = message["role"], self.defused(message["content"])
+            role, content = message["role"], self.escape_special_tokens(message["content"])
             if role == "system" and not self.takes_system:
                 waiting.append(content)
             elif role == "assistant":
@@ -152,7 +152,7 @@ class Chat:
 
     def _answer(self, content: str, thought: str) -> Message:
         """What the assistant said and, where the template has a place for it, thought."""
-        content, thought = content.strip(), self.defused(thought).strip()
+        content, thought = content.strip(), self.escape_special_tokens(thought).strip()
         if thought and self.thought_key:
             return assistant(content, **{self.thought_key: thought})
         if thought and self.tags_thought:
@@ -181,7 +181,7 @@ class Chat:
             said.append("對話樣板寫回答的方式接不上它請模型開口的地方：照請模型開口的地方教")
         return said
 
-    def defused(self, text: str) -> str:
+    def escape_special_tokens(self, text: str) -> str:
         """Special tokens in a text, each broken by a space, so that they are read as the letters they are."""
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
@@ -262,8 +262,8 @@ class Chat:
         return bool(self.thought_key) or self.tags_thought
 
     @property
-    def lead(self) -> str:
-        return self.form.lead
+    def reply_prefix(self) -> str:
+        return self.form.reply_prefix
 
     @property
     def end(self) -> int:
@@ -288,7 +288,7 @@ class Chat:
 
     def reply(self, before: str, content: str) -> list[int]:
         """Token ids of what the assistant says after `before`, without the end."""
-        return self._after(before, self.lead + self.defused(content))
+        return self._after(before, self.reply_prefix + self.escape_special_tokens(content))
 
     def _after(self, before: str, said: str, prompt: list[int] | None = None) -> list[int]:
         """Token ids of `said` where it follows `before`, whose ids are `prompt`."""
@@ -297,10 +297,10 @@ class Chat:
         return whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(said)
 
     @cached_property
-    def closing(self) -> list[int]:
+    def end_ids(self) -> list[int]:
         """Token ids that end what the assistant says: what the template writes after it, if anything, and
         `end`."""
-        said = self.text([user(ASKED)], reply=True) + self.lead + ANSWER
+        said = self.text([user(ASKED)], reply=True) + self.reply_prefix + ANSWER
         return [*self._after(said, self.form.tail), self.end]
 
     def conversation(self, messages: Sequence[Message]) -> list[Passage]:
@@ -323,7 +323,7 @@ class Chat:
             spoken = range(len(prompt), len(prompt) + len(said) + 1)
             last = passages[-1] if passages else None
             if last and prompt[: len(last.ids)] == last.ids:
-                passages[-1] = Passage([*prompt, *said], [*last.spoken, spoken])
+                passages[-1] = Passage([*prompt, *said], [*last.reply_spans, spoken])
             else:
                 passages.append(Passage([*prompt, *said], [spoken]))
         for passage in passages:
@@ -344,7 +344,7 @@ class Chat:
                 return said
         if self.form.thinks and "</think>" in content:
             return content.removeprefix("<think>").lstrip("\n") + self.form.tail
-        lead = "" if content.startswith("<think>") and "<think>" in self.lead else self.lead
+        lead = "" if content.startswith("<think>") and "<think>" in self.reply_prefix else self.reply_prefix
         return lead + content + self.form.tail
 
     # ---- what a model said ---------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ class Chat:
     def cleaned(self, pieces: Iterable[str]) -> Iterator[str]:
         """What a model said, piece by piece, without what the template and not the model means by it: the
         lead of an answer, a `<think>` without a thought. A thought that was opened in the prompt is whole."""
-        lead = self.tokenizer.decode(self.ids(self.lead), skip_special_tokens=True)
+        lead = self.tokenizer.decode(self.ids(self.reply_prefix), skip_special_tokens=True)
         residues = [_dense(lead), "</think>" if self.form.thinks else "<think></think>"]
         held, opened = "", False
         for piece in pieces:

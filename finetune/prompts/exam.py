@@ -129,7 +129,7 @@ class ExamPrompts:
         """Token id that stands for each of the first `count` places."""
         return [ids[0] for ids in self._letters[:count]]
 
-    def listed(self, question: Question, order: Sequence[int]) -> Prompt:
+    def mcq_prompt(self, question: Question, order: Sequence[int]) -> Prompt:
         """Options in `order` with letters A, B, … by place, one [MASK] for the letter. Raises TooLong."""
         options: list[int] = []
         for place, index in enumerate(order):
@@ -145,15 +145,15 @@ class ExamPrompts:
         """Token ids of an option; [UNK] where the tokenizer leaves nothing of it."""
         return self.ids(question.options[option]) or (self.tokenizer.unk_token_id,)
 
-    def plain(self, question: Question, option: int) -> Prompt:
+    def cloze_prompt(self, question: Question, option: int) -> Prompt:
         """The stem, then the text of one option; `blank` covers that text. Raises TooLong."""
-        return self.completed(question, self.text_of(question, option))
+        return self.cloze_prompt_ids(question, self.text_of(question, option))
 
-    def completed(self, question: Question, text: Sequence[int]) -> Prompt:
+    def cloze_prompt_ids(self, question: Question, text: Sequence[int]) -> Prompt:
         """The stem, then `text` where the answer goes; `blank` covers it. Raises TooLong."""
         return self._assemble(self.template.plain, question.stem, {"blank": text})
 
-    def neutral(self, question: Question, text: Sequence[int]) -> Prompt:
+    def unconditional_prompt(self, question: Question, text: Sequence[int]) -> Prompt:
         """The same with nothing said of the question but its subject: how likely a text is as an answer to
         anything (the domain prompt of arXiv:2104.08315, section 3). Raises TooLong."""
         subject = self.ids(chinese_name(question.subject))
@@ -194,7 +194,7 @@ class ExamPrompts:
             first += len(self.ids(piece))
         return found
 
-    def told(self, statement: Statement) -> Prompt:
+    def statement_prompt(self, statement: Statement) -> Prompt:
         """A sentence; `blank` covers what a question about it would ask for. Raises TooLong."""
         before, asked = statement.text[: statement.start], statement.text[statement.start : statement.end]
         after = statement.text[statement.end :]

@@ -309,9 +309,9 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
     ]
     lines += [f"- {label}：{escaped(value)}" for label, value in report.facts.items()]
     for chapter in report.chapters():
-        lines += ["", f"## {escaped(chapter.title)}", "", f"**{escaped(chapter.sentence)}**", ""]
-        lines += [f"- {escaped(remark)}" for remark in chapter.remarks]
-        lines += _table("", chapter.standings)
+        lines += ["", f"## {escaped(chapter.title)}", "", f"**{escaped(chapter.verdict)}**", ""]
+        lines += [f"- {escaped(remark)}" for remark in chapter.notes]
+        lines += _table("", chapter.score_rows)
         lines += ["", *(f"- {escaped(label)}：{value}" for label, value in chapter.comparison)]
         lines += [f"- 選項順序：{chapter.order_bias}", f"- 校準：{chapter.calibration}"]
         if chapter.name in pictures:

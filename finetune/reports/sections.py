@@ -47,9 +47,9 @@ class Section:
     title: str
     found: dict
     sitting: ExamResult
-    sentence: str
-    remarks: list[str]
-    standings: list[ScoreRow]
+    verdict: str
+    notes: list[str]
+    score_rows: list[ScoreRow]
     comparison: list[tuple[str, str]]
     categories: list[ScoreRow]
     subjects: list[ScoreRow]

@@ -49,14 +49,14 @@ class Distributed:
     rank: int
     size: int
     device: torch.device
-    lifeline: Watchdog | None = None  # among several
+    watchdog: Watchdog | None = None  # among several
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     @classmethod
-    def join(cls, cpu: bool, force_group: bool = False, doing: str = "訓練") -> Distributed:
+    def init(cls, cpu: bool, force_group: bool = False, doing: str = "訓練") -> Distributed:
         """Finds this process's place, its device and threads, and meets the others.
 
         Args:
@@ -89,17 +89,17 @@ class Distributed:
             log(f"在 {size} 個 CPU 行程上{doing}（沒有用 GPU），每個行程 {torch.get_num_threads()} 個執行緒")
         world = cls(rank, size, device)
         if size > 1:
-            world.lifeline = Watchdog(rank, size, world.agree)
+            world.watchdog = Watchdog(rank, size, world.broadcast)
         return world
 
-    def part(self) -> None:
+    def detach(self) -> None:
         """What becomes of this rank from here on is no concern of the others."""
-        if self.lifeline:
-            self.lifeline.part()
+        if self.watchdog:
+            self.watchdog.detach()
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Ends the process group. Not to be called after a failure, when other ranks may not answer."""
-        self.part()
+        self.detach()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -124,7 +124,7 @@ class Distributed:
         """True on every rank when `flag` is true on one."""
         return bool(self.sum(torch.tensor([float(bool(flag))])).item())
 
-    def shares(self, count: int) -> Iterator[tuple[int, bool]]:
+    def rank_indices(self, count: int) -> Iterator[tuple[int, bool]]:
         """This rank's share of `count` pieces of work as (index, whether it counts). Every rank gets
         equally many, the last of them once more where they do not divide: under ZeRO-3 each forward pass is
         collective."""
@@ -132,14 +132,14 @@ class Distributed:
             mine = start + self.rank
             yield min(mine, count - 1), mine < count
 
-    def agree(self, value):
+    def broadcast(self, value):
         """Rank 0's value, on every rank."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def gather(self, items: list) -> list:
+    def all_gather(self, items: list) -> list:
         """The lists of all ranks, one after another by rank."""
         if self.size == 1:
             return items
@@ -147,7 +147,7 @@ class Distributed:
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
-    def main_first(self, work: Callable[[], object]) -> object:
+    def main_process_first(self, work: Callable[[], object]) -> object:
         """Runs `work` on rank 0, then on the others, which find its downloads in the cache.
 
         An error of rank 0 is raised on every rank, so that none waits for a dead one.
@@ -155,24 +155,24 @@ class Distributed:
         if self.size == 1:
             return work()
         result, failure = _attempt(work) if self.is_main else (None, None)
-        failure = self.agree(_that_travels(failure))
+        failure = self.broadcast(_that_travels(failure))
         if failure is not None:
             raise failure
         return result if self.is_main else work()
 
-    def by_main(self, work: Callable[[], object]) -> object:
+    def on_main(self, work: Callable[[], object]) -> object:
         """What `work` returns on rank 0, which alone runs it, on every rank; so too an error of it."""
         result, failure = _attempt(work) if self.is_main else (None, None)
         if self.size > 1:
-            result, failure = self.agree((result, _that_travels(failure)))
+            result, failure = self.broadcast((result, _that_travels(failure)))
         if failure is not None:
             raise failure
         return result
 
-    def all_or_none(self, work: Callable[[], None]) -> None:
+    def on_all_ranks(self, work: Callable[[], None]) -> None:
         """Runs `work` on every rank. Where it fails on some, all raise the error of the first of them."""
         _, failure = _attempt(work)
-        failures = [failure] if self.size == 1 else self.gather([_that_travels(failure)])
+        failures = [failure] if self.size == 1 else self.all_gather([_that_travels(failure)])
         if any(failures):
             raise next(filter(None, failures))
 

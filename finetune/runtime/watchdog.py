@@ -59,7 +59,7 @@ class Watchdog:
             self._watch(0, peer)
         atexit.register(self._end, FAILED)
 
-    def part(self) -> None:
+    def detach(self) -> None:
         """This rank is done, and leaves the others in peace."""
         self._end(BYE)
 

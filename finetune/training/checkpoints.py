@@ -63,8 +63,8 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: str | Path, identity: dict[str, object], keep: int, world: Distributed, passes: str = "",
-        flags: dict[str, object] | None = None,
+        self, folder: str | Path, identity: dict[str, object], keep: int, world: Distributed,
+        passes: str = "", flags: dict[str, object] | None = None,
     ):  # fmt: skip
         self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
         self.passes = passes
@@ -84,7 +84,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint; rank 0 says which."""
-        return self.world.agree(self.folder / self.names()[-1] if self.names() else None)
+        return self.world.broadcast(self.folder / self.names()[-1] if self.names() else None)
 
     # ---- writing -------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Checkpoints:
             try:
                 return self._save(progress, write)
             except Exception as error:
-                if of_another(error) or not self.world.by_main(self._give_room):
+                if of_another(error) or not self.world.on_main(self.prune_for_space):
                     raise
                 return self._save(progress, write)
         except Exception as error:
@@ -128,30 +128,30 @@ class Checkpoints:
             manifest.write_manifest(half)
             replace_folder(half, final)
             if self.keep:
-                self._discard(self.names()[: -self.keep])
-            self.tidy()
+                self._remove(self.names()[: -self.keep])
+            self.clean_up()
 
-        self.world.by_main(lambda: new_folder(half) and None)
-        self.world.all_or_none(lambda: write(half))
-        self.world.by_main(finish)
+        self.world.on_main(lambda: new_folder(half) and None)
+        self.world.on_all_ranks(lambda: write(half))
+        self.world.on_main(finish)
         return final
 
-    def _give_room(self) -> bool:
+    def prune_for_space(self) -> bool:
         """Deletes those checkpoints that the one to be written would have replaced. True when there were any;
         one that is whole is left in any case."""
         names = self.names()
         old = names[: 1 - self.keep] if self.keep > 1 else []
         if not old or not any(not manifest.verify(self.folder / name) for name in names[len(old) :]):
             return False
-        self._discard(old)
-        self.tidy()
+        self._remove(old)
+        self.clean_up()
         return True
 
-    def _discard(self, names: list[str]) -> None:
+    def _remove(self, names: list[str]) -> None:
         for name in names:
             remove_tree(self.folder / name)
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         """Deletes what killed runs left half done, and best models that no checkpoint counts on any more."""
         wanted = {f".best.step{_best_of(self.folder / name)}" for name in self.names()}
         for path in self.folder.glob(".*"):
@@ -198,14 +198,14 @@ class Checkpoints:
 
         def settle() -> TrainingState:
             if not again:
-                self.make_room(after=-1 if elsewhere else progress.step, best=elsewhere)
+                self.archive_other_run(after=-1 if elsewhere else progress.step, best=elsewhere)
             if checkpoint:
-                self.bring_best(checkpoint.parent, progress)
-                self.tidy()
+                self.restore_best(checkpoint.parent, progress)
+                self.clean_up()
                 log(f"從 {checkpoint} 接續：已完成 {progress.step}/{self.identity['total_steps']} 步")
             return progress
 
-        return self.world.by_main(settle)
+        return self.world.on_main(settle)
 
     def load(self, folder: Path, read: Callable[[Path], None], other_ranks: bool = False) -> TrainingState:
         """The progress of a checkpoint; `read(folder)` restores the engine's state. All ranks call it.
@@ -234,7 +234,7 @@ class Checkpoints:
         if differ:
             refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ]
             raise UserError([*refused, self._ways_out(folder, card.get("flags"))])
-        progress = TrainingState.of(card.get("progress"), str(folder))
+        progress = TrainingState.from_dict(card.get("progress"), str(folder))
         read(folder)
         if card.get("passes") != self.passes:
             log(
@@ -257,7 +257,7 @@ class Checkpoints:
             f"；要從那次最好的模型再微調，請用 --model_name_or_path {best}" if best.is_dir() else ""
         )
 
-    def bring_best(self, source: Path, progress: TrainingState) -> None:
+    def restore_best(self, source: Path, progress: TrainingState) -> None:
         """Finds the best model that a checkpoint counts on and makes it `best/`, or has it chosen anew.
 
         Args:
@@ -271,7 +271,7 @@ class Checkpoints:
         found = next((path for path in fitting if not manifest.verify(path)), None)
         if found is None:
             log(f"  {source / 'best'} 不是第 {wanted} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
-            progress.forget_best()
+            progress.reset_best()
         elif found.resolve() != self.best.resolve():
             half = self.folder / ".best.half"
             if found != half:
@@ -279,7 +279,7 @@ class Checkpoints:
             carry_over(self.best, half)
             replace_folder(half, self.best)
 
-    def make_room(self, after: int = -1, best: bool = True) -> None:
+    def archive_other_run(self, after: int = -1, best: bool = True) -> None:
         """Moves what another run left aside: checkpoints past step `after`, and `best/`. None is deleted."""
         beyond = [name for name in self.names() if _step_of(name) > after]
         leftover = [self.folder / name for name in beyond]
@@ -294,12 +294,12 @@ class Checkpoints:
         shelf.mkdir()
         for path in leftover:
             path.rename(shelf / path.name)
-        self._lend_best(beyond, shelf)
+        self.share_best(beyond, shelf)
         what = "另一次訓練留下的檢查點" if after < 0 else f"第 {after} 步之後的檢查點"
         way_back = "（要接續最新的請用 --resume）" if after < 0 else ""
         log(f"{self.folder} 裡有{what}，已移到 {shelf}{way_back}")
 
-    def _lend_best(self, names: list[str], shelf: Path) -> None:
+    def share_best(self, names: list[str], shelf: Path) -> None:
         """Copies the best models that checkpoints on a shelf count on, so that they can be gone on from."""
         there = {_step_of_model(path): path for path in (*self.folder.glob(".best.step*"), self.best)}
         for step in {_best_of(shelf / name) for name in names} & there.keys():

@@ -44,12 +44,12 @@ ExampleKey = tuple[str, int]  # kind and row of an example, see Objective.epoch
 
 @dataclass(frozen=True)
 class LossStats:
-    """loss: mean in nats. accuracy: share of the targets that the logits say. mass: how many examples or
-    tokens."""
+    """loss: mean in nats. accuracy: share of the targets that the logits say. num_targets: how many
+    examples or tokens."""
 
     loss: float
     accuracy: float
-    mass: int
+    num_targets: int
 
 
 @dataclass
@@ -61,9 +61,9 @@ class DataModule:
     tokenizer: object
     prompts: object  # ExamPrompts, AskingPrompts, or None for texts
     max_length: int  # of a row, in tokens
-    teach: object  # an objective, as `tasks` makes them
-    check: object  # the validation rows, with the same masks and orders every time
-    keep: object  # the rows kept back
+    train: object  # an objective, as `tasks` makes them
+    validation: object  # the validation rows, with the same masks and orders every time
+    held_out: object  # the rows kept back
     source: object  # of the rows: Exam, Corpus, Course or Catalogue
     steps_per_epoch: int
     total_steps: int
@@ -105,7 +105,7 @@ class DataModule:
 
     @property
     def packed(self) -> bool:
-        return getattr(self.teach, "packed", False)
+        return getattr(self.train, "packed", False)
 
     @property
     def lora(self) -> Lora | None:
@@ -117,12 +117,12 @@ class DataModule:
         return Lora(flags.lora_rank, alpha, flags.lora_dropout, flags.lora_target_modules)
 
     @cached_property
-    def ancestors(self) -> list[dict]:
+    def parent_stages(self) -> list[dict]:
         """The stages that led to the base; the base's weights are hashed once."""
         name, scratch = str(self.flags.model_name_or_path), self.flags.from_scratch
         return run_card.ancestors("demo" if self.flags.demo else name, self.base_card, scratch)
 
-    def identity(self, engine: str, precision: str, world: Distributed) -> dict[str, object]:
+    def run_identity(self, engine: str, precision: str, world: Distributed) -> dict[str, object]:
         """What a checkpoint of this lesson is bound to: who goes on from it must say the same. Collective."""
         flags = self.flags
         same = ("train_batch_size", "learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio", "seed")
@@ -130,19 +130,19 @@ class DataModule:
             "engine": engine,
             "precision": precision,
             "model": hash_texts([self.config.to_json_string(), str(len(self.tokenizer))]),
-            "objective": self.teach.name,
-            "questions": hash_texts(f"{row}" for row in self.teach.rows),
+            "objective": self.train.name,
+            "questions": hash_texts(f"{row}" for row in self.train.rows),
             "max_length": self.max_length,
             "total_steps": self.total_steps,
             "lora": str(self.lora or ""),
             "layers": self.learning.describe(),
             **self.task.identity(flags, self.config),
-            "base": world.agree(self.ancestors[-1]["sha256"] if world.is_main else ""),
+            "base": world.broadcast(self.parent_stages[-1]["sha256"] if world.is_main else ""),
             "load_in_4bit": flags.load_in_4bit,
             **{name: getattr(flags, name) for name in same},
         }
 
-    def meets(self, model) -> None:
+    def attach_model(self, model) -> None:
         """Takes from the loaded model what only it knows: its true size, and what ends a reply.
 
         Raises:
@@ -162,7 +162,7 @@ class DataModule:
 
     def plan(self, epoch: int, batch_size: int, seed: int) -> EpochPlan:
         """The global batches of an epoch, as examples to be made: a pure function of the epoch."""
-        entries = self.teach.epoch(epoch)
+        entries = self.train.epoch(epoch)
         lengths = array("I", map(self.length_of, entries))
         return EpochPlan(entries, plan_epoch(lengths, batch_size, seed, epoch))
 
@@ -174,18 +174,18 @@ class DataModule:
             parts = split_micro_batches(batch, world.rank, world.size, machine.accumulation)
         else:
             parts = split_by_tokens(batch, self.length_of, world.rank, world.size, machine.tokens)
-        return [self.collate(self.teach, part, epoch) for part in parts]
+        return [self.collate(self.train, part, epoch) for part in parts]
 
     def length_of(self, entry: ExampleKey) -> int:
         """Tokens that a taught example takes in a batch."""
-        return self.teach.lengths[entry[1]]
+        return self.train.lengths[entry[1]]
 
     def collate(self, objective, entries: Sequence[ExampleKey | None], epoch: int) -> Batch:
         """Makes the examples and pads them together; None keeps ranks in step."""
         made = [None if entry is None else objective.example(*entry, epoch) for entry in entries]
         return collate(made, self.tokenizer.pad_token_id)
 
-    def choose_layers(self, model) -> LayerSchedule:
+    def freeze_layers(self, model) -> LayerSchedule:
         """Freezes what --freeze and --train_only say, and tells what learns. After adapters were put in."""
         flags, parts = self.flags, LayerGroups(model)
         chosen = flags.freeze, flags.train_only, flags.unfreeze_every, flags.layer_lr_decay
@@ -207,13 +207,13 @@ class DataModule:
             )
         return self.learning
 
-    def held_out(self, count: int) -> list[tuple[int, ...]]:
+    def held_out_prompts(self, count: int) -> list[tuple[int, ...]]:
         """Token ids of some rows that were not taught (of taught ones where none was kept out)."""
-        objective = next((found for found in (self.check, self.keep) if found.lengths), self.teach)
+        objective = next((found for found in (self.validation, self.held_out) if found.lengths), self.train)
         return [objective.example(*entry, 0).ids for entry in objective.epoch(0)[:count]]
 
     @torch.no_grad()
-    def measure(
+    def evaluate_loss(
         self, objective, forward: Callable[..., Tensor], world: Distributed, tokens: int
     ) -> LossStats:
         """The loss on all rows of an objective, always of the same examples; the ranks share the work.
@@ -224,15 +224,19 @@ class DataModule:
         """
         batches = split_by_tokens(objective.epoch(0), lambda entry: objective.lengths[entry[1]], 0, 1, tokens)
         sums = torch.zeros(4, dtype=torch.float64)
-        for number, counts in world.shares(len(batches)):
+        for number, counts in world.rank_indices(len(batches)):
             batch = self.collate(objective, batches[number], epoch=0).to(world.device)
             logits = forward(*batch.inputs)
             sums[:3] += loss_stats(token_losses(logits, batch), batch) * counts
             sums[3] += float((correct(logits, batch) * batch.weights).sum()) * counts
-        mass, loss, _, right = world.sum(sums).tolist()
-        return LossStats(loss / mass, right / mass, int(mass)) if mass else LossStats(math.nan, math.nan, 0)
+        num_targets, loss, _, right = world.sum(sums).tolist()
+        return (
+            LossStats(loss / num_targets, right / num_targets, int(num_targets))
+            if num_targets
+            else LossStats(math.nan, math.nan, 0)
+        )
 
-    def card(self, step: int, weights: str = "") -> RunCard:
+    def run_card(self, step: int, weights: str = "") -> RunCard:
         """What the model saved after `step` steps will say of itself.
 
         Args:
@@ -258,7 +262,7 @@ class DataModule:
             flags=vars(flags),
             fingerprints=sorted(self.fitted),
             sketches={name: text for name, text in self.fitted.items() if text},
-            lineage=[*self.ancestors, stage],
+            lineage=[*self.parent_stages, stage],
             versions=versions(),
             **more,
         )
@@ -276,10 +280,10 @@ def load_data(flags, world: Distributed, source):
     task = TASKS[flags.task]
     if flags.demo:
         source = builtin.corpus() if flags.task == "mlm" else builtin.exam()
-        flags.model_name_or_path = str(world.main_first(lambda: builtin.base_model(flags.save_dir)))
+        flags.model_name_or_path = str(world.main_process_first(lambda: builtin.base_model(flags.save_dir)))
         flags.from_scratch = True
     elif source is None:
-        source = world.main_first(lambda: task.read(flags))
+        source = world.main_process_first(lambda: task.read(flags))
     return source, task.split(source, flags)
 
 
@@ -287,20 +291,20 @@ def setup_data(flags, world: Distributed, machine: Hardware, source, pools: Spli
     """Tokenizer, prompts and objective; how many steps; a few examples as the model sees them."""
     name, flag, task = flags.model_name_or_path, "--model_name_or_path", TASKS[flags.task]
     kind = task.kind(flags)
-    config = world.main_first(lambda: load_config(name, flag, kind))
+    config = world.main_process_first(lambda: load_config(name, flag, kind))
     if flags.learning_rate is None:
         flags.learning_rate = learning_rate.of_random_weights(config)
         log(f"  亂數權重，學習率用 {flags.learning_rate:g}（--learning_rate 可另外指定）")
-    task.agree(config, source, pools)
-    task.shape(config, source)
+    task.align_labels(config, source, pools)
+    task.configure_model(config, source)
     resolve_auto_precision(machine, world, config.get_text_config().hidden_size)
-    tokenizer = world.main_first(lambda: load_tokenizer(name, flag, kind))
+    tokenizer = world.main_process_first(lambda: load_tokenizer(name, flag, kind))
     max_length = prompt_length(config, tokenizer, flags.max_length)
     prompts = task.prompts(flags, tokenizer, max_length)
     parts = {
-        "訓練": [*pools.fit, *source.told] if getattr(source, "told", ()) else pools.fit,
+        "訓練": [*pools.fit, *source.statements] if getattr(source, "told", ()) else pools.fit,
         "驗證": pools.validation,
-        "保留": pools.held_back if task.by_token else [],
+        "保留": pools.held_out if task.by_token else [],
     }
     desk = TaskContext(flags, config, tokenizer, prompts, max_length)
     made = {what: task.objective(desk, rows, checking=what != "訓練") for what, rows in parts.items()}

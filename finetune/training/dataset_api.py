@@ -77,5 +77,5 @@ def get_dataset(
     return (
         tensors(sample_rows(pools.fit, num_samples, seed)),
         tensors(pools.validation),
-        [as_dict(question) for question in pools.held_back],
+        [as_dict(question) for question in pools.held_out],
     )

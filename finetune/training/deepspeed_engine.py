@@ -69,7 +69,7 @@ class DeepSpeedEngine(Engine):
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
-                    model=self.blanks, optimizer=optimizer, config=self.config
+                    model=self.forward_model, optimizer=optimizer, config=self.config
                 )
         except ValidationError as error:  # a key below another one that DeepSpeed does not know
             raise UserError(deepspeed_config.not_accepted(error)) from error
@@ -87,10 +87,10 @@ class DeepSpeedEngine(Engine):
         """What waits keeps its place among DeepSpeed's partitions, with gradients of 0 and a rate of 0, so
         that it does not move. But its state counts steps: the count that Adam's bias correction needs begins
         anew where no gradient was ever seen."""
-        opened = self.learning.open_at(step)
-        if opened == self.opened:
+        opened = self.learning.trainable_at(step)
+        if opened == self.trainable_groups:
             return
-        self.opened = opened
+        self.trainable_groups = opened
         set_trainable(self.parts, opened)
         inner = self.optimizer
         while hasattr(inner, "optimizer"):
@@ -106,8 +106,8 @@ class DeepSpeedEngine(Engine):
         try:
             yield
         finally:
-            if self.opened is not None:
-                set_trainable(self.parts, self.opened)
+            if self.trainable_groups is not None:
+                set_trainable(self.parts, self.trainable_groups)
 
     @property
     def kind(self) -> str:
@@ -124,7 +124,7 @@ class DeepSpeedEngine(Engine):
         self.wrapped.backward(loss, scale_wrt_gas=False)
         self.wrapped.step()  # an update at every `gradient_accumulation_steps`-th call only
 
-    def _discard(self, loss: Tensor) -> None:
+    def _drop_gradients(self, loss: Tensor) -> None:
         self.wrapped.backward(loss * math.nan, scale_wrt_gas=False)
         self.wrapped.step()  # which forgets what was gathered when its norm is no number
 
@@ -139,7 +139,7 @@ class DeepSpeedEngine(Engine):
         step = self.optimizer.step
 
         def checked(*args, **named):
-            gradients = [value.grad for value in self.blanks.parameters() if value.grad is not None]
+            gradients = [value.grad for value in self.forward_model.parameters() if value.grad is not None]
             self.norm = nn.utils.get_total_norm(gradients)  # of their sum over the ranks: the same on each
             if self.norm.isfinite():
                 step(*args, **named)

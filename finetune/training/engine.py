@@ -73,7 +73,7 @@ class StepResult:
     """Of one optimizer step, all ranks together."""
 
     loss: float  # nats, mean over the examples, or over the targets
-    mass: int  # how many those are
+    num_targets: int  # how many those are
     tokens: int
     grad_norm: float | None  # before clipping
     stop: bool  # some rank was asked to stop
@@ -95,31 +95,31 @@ class Engine:
         learning: LayerSchedule | None = None,
     ):
         self.world, self.recipe = world, recipe
-        self.blanks = forward_of(use_fast_dropout(model), recipe.packed)
+        self.forward_model = forward_of(use_fast_dropout(model), recipe.packed)
         layers = LayerGroups(model)
         self.learning = learning or uniform_schedule(layers)
         # All that will ever learn has `requires_grad` while optimizer and wrapper are made; `_open` closes
         # what waits.
         self.parts = by_group(model, layers)
-        self.opened: frozenset[str] | None = None
+        self.trainable_groups: frozenset[str] | None = None
         self._build(build_parameter_groups(model, layers, self.learning, recipe.weight_decay))
 
     def _build(self, parameter_groups: list[dict]) -> None:
-        self.blanks.to(self.world.device)
+        self.forward_model.to(self.world.device)
         self.optimizer = torch.optim.AdamW(parameter_groups, lr=self.recipe.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.recipe.precision == "fp16")
-        self.wrapped: nn.Module = self.blanks
+        self.wrapped: nn.Module = self.forward_model
 
     def _open(self, step: int) -> None:
         """Lets those parts learn that do so in optimizer step `step`, and no others. A part that opens has
         no momentum from before: an optimizer keeps none for what never had a gradient."""
-        opened = self.learning.open_at(step)
-        if opened == self.opened:
+        opened = self.learning.trainable_at(step)
+        if opened == self.trainable_groups:
             return
-        self.opened = opened
+        self.trainable_groups = opened
         set_trainable(self.parts, opened)
         if self.world.size > 1:  # it exchanges the gradients of what it found able to learn when it was made
-            self.wrapped = nn.parallel.DistributedDataParallel(self.blanks)
+            self.wrapped = nn.parallel.DistributedDataParallel(self.forward_model)
 
     @property
     def kind(self) -> str:
@@ -151,9 +151,9 @@ class Engine:
         self._open(step)
         self.wrapped.train()
         for group in self.optimizer.param_groups:
-            waits = group["part"] and group["part"] not in self.opened
+            waits = group["part"] and group["part"] not in self.trainable_groups
             group["lr"] = 0.0 if waits else rate * group["scale"]
-        local = sum(batch.mass for batch in micro_batches)
+        local = sum(batch.num_targets for batch in micro_batches)
         total, stops = self.world.sum(torch.tensor([float(local), float(stop)])).tolist()
         sums = torch.zeros(3, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
@@ -166,21 +166,21 @@ class Engine:
                 # ranks average their gradients, so each is scaled up by their number: the sum stays a sum
                 scaled = summed_loss(losses, batch) * (self.world.size / total)
                 if last:  # before anything is changed by it
-                    mass, loss, tokens = self.world.sum(sums).tolist()
+                    num_targets, loss, tokens = self.world.sum(sums).tolist()
                     if not math.isfinite(loss):
-                        rows = self._bad(step, f"損失是 {loss}", micro_batches)
-                        self._discard(scaled)
+                        rows = self._nonfinite_rows(step, f"損失是 {loss}", micro_batches)
+                        self._drop_gradients(scaled)
                         return StepResult(math.nan, 0, int(tokens), None, stops > 0, rows)
                 self._backward(scaled)
         norm = self._update()
         if norm is not None and not math.isfinite(norm) and self.recipe.precision != "fp16":
-            rows = self._bad(step, f"梯度的長度是 {norm}", micro_batches)
+            rows = self._nonfinite_rows(step, f"梯度的長度是 {norm}", micro_batches)
             return StepResult(math.nan, 0, int(tokens), None, stops > 0, rows)
-        return StepResult(loss / mass, int(mass), int(tokens), norm, stops > 0)
+        return StepResult(loss / num_targets, int(num_targets), int(tokens), norm, stops > 0)
 
-    def _bad(self, step: int, what: str, micro_batches: Sequence[Batch]) -> tuple[str, ...]:
+    def _nonfinite_rows(self, step: int, what: str, micro_batches: Sequence[Batch]) -> tuple[str, ...]:
         """The rows of a step that is no good. Raises NotANumber unless such steps are skipped."""
-        rows = self.world.gather([name for batch in micro_batches for name in batch.names])
+        rows = self.world.all_gather([name for batch in micro_batches for name in batch.names])
         rows = tuple(dict.fromkeys(rows))
         if not self.recipe.skip_bad:
             shown = "、".join(rows[:8]) + "…" * (len(rows) > 8)
@@ -190,7 +190,7 @@ class Engine:
             )
         return rows
 
-    def _discard(self, loss: Tensor) -> None:
+    def _drop_gradients(self, loss: Tensor) -> None:
         """Forgets what this step has gathered so far."""
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -207,7 +207,7 @@ class Engine:
     def _update(self) -> float:
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.max_grad_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self.blanks.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.forward_model.parameters(), limit)
         if self.scaler.is_enabled() or norm.isfinite():
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -225,7 +225,7 @@ class Engine:
         return {name: self._whole(value) for name, value in self._named_state() if self.world.is_main}
 
     def _named_state(self):
-        model = self.blanks.model
+        model = self.forward_model.model
         if self.recipe.adapter:
             parameters = model.named_parameters()
             yield from ((name, value) for name, value in parameters if name in self.recipe.adapter)
@@ -253,7 +253,7 @@ class Engine:
         """The counterpart of `save`. All ranks call it."""
         from safetensors.torch import load_file
 
-        model = self.blanks.model
+        model = self.forward_model.model
         missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         model.tie_weights()
         tied = set(missing) - {name for name, _ in self._named_state()}

@@ -20,7 +20,6 @@ from finetune.data.splits import Splits, sample_rows
 from finetune.evaluation.baseline import stand_beside
 from finetune.evaluation.classification import compute_metrics, probabilities
 from finetune.evaluation.evaluator import CALIBRATION_ROWS, ExamResult, run_exam, scorer_for
-from finetune.evaluation.sets import ORDER
 from finetune.models.forward import bf16_forward, forward_of, is_multi
 from finetune.models.generation import Decoding, generate
 from finetune.models.kinds import names_of
@@ -64,14 +63,14 @@ class FinalEvaluation:
         flags = lesson.flags
         if lesson.kind == "classifier":
             desk = TaskContext(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
-            sets = {name: getattr(pools, name) for name in ORDER}
+            sets = {"test": pools.test, "held_back": pools.held_out, "validation": pools.validation}
             made = {
-                name: lesson.check if name == "validation" else lesson.task.objective(desk, rows, True)
+                name: lesson.validation if name == "validation" else lesson.task.objective(desk, rows, True)
                 for name, rows in sets.items()
                 if rows
             }
             return cls(lesson, labelled=made, labels={})
-        sets = {"test": pools.test, "held_back": pools.held_back} if lesson.prompts else {}
+        sets = {"test": pools.test, "held_back": pools.held_out} if lesson.prompts else {}
         if lesson.by_token and sets and not any(sets.values()):
             sets = {"validation": pools.validation}
         chosen = {
@@ -97,7 +96,7 @@ class FinalEvaluation:
         """The untuned model is examined too."""
         return self.labels is None
 
-    def hold(self, model, who: str, world, machine) -> None:
+    def evaluate(self, model, who: str, world, machine) -> None:
         """Examines a model, `tuned` or `untuned`. All ranks call it."""
         lesson, model = self.lesson, model.to(world.device).eval()
         self._hold_labels(model, world)
@@ -125,7 +124,7 @@ class FinalEvaluation:
             self.labels[name] = figures_of(objective, model.config, found)
             answered[name] = objective.rows, found
         if answered and world.is_main:
-            stand_beside(self.labels, self.lesson.teach.rows, answered, names_of(model.config))
+            stand_beside(self.labels, self.lesson.train.rows, answered, names_of(model.config))
 
 
 def _unseen(lesson, validation: Sequence[Question]) -> Sequence[Question] | str:
@@ -158,11 +157,11 @@ class BeforeAfter:
             tokens: of one forward pass, with padding.
         """
         model.eval()
-        for name, objective in (("validation", lesson.check), ("held_back", lesson.keep)):
+        for name, objective in (("validation", lesson.validation), ("held_back", lesson.held_out)):
             if not objective.lengths:
                 continue
-            measured = lesson.measure(objective, forward_of(model, lesson.packed).eval(), world, tokens)
-            loss, tokens = measured.loss, measured.mass
+            measured = lesson.evaluate_loss(objective, forward_of(model, lesson.packed).eval(), world, tokens)
+            loss, tokens = measured.loss, measured.num_targets
             found = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
             if isinstance(objective, CausalLMObjective):  # to compare models whose tokenizers differ
                 found["bits_per_character"] = loss * tokens / math.log(2) / max(1, objective.characters)
@@ -173,9 +172,9 @@ class BeforeAfter:
             self._write(who, model, lesson)
 
     def _write(self, who: str, model: nn.Module, lesson) -> None:
-        if isinstance(lesson.check, MaskedLMObjective):
-            return self._restore(who, model, lesson)
-        rows = [row for row in lesson.check.rows if not isinstance(row, Question)][:SAMPLES]
+        if isinstance(lesson.validation, MaskedLMObjective):
+            return self._fill_samples(who, model, lesson)
+        rows = [row for row in lesson.validation.rows if not isinstance(row, Question)][:SAMPLES]
         if not rows:
             return
         asked, wanted, shown = zip(*(_opening(lesson, row) for row in rows), strict=True)
@@ -187,13 +186,13 @@ class BeforeAfter:
             sample[who] = text
 
     @torch.no_grad()
-    def _restore(self, who: str, model: nn.Module, lesson) -> None:
+    def _fill_samples(self, who: str, model: nn.Module, lesson) -> None:
         """What the model puts where words are hidden, each by itself."""
         forward, tokenizer = forward_of(model).eval(), lesson.tokenizer
         device = next(model.parameters()).device
-        entries = lesson.check.epoch(0)[:SAMPLES]
+        entries = lesson.validation.epoch(0)[:SAMPLES]
         for number, entry in enumerate(entries):
-            example = lesson.check.example(*entry, 0)
+            example = lesson.validation.example(*entry, 0)
             ids = torch.tensor([example.ids], device=device)
             cols = torch.tensor(example.positions, device=device)
             said = forward(ids, torch.ones_like(ids), torch.zeros_like(cols), cols).argmax(-1).tolist()
@@ -209,11 +208,11 @@ class BeforeAfter:
 def _opening(lesson, row) -> tuple[list[int], str, str]:
     """What a model is given of a row, what it should say, and the former as text."""
     tokenizer = lesson.tokenizer
-    if isinstance(lesson.check, CausalLMObjective):
+    if isinstance(lesson.validation, CausalLMObjective):
         ids = tokenizer(row.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         opening = ids[: min(OPENING, max(1, len(ids) // 2))]
         rest = tokenizer.decode(ids[len(opening) : len(opening) + WRITTEN])
-        return [*lesson.check.start, *opening], rest, tokenizer.decode(opening)
+        return [*lesson.validation.start, *opening], rest, tokenizer.decode(opening)
     *asked, reply = row.messages
     ids = lesson.prompts.chat.prompt(asked)[-max(1, lesson.max_length - WRITTEN) :]
     return ids, reply["content"], asked[-1]["content"]
@@ -227,23 +226,23 @@ def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict
         forward: of an engine that is set to evaluate.
         tokens: of one forward pass, with padding.
     """
-    rows = lesson.check.rows
-    if not lesson.check.lengths:
+    rows = lesson.validation.rows
+    if not lesson.validation.lengths:
         return {}
-    if isinstance(lesson.check, ClassificationObjective):
-        graded = grade(lesson.check, lesson.config, forward, lesson.tokenizer.pad_token_id, world)
+    if isinstance(lesson.validation, ClassificationObjective):
+        graded = grade(lesson.validation, lesson.config, forward, lesson.tokenizer.pad_token_id, world)
         return {
             "validation_loss": graded["log_loss"], "validation_accuracy": graded["accuracy"],
             "validation_macro_f1": graded["macro_f1"], "validation_rows": graded["n"],
         }  # fmt: skip
-    measured = lesson.measure(lesson.check, forward, world, tokens)
+    measured = lesson.evaluate_loss(lesson.validation, forward, world, tokens)
     found = {"validation_loss": measured.loss}
     if lesson.by_token:
         found |= {
             "validation_perplexity": perplexity(measured.loss),
-            "validation_tokens": measured.mass,
+            "validation_tokens": measured.num_targets,
         }
-    if isinstance(lesson.check, MaskedLMObjective):
+    if isinstance(lesson.validation, MaskedLMObjective):
         found["validation_restored"] = measured.accuracy
     if isinstance(rows[0], Question):
         asked = scorer_for(forward, lesson.prompts, world.device)

@@ -44,7 +44,7 @@ def choose_hardware(flags, given: set[str]) -> tuple[Distributed, Hardware]:
         engine, why_engine = "torch", "引擎：PyTorch（--load_in_4bit：不必由 DeepSpeed 切分權重）"
     else:
         engine, why_engine = choose_engine(flags.engine, on_gpu(flags.cpu))
-    world = Distributed.join(flags.cpu, force_group=engine == "deepspeed")
+    world = Distributed.init(flags.cpu, force_group=engine == "deepspeed")
     ds = deepspeed_config.read(flags.deepspeed_config) if engine == "deepspeed" else {}
     asked = deepspeed_config.precision_in(ds) if flags.precision == "auto" else flags.precision
     source = "--precision" if flags.precision != "auto" else flags.deepspeed_config
@@ -101,8 +101,8 @@ def retry_with_smaller_micro_batch(machine: Hardware, flags, world: Distributed,
 def resolve_auto_precision(machine: Hardware, world: Distributed, hidden_size: int) -> None:
     """Precision `auto` on a CPU, now that the width of the model is known."""
     if machine.precision == "auto":
-        machine.precision, why = world.main_first(lambda: cpu.choose_precision(hidden_size))
-        machine.precision = world.agree(machine.precision)
+        machine.precision, why = world.main_process_first(lambda: cpu.choose_precision(hidden_size))
+        machine.precision = world.broadcast(machine.precision)
         log(why)
 
 

@@ -41,7 +41,7 @@ def write_model(folder: Path, lesson, weights: dict, step: int) -> None:
         if lesson.kind in NEW_HEAD:  # which head, with which labels: the base does not know
             lesson.config.save_pretrained(folder)
         save_tokenizer(folder, lesson.tokenizer)
-    lesson.card(step, weights_hash(folder)).write(folder)
+    lesson.run_card(step, weights_hash(folder)).write(folder)
 
 
 def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
@@ -69,10 +69,10 @@ def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
         shutil.copytree(best, half, ignore=left, dirs_exist_ok=True)
     else:
         view = with_adapter(merge_into, best, "--save_dir")
-        model = merged(view, lesson.held_out(PARITY_PROMPTS))
+        model = merged(view, lesson.held_out_prompts(PARITY_PROMPTS))
         save_model(half, model.config, lesson.tokenizer, model.state_dict(), lesson.ends)
         taught = RunCard.read(best)
-        lesson.card(taught.step if taught else 0, weights_hash(half)).write(half)
+        lesson.run_card(taught.step if taught else 0, weights_hash(half)).write(half)
     if former := _former(target):
         log(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
     give_usual_modes(half)
@@ -108,7 +108,7 @@ def write_results(
     """
     output = Path(lesson.flags.output_dir)
     beside = output.resolve().parent
-    card = lesson.card(progress.best_step, weights_hash(output))
+    card = lesson.run_card(progress.best_step, weights_hash(output))
     card.history, taught = progress.history, card.taught
     sittings = {name: pair for name, pair in sittings.items() if pair}
     card.results = {

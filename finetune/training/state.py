@@ -49,12 +49,12 @@ class TrainingState:
             return
         self.skipped_in_a_row = 0
         self.epoch_loss = [
-            self.epoch_loss[0] + report.loss * report.mass,
-            self.epoch_loss[1] + report.mass,
+            self.epoch_loss[0] + report.loss * report.num_targets,
+            self.epoch_loss[1] + report.num_targets,
         ]
 
     @classmethod
-    def of(cls, saved: object, where: str) -> TrainingState:
+    def from_dict(cls, saved: object, where: str) -> TrainingState:
         """What `asdict` made of one. Raises UserError when it is something else."""
         if isinstance(saved, dict) and saved.get("best_loss", 0) is None:  # JSON knows no infinity
             saved = {**saved, "best_loss": float("inf")}
@@ -67,7 +67,7 @@ class TrainingState:
             raise UserError(f"{where}：進度讀不懂，不是這個版本寫的檢查點")
         return cls(**saved)
 
-    def go_on(self, patience: int) -> None:
+    def resume(self, patience: int) -> None:
         """A run that stopped early goes on when it is now to wait longer."""
         if self.stopped_early and not 0 < patience <= self.epochs_without_gain:
             self.finished = self.stopped_early = False
@@ -77,7 +77,7 @@ class TrainingState:
         """The history, and before it what was measured before the first step."""
         return [*([{"step": 0, **self.before}] if self.before else []), *self.history]
 
-    def forget_best(self) -> None:
+    def reset_best(self) -> None:
         """The best model is lost: the next one measured is the best again."""
         self.best_accuracy, self.best_loss, self.best_step = -1.0, float("inf"), 0
 
@@ -90,8 +90,8 @@ class TrainingState:
             Without validation rows the newest is the best.
         """
         self.epoch, self.batch = self.epoch + 1, 0
-        loss, mass = self.epoch_loss
-        if self.skipped_in_a_row and not mass:
+        loss, num_targets = self.epoch_loss
+        if self.skipped_in_a_row and not num_targets:
             raise _hopeless(f"第 {self.epoch} 輪每一步")
         self.epoch_loss = [0.0, 0.0]
         accuracy = validation.get("validation_macro_f1", validation.get("validation_accuracy", -1.0))
@@ -105,6 +105,7 @@ class TrainingState:
             bool(patience) and self.epochs_without_gain >= patience and self.step < total_steps
         )
         self.finished = self.stopped_early or self.step >= total_steps
-        entry = {"epoch": self.epoch, "step": self.step, "train_loss": loss / max(1, mass), **validation}
+        mean = loss / max(1, num_targets)
+        entry = {"epoch": self.epoch, "step": self.step, "train_loss": mean, **validation}
         self.history.append(entry | {"best": better})
         return better

@@ -71,10 +71,10 @@ class ExamTask:
         describe_exam(exam, pools)
         return pools
 
-    def agree(self, config, source, pools: Splits) -> None:
+    def align_labels(self, config, source, pools: Splits) -> None:
         """Numbers what the data name as a model does that names it already."""
 
-    def shape(self, config, source) -> None:
+    def configure_model(self, config, source) -> None:
         """Writes into the model's configuration what the data decide."""
 
     def prompts(self, flags, tokenizer, max_length: int):
@@ -212,12 +212,12 @@ class ClassificationTask(ExamTask):
         describe_labels(source, pools)
         return pools
 
-    def agree(self, config, source: LabelledDataset, pools: Splits) -> None:
+    def align_labels(self, config, source: LabelledDataset, pools: Splits) -> None:
         known = classes_of(config)
         if known != source.names and {*known} >= {*source.names}:
             renumber(source, pools, known)
 
-    def shape(self, config, source: LabelledDataset) -> None:
+    def configure_model(self, config, source: LabelledDataset) -> None:
         name_classes(config, source.names, source.multi)
 
     def prompts(self, flags, tokenizer, max_length: int) -> None:

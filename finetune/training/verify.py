@@ -93,7 +93,7 @@ def verify_resume(flags, world, machine, lesson, build: Callable[[], Engine]) ->
         return losses, weights, saved
 
     try:
-        world.by_main(lambda: new_folder(keeper.folder) and None)
+        world.on_main(lambda: new_folder(keeper.folder) and None)
         straight, whole, _ = run(0, steps)
         before, _, saved = run(0, middle, save=True)
         after, resumed, _ = run(middle, steps, load=saved)
@@ -103,7 +103,7 @@ def verify_resume(flags, world, machine, lesson, build: Callable[[], Engine]) ->
             with contextlib.suppress(OSError):  # it is not empty
                 if made:
                     parent.rmdir()
-    world.by_main(lambda: _compare(straight, [*before, *after], whole, resumed))
+    world.on_main(lambda: _compare(straight, [*before, *after], whole, resumed))
 
 
 def _losses(flags, world, machine, lesson, engine: Engine, first: int, last: int):
