@@ -1,15 +1,14 @@
 """Teach a language model exam questions, texts or replies, and say honestly how good it became.
 
-    python fine_tuning_llm.py --demo                          # built-in exam, two minutes on a laptop
-    python fine_tuning_llm.py                                 # bert-base-chinese on TMMLU+
-    python fine_tuning_llm.py --task mlm --dataset texts.txt  # its adaptation to texts of a domain
-    python fine_tuning_llm.py --task classify --dataset x.csv # text classification
-    python fine_tuning_llm.py --task cpt --dataset texts.json # continued pre-training of a causal model
-    python fine_tuning_llm.py --task sft --dataset alpaca.csv # its instruction tuning
-    deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json
-    torchrun --nproc_per_node 2 fine_tuning_llm.py
+python fine_tuning_llm.py --demo                          # built-in exam, two minutes on a laptop
+python fine_tuning_llm.py                                 # bert-base-chinese on TMMLU+
+python fine_tuning_llm.py --task mlm --dataset texts.txt  # its adaptation to texts of a domain
+python fine_tuning_llm.py --task classify --dataset x.csv # text classification
+python fine_tuning_llm.py --task cpt --dataset texts.json # continued pre-training of a causal model
+python fine_tuning_llm.py --task sft --dataset alpaca.csv # its instruction tuning
+deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json
+torchrun --nproc_per_node 2 fine_tuning_llm.py
 
-Order: 1 flags, 2 the recipe, 3 model and engine, 4 loop, 5 saving and exam, 6 names that others import.
 """
 
 import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
@@ -50,9 +49,8 @@ if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers
     from finetune.training.state import TrainingState
     from finetune.training.trackers import Tracker
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
-    Checkpoints = TrainingState = Engine = Splits = DataModule = Hardware = StopRequest = Tracker = (
-        Distributed
-    ) = object
+    Checkpoints = TrainingState = Engine = Splits = DataModule = Hardware = object
+    StopRequest = Tracker = Distributed = object
 
 # ---- 1. flags (the list itself: finetune/cli/train_args.py) ------------------------------------------------
 

@@ -340,7 +340,7 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
     given = {**found.labels, "test": {}}
     lesson = SimpleNamespace(
         flags=SimpleNamespace(output_dir=str(out)),
-        run_card=lambda step, weights: card(sets={}),
+        run_run_card=lambda step, weights: card(sets={}),
         new_head=False,
     )
     kept, verdict = publishing.write_results(lesson, {}, None, PROGRESS, "以 4 位元載入", given)

@@ -264,7 +264,7 @@ def test_something_must_be_left_to_learn(twelve):
     for freeze, only in (("0-2", ""), ("", "head")):
         (problem,) = problems(freeze, only, 0, 1.0, adapted, call=build_schedule)
         assert "沒有任何參數可學" in problem and "0–2" in problem
-    assert learn(adapted, train_only="1,head").learns == {"1"}
+    assert learn(adapted, train_only="1,head").trainable == {"1"}
 
 
 def test_flags_that_contradict_or_make_no_sense_are_told_together(twelve):

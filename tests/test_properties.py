@@ -368,7 +368,7 @@ def test_any_line_of_options_is_read_or_refused(line):
 class Deaf:
     """An examinee that answers nothing."""
 
-    def propose(self, *_):
+    def fill_mask(self, *_):
         return [{"word": "天", "probability": 1.0}]
 
     def method(self, wanted):

@@ -124,7 +124,7 @@ def score_options(
         return _score(examiner, questions, method, orders, progress)
 
     scores = ask(forward, questions, prior, progress)
-    exact = getattr(forward, "exact", None)
+    exact = getattr(forward, "fp32_forward", None)
     if exact is not None and (close := _close(scores)):
         again = ask(exact, [questions[i] for i in close], scores.prior or None, None)
         for number, index in enumerate(close):

@@ -44,6 +44,10 @@ class MaskingConfig:
     rate: float = MASK_RATE
     all_masked: bool = False
 
+    def __str__(self) -> str:
+        """Return the settings as checkpoints keep them."""
+        return f"masking={self.masking!r}, rate={self.rate}, all_masked={self.all_masked}"
+
     def for_checking(self) -> MaskingConfig:
         """The one that losses are compared by, whatever the rate in training: 15 %, each one [MASK]."""
         return MaskingConfig(self.masking, MASK_RATE, all_masked=True)

@@ -220,6 +220,7 @@ class Checkpoints:
         theirs = card.get("identity")
         if card.get("format") != FORMAT or not isinstance(theirs, dict):
             raise UserError(f"{folder}：不是這個版本寫的檢查點")
+        theirs = {key: _in_current_form(key, value) for key, value in theirs.items()}
         differ = [
             f"{LABELS.get(key, '--' + key)}：{_apart(key, theirs.get(key), mine)}"
             for key, mine in self.identity.items()
@@ -331,6 +332,13 @@ def complete(folder: str | Path) -> list[str]:
     """Names of the complete checkpoints of a folder, oldest first."""
     there = [path.parent.name for path in Path(folder).glob(f"step*/{manifest.FILE}")]
     return sorted(filter(NAME.fullmatch, there), key=_step_of)
+
+
+def _in_current_form(key: str, value: object) -> object:
+    """Return a value of a checkpoint's identity as this version writes it."""
+    if key == "masks":  # the name of the class that held it stood before it once
+        return re.sub(r"^\w+\((.*)\)$", r"\1", str(value))
+    return value
 
 
 def _apart(key: str, theirs: object, mine: object) -> str:

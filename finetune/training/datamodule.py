@@ -301,8 +301,9 @@ def setup_data(flags, world: Distributed, machine: Hardware, source, pools: Spli
     tokenizer = world.main_process_first(lambda: load_tokenizer(name, flag, kind))
     max_length = prompt_length(config, tokenizer, flags.max_length)
     prompts = task.prompts(flags, tokenizer, max_length)
+    statements = getattr(source, "statements", ())
     parts = {
-        "訓練": [*pools.fit, *source.statements] if getattr(source, "told", ()) else pools.fit,
+        "訓練": [*pools.fit, *statements] if statements else pools.fit,
         "驗證": pools.validation,
         "保留": pools.held_out if task.by_token else [],
     }

@@ -40,7 +40,7 @@ def unlearnt(lesson, history: list[dict]) -> str:
         lesson: its `teach` may have a `guess()`: (the loss of someone who knows but the shares, ln K).
         history: of training, with a `train_loss` each epoch.
     """
-    objective = getattr(lesson, "teach", None)
+    objective = getattr(lesson, "train", None)
     if not history or not hasattr(objective, "guess"):
         return ""
     (known, whole), lowest = objective.guess(), min(entry["train_loss"] for entry in history)
