@@ -8,8 +8,8 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from test_class_report import card as classifier_card
-from test_page import full
+from test_classification_report import card as classifier_card
+from test_html import full
 
 from finetune.data.labelled import Labelled
 from finetune.evaluation.sets import ORDER, in_order

@@ -16,7 +16,7 @@ import torch
 from conftest import losses
 from safetensors.torch import load_file
 
-KEPT = Path(__file__).parent / "kept" / "written_before_the_wings.tar.gz"
+KEPT = Path(__file__).parents[1] / "kept" / "written_before_the_wings.tar.gz"
 TASKS = {
     "exam": ("masked_base", "exam_rows"), "mlm": ("masked_base", "texts.json"),
     "classify": ("masked_base", "labels.csv"), "cpt": ("causal_base", "texts.json"),

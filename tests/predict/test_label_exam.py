@@ -8,7 +8,7 @@ import json
 import pytest
 import sklearn.metrics
 from conftest import random_text, write_csv, write_rows
-from test_labeller import NAMES, make_head, some_texts, taught
+from test_classifier import NAMES, make_head, some_texts, taught
 
 import inference
 

@@ -20,7 +20,7 @@ from conftest import ROOT, run_process, write_csv
 import fine_tuning_llm
 import inference
 
-BROKEN = Path(__file__).parent / "broken"
+BROKEN = Path(__file__).parents[1] / "broken"
 SECONDS = 10  # of the processor, so that a busy machine fails nothing; what only waits ends with the test
 HUGE = 100_000_000  # characters of a line
 HAN = re.compile("[\u4e00-\u9fff]")

@@ -20,8 +20,8 @@ def promises(page: str) -> list[tuple[str, list[str]]]:
 
 
 def tests_there() -> set[str]:
-    """`test_x` of every file tests/test_x.py, and the names of all tests."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    """`test_x` of every file test_x.py below tests/, and the names of all tests."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
     trees = [ast.parse(path.read_text("utf-8")) for path in files]
     functions = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     return {name for name in functions if name.startswith("test_")}
