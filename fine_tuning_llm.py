@@ -26,7 +26,7 @@ from finetune.cli.train_args import read_flags
 from finetune.predict.judge import JUDGE, EvalLLm, JudgedRow, compare
 from finetune.runtime import console
 from finetune.runtime.console import log
-from finetune.runtime.errors import NotANumber, RunError, Stopped
+from finetune.runtime.errors import NonFiniteError, RunError, Stopped
 from finetune.training.dataset_api import generate_qa_benchmark, get_dataset
 
 __all__ = [
@@ -152,7 +152,7 @@ def teach(
         except OutOfMemoryError as error:
             retry_with_smaller_micro_batch(machine, flags, world, error)
             checkpoint, again = keeper.newest() or checkpoint, True
-        except NotANumber as error:
+        except NonFiniteError as error:
             raise RunError(f"{error}；{keeper.way_back()}") from error
         engine.close()
         del engine
@@ -333,7 +333,8 @@ def best_so_far(flags) -> str:
 
 def save_best(world: Distributed, engine: Engine, lesson: DataModule, keeper: Checkpoints, step: int) -> None:
     """Writes the model as it is now, or its adapter, to `best/` under --save_dir in the place of the former
-    best."""
+    best.
+    """
     from finetune.training.publish import write_model
 
     weights = engine.full_weights()  # collective
@@ -361,7 +362,8 @@ def examine(
     tracker: Tracker,
 ) -> None:
     """The saved model and the untuned one answer the held-back and test questions, go on from texts they have
-    not seen, name the labels of others; figures are written."""
+    not seen, name the labels of others; figures are written.
+    """
     from finetune.evaluation.classification import headlines
     from finetune.models.loading import load
     from finetune.training import publish as publishing

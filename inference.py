@@ -167,7 +167,8 @@ def interactive_mode(
     model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1, decoding=None
 ):
     """Asks and answers, or classifies, until quit, exit, q or Ctrl-D. A wrong entry is explained and never
-    ends it."""
+    ends it.
+    """
     from finetune.models.generation import Decoding
     from finetune.predict.chat_repl import ChatRepl
     from finetune.predict.classifier_repl import ClassifierRepl
@@ -198,7 +199,8 @@ def main(argv=None) -> int:
 
 def answer(flags) -> int | None:
     """The one thing asked for, with the places it writes to for itself alone; it ends in order when it is
-    told to from outside."""
+    told to from outside.
+    """
     from finetune.runtime import locks
     from finetune.runtime.signals import OUTSIDE, StopRequest
 
@@ -208,10 +210,7 @@ def answer(flags) -> int | None:
 
 def _answer(flags) -> int | None:
     """A look at data, an exam, a file, a prompt, a question, the terminal."""
-    from finetune.predict.loading import (
-        load_for_use,
-        predictor_for,  # fmt: skip
-    )
+    from finetune.predict.loading import load_for_use, predictor_for
 
     if flags.inspect is not None:
         from finetune.data import corpus as text_corpus

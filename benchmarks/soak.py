@@ -39,11 +39,30 @@ from finetune.runtime import manifest
 from finetune.training.checkpoints import complete
 
 MODEL, SAVES = "model", "checkpoints"
-RUN = (
-    "--max_steps 60 --train_batch_size 8 --save_interval 4 --save_total_limit 2 --early_stopping_patience 5 "
-    "--unfreeze_every 8 --learning_rate 1e-3 --objective answer --exam_limit 4 --max_length 128 "
-    "--precision fp32"
-).split()
+RUN = [
+    "--max_steps",
+    "60",
+    "--train_batch_size",
+    "8",
+    "--save_interval",
+    "4",
+    "--save_total_limit",
+    "2",
+    "--early_stopping_patience",
+    "5",
+    "--unfreeze_every",
+    "8",
+    "--learning_rate",
+    "1e-3",
+    "--objective",
+    "answer",
+    "--exam_limit",
+    "4",
+    "--max_length",
+    "128",
+    "--precision",
+    "fp32",
+]
 QUESTIONS, WIDTH = 112, 96
 CHARACTERS = "".join(map(chr, range(0x4E00, 0x4E64)))
 MOMENTS = ("starting", "training", "saving a checkpoint", "saving the best model", "publishing, examining")

@@ -17,7 +17,7 @@ SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 KINDS = {"mapping": "「鍵: 值」", "sequence": "一串值"}
 
 
-class NoText(ValueError):
+class NotTextError(ValueError):
     """A value that is neither text nor a list of texts, with the reason.
 
     Args:
@@ -29,7 +29,7 @@ class NoText(ValueError):
         self.empty, self.null = empty, null
 
 
-def read(path: Path) -> list[tuple[str, int, str | NoText]]:
+def read(path: Path) -> list[tuple[str, int, str | NotTextError]]:
     """(key, line, value) of each entry; the values of a list joined by commas.
 
     Raises:
@@ -65,12 +65,12 @@ def read(path: Path) -> list[tuple[str, int, str | NoText]]:
         name = shown(key.value) if key.id == "scalar" else KINDS[key.id]
         try:
             name = _text(key, "鍵")
-        except NoText as error:
+        except NotTextError as error:
             problems.append(f"{named}：第 {line} 行的 {name}：{error}")
             continue
         try:
             entries.append((name, line, _value(value)))
-        except NoText as error:
+        except NotTextError as error:
             entries.append((name, line, error))
     names = [key for key, _, _ in entries]
     problems += [f"{named}：{shown(name)} 寫了兩次" for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -83,20 +83,20 @@ def _value(node) -> str:
     if node.id != "sequence":
         return _text(node, "值")
     if node.tag not in PLAIN:
-        raise NoText(f"不收標籤 {shown(node.tag)}")
+        raise NotTextError(f"不收標籤 {shown(node.tag)}")
     return ",".join(_text(one, "一串值裡的每個值") for one in node.value)
 
 
 def _text(node, what: str) -> str:
-    """Raises NoText."""
+    """Raises NotTextError."""
     if node.tag == TAG + "null" or (node.id == "scalar" and not node.value.strip() and not node.style):
-        raise NoText(f"{what}是空的；不要這個旗標就刪掉這一行", True, bool(node.value.strip()))
+        raise NotTextError(f"{what}是空的；不要這個旗標就刪掉這一行", True, bool(node.value.strip()))
     if node.tag == TAG + "merge" or node.tag not in PLAIN:
-        raise NoText(f"不收標籤 {shown(node.tag)}")
+        raise NotTextError(f"不收標籤 {shown(node.tag)}")
     if node.id != "scalar":
-        raise NoText(f"{what}應是文字或數，得到{KINDS[node.id]}")
+        raise NotTextError(f"{what}應是文字或數，得到{KINDS[node.id]}")
     try:
         node.value.encode()
     except UnicodeEncodeError:
-        raise NoText("有不成字的字元（半個 surrogate）") from None
+        raise NotTextError("有不成字的字元（半個 surrogate）") from None
     return node.value

@@ -28,7 +28,7 @@ def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], objec
 
 
 def int_in(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
-    """argparse type: a whole number in [low, high]."""
+    """Argparse type: a whole number in [low, high]."""
 
     def read(text: str) -> int:
         try:
@@ -46,7 +46,7 @@ def int_in(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
 
 
 def float_in(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
-    """argparse type: a finite number in [low, high]; `above` leaves `low` itself out."""
+    """Argparse type: a finite number in [low, high]; `above` leaves `low` itself out."""
 
     def read(text: str) -> float:
         value = float(text)
@@ -60,7 +60,7 @@ def float_in(low: float = 0.0, high: float | None = None, above: bool = False) -
 
 
 def path(text: str) -> object:
-    """argparse type: the name of a file, a folder or something on the hub; `~` is the home folder.
+    """Argparse type: the name of a file, a folder or something on the hub; `~` is the home folder.
 
     A shell leaves `--flag=~/x` as it is.
     """
@@ -79,7 +79,7 @@ def path(text: str) -> object:
 
 
 def choice(*choices: str) -> Callable[[str], object]:
-    """argparse type: one of the words given."""
+    """Argparse type: one of the words given."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -90,7 +90,7 @@ def choice(*choices: str) -> Callable[[str], object]:
 
 
 def choices(*choices: str) -> Callable[[str], object]:
-    """argparse type: some of the words given, by commas, in the order given here; `all` or `none` of them."""
+    """Argparse type: some of the words given, by commas, in the order given here; `all` or `none` of them."""
 
     def read(text: str) -> list[str]:
         chosen = {part.strip() for part in re.split(r"[,，、]", text) if part.strip()}
@@ -104,7 +104,7 @@ def choices(*choices: str) -> Callable[[str], object]:
 
 
 def ratios(text: str) -> object:
-    """argparse type: three shares that add up to 1, as 0.70,0.25,0.05."""
+    """Argparse type: three shares that add up to 1, as 0.70,0.25,0.05."""
 
     def read(raw: str) -> tuple[float, ...]:
         parts = tuple(float(part) for part in raw.split(","))
@@ -116,7 +116,7 @@ def ratios(text: str) -> object:
 
 
 def comma_list(text: str) -> object:
-    """argparse type: words separated by commas, as 好,晴朗,下雨."""
+    """Argparse type: words separated by commas, as 好,晴朗,下雨."""
 
     def read(raw: str) -> list[str]:
         parts = [part.strip() for part in re.split(r"[,，、]", raw)]

@@ -95,7 +95,8 @@ class Parser(argparse.ArgumentParser):
 
     def _take_config(self, argv: list[str], reading: synonyms.Reading) -> None:
         """Values of the YAML file named by --config become defaults, so that flags win. Problems and remarks
-        are added to those of `reading`."""
+        are added to those of `reading`.
+        """
         from finetune.cli import config_file
 
         peek = Parser()
@@ -118,7 +119,7 @@ class Parser(argparse.ArgumentParser):
         for key, line, value in entries:
             name, at = named[key], f"--config {named_file}：第 {line} 行的 {shown(key)}"
             rule = self.rules.get(name)
-            odd = value if isinstance(value, config_file.NoText) else None
+            odd = value if isinstance(value, config_file.NotTextError) else None
             of_ours = name in actions and not switches[f"--{name}"]
             if odd and (odd.null or (odd.empty and name not in actions)) or (value == "" and not of_ours):
                 here.unused.append(key)

@@ -117,7 +117,8 @@ def read_key(
 
 def _said(value: object, plain: str, options: Sequence[str], labels: Sequence[str], texts: tuple) -> Key:
     """A text as a letter, an ordinal or a number, maybe dressed: with brackets, a mark, a word before it, the
-    option's text after it."""
+    option's text after it.
+    """
     if len(plain) > LONGEST_KEY:
         return Key(value, texts=texts)
     bare = "".join(c if c in _ORDINALS else _wide(c) for c in plain).strip()
@@ -178,7 +179,8 @@ def _squeezed(text: str) -> str:
 
 def _matches(text: str, options: Sequence[str]) -> tuple[int, ...]:
     """The options whose text it is: letter for letter; else whatever the width and the spaces; else whatever
-    the case, and a stop at the end."""
+    the case, and a stop at the end.
+    """
     ways = (str.strip, _squeezed, lambda one: _squeezed(one).casefold().rstrip("。."))
     for way in ways:
         wanted = way(text)

@@ -27,7 +27,8 @@ def is_blank(value: object) -> bool:
 
 def as_text(value: object) -> str:
     """The text of a cell, "" where it is blank because nothing is there. Raises ValueError for a list, and
-    for a number beyond all numbers."""
+    for a number beyond all numbers.
+    """
     if isinstance(value, (list, dict)):
         raise ValueError(f"應該是文字，得到 {type(value).__name__}")
     if isinstance(value, float) and math.isinf(value):

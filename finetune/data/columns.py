@@ -146,7 +146,7 @@ def _likely_texts(there: list[str]) -> list[tuple[str, ...]]:
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
-class NoLabel(ValueError):
+class NoLabelError(ValueError):
     """A row without a label. `meant`: `-`, or -1 of a class label, which say so on purpose."""
 
     def __init__(self, reason: str, meant: bool = False):
@@ -156,7 +156,8 @@ class NoLabel(ValueError):
 
 def class_names(file: Path, column: str) -> tuple[str, ...]:
     """The names of a ClassLabel, or of a list of them, in a parquet or Arrow file that `datasets` wrote; else
-    ()."""
+    ().
+    """
     if file.suffix.lower() not in (".parquet", ".arrow"):
         return ()
     features = features_of(file)
@@ -189,15 +190,15 @@ def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[li
     if columns.written and isinstance(value, str):
         value = written_list(value) if isinstance(written_list(value), list) else value
     if isinstance(value, str) and value.strip() in NO_LABEL:
-        raise NoLabel("", meant=True)
+        raise NoLabelError("", meant=True)
     if columns.multi and isinstance(value, str):
         value = [part for part in SEPARATORS.split(value) if part.strip()]
     if is_blank(value):
-        raise NoLabel(f"{column} 是空的，沒有標籤")
+        raise NoLabelError(f"{column} 是空的，沒有標籤")
     if isinstance(value, list) and not columns.multi:
         raise ValueError(f"{column} 是一串標籤，別的列是一個")
     if classes and value == -1:
-        raise NoLabel("", meant=True)
+        raise NoLabelError("", meant=True)
     values = value if isinstance(value, list) else [value]
     if len(values) == len(classes) and len({*map(str, values)} - {"0", "1"}) == 0 and len(classes) > 2:
         values = [place for place, on in enumerate(values) if int(on)]  # a switch for each class
@@ -206,7 +207,7 @@ def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[li
 
 def _switched_on(row: dict, columns: tuple[str, ...]) -> tuple[str, ...]:
     if all(is_blank(row.get(name)) for name in columns):
-        raise NoLabel(f"{'、'.join(columns)} 都是空的，沒有標籤")
+        raise NoLabelError(f"{'、'.join(columns)} 都是空的，沒有標籤")
     for name in columns:
         if str(row.get(name)).strip().lower() not in SWITCHES:
             raise ValueError(f"{name} 是 {shown(row.get(name))}，應為 0、1、true 或 false")

@@ -1,5 +1,6 @@
 """Texts for continued pre-training: read from files or the hub, cleaned, split; what was done to them, told
-so that a person can judge it."""
+so that a person can judge it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from finetune.data.bad_rows import Unreadable, abridged, too_many, where
 from finetune.data.cleaning import Cleaning, Draft, Text, clean
 from finetune.data.data_files import DataFile, data_files, files_below, without_test
 from finetune.data.delimited import is_table
-from finetune.data.encodings import BROKEN_PACK, NOT_DECODED, UnknownEncoding, open_text, undecoded
+from finetune.data.encodings import BROKEN_PACK, NOT_DECODED, UnknownEncodingError, open_text, undecoded
 from finetune.data.question_columns import looks_asked
 from finetune.runtime import git_lfs
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
 from finetune.runtime.file_types import READABLE, is_readable, suffix_of
-from finetune.runtime.strict_json import BoundedLines, LineTooLong
+from finetune.runtime.strict_json import BoundedLines, LineTooLongError
 
 COLUMNS = ("text", "content", "paragraphs", "paragraph", "文字", "文本", "內容", "内容", "內文", "正文")
 OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
@@ -131,7 +132,7 @@ def _drafts(
     for line, row in _txt_rows(path) if suffix_of(path) == ".txt" else file.rows():
         try:
             yield _parsed(row, f"{path.relative_to(folder)}:{line}", columns)
-        except _OtherTask as error:
+        except _OtherTaskError as error:
             raise UserError(f"{flag} {path}：{error}") from None
         except ValueError as error:
             problems.append(f"{where(path, line)}：{error}")
@@ -155,10 +156,10 @@ def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
                 elif document:
                     yield start, "\n".join(document)
                     document = []
-    except UnknownEncoding as error:
+    except UnknownEncodingError as error:
         yield 0, Unreadable(error)
         return
-    except LineTooLong as error:
+    except LineTooLongError as error:
         yield lines.number, Unreadable(error)
         return
     except BROKEN_PACK:
@@ -172,7 +173,7 @@ def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
         yield 0, Unreadable("空的檔案")
 
 
-class _OtherTask(ValueError):
+class _OtherTaskError(ValueError):
     """A row for another kind of training."""
 
 
@@ -195,7 +196,7 @@ def _parsed(row: object, row_id: str, columns: Sequence[str]) -> Draft:
     if column is None:
         for wanted, looks_like, task in OTHER_TASKS:
             if all(names & row.keys() for names in wanted):
-                raise _OtherTask(f"看起來是{looks_like}（{listed(row)}），不是文章；這種資料用 {task}")
+                raise _OtherTaskError(f"看起來是{looks_like}（{listed(row)}），不是文章；這種資料用 {task}")
         empty = [name for name in columns if name in row]
         missing = f"沒有 {'、'.join(columns)} {'這一欄' if len(columns) == 1 else '任何一欄'}"
         there = f"有的是 {listed(row)}；用 --text_column 指出文字在哪一欄" if row else "是空的物件"

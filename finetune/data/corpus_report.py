@@ -89,7 +89,8 @@ def as_text(corpus: Corpus, width: int = 100) -> str:
 
 def marked(before: str, after: str, width: int) -> tuple[str, str]:
     """Both texts from shortly before their first difference, on one line each of at most `width` columns,
-    with 【】 around what differs."""
+    with 【】 around what differs.
+    """
     if not after:
         return _fitted(_visible(before), width), ""
     steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()

@@ -61,7 +61,8 @@ class DataFile:
 
 def split_of(name: str) -> str:
     """Whole words count: `train-00000-of-00001` and `test_matched` are splits, `contest` is none. Of several
-    the last word of the name counts, or none does."""
+    the last word of the name counts, or none does.
+    """
     words = re.split(r"[\W_\d]+", name.lower())
     found = {SPLITS[word] for word in words if word in SPLITS}
     last = SPLITS.get(next((word for word in reversed(words) if word), ""), "")
@@ -88,7 +89,8 @@ def data_file(file: Path) -> list[DataFile]:
 
 def data_files(folder: Path, with_texts: bool = False) -> list[DataFile]:
     """Those of a folder and of the folders below it. A .txt counts where asked for, or where there is no
-    table."""
+    table.
+    """
     below = [file for file in files_below(folder) if not _is_about(file)]
     found = [file for file in below if is_readable(file)]
     if with_texts or not found:
@@ -188,7 +190,8 @@ def nothing_in(folder: Path, named: str, *more: str) -> str:
 
 def card_classes(folder: Path, column: str, config: str = "") -> tuple[str, ...]:
     """The names of a ClassLabel column by dataset_infos.json, dataset_info.json or the README.md of a data
-    set's folder; () where they say nothing."""
+    set's folder; () where they say nothing.
+    """
     for features in _noted_features(folder, config):
         if names := names_of_feature(features.get(column)):
             return names

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.data.bad_rows import Rows, Unreadable, say_once
-from finetune.data.encodings import NOT_DECODED, UnknownEncoding, encoding_of, open_text, undecoded
+from finetune.data.encodings import NOT_DECODED, UnknownEncodingError, encoding_of, open_text, undecoded
 from finetune.data.headers import Grid, known_names, names_without_header, rows_of, shown_row
 from finetune.data.separators import NAMES, separator_of
-from finetune.runtime.strict_json import LONGEST, BoundedLines, LineTooLong
+from finetune.runtime.strict_json import LONGEST, BoundedLines, LineTooLongError
 
 PEEKED = 100  # lines that tell the separator
 PEEKED_CHARACTERS = 1 << 20
@@ -71,7 +71,7 @@ def is_table(file: Path) -> bool:
     """True for a .txt that has columns: a header with usual names, or rows that are all alike."""
     try:
         first = _first_lines(file)
-    except (UnknownEncoding, OSError, EOFError):
+    except (UnknownEncodingError, OSError, EOFError):
         return False
     if not first or first[0].startswith(LABEL_PREFIX):
         return bool(first)
@@ -134,7 +134,8 @@ class _Usual:
 
     def swallowed(self, row: list[str]) -> bool:
         """True for a record with a field that looks like whole lines of the file: a quote in the text opened
-        it, and another one, lines later, closed it."""
+        it, and another one, lines later, closed it.
+        """
         for at, cell in enumerate(row):
             if "\n" not in cell and "\r" not in cell:
                 continue
@@ -161,7 +162,7 @@ def _csv_records(lines: BoundedLines, mark: str, usual: _Usual) -> Grid:
             row = next(rows)
         except StopIteration:
             return
-        except LineTooLong as error:
+        except LineTooLongError as error:
             yield lines.number, Unreadable(error)
             continue
         except csv.Error as error:  # the reader starts afresh on the next line
@@ -195,7 +196,7 @@ def _tab_records(lines: BoundedLines) -> Grid:
             line = next(lines)
         except StopIteration:
             return
-        except LineTooLong as error:
+        except LineTooLongError as error:
             yield lines.number, Unreadable(error)
             continue
         start, text = lines.number, line.rstrip("\r\n")
@@ -231,7 +232,8 @@ def _unquoted(line: str, cells: list[str], lines: BoundedLines, width: int, quot
 
 def _parsed(lines: list[str]) -> tuple[list[str] | None, int]:
     """The record that begins these lines, and how many it takes; None where none does, with how many lines
-    were looked at, 0 where more of them would not help."""
+    were looked at, 0 where more of them would not help.
+    """
     rows = csv.reader(iter(lines), strict=True, delimiter="\t")
     try:
         return next(rows), rows.line_num

@@ -44,7 +44,7 @@ BROKEN_PACK = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 _chosen: str | None = None
 
 
-class UnknownEncoding(ValueError):
+class UnknownEncodingError(ValueError):
     """Which encoding a file has cannot be told; the reason and the way out, in Chinese."""
 
 
@@ -129,7 +129,8 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 def _is_utf8(*parts: Iterable[bytes]) -> str:
     """ "" where the blocks are no UTF-8; "whole", "nul" where there are NULs, or "cut" where they break off
-    within a character that is not the only one."""
+    within a character that is not the only one.
+    """
     decoder, found, plain = codecs.getincrementaldecoder("utf-8")(), "whole", True
     try:
         for block in chain(*parts):
@@ -239,7 +240,7 @@ def _legacy(file: Path) -> Encoding:
         read = f"{file}：不是 UTF-8，照 {NAMES[best.codec]} 讀，例如「{best.sample}」"
         say_once((file.parent, best.codec), f"{read}；不對就加 --encoding {_other(best.codec)} 之類的指定")
         return Encoding(best.codec)
-    raise UnknownEncoding(_choices(likely or list(fitting.values()), bool(likely)))
+    raise UnknownEncodingError(_choices(likely or list(fitting.values()), bool(likely)))
 
 
 def _is_far(best: _Reading, second: _Reading) -> bool:

@@ -143,7 +143,8 @@ class _Reader:
 
     def read(self, files: Iterable[DataFile]) -> None:
         """A row that is no question adds `file:line：reason` to `problems`. So does one whose answer is
-        blank, unless no row of its file has one; `-1` and `-` say on purpose that there is none."""
+        blank, unless no row of its file has one; `-1` and `-` say on purpose that there is none.
+        """
         for file in files:
             kept, lines, keyed = (
                 QuestionView(shelf=self.shelf),
@@ -192,7 +193,8 @@ class _Reader:
 
 def _by_split(files: list[DataFile]) -> list[DataFile]:
     """The files in the splits and subjects of an exam: those without a split are left out where others have
-    one."""
+    one.
+    """
     named = [file for file in files if file.split]
     if named and (others := [file.path.name for file in files if not file.split]):
         count = f" 等 {len(others)} 個檔案" if len(others) > 5 else ""

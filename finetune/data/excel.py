@@ -21,7 +21,7 @@ def sheets_of(file: Path) -> list[str]:
     try:
         with _Workbook(file) as book:
             return [name for name in book.sheetnames if _first_rows(book, name)]
-    except _NotExcel:
+    except _NotExcelError:
         return []  # told when it is read
 
 
@@ -42,11 +42,11 @@ def read_excel(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
                 yield 0, Unreadable(f"有幾張工作表：{listed(chosen)}；把要用的那張{SAVE}")
             else:
                 yield from rows_of(_cells(book, chosen[0]), str(file), required)
-    except _NotExcel as error:
+    except _NotExcelError as error:
         yield 0, Unreadable(error)
 
 
-class _NotExcel(ValueError):
+class _NotExcelError(ValueError):
     """Why a workbook cannot be read."""
 
 
@@ -66,12 +66,14 @@ class _Workbook:
             with zipfile.ZipFile(file) as packed:
                 size = sum(member.file_size for member in packed.infolist())
             if size > LARGEST:
-                raise _NotExcel(f"太大（解開有 {size / 1e6:,.0f} MB）；{SAVE}")
+                raise _NotExcelError(f"太大（解開有 {size / 1e6:,.0f} MB）；{SAVE}")
             self._book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-        except _NotExcel:
+        except _NotExcelError:
             raise
         except Exception as error:  # a damaged one ends in any of a dozen errors
-            raise _NotExcel(f"不是 Excel 的 .xlsx，或檔案不完整（{type(error).__name__}）；{SAVE}") from error
+            raise _NotExcelError(
+                f"不是 Excel 的 .xlsx，或檔案不完整（{type(error).__name__}）；{SAVE}"
+            ) from error
 
     def __enter__(self):
         return self._book
@@ -95,7 +97,9 @@ def _cells(book, name: str) -> Iterator[tuple[int, list[str]]]:
             width = max(width, len(row))  # empty cells at the end are left out
             yield line, [*map(_text, row), *[""] * (width - len(row))]
     except Exception as error:
-        raise _NotExcel(f"不是 Excel 的 .xlsx，或檔案不完整（{type(error).__name__}）；{SAVE}") from error
+        raise _NotExcelError(
+            f"不是 Excel 的 .xlsx，或檔案不完整（{type(error).__name__}）；{SAVE}"
+        ) from error
 
 
 def _text(value: object) -> str:

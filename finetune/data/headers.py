@@ -130,7 +130,8 @@ def shown_row(cells: Sequence[object]) -> str:
 
 def names_without_header(rows: Sequence[Sequence[object]]) -> list[str]:
     """The columns' names, where the first row is no header: known by a last column of letters (an exam as
-    MMLU has it) or by a label that other rows have too. [] where that cannot be told."""
+    MMLU has it) or by a label that other rows have too. [] where that cannot be told.
+    """
     first = [str(cell) for cell in rows[0]]
     width = len(first)
     if width < 2 or known_names(first):
@@ -190,7 +191,8 @@ def _rows(grid: Grid, header: list[str], cells: list[str] | None, mark: str) -> 
 
 def _ragged(row: list[str], header: list[str], mark: str) -> dict | Unreadable:
     """A row with too many or too few cells, or under a header with empty names: empty cells at the end are
-    nothing, nor is what stands in a first column without a name, an index."""
+    nothing, nor is what stands in a first column without a name, an index.
+    """
     width = len(header)
     named = max((at for at, name in enumerate(header) if name), default=-1) + 1
     if len(row) < named or any(cell.strip() for cell in row[width:]):

@@ -21,7 +21,16 @@ from finetune.data.data_files import DataFile, nothing_in, stem_of, without_test
 from finetune.data.exam import Exam, read_exam
 from finetune.data.question_columns import looks_asked
 from finetune.data.question_rows import draft
-from finetune.data.turns import CHATS, Turn, Untaught, check_taught, is_answered, is_talk, is_told, turns_of
+from finetune.data.turns import (
+    CHATS,
+    Turn,
+    UnusableRowError,
+    check_taught,
+    is_answered,
+    is_talk,
+    is_told,
+    turns_of,
+)
 from finetune.runtime.errors import UserError, listed
 from finetune.runtime.strict_json import too_long
 
@@ -131,7 +140,7 @@ def _rows(file: DataFile, course: InstructionDataset) -> Iterator[Instruction]:
         try:
             yield parse_instruction(row, f"{stem_of(file.path)}/{line}", remarks=remarks)
             course.remarks.update(remarks)
-        except Untaught as reason:
+        except UnusableRowError as reason:
             course.remarks[f"{reason}不教"] += 1
         except ValueError as error:
             course.skipped.append(f"{place}：{error}")
@@ -147,7 +156,7 @@ def parse_instruction(
         remarks: how the row was read, where a person may not expect it, is added.
 
     Raises:
-        ValueError: with the reason in Chinese. Untaught: nothing in it is to be learnt, and nothing wrong.
+        ValueError: with the reason in Chinese. UnusableRowError: nothing in it is to be learnt, and nothing wrong.
     """
     remarks = set() if remarks is None else remarks
     if need_answer:
@@ -178,7 +187,7 @@ def _up_to_the_last_answer(turns: list[Turn], remarks: set[str]) -> list[Turn]:
     taught = [at for at, turn in enumerate(turns) if turn.role == "assistant" and turn.taught]
     if not taught:
         if any(turn.role == "assistant" and turn.content.strip() and turn.marked for turn in turns):
-            raise Untaught("每一則回答都標了不教的列")
+            raise UnusableRowError("每一則回答都標了不教的列")
         raise ValueError("沒有回答（output，或最後一則 assistant 訊息）")
     if turns[-1].role != "assistant" or not (turns[-1].content.strip() or turns[-1].thought):
         remarks.add("最後的話沒有回答，不教")

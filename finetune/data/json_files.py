@@ -17,7 +17,14 @@ from finetune.data.bad_rows import Rows, Unreadable, say_once
 from finetune.data.encodings import NOT_DECODED, encoding_of, open_text, undecoded
 from finetune.data.headers import LOOKED, known_names, names_without_header, shown_row
 from finetune.runtime.errors import UserError, listed
-from finetune.runtime.strict_json import BoundedLines, EndOfJson, JsonError, LineTooLong, Values, decode
+from finetune.runtime.strict_json import (
+    BoundedLines,
+    EndOfJsonError,
+    JsonError,
+    LineTooLongError,
+    Values,
+    decode,
+)
 
 AROUND = ("data", "rows", "examples", "records", "questions", "items", "instances")  # usual names of the rows
 TEXTS = ("text", "content", "sentence")  # of which a lone list is a column
@@ -111,7 +118,7 @@ def _numbered(rows: Iterator[object], file: Path) -> Rows:
             yield 0, Unreadable(error)
             return
         breaks = f"檔案在第 {number + 1} 筆中斷，不完整"
-        said = breaks if isinstance(error, EndOfJson) else f"第 {number + 1} 筆起讀不下去（{error}）"
+        said = breaks if isinstance(error, EndOfJsonError) else f"第 {number + 1} 筆起讀不下去（{error}）"
         raise UserError(f"{file}：{said}；前面讀到 {number} 筆") from None
     if not number:
         yield 0, Unreadable(NO_ROWS)
@@ -147,7 +154,8 @@ def _names_of_arrays(rows: list[list], file: Path) -> list[str]:
 
 def _is_lines(file: Path) -> bool:
     """True for JSON lines: the first line, or the second one, is an object of its own, and not the only one.
-    A .jsonl is, unless it begins with an array of objects or with an object of several lines."""
+    A .jsonl is, unless it begins with an array of objects or with an object of several lines.
+    """
     by_name = ".jsonl" in (suffix.lower() for suffix in file.suffixes[-2:])
     try:
         with open_text(file) as stream:
@@ -193,7 +201,7 @@ def _lines(file: Path) -> Rows:
                 text = next(lines)
             except StopIteration:
                 break
-            except LineTooLong as error:
+            except LineTooLongError as error:
                 empty = False
                 yield lines.number, Unreadable(error)
                 continue
@@ -252,7 +260,7 @@ def _shape(file: Path, size: int, changed: int) -> dict[str, _Member] | Unreadab
                 if name in shape:
                     return Unreadable(f"欄位 {name} 出現兩次")
                 shape[name] = _member(values)
-        except EndOfJson:
+        except EndOfJsonError:
             if not any(member.kind == "records" and member.count for member in shape.values()):
                 return Unreadable("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
         except JsonError as error:
@@ -277,7 +285,7 @@ def _member(values: Values) -> _Member:
                     "records" if isinstance(item, dict) else "rows" if isinstance(item, list) else "values"
                 )
             member.count += 1
-    except EndOfJson:
+    except EndOfJsonError:
         return member  # what is there is read, and then it is told
     return member
 

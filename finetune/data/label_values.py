@@ -78,7 +78,8 @@ def _changed(drafts: dict[str, list[Draft]], change) -> dict[str, list[Draft]]:
 
 def _switches(found: Labels, column: str, asked: bool) -> None:
     """Lists of 0 and 1, all of one length: each place is a label (multi-hot), or the place of the only 1 is
-    the class (one-hot). Lists of names lose what stands twice."""
+    the class (one-hot). Lists of names lose what stands twice.
+    """
     rows = [labels for some in found.drafts.values() for _, labels, _ in some]
     lengths = {len(labels) for labels in rows}
     hot = len(lengths) == 1 and all(one in SWITCH for labels in rows for one in labels)
@@ -129,7 +130,8 @@ def _refuse_scores(found: Labels, column: str) -> None:
 
 def _several(found: Labels) -> None:
     """Tells of `喜|怒`, which may be two labels: of a mark that hardly stands in a name; of another, where
-    each part is a label of its own elsewhere. --multi_label parts them."""
+    each part is a label of its own elsewhere. --multi_label parts them.
+    """
     names = _names(found.drafts)
     for mark in SEPARATORS:
         joined = [name for name in names if mark in name and all(_parts(name, mark))]

@@ -1,5 +1,6 @@
 """Labelled texts: one class, any number of labels, or two sentences and a class; read from files or the hub,
-split without leaking, weighed."""
+split without leaking, weighed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from finetune.data import hub_dataset
 from finetune.data.bad_rows import abridged, too_many, where
-from finetune.data.columns import Columns, NoLabel, class_names, find_columns, first_rows, parse_row
+from finetune.data.columns import Columns, NoLabelError, class_names, find_columns, first_rows, parse_row
 from finetune.data.data_files import ORDER, DataFile, card_classes, nothing_in
 from finetune.data.label_values import padded, settle
 from finetune.data.question import normalised
@@ -37,7 +38,8 @@ class Labelled:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the normalised texts: 16 hex digits, the same whatever the width of letters, the spaces and
-        punctuation. A text of nothing else, as `:-)`, counts as it stands."""
+        punctuation. A text of nothing else, as `:-)`, counts as it stands.
+        """
         texts = [normalised(text) or text.strip() for text in (self.text, self.pair)]
         return hashlib.sha256("\x1f".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -178,7 +180,7 @@ class _Reader:
                 texts, labels = parse_row(row, self.columns, classes or noted)
                 if reason := too_long(*texts):
                     raise ValueError(f"文字{reason}")
-            except NoLabel as error:
+            except NoLabelError as error:
                 self.meant[split] += error.meant
                 unlabelled += [] if error.meant else [f"{where(path, line)}：{error}"]
             except ValueError as error:

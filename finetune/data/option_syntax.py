@@ -1,5 +1,6 @@
 """Options: as people type them (`A:地球 B:木星 C:火星` on one line, or one a line), as one cell of a table
-holds all of them, as they stand at the end of a question's text."""
+holds all of them, as they stand at the end of a question's text.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +190,8 @@ def _parted(text: str) -> object:
 
 def in_stem(text: str) -> tuple[str, dict[str, str]]:
     """A question's text and the options at its end: `… (A) 東京 (B) 首爾` on one line or on several. {} where
-    there are none. Labels that are letters come before numbers: ①② may be statements that are asked about."""
+    there are none. Labels that are letters come before numbers: ①② may be statements that are asked about.
+    """
     best: list[tuple[str, int, int]] = []
     begin = len(text) - len(text.lstrip())
     for style in _STYLES:
@@ -212,7 +214,8 @@ def in_stem(text: str) -> tuple[str, dict[str, str]]:
 
 def without_labels(options: Sequence[str]) -> tuple[str, ...] | None:
     """The options without the label that each carries in its own text, `(A) 玉山` -> 玉山; None unless all of
-    them do, each its own."""
+    them do, each its own.
+    """
     bare = []
     for place, option in enumerate(options):
         match = _BORNE.match(option.translate(_WIDE))

@@ -26,7 +26,8 @@ class Question:
     @property
     def fingerprint(self) -> str:
         """Hash of the normalised question: 16 hex digits, the same whatever the width of letters, the
-        spaces and punctuation, or the order of the options."""
+        spaces and punctuation, or the order of the options.
+        """
         text = "\x1f".join([normalised(self.stem), *sorted(map(normalised, self.options))])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

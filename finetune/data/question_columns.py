@@ -1,5 +1,6 @@
 """Which columns of a row hold the question, its passage, its options, the answer, the subject: by the names
-that data sets and people give them, in Chinese (both scripts) and English, whatever case and spaces."""
+that data sets and people give them, in Chinese (both scripts) and English, whatever case and spaces.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Questions by the million: they lie in a temporary file, and in memory only what splitting them needs, some
-30 bytes of each, and the names of subjects and passages. Every process has a file of its own."""
+30 bytes of each, and the names of subjects and passages. Every process has a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def _number(name: str, numbers: dict[str, int], names: list[str]) -> int:
 
 class QuestionView(Sequence):
     """Questions of a shelf, in an order of their own. Read anew each time: two readings are equal, not the
-    same object."""
+    same object.
+    """
 
     def __init__(self, questions: Iterable[Question] = (), shelf: QuestionStore | None = None):
         self.shelf = QuestionStore() if shelf is None else shelf

@@ -74,7 +74,8 @@ def split_by_ratio(
     rows: Sequence, ratio: tuple[float, float, float], key=lambda row: ""
 ) -> tuple[list, list, list]:
     """Rows, in the order given, into three parts of these shares. Neighbours with the same `key` stay
-    together; those with "" or 0 are on their own."""
+    together; those with "" or 0 are on their own.
+    """
     parts: tuple[list, list, list] = ([], [], [])
     count = 0
     for name, group in groupby(rows, key):
@@ -117,7 +118,8 @@ def split_instructions(
     rows: list[Instruction], ratio: tuple[float, float, float], seed: int
 ) -> tuple[list[Instruction], list[Instruction], list[Instruction]]:
     """Rows to fit on, to choose by and to keep back. The same row twice counts once, so that none stands on
-    both sides."""
+    both sides.
+    """
     pass
     from finetune.data.question import seeded_hash
 
@@ -172,7 +174,8 @@ def split_labelled(catalogue: LabelledDataset, ratio: tuple[float, float, float]
 def _dealt(rows: list[Labelled], ratio: tuple[float, float, float]) -> tuple[list, list, list]:
     """Rows, ordered by their labels, into three parts, each set of labels within one row of its shares. What
     is left of a set goes where the parts lag furthest behind; but to be learned from, where a label was not
-    yet."""
+    yet.
+    """
     parts: tuple[list, list, list] = ([], [], [])
     taught: set[int] = set()
     count = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.columnar import read_arrow, read_parquet
 from finetune.data.delimited import read_delimited, read_plain
-from finetune.data.encodings import BROKEN_PACK, UnknownEncoding, open_bytes
+from finetune.data.encodings import BROKEN_PACK, UnknownEncodingError, open_bytes
 from finetune.data.excel import read_excel
 from finetune.data.headers import clean_name
 from finetune.data.json_files import read_json
@@ -62,7 +62,7 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
         for line, row in _reader(file, required, part):
             number += 1
             yield line, row if isinstance(row, str) or _is_plain(row) else _renamed(row)
-    except UnknownEncoding as error:
+    except UnknownEncodingError as error:
         yield 0, Unreadable(error)
     except BROKEN_PACK as error:
         if number:

@@ -61,19 +61,19 @@ class Turn(NamedTuple):
     marked: bool = False
 
 
-class Untaught(ValueError):
+class UnusableRowError(ValueError):
     """Why a row has nothing to teach, though nothing is wrong with it."""
 
 
 def check_taught(row: object) -> None:
-    """Raises Untaught where a row says of itself that it is not to be learnt."""
+    """Raises UnusableRowError where a row says of itself that it is not to be learnt."""
     row = _plain_names(row) if isinstance(row, dict) else {}
     if _switch(row.get("weight")) is False:
-        raise Untaught("weight 是 0 的列")
+        raise UnusableRowError("weight 是 0 的列")
     if isinstance(mask := row.get("mask"), str) and ROLES.get(mask.strip().lower()) == "assistant":
-        raise Untaught("mask 說不教回答的列")
+        raise UnusableRowError("mask 說不教回答的列")
     if _filled(row, ("completion", *CHATS)) and str(row.get("label")).strip().lower() == "false":
-        raise Untaught("label 是 false（不要的回答）的列")
+        raise UnusableRowError("label 是 false（不要的回答）的列")
 
 
 def is_told(row: object) -> bool:
@@ -170,7 +170,8 @@ def _check_row(row: dict, remarks: set[str]) -> None:
 
 def _listed(value: object, name: str) -> list | None:
     """A list, also where a cell holds it as JSON or as Python writes it, or where each key has a list of its
-    own, as `datasets` keeps a sequence of objects; None where it is none."""
+    own, as `datasets` keeps a sequence of objects; None where it is none.
+    """
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, dict) and value and all(isinstance(one, list) for one in value.values()):

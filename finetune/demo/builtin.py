@@ -83,7 +83,8 @@ def _split_at(place: float) -> str:
 
 def base_model(folder: str | Path) -> Path:
     """Writes the demo's untrained base to `demo_base/` below `folder`: a small BERT configuration, and a
-    tokenizer whose vocabulary is the words of the exam. Returns its path."""
+    tokenizer whose vocabulary is the words of the exam. Returns its path.
+    """
     from transformers import BertConfig, BertTokenizer
 
     path = Path(folder) / "demo_base"

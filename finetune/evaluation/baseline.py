@@ -1,5 +1,6 @@
 """The classifier that a model must beat to be worth its trouble: TF-IDF of characters with logistic
-regression, by scikit-learn, trained on the very same rows."""
+regression, by scikit-learn, trained on the very same rows.
+"""
 
 from __future__ import annotations
 

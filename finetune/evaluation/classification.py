@@ -26,7 +26,8 @@ BASELINE = "TF-IDF＋邏輯迴歸"  # see evaluation/baseline.py
 @dataclass(frozen=True)
 class Encoded:
     """A row of a classifier. `segments`: of a pair, 0 or 1 for each token, where the model tells them apart.
-    `cut`: its end was left out."""
+    `cut`: its end was left out.
+    """
 
     ids: Sequence[int]
     segments: Sequence[int] = ()

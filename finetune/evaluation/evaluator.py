@@ -36,7 +36,8 @@ class ExamResult:
     @property
     def predictions(self) -> list[metrics.Prediction]:
         """The chosen index of each question, all of them where several share the highest score; -1, never
-        right, where it could not be asked, or what was answered names no option."""
+        right, where it could not be asked, or what was answered names no option.
+        """
         lost = {*self.scores.skipped, *self.scores.unparsable}
         shared = (() if i in lost else tied(row) for i, row in enumerate(self.scores))
         return [first[0] if len(first) == 1 else first or -1 for first in shared]
@@ -158,7 +159,8 @@ def _refers_to_others(question: Question) -> bool:
 def _calibration(sitting: ExamResult, held_out: ExamResult | str) -> dict:
     """As the scores are, and at the temperature that fits the held-out rows. The softmax of text scores is
     nothing the model ever stated; at the fitted temperature it is as good a confidence as they can give. A
-    written answer states none."""
+    written answer states none.
+    """
     if sitting.method == GENERATE:
         return {"as_scored": {}, "fitted": {}, "fitted_on": 0, "not_fitted": ""}
     rows, answers = _answered(sitting)
@@ -226,7 +228,8 @@ def records(
     """One object a question, for predictions.jsonl. `tied`: the k options that share the highest score, of
     which `prediction` is the first; the question counts 1/k if the gold one is among them.
     `answers_by_order`: the options in the order shown, and the one chosen then (A=C: these two alike);
-    `flips`: they are not all the same one."""
+    `flips`: they are not all the same one.
+    """
     theirs = other.predictions if other else None
 
     def told(who: str, chosen: metrics.Prediction) -> dict:

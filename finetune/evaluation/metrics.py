@@ -90,7 +90,8 @@ def _overlap(question: Question, text: str) -> float:
 
 def wilson(right: float, count: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share (E. B. Wilson 1927). scipy's takes whole numbers alone; `right`
-    may hold shares of ties."""
+    may hold shares of ties.
+    """
     z = NormalDist().inv_cdf(0.975)
     share, width = right / count, z * z / count
     middle, spread = share + width / 2, z * math.sqrt(share * (1 - share) / count + width / (4 * count))
@@ -165,7 +166,8 @@ def _macro_weights(subjects: dict[str, dict]) -> dict[str, float] | None:
 
 def paired(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
     """McNemar's test, and the difference first − second with its paired-bootstrap interval: micro, and
-    macro-4 where it exists."""
+    macro-4 where it exists.
+    """
     return {**mcnemar(questions, first, second), **difference(questions, first, second)}
 
 
@@ -177,7 +179,8 @@ def mcnemar(questions: Sequence[Question], first: Sequence[Prediction], second: 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
     """Two models on the same rows, by those that count more for one of them than for the other. Exact
     McNemar; where ties count in part, its generalisation: the sign of each difference is as likely the other
-    one (Fisher's randomisation test, two-sided, RESAMPLES draws)."""
+    one (Fisher's randomisation test, two-sided, RESAMPLES draws).
+    """
     from scipy.stats import binomtest
 
     steps = [round(float(a - b), 9) for a, b in zip(first, second, strict=True)]
@@ -197,8 +200,9 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
 def difference(
     questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]
 ) -> dict:
-    """first − second in accuracy; 95 % by a paired bootstrap, which draws whole questions (for macro-4 within
-    each subject)."""
+    """First − second in accuracy; 95 % by a paired bootstrap, which draws whole questions (for macro-4 within
+    each subject).
+    """
     steps: dict[str, list[float]] = defaultdict(list)
     counted = zip(questions, credits(questions, first), credits(questions, second), strict=True)
     for question, a, b in counted:
@@ -214,7 +218,8 @@ def difference(
 
 def mean_difference(steps: Sequence[float], rng=None) -> dict:
     """`difference`, the mean of one model's counts less another's on the same rows, with its 95 % interval by
-    a bootstrap of the rows."""
+    a bootstrap of the rows.
+    """
     drawn = _resampled(rng or numpy.random.default_rng(0), steps)
     return {
         "difference": fmean(steps),
@@ -235,7 +240,8 @@ def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) ->
     """How the letters of the key are met: recall, precision, F1 and support of each, their confusion, how
     often each is chosen, macro F1, and RStd, the standard deviation of the recalls (arXiv:2309.03882,
     section 2.2). A question that could not be asked counts as chosen nothing: a column of its own, `?`. Of
-    k options that share the highest score each is chosen by 1/k."""
+    k options that share the highest score each is chosen by 1/k.
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     spread = [_spread(chosen) for chosen in predictions]
@@ -321,7 +327,8 @@ def probabilities(scores: Sequence[float], temperature: float = 1.0) -> numpy.nd
 
 def fit_temperature(rows: Sequence[Sequence[float]], answers: Sequence[int]) -> float:
     """The temperature with the least negative log-likelihood (arXiv:1706.04599, section 4.2), within 0.05 to
-    100. To be fitted on rows that are neither taught nor examined."""
+    100. To be fitted on rows that are neither taught nor examined.
+    """
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(

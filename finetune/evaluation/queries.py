@@ -1,5 +1,6 @@
 """Rows for a masked language model that ask for log-probabilities at chosen positions, run in batches whose
-memory is bounded however many rows there are and however long they are."""
+memory is bounded however many rows there are and however long they are.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class LogprobQuery:
 @dataclass
 class LogprobRunner:
     """Puts probes through a model. Of several processes each takes every size-th batch; then they
-    exchange."""
+    exchange.
+    """
 
     forward: Forward
     pad_id: int

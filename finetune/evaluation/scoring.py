@@ -138,7 +138,8 @@ def score_options(
 
 def _close(scores: Scores) -> list[int]:
     """Questions whose best two options are nearly equal, the closest first. What rounding does to a mean over
-    n orders is smaller by √n."""
+    n orders is smaller by √n.
+    """
     settled = scores.skipped.keys() | scores.rotated
     close = []
     for index in sorted(set(range(len(scores))) - settled):
@@ -171,7 +172,8 @@ def ranking(scores: Sequence[float]) -> list[int]:
 
 class Ranking(list):
     """(label, text, score) of options, best first. `tied`: the labels of those that share the highest score,
-    which stand in the order they were given in; () where one alone has it."""
+    which stand in the order they were given in; () where one alone has it.
+    """
 
     tied: tuple[str, ...] = ()
 
@@ -186,7 +188,8 @@ class Ranking(list):
 
 def alike(prompts, question: Question) -> list[tuple[int, ...]]:
     """Options that are the same to the model, because the tokenizer makes the same tokens of them: [UNK] of
-    every rare character, say. Only their places tell them apart."""
+    every rare character, say. Only their places tell them apart.
+    """
     places = range(len(question.options))
     if isinstance(prompts, ExamPrompts):
         texts = [prompts.text_of(question, option) for option in places]
@@ -200,7 +203,8 @@ def alike(prompts, question: Question) -> list[tuple[int, ...]]:
 
 def _shared(row: list[float], twins: list[tuple[int, ...]]) -> list[float]:
     """Log-probabilities in which options that are the same share theirs equally: a choice among them is the
-    place's, and says nothing of the question."""
+    place's, and says nothing of the question.
+    """
     for group in twins:
         top = max(row[option] for option in group)
         if math.isfinite(top):
@@ -257,7 +261,8 @@ def _query_batches(
     prompts: ExamPrompts, questions: Sequence[Question], method: Method, orders: str, refused: dict[int, str]
 ) -> Iterator[dict[int, QuestionQueries]]:
     """Questions as rows, by index, at most WINDOW_TOKENS and one question at a time; those of like length
-    together, so that they share batches. Why one cannot be asked goes to `refused`."""
+    together, so that they share batches. Why one cannot be asked goes to `refused`.
+    """
     asked: dict[int, QuestionQueries] = {}
     tokens = 0
     for index in sorted(range(len(questions)), key=lambda i: -len(questions[i].stem)):
@@ -276,7 +281,8 @@ def _query_batches(
 
 def _without_prior(examiner: Scorer, questions, orders: str, prior, progress) -> Scores:
     """PriDe: log P(letter) minus the log of the prior of its place, once more a softmax. The questions the
-    prior comes from were asked in every rotation, and are answered by their mean, where it cancels."""
+    prior comes from were asked in every rotation, and are answered by their mean, where it cancels.
+    """
     sample: dict[int, list[tuple[Order, list[float]]]] = {}
     if prior is None:
         prior, sample = estimate_prior(examiner, questions)
@@ -397,7 +403,8 @@ def _ask_text(
     method: Method,
 ) -> QuestionQueries:
     """Each token of each option is asked for once. Tokens whose rows look the same share a pass: all of an
-    option in `joint`, and those of options of one length."""
+    option in `joint`, and those of options of one length.
+    """
     shared: dict[tuple[int, ...], LogprobQuery] = {}
     cells: list[list[tuple[LogprobQuery, int, int]]] = []  # of each option and token: probe, position, choice
     cut = False

@@ -27,7 +27,8 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 def tune_malloc() -> bool:
     """Has freed memory kept for the next tensor instead of given back to the system, which would fill every
     large new one with zeros, page by page: a third of the time of a step with long rows. True where it worked
-    (glibc)."""
+    (glibc).
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library

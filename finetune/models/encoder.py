@@ -104,7 +104,8 @@ class Encoder:
         self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
     ) -> Tensor:
         """Hidden states (M, H) of the last layer at M positions; arguments as of
-        `logits.BlankLogits.forward`, and segments as of `logits.RowLogits.forward`."""
+        `logits.BlankLogits.forward`, and segments as of `logits.RowLogits.forward`.
+        """
         size, length = input_ids.shape
         real = attention_mask.bool()
         here = TokenPositions(_kept(real.flatten()), (size, length))
@@ -160,7 +161,8 @@ def _pass(
     layer, asking: Tensor, lower: Tensor, there: TokenPositions, read: Tensor, here: TokenPositions, bias
 ) -> Tensor:
     """A layer for the tokens `asking` (U, H), which look at all that are read (N, H); both also as `lower`
-    makes them."""
+    makes them.
+    """
     keys, values = layer.keys_and_values(read)
     seen = attention(
         layer.attention,
@@ -229,7 +231,8 @@ class _Bf16Layer:
 
 class _PackedLinear:
     """Linear layers in bf16, one below the other, with weights laid out once as oneDNN reads them: a tenth
-    off a long product, a third off a short one."""
+    off a long product, a third off a short one.
+    """
 
     def __init__(self, *modules: nn.Linear):
         weights = torch.cat([module.weight.detach() for module in modules]).bfloat16()

@@ -1,5 +1,6 @@
 """The forward passes of this project: logits at chosen positions of a language model alone, and those of the
-heads that read a whole row."""
+heads that read a whole row.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neigh
 
 def check_numbers(logits: Tensor) -> None:
     """Raises UserError for logits that are no numbers: nothing can be said by them. -inf is one, of a token
-    that a model never says."""
+    that a model never says.
+    """
     if logits.isnan().any() or (logits == torch.inf).any():
         raise UserError(NOT_NUMBERS)
 
@@ -174,7 +176,8 @@ def is_causal(model: nn.Module) -> bool:
 
 def can_pack(config, max_length: int) -> bool:
     """True when a model of this configuration can read several documents in one row of `max_length` tokens,
-    none of which sees another. A window of attention shorter than the row would be lost under our mask."""
+    none of which sees another. A window of attention shorter than the row would be lost under our mask.
+    """
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return config.model_type in PACKABLE and (window is None or window >= max_length)
 

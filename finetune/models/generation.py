@@ -126,7 +126,8 @@ def _pieces(
 
 def eos_ids(model, tokenizer) -> set[int]:
     """The tokens that end an answer: what tokenizer and model call EOS, and the end-of-turn token that the
-    chat template writes (a base model's EOS is often another one)."""
+    chat template writes (a base model's EOS is often another one).
+    """
     found: set[int] = set()
     for holder in (tokenizer, model.config, getattr(model, "generation_config", None)):
         given = getattr(holder, "eos_token_id", None)
@@ -177,7 +178,8 @@ def filtered(logits: Tensor, previous_ids: Tensor, decoding: Decoding) -> Tensor
 
 def _penalised(scores: Tensor, previous_ids: Tensor, penalty: float) -> Tensor:
     """Scores (B, V) of tokens that were there, divided by `penalty` where positive, else times it (Keskar et
-    al. 2019, section 4.1; for negative scores as transformers does). As there, padding is no token."""
+    al. 2019, section 4.1; for negative scores as transformers does). As there, padding is no token.
+    """
     if penalty == 1.0:
         return scores
     words = scores.shape[-1]
@@ -284,7 +286,8 @@ def _draws(seed: int | None, numbers: Sequence[int], steps: int) -> Tensor:
 
 def _drawn(scores: Tensor, uniform: Tensor) -> Tensor:
     """A token (B,) of each row by inversion of its distribution: one number a row, unlike `multinomial`,
-    whose need of random numbers grows with the vocabulary."""
+    whose need of random numbers grows with the vocabulary.
+    """
     cumulated = scores.softmax(-1).cumsum(-1)
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)[:, 0]
 

@@ -1,5 +1,6 @@
 """What a model is by its configuration: one that fills blanks, writes on, sorts texts or chooses among
-options; and what it can be made into."""
+options; and what it can be made into.
+"""
 
 from __future__ import annotations
 

@@ -182,7 +182,8 @@ def plain_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 def _agrees(model: nn.Module, ids: Tensor, said: Tensor, manner: Manner) -> bool:
     """Whether beginnings of the rows, then two tokens more, with their places exchanged in between as beams
-    do, give what the plain pass over the whole rows gave there."""
+    do, give what the plain pass over the whole rows gave there.
+    """
     first = ids[0].tolist()
     # step by step: whose row the places hold, and how much of it has been read
     steps = [([0], [SHARED]), ([0, 1], [SHARED + 1] * 2), ([1, 0], [SHARED + 2] * 2)]

@@ -119,7 +119,8 @@ class LayerGroups:
 
 def _stacks(body: nn.Module, length: int) -> dict[str, nn.ModuleList]:
     """The largest list of `length` modules, and those beside it: XLM keeps the attentions and the
-    feed-forward networks of its layers apart."""
+    feed-forward networks of its layers apart.
+    """
     found = {
         name: module
         for name, module in body.named_modules()
@@ -134,7 +135,8 @@ def _stacks(body: nn.Module, length: int) -> dict[str, nn.ModuleList]:
 
 def _sides(body: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, str]:
     """Paths of modules made after the layers, which are of the head; but tables looked up by an id are
-    embeddings wherever they stand (DeBERTa's relative positions)."""
+    embeddings wherever they stand (DeBERTa's relative positions).
+    """
     paths = dict(body.named_modules())
     order = list(paths)
     late = order[order.index(next(iter(stacks))) + 1 :]
@@ -368,7 +370,8 @@ def build_parameter_groups(
 
 def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
     """Lines for a person: each part, how many parameters it has and learns, from which step, how fast; the
-    sum is the last line. To be called before an engine closes what opens later."""
+    sum is the last line. To be called before an engine closes what opens later.
+    """
     sizes = layers.sizes()
     trained = {part: size if part in learning.trainable else 0 for part, size in layers.trainable().items()}
 

@@ -219,7 +219,8 @@ def _lacking(model: nn.Module, kind: str, missing: set[str]) -> str:
 
 def _untied(model: nn.Module) -> str:
     """Why the output weights of a file cannot be kept: they should be the embeddings', or two biases the
-    same, and they are not. transformers leaves such pairs apart, and its own saving would lose one."""
+    same, and they are not. transformers leaves such pairs apart, and its own saving would lose one.
+    """
     apart = {
         name: other
         for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items()
@@ -239,7 +240,8 @@ def _untied(model: nn.Module) -> str:
 
 def _attention(config) -> str | None:
     """Scaled dot-product attention, whatever a configuration says, where the family is known to have it; else
-    what transformers chooses."""
+    what transformers chooses.
+    """
     return "sdpa" if config.model_type in (*PACKABLE, *HEADS) else None
 
 

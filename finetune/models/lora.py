@@ -162,7 +162,8 @@ def _new_modules(model: nn.Module) -> list[str]:
 
 def _never_repack(model: nn.Module) -> None:
     """On a CPU bitsandbytes repacks 4-bit weights for good once they are evaluated, and cannot train them
-    after that: its layers, which do the same in both modes, are kept in the one for training."""
+    after that: its layers, which do the same in both modes, are kept in the one for training.
+    """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.train()
@@ -191,7 +192,7 @@ def save_adapter(folder: Path, view, weights: dict[str, Tensor]) -> None:
 
 
 def with_adapter(model: nn.Module, folder: str | Path, flag: str):
-    """peft's view of a model with the adapter of a folder in it, in fp32.
+    """Peft's view of a model with the adapter of a folder in it, in fp32.
 
     Raises:
         UserError: the adapter belongs to another model.
@@ -214,7 +215,8 @@ def with_adapter(model: nn.Module, folder: str | Path, flag: str):
 
 def _all_used(view, folder: Path) -> None:
     """Raises KeyError when the file holds weights of layers that the model does not have: peft drops them
-    without a word."""
+    without a word.
+    """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -263,7 +265,8 @@ def check_4bit() -> None:
 
 def quantization(precision: str, device: torch.device) -> dict:
     """For `models.load_model`: weights as 4-bit NormalFloat with doubly quantized scales, computed in
-    `precision` (arXiv:2305.14314, section 3)."""
+    `precision` (arXiv:2305.14314, section 3).
+    """
     from transformers import BitsAndBytesConfig
 
     compute = DTYPES[precision]

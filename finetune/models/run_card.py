@@ -47,7 +47,8 @@ UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a he
 @dataclass
 class RunCard:
     """`scoring`: the method it was taught for, or one of UNSCORED. `pool`: `all` means official test rows
-    were fitted on."""
+    were fitted on.
+    """
 
     task: str = "exam"
     chat: str = ""  # of a causal model: how messages are written (chats.STYLES), or none: it was taught texts
@@ -259,7 +260,7 @@ def ancestors(name: str, card, from_scratch: bool) -> list[dict]:
 
 
 def as_line(stages: list[dict]) -> str:
-    """base Qwen/Qwen2.5-0.5B (1a2b3c4d5e6f) → cpt taigi.json，1000 步 (…)"""
+    """Base Qwen/Qwen2.5-0.5B (1a2b3c4d5e6f) → cpt taigi.json，1000 步 (…)"""
     shown = []
     for stage in stages:
         what = f"{stage['model']}" if stage["stage"] == "base" else f"{stage['dataset']}，{stage['steps']} 步"

@@ -1,5 +1,6 @@
 """Model folders in Hugging Face's format: written whole, read back and compared, put in the place of older
-ones."""
+ones.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def save_model(folder: Path, config, tokenizer, weights: dict[str, Tensor], ends
 
 def _agree(config, tokenizer) -> None:
     """Makes a causal model's configuration name the special tokens that its tokenizer has, which may have got
-    one here. An end that is one of several stays."""
+    one here. An end that is one of several stays.
+    """
     config.pad_token_id = tokenizer.pad_token_id
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if tokenizer.eos_token_id not in ends:

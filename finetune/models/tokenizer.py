@@ -84,7 +84,8 @@ def _tell_of_code(name: str, flag: str) -> None:
 
 def _end_of_config(tokenizer, name: str) -> None:
     """The end of text that the model's own configuration names, for a tokenizer that comes without one: a
-    tokenizer.json alone does not say which of its tokens it is."""
+    tokenizer.json alone does not say which of its tokens it is.
+    """
     folder = Path(name).expanduser()
     for file in ("generation_config.json", "config.json"):
         found = folder / file if folder.is_dir() else hub.cached(name, file)
@@ -98,7 +99,8 @@ def _end_of_config(tokenizer, name: str) -> None:
 
 def separate_padding(tokenizer) -> str:
     """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
-    by its id would else never teach a model to stop. Returns it; "" where it has one of its own."""
+    by its id would else never teach a model to stop. Returns it; "" where it has one of its own.
+    """
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return ""
     known = tokenizer.get_vocab()

@@ -1,6 +1,7 @@
 """Patterns of a stranger's, tried out in a child process before they are used: those by which a tokenizer
 cuts a text, and those by which an adapter names its layers. One that never ends would hold this process for
-good."""
+good.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def _rules(tokenizer) -> list[bytes]:
 
 def _free(rule: object) -> list[str]:
     """What in a rule can hold any text: patterns, their replacements, tokens around a text. [] where all of
-    it is harmless as it stands."""
+    it is harmless as it stands.
+    """
     found, longest = [], 1
     for key, value in entries(rule):
         if key == "Regex" and value not in KNOWN or key == "precompiled_charsmap":

@@ -146,7 +146,8 @@ class Batch:
 @dataclass
 class MultipleChoiceBatch(Batch):
     """Contests: M cells make the scores of Q questions with up to K options. `targets` (Q,) are the answers,
-    `weights` (Q,)."""
+    `weights` (Q,).
+    """
 
     wanted: Tensor | None = None  # (M,) token ids
     slots: Tensor | None = None  # (M,) question × K + option
@@ -259,7 +260,8 @@ def split_by_tokens(
 
 def _within(rows: Sequence, length: Callable, most: int) -> list[list]:
     """Sorted rows in parts within `most` tokens. The shortest rows come first, and the parts are filled from
-    the longest, so that what is left over is short."""
+    the longest, so that what is left over is short.
+    """
     parts: list[list] = []
     for row in reversed(rows):
         if not parts or (len(parts[-1]) + 1) * padded_width(length(parts[-1][0])) > most:

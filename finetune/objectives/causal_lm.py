@@ -17,7 +17,7 @@ from finetune.data.question_store import pick
 from finetune.objectives.batching import Example, ExampleIndex
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import Chat, Passage
-from finetune.prompts.exam import Prompt, PromptTooLong
+from finetune.prompts.exam import Prompt, PromptTooLongError
 from finetune.prompts.option_order import shuffled
 
 
@@ -120,7 +120,7 @@ class InstructionObjective:
             try:
                 self._add(row, len(kept))
                 kept.append(index)
-            except PromptTooLong:
+            except PromptTooLongError:
                 self.too_long.append(row.id)
             except ValueError as error:
                 self.refused.append(f"{row.id}：{error}")
@@ -139,7 +139,7 @@ class InstructionObjective:
         limit = self.prompts.max_length
         fitting = [passage for passage in passages if passage.reply_spans[0].start < limit]
         if not fitting:
-            raise PromptTooLong(f"提示有 {passages[0].reply_spans[0].start} 個 token，上限 {limit}")
+            raise PromptTooLongError(f"提示有 {passages[0].reply_spans[0].start} 個 token，上限 {limit}")
         self.truncated += len(fitting) < len(passages) or any(len(one.ids) > limit for one in fitting)
         for passage in fitting:
             self.lengths.append(min(len(passage.ids), limit))

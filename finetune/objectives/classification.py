@@ -38,7 +38,8 @@ class ClassificationObjective:
 
     def guess(self) -> tuple[float, float]:
         """The loss of always giving each class its share of these rows, weighted as the loss is; and what one
-        decision is worth that knows nothing: ln K, of several labels ln 2. Nats."""
+        decision is worth that knows nothing: ln K, of several labels ln 2. Nats.
+        """
         n, found = len(self.rows), Counter(label for row in self.rows for label in row.labels)
         masses = [self.weights[at] * found[at] for at in range(self.count)]
         if not self.multi:

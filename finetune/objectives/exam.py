@@ -22,7 +22,7 @@ from finetune.data.question import Question, Statement
 from finetune.data.question_store import pick
 from finetune.objectives.batching import Example, ExampleIndex
 from finetune.objectives.masked_lm import MaskingConfig, apply_mask, maskable_units, ordinary_token_ids
-from finetune.prompts.exam import ExamPrompts, Prompt, PromptTooLong, mask_positions, warm_cache
+from finetune.prompts.exam import ExamPrompts, Prompt, PromptTooLongError, mask_positions, warm_cache
 from finetune.prompts.option_order import shuffled
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
@@ -68,7 +68,7 @@ class ExamObjective:
         for index, row in enumerate(warm_cache(prompts, rows, answers=name == "mlm")):
             try:
                 prompt = self._prompt(row, answer=name != "mlm" and isinstance(row, Question))
-            except PromptTooLong:
+            except PromptTooLongError:
                 self.too_long.append(row.id)
                 continue
             self.truncated += prompt.cut > 0

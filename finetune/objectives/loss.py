@@ -36,7 +36,8 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 def option_scores(logits: Tensor, batch: MultipleChoiceBatch) -> Tensor:
     """Scores (Q, K) of a contest's options; -inf where a question has fewer than K. logits (M, V), or (M, 1)
-    of a multiple-choice head."""
+    of a multiple-choice head.
+    """
     if logits.shape[1] == 1:
         cells = logits[:, 0]
     else:
@@ -51,7 +52,8 @@ def option_scores(logits: Tensor, batch: MultipleChoiceBatch) -> Tensor:
 @torch.no_grad()
 def correct(logits: Tensor, batch: Batch) -> Tensor:
     """How far each target is what the logits say, 0 to 1: 1/k where it is one of k that share the highest.
-    (M,), as `token_losses` has losses."""
+    (M,), as `token_losses` has losses.
+    """
     if isinstance(batch, MultipleChoiceBatch):
         return _share_of_best(option_scores(logits.float(), batch), batch.targets)
     if logits.ndim == 1:
@@ -65,14 +67,15 @@ def correct(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _share_of_best(scores: Tensor, targets: Tensor) -> Tensor:
-    """scores (M, K), targets (M,) -> (M,)."""
+    """Scores (M, K), targets (M,) -> (M,)."""
     best = scores == scores.max(1, keepdim=True).values
     return best.gather(1, targets[:, None])[:, 0] / best.sum(1)
 
 
 def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
     """The batch's share of the loss: each target's, times its weight. Divided once, by the mass of the whole
-    global batch (or validation set), so no batch boundary changes it."""
+    global batch (or validation set), so no batch boundary changes it.
+    """
     return (losses * batch.weights).sum()
 
 

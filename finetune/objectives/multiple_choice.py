@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from finetune.data.question import Question
 from finetune.data.question_store import pick
 from finetune.objectives.batching import ExampleIndex, MultipleChoiceExample
-from finetune.prompts.exam import ExamPrompts, PromptTooLong, mask_positions, warm_cache
+from finetune.prompts.exam import ExamPrompts, PromptTooLongError, mask_positions, warm_cache
 
 
 class MultipleChoiceObjective:
@@ -42,7 +42,7 @@ class MultipleChoiceObjective:
                 continue
             try:
                 written = [prompts.cloze_prompt(row, option) for option in range(len(row.options))]
-            except PromptTooLong:
+            except PromptTooLongError:
                 self.too_long.append(row.id)
                 continue
             self.truncated += any(prompt.cut for prompt in written)

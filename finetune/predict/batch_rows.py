@@ -1,5 +1,6 @@
 """The kinds of files that can be answered, by what a row is: a question, a sentence with blanks, something to
-go on from, a text to classify. How a file goes through them: predict/batch_file.py."""
+go on from, a text to classify. How a file goes through them: predict/batch_file.py.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ class RowHandler(ABC):
 
     def each(self, asked: list[tuple[dict, object]], answer: Callable[[list], Sequence]) -> Iterator[tuple]:
         """(record, result) of what is answered together; where that fails, one by one, so that a row whose
-        answer is no number has its `error` and costs no other its own."""
+        answer is no number has its `error` and costs no other its own.
+        """
         try:
             found = answer([one for _, one in asked])
         except UserError as error:
@@ -164,7 +166,8 @@ class McqRows(RowHandler):
 
     def _reading(self) -> tuple[Reading, int]:
         """How the rows are meant, and the number of the first option where answers are written as numbers: as
-        in the file's own answers, where it has such."""
+        in the file's own answers, where it has such.
+        """
         told = None if self.flags.answers_from == "auto" else int(self.flags.answers_from)
         seen, reading = survey(row for _, row in read_table(Path(self.flags.input)))
         notes = [note for note in seen.notes(reading) if "選項" in note and "答案" not in note]
@@ -279,7 +282,8 @@ class GenerationRows(RowHandler):
 
 class ClassificationRows(RowHandler):
     """Texts, or pairs of them, for a classifier. Every label has its probability or, where --top_k is given,
-    so many of them."""
+    so many of them.
+    """
 
     text = "text"
 

@@ -1,5 +1,6 @@
 """A loaded causal model with all that is needed to talk to it: how messages are written for it, how it
-answers questions with a letter, how it goes on from a text."""
+answers questions with a letter, how it goes on from a text.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def style_of(tokenizer, card: RunCard | None) -> str:
 
 def exam_prompts_for(tokenizer, card: RunCard | None, max_length: int) -> CausalExamPrompts:
     """How a causal model is asked questions, in prompts of at most `max_length` tokens; one without a
-    template in the plain form."""
+    template in the plain form.
+    """
     style = style_of(tokenizer, card)
     chat = Chat(tokenizer, style if style in STYLES else "plain", "--model_path")
     return CausalExamPrompts(chat, max_length, (card or RunCard()).template)
@@ -63,7 +65,8 @@ class CausalLMPredictor(Predictor):
 
     def score(self, questions: Sequence[Question], method: str, orders: str, **more) -> Scores:
         """By letters as `scoring.score_options`; by `generate`, what the reply names: the chosen option has
-        0, the others -1, which is an order and no probability."""
+        0, the others -1, which is an order and no probability.
+        """
         if self.method(method) != GENERATE:
             return super().score(questions, method, orders, **more)
         return self._generated(questions, more.get("world"), more.get("progress"))

@@ -1,5 +1,6 @@
 """Talking to a causal model in the terminal: what it says appears as it is written, and it remembers what was
-said before; multiple-choice questions as with any model."""
+said before; multiple-choice questions as with any model.
+"""
 
 from __future__ import annotations
 

@@ -148,7 +148,8 @@ def calibration_questions(
     exam: Exam, split: str, examined: Sequence[Question], examinee: Predictor
 ) -> Sequence[Question] | str:
     """Validation questions that the model was not fitted on and that are not among those examined; or why
-    there are none."""
+    there are none.
+    """
     if split == "all":
         return "考的是全部題目，沒有別的題目可用來調整溫度"
     if split == "validation":  # what is left would be training rows, which a model not taught here may know

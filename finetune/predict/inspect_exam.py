@@ -1,5 +1,6 @@
 """A look at questions before any time is spent on them: how many, how balanced, which occur twice, what a
-model cannot read, what would be cut, which rows are suspect."""
+model cannot read, what would be cut, which rows are suspect.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ def _subjects(splits: dict[str, Sequence[Question]]) -> dict[str, dict[str, int]
 
 def _duplicates(everything: list[tuple[str, Question]]) -> dict:
     """Groups of the same question; `between` splits they would let an exam be learnt by heart. `contradict`:
-    groups whose keys differ."""
+    groups whose keys differ.
+    """
     groups: dict[str, list[tuple[str, Question]]] = defaultdict(list)
     for split, question in everything:
         groups[question.fingerprint].append((split, question))

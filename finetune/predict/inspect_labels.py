@@ -1,5 +1,6 @@
 """A look at labelled texts before a model is fine-tuned on them: classes, splits, texts that stand twice or
-contradict one another, lengths, rows that cannot be used."""
+contradict one another, lengths, rows that cannot be used.
+"""
 
 from __future__ import annotations
 

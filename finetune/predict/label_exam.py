@@ -84,7 +84,8 @@ def run_label_exam(flags, labeller: ClassifierPredictor, world) -> None:
 
 def _where_there(source: str, columns: object) -> str:
     """The text columns that the model was taught from, where a file's first row has them; else "", and the
-    obvious ones are found."""
+    obvious ones are found.
+    """
     from finetune.data.tables import read_table
 
     wanted = column_names(str(columns or ""))
@@ -108,7 +109,8 @@ def _choose(found: LabelledDataset, split: str) -> tuple[str, list[Labelled]]:
 
 def _places(theirs: list[str], ours: list[str]) -> tuple[dict[int, int], str]:
     """The model's class of each label of the data that it knows; and what must be said of it. Labels that are
-    all numbers of classes, where no name fits, are such."""
+    all numbers of classes, where no name fits, are such.
+    """
     found = {at: ours.index(name) for at, name in enumerate(theirs) if name in ours}
     numbers = {str(place): place for place in range(len(ours))}
     if found or not {*theirs} <= numbers.keys():

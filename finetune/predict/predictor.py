@@ -1,5 +1,6 @@
 """A loaded model with all that is needed to ask it: its forward pass, its way of writing questions, and the
-method it was taught for."""
+method it was taught for.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def asks_for_words(blanks: Blanks, word_length: int, candidates: Sequence[str] |
 
 def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None = None) -> ExamPrompts:
     """How a model is asked: the way its card says, or in the default words; `max_length` tokens, else as its
-    card says."""
+    card says.
+    """
     card = card or RunCard()
     length = prompt_length(config, tokenizer, max_length or card.max_length)
     return ExamPrompts(tokenizer, length, card.template, CACHE_SIZE)
@@ -189,7 +191,8 @@ class MaskedLMPredictor(Predictor):
 
     def fill_first(self, prompt: str, top_k: int) -> list[str]:
         """At most `top_k` words for the first [MASK] of a prompt, best first; one is added if there
-        is none."""
+        is none.
+        """
         blanks = self.read(prompt)
         if blanks.meant:
             self.tell_of(blanks)
@@ -220,7 +223,8 @@ class MaskedLMPredictor(Predictor):
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
     ) -> list[dict]:
         """What a person is shown for a prompt: `word` and its `probability` for one blank of one token;
-        `word`, `score` (nats per token) and the `sentence` for words."""
+        `word`, `score` (nats per token) and the `sentence` for words.
+        """
         blanks = self.read(prompt)
         self.warn(*blanks.pieces)
         self.tell_of(blanks)

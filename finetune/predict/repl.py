@@ -54,13 +54,14 @@ _COMMAND = re.compile(r"[/:\\]?([a-z]+)(?:\s*[=:]\s*|\s+|(?=\d)|$)([!-~]*)")
 _UNKNOWN = re.compile(r"/[a-z]\w*(\s+\S+)?", re.ASCII)
 
 
-class Leave(Exception):
+class QuitError(Exception):
     """The person says so, in the middle of something."""
 
 
 def decode_entry(entry: str) -> str:
     """An entry as commands are compared: half-width, small letters; `/exit`, `:q`, `exit()` and `quit.` are
-    the word alone."""
+    the word alone.
+    """
     word = unicodedata.normalize("NFKC", entry).strip().lower()
     found = re.fullmatch(r"[/:\\]?(\w+|\?)(?:\(\))?[!.;。]*", word)
     return found[1] if found else word
@@ -68,7 +69,8 @@ def decode_entry(entry: str) -> str:
 
 class Repl:
     """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first; None for a
-    model that answers no questions."""
+    model that answers no questions.
+    """
 
     asks = "💬 請輸入問題: "
 
@@ -86,7 +88,8 @@ class Repl:
     def run(self) -> None:
         """Until quit, exit, q, 離開 or Ctrl-D. Whatever is entered, the next is asked for. At a terminal
         Ctrl-C cancels what is typed, the question that is put or the answer that is worked out, and says how
-        to leave; where nobody types it ends the session."""
+        to leave; where nobody types it ends the session.
+        """
         save = _line_editing()
         print_result(self.greeting)
         said = ""
@@ -102,7 +105,7 @@ class Repl:
                     said = INTERRUPTED
         except (EOFError, KeyboardInterrupt):
             print_result()
-        except Leave:
+        except QuitError:
             pass
         finally:
             save()
@@ -117,11 +120,11 @@ class Repl:
         try:
             entry = _typed(self.asks).strip()
             if decode_entry(entry) in LEAVE:
-                raise Leave
+                raise QuitError
             self.handle(entry)
         except UserError as error:
             print_result(f"⚠️ {error}\n")
-        except (EOFError, Leave):
+        except (EOFError, QuitError):
             raise
         except BaseException as error:  # of a library, about words that nobody foresaw
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
@@ -183,7 +186,7 @@ class Repl:
     def _ask(self) -> None:
         question = _typed("❓ 問題: ").strip()
         if decode_entry(question) in LEAVE:
-            raise Leave
+            raise QuitError
         if not question:
             print_result("  沒有題目，取消了\n")
             return
@@ -204,10 +207,11 @@ class Repl:
 
     def _options(self) -> dict[str, str]:
         """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one. {} when
-        there is nothing but empty lines."""
+        there is nothing but empty lines.
+        """
         first = _typed("選項: ")
         if decode_entry(first) in LEAVE:
-            raise Leave
+            raise QuitError
         if first.strip() and len(labelled(first)) != 1:
             return parse_options(first)
         lines = [first] if first.strip() else []

@@ -11,7 +11,7 @@ from os.path import commonprefix
 from finetune.data.instructions import Message
 from finetune.data.question import LETTERS, Question
 from finetune.prompts.chat import Chat
-from finetune.prompts.exam import ELLIPSIS, Prompt, PromptTooLong, Template
+from finetune.prompts.exam import ELLIPSIS, Prompt, PromptTooLongError, Template
 from finetune.prompts.option_order import PromptError
 from finetune.runtime.errors import UserError
 
@@ -56,7 +56,8 @@ class CausalExamPrompts:
     @cached_property
     def _said(self) -> tuple[list[list[int]], list[list[int]]]:
         """The tokens of each letter, said as the model would; and with the space before it apart, since a
-        vocabulary may have ` A` and no ` D`."""
+        vocabulary may have ` A` and no ` D`.
+        """
         before = self.chat.text([{"role": "user", "content": "題目"}], reply=True)
         apart = self.chat.ids(self.chat.reply_prefix)
         together = [self.chat.reply(before, letter) for letter in LETTERS]
@@ -103,7 +104,7 @@ class CausalExamPrompts:
             if len(ids) > room:  # never too many at once: the stem is but a part of the tokens
                 keep -= 1 + int((len(ids) - room) / len(ids) * keep)
             if keep < 0:
-                raise PromptTooLong(f"選項本身就超過 {self.max_length} 個 token 的上限")
+                raise PromptTooLongError(f"選項本身就超過 {self.max_length} 個 token 的上限")
         if keep < size:
             self._kept[question, room] = keep
         ids = [*ids, *shared]

@@ -59,7 +59,8 @@ class Form:
 @dataclass(frozen=True)
 class Passage:
     """Token ids to learn from. `spoken`: where the assistant speaks and learns; the last place of each range
-    asks for the end, whatever stands there (a template may write none between two turns)."""
+    asks for the end, whatever stands there (a template may write none between two turns).
+    """
 
     ids: list[int]
     reply_spans: list[range]
@@ -299,7 +300,8 @@ class Chat:
     @cached_property
     def end_ids(self) -> list[int]:
         """Token ids that end what the assistant says: what the template writes after it, if anything, and
-        `end`."""
+        `end`.
+        """
         said = self.text([user(ASKED)], reply=True) + self.reply_prefix + ANSWER
         return [*self._after(said, self.form.tail), self.end]
 
@@ -332,7 +334,8 @@ class Chat:
 
     def _words(self, before: str, messages: Sequence[Message]) -> str:
         """What the assistant says last in these messages, as the template writes it after `before`; as it
-        stands there, where the template would write something else in that place, or drop its thoughts."""
+        stands there, where the template would write something else in that place, or drop its thoughts.
+        """
         content = self._fitted(messages)[-1]["content"]
         thought, _, words = content.rpartition("</think>")
         written = self._render(self._fitted(messages), False)
@@ -351,7 +354,8 @@ class Chat:
 
     def cleaned(self, pieces: Iterable[str]) -> Iterator[str]:
         """What a model said, piece by piece, without what the template and not the model means by it: the
-        lead of an answer, a `<think>` without a thought. A thought that was opened in the prompt is whole."""
+        lead of an answer, a `<think>` without a thought. A thought that was opened in the prompt is whole.
+        """
         lead = self.tokenizer.decode(self.ids(self.reply_prefix), skip_special_tokens=True)
         residues = [_dense(lead), "</think>" if self.form.thinks else "<think></think>"]
         held, opened = "", False

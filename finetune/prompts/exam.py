@@ -78,7 +78,7 @@ class Prompt:
     stem: tuple[int, int, int] = (0, 0, 0)
 
 
-class PromptTooLong(PromptError):
+class PromptTooLongError(PromptError):
     """The options alone exceed the length: the question cannot be asked without losing one."""
 
 
@@ -155,14 +155,15 @@ class ExamPrompts:
 
     def unconditional_prompt(self, question: Question, text: Sequence[int]) -> Prompt:
         """The same with nothing said of the question but its subject: how likely a text is as an answer to
-        anything (the domain prompt of arXiv:2104.08315, section 3). Raises TooLong."""
+        anything (the domain prompt of arXiv:2104.08315, section 3). Raises TooLong.
+        """
         subject = self.ids(chinese_name(question.subject))
         before, after = self.template.neutral.split("{blank}")
         ids = [self.start, *self._fill(before, {"subject": subject})]
         blank = range(len(ids), len(ids) + len(text))
         ids += [*text, *self._fill(after, {"subject": subject}), self.end]
         if len(ids) > self.max_length:
-            raise PromptTooLong(f"選項有 {len(text)} 個 token，放不進 --max_length {self.max_length}")
+            raise PromptTooLongError(f"選項有 {len(text)} 個 token，放不進 --max_length {self.max_length}")
         return Prompt(tuple(ids), tuple(blank))
 
     def word_ends(self, text: str) -> list[int]:
@@ -171,7 +172,8 @@ class ExamPrompts:
 
     def words(self, question: Question, option: int, prompt: Prompt) -> list[list[int]]:
         """Positions of the words of stem and option in the prompt of `plain`; a word that the cut went
-        through is left out."""
+        through is left out.
+        """
         first, before, after = prompt.stem
         total = len(self.ids(question.stem))
         gap = total - after - before  # tokens taken out; an ellipsis stands in their place
@@ -202,7 +204,7 @@ class ExamPrompts:
         blank = range(len(ids), len(ids) + len(self.ids(asked)))
         ids += [*self.ids(asked), *self.ids(after), self.end]
         if len(ids) > self.max_length:
-            raise PromptTooLong(f"敘述有 {len(ids)} 個 token，上限 {self.max_length}")
+            raise PromptTooLongError(f"敘述有 {len(ids)} 個 token，上限 {self.max_length}")
         return Prompt(tuple(ids), tuple(blank))
 
     def _fill(self, pattern: str, values: dict[str, Sequence[int]]) -> list[int]:
@@ -223,7 +225,7 @@ class ExamPrompts:
         if len(stem) > room:
             keep = room - len(self._ellipsis)
             if keep < 0:
-                raise PromptTooLong(
+                raise PromptTooLongError(
                     f"選項本身就超過 --max_length {self.max_length}"
                     f"（缺 {len(self._ellipsis) - room} 個 token）"
                 )

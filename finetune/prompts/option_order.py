@@ -1,5 +1,6 @@
 """In which orders options may be shown. Some must keep their places: "A與C" speaks of letters, 以上皆是 of
-what stands above it."""
+what stands above it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class PromptError(ValueError):
 
 def refers_to_other_options(option: str) -> str:
     """ "letters" for an option like "A與C" or （A）（B）皆是, "above" for 以上皆非, "" for one that stands
-    alone."""
+    alone.
+    """
     bare = re.sub(r"[^\w]|_", "", unicodedata.normalize("NFKC", option))
     return "letters" if BY_LETTER.fullmatch(bare) else "above" if ABOVE.fullmatch(bare) else ""
 

@@ -208,7 +208,8 @@ def table(found: dict, figure: Figure = plain) -> list[str]:
 
 def confusion(found: dict) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the confusion of single labels: who was taken for whom, or, of more classes than
-    anyone reads across, the commonest confusions. Names are as they are, but short in the head."""
+    anyone reads across, the commonest confusions. Names are as they are, but short in the head.
+    """
     names = list(found["per_class"])
     if len(names) > MOST_CELLS:
         listed = [[one, other, str(count)] for one, other, count in confusions(found)[:LISTED]]

@@ -30,7 +30,8 @@ def _save(figure, path: Path, dpi: int) -> None:
 
 def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
     """Training and validation loss over steps, macro F1 or accuracy on a second axis, the best step
-    marked."""
+    marked.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

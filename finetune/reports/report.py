@@ -1,5 +1,6 @@
 """What an exam leaves for people to read: results.json and predictions.jsonl for programs, report.md and
-index.html for people, and the verdict on the screen."""
+index.html for people, and the verdict on the screen.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +189,8 @@ def write(folder: Path, report: Report, way_on: str = "請清出空間，或換�
 
 def _is_replaced(folder: Path) -> bool:
     """Whether a report takes the place of the whole folder: nothing but a report is in it, nobody works in
-    it, and it can be exchanged."""
+    it, and it can be exchanged.
+    """
     if not folder.is_dir():
         return True
     return (

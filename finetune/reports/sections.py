@@ -63,7 +63,8 @@ def title_of(name: str) -> str:
 
 def caveats(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> list[str]:
     """How many questions were taught as well, and the score without them, written by `figure`; how many could
-    not be asked, or only shortened."""
+    not be asked, or only shortened.
+    """
     lines, overlap = [], found["contamination"]
     if overlap and overlap["rows"]:
         parts = [f"{overlap['same']} 題是模型訓練過的"] if overlap["same"] else []
@@ -87,7 +88,8 @@ def caveats(found: dict, figure: Callable[[float], str] = "{:.3f}".format) -> li
 
 def verdict_sentence(report, found: dict) -> str:
     """The verdict on one set of questions, as one says it to a teacher: against chance, then against what
-    one scores without reading the questions, then against the other model."""
+    one scores without reading the questions, then against the other model.
+    """
     mine = found["model"]
     (low, high), chance = mine["interval_95"], mine["chance"]
     refused = f"；{found['refused']} 題問不了，算答錯" if found["refused"] else ""

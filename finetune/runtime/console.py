@@ -47,7 +47,8 @@ def _escape(character: str) -> str:
 
 def as_json(value: object, **more) -> str:
     """JSON for the terminal: Chinese as it is where stdout can write it, what a terminal would obey as
-    \\u009b. Takes what `json.dumps` takes."""
+    \\u009b. Takes what `json.dumps` takes.
+    """
     written = dumps(value, **more)
     try:
         written.encode(getattr(sys.stdout, "encoding", None) or "utf-8", "surrogatepass")

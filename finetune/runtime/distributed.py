@@ -127,7 +127,8 @@ class Distributed:
     def rank_indices(self, count: int) -> Iterator[tuple[int, bool]]:
         """This rank's share of `count` pieces of work as (index, whether it counts). Every rank gets
         equally many, the last of them once more where they do not divide: under ZeRO-3 each forward pass is
-        collective."""
+        collective.
+        """
         for start in range(0, count, self.size):
             mine = start + self.rank
             yield min(mine, count - 1), mine < count

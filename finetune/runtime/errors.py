@@ -23,7 +23,8 @@ ALIKE = 0.75  # of a word that is guessed; below it guesses are wrong more often
 
 def shown(value: object) -> str:
     """A value as a message quotes it: `repr`, cut where it is long. A text is cut first: it may have millions
-    of characters."""
+    of characters.
+    """
     try:
         text = repr(value[:LONGEST_SHOWN] if isinstance(value, (str, bytes)) else value)
     except (ValueError, RecursionError):  # of a number with thousands of digits, or what holds itself
@@ -80,13 +81,14 @@ class RunError(Exception):
     exit_code = 1
 
 
-class NotANumber(RunError):
+class NonFiniteError(RunError):
     """The loss or the gradient is no finite number; nothing was changed by it."""
 
 
 class Stopped(BaseException):
     """A signal ended the run; once training had begun, after a resumable checkpoint was written. Exit code
-    128 + its number. Like KeyboardInterrupt it passes by whoever expects errors."""
+    128 + its number. Like KeyboardInterrupt it passes by whoever expects errors.
+    """
 
     def __init__(self, signum: int, message: str):
         self.exit_code = 128 + signum

@@ -58,7 +58,8 @@ def atomic_open(path: str | Path, mode: str = "w", **how) -> Iterator[IO]:
 
 def hidden(path: Path, what: str) -> Path:
     """The hidden name beside a file or folder under which what is to take its place is written, or what it
-    takes the place of is kept; short enough where the name itself is as long as a name may be."""
+    takes the place of is kept; short enough where the name itself is as long as a name may be.
+    """
     name = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(what) - 2])
     return path.with_name(f".{name}.{what}")
 
@@ -135,7 +136,8 @@ def flush_tree(folder: Path) -> None:
 
 def give_usual_modes(folder: Path) -> None:
     """Gives the weights in a folder the mode that any new file has here: safetensors leaves them to their
-    owner alone, and then no colleague and no server can read the model."""
+    owner alone, and then no colleague and no server can read the model.
+    """
     weights = list(folder.rglob("*.safetensors"))
     if os.name == "nt" or not weights:
         return

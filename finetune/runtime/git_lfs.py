@@ -1,5 +1,6 @@
 """Pointers that git leaves in the place of large files where git-lfs has not fetched them: a few lines of
-text under the name of a model or a table."""
+text under the name of a model or a table.
+"""
 
 from __future__ import annotations
 

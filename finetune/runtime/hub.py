@@ -36,7 +36,8 @@ def is_offline() -> bool:
 
 def looks_local(name: str) -> bool:
     """True for what can only be a path: `./x`, `/x`, `~/x`, `a/b/c`, `x.csv`, `x.xls`, `考題`. A hub name is
-    `name` or `owner/name` of letters, digits, `-`, `_` and `.`."""
+    `name` or `owner/name` of letters, digits, `-`, `_` and `.`.
+    """
     return (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
@@ -52,7 +53,8 @@ def is_local(name: str) -> bool:
 
 def located(name: str) -> str:
     """The folder of a model that is meant by a folder of the hub's cache, models--owner--name: its snapshot
-    of `main`, or the only one there; any other name as it is."""
+    of `main`, or the only one there; any other name as it is.
+    """
     folder = Path(name).expanduser()
     if not (folder / "snapshots").is_dir() or (folder / "config.json").is_file():
         return name
@@ -118,7 +120,8 @@ def go_offline_if_unreachable() -> bool:
 
 def fetch(model: str, file: str) -> Path | None:
     """A file of a model on the hub, from the cache or fetched; None where the model has none, or the hub is
-    away. Imports transformers."""
+    away. Imports transformers.
+    """
     from transformers.utils import cached_file
 
     quiet = ("gated_repo", "missing_entries", "connection_errors")
@@ -128,7 +131,8 @@ def fetch(model: str, file: str) -> Path | None:
 
 def fetch_small(model: str) -> Path | None:
     """The folder of a model's files but its weights, to be looked at before any of them is used; None where
-    they cannot be had, which whoever needs one says. Imports huggingface_hub."""
+    they cannot be had, which whoever needs one says. Imports huggingface_hub.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -176,7 +180,7 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
 
 
 def quiet_libraries() -> None:
-    """transformers reports by log lines and bars of its own; what matters is checked here and said once."""
+    """Transformers reports by log lines and bars of its own; what matters is checked here and said once."""
     from transformers.utils import logging
 
     # Else a model of the hub without safetensors is sent to a service to be made anew, and that is loaded.

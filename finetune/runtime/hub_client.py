@@ -19,7 +19,7 @@ WINDOW, SLOWEST = 20.0, 1024  # seconds, and bytes a second that must come on av
 LARGEST_LIST = 64 * MEGABYTE  # of what the hub says of a model or a data set
 
 
-class GaveUp(OSError):
+class HubGaveUpError(OSError):
     """The hub is too slow, or sends too much. No error that huggingface_hub would try again after."""
 
 
@@ -39,11 +39,11 @@ class Manners:
         if not self.reason and self._failing and time.monotonic() - self._failing > PATIENCE:
             self.give_up(f"{PATIENCE:g} 秒以來都沒有好好回答")
         if self.reason:
-            raise GaveUp(self.reason)
+            raise HubGaveUpError(self.reason)
 
     def give_up(self, reason: str) -> None:
         self.reason = reason
-        raise GaveUp(reason)
+        raise HubGaveUpError(reason)
 
     def failed(self) -> None:
         self._failing = self._failing or time.monotonic()

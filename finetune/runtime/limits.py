@@ -95,7 +95,8 @@ def check_numbers(said: object, what: str) -> list[str]:
 
 def entries(said: object) -> Iterator[tuple[str, object]]:
     """Every key of a JSON object with its value, those inside others too. The items of a list stand under its
-    key; one that is longer than a list may be is not gone through."""
+    key; one that is longer than a list may be is not gone through.
+    """
     waiting = [("", said)]
     while waiting:
         key, value = waiting.pop()
@@ -146,7 +147,8 @@ def check_tokens(folder: Path, said: dict, config: dict, what: str) -> list[str]
 
 def _added(file: Path) -> int:
     """How many tokens tokenizer.json adds. Each has a field of this name; only where letters are written as
-    numbers is the whole file decoded, which takes seconds where it is large."""
+    numbers is the whole file decoded, which takes seconds where it is large.
+    """
     try:
         raw = file.read_bytes()
         if raw.count(b"\\u00") < 1000:
@@ -237,7 +239,8 @@ def _rank(path: Path) -> int:
 
 def _header(path: Path) -> tuple[int, int]:
     """Bytes of a safetensors file's header, and how many tensors it names: each has a field of this name. 0
-    where there is less of the file than that, which whoever reads it says."""
+    where there is less of the file than that, which whoever reads it says.
+    """
     try:
         with path.open("rb") as stream:
             size = struct.unpack("<Q", stream.read(8))[0]

@@ -47,7 +47,8 @@ def held(places: Iterable[tuple[str, Path]]) -> Iterator[None]:
 
 def beside(path: str | Path) -> Path:
     """The lock file of a file or folder that is replaced as a whole: beside it or, where nothing can be
-    written there, in the folder."""
+    written there, in the folder.
+    """
     path = Path(os.path.realpath(path))
     if path.is_dir() and (not path.name or os.path.ismount(path) or not writable(path.parent)):
         return path / ".lock"

@@ -1,5 +1,6 @@
 """Files that a person put into a model folder: notes, a .git, what another tool made of the model. The folder
-is replaced as a whole by the next run; they are not this program's to delete."""
+is replaced as a whole by the next run; they are not this program's to delete.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """stdin, stdout and stderr as people really have them: closed, full, read by nobody any more, or in an
-encoding without Chinese."""
+encoding without Chinese.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def steady() -> None:
 
 def _open_closed(number: int, name: str) -> None:
     """A stream that is closed leads nowhere. Otherwise the next file that is opened takes its number, and
-    what a library writes to it goes into that file."""
+    what a library writes to it goes into that file.
+    """
     try:
         os.fstat(number)
     except OSError:
@@ -89,7 +91,8 @@ def silence(stream) -> None:
 
 def flush() -> None:
     """Empties stdout and stderr before the process ends: the interpreter would end with exit code 120 and
-    words of its own where one of them cannot be written."""
+    words of its own where one of them cannot be written.
+    """
     for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()

@@ -1,6 +1,7 @@
 """JSON as every reader takes it; text and JSON from outside, read strictly and within bounds: a line without
 an end, brackets by the hundred thousand, a name that stands twice in one object are refused, in memory that
-does not grow with them."""
+does not grow with them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ TOO_MANY_DIGITS = "有一個幾千位的數字"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: maybe half a character, which no file of text can hold
 
 
-class LineTooLong(ValueError):
+class LineTooLongError(ValueError):
     """A line that is longer than LONGEST."""
 
     def __init__(self):
@@ -33,7 +34,8 @@ class LineTooLong(ValueError):
 
 def too_long(*texts: str) -> str:
     """Why texts are not given to a model: one has more than LONGEST_TEXT characters; "" where none has.
-    A tokenizer would take minutes and gigabytes for it, only to find that it does not fit."""
+    A tokenizer would take minutes and gigabytes for it, only to find that it does not fit.
+    """
     longest = max(map(len, texts), default=0)
     return f"有 {longest:,} 個字，上限是 {LONGEST_TEXT:,}" if longest > LONGEST_TEXT else ""
 
@@ -70,7 +72,7 @@ class BoundedLines:
         while line and not line.endswith(("\n", "\r")):
             line = self._stream.readline(1 << 20)
         self._last = line
-        raise LineTooLong
+        raise LineTooLongError
 
     def peek(self, count: int, characters: int) -> list[str]:
         """The next lines, at most so many and about so long together; they are still to come."""
@@ -87,7 +89,8 @@ class BoundedLines:
 
 def dumps(value: object, **more) -> str:
     """JSON for files and programs, Chinese as it is. What is no number (NaN, infinite) is null: `NaN` is no
-    JSON, and most readers refuse a file that holds it. Takes what `json.dumps` takes."""
+    JSON, and most readers refuse a file that holds it. Takes what `json.dumps` takes.
+    """
     return json.dumps(_finite(value), allow_nan=False, **{"ensure_ascii": False, **more})
 
 
@@ -103,7 +106,7 @@ class JsonError(ValueError):
     """Why a text is no JSON that is read here, in Chinese."""
 
 
-class EndOfJson(JsonError):
+class EndOfJsonError(JsonError):
     """It breaks off."""
 
 
@@ -188,7 +191,7 @@ class Values:
 
         Raises:
             NoJson: it is no JSON.
-            EndOfJson: the text ends before it does.
+            EndOfJsonError: the text ends before it does.
         """
         self.next_sign()
         count = BLOCK
@@ -200,7 +203,7 @@ class Values:
                     raise JsonError(f"不是 JSON（{error.msg}）") from None
                 if self._ended:
                     self._at = len(self._text)  # nothing more is to come
-                    raise EndOfJson(f"不是 JSON（{error.msg}），或檔案不完整") from None
+                    raise EndOfJsonError(f"不是 JSON（{error.msg}），或檔案不完整") from None
             else:
                 if end < len(self._text) or self._ended or self._text[end - 1] in '"}]':
                     self._at = end
@@ -241,7 +244,8 @@ class Values:
 
     def names(self) -> Iterator[str]:
         """Of the object that comes next; the value of each is to be taken before the next one is asked for.
-        Raises as `value`."""
+        Raises as `value`.
+        """
         self._sign("{")
         if self.next_sign() == "}":
             self._sign("}")
@@ -258,7 +262,7 @@ class Values:
     def _sign(self, allowed: str) -> str:
         sign = self.next_sign()
         if not sign:
-            raise EndOfJson("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
+            raise EndOfJsonError("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
         if sign not in allowed:
             raise JsonError(f"不是 JSON（應該是 {' 或 '.join(allowed)}，得到 {sign!r}）")
         self._at += 1

@@ -90,7 +90,8 @@ def check_index(index: Path, what: str) -> list[str]:
 
 def check_config(said: dict, what: str) -> list[str]:
     """What a model's configuration asks for that is not done: a kernel from elsewhere, weights by a name of
-    its own, a billion layers."""
+    its own, a billion layers.
+    """
     problems = limits.check_numbers(said, f"{what}：config.json")
     problems += [
         f"{what}：config.json 要求執行外來的注意力核心 {value[:80]!r}，不載入"
@@ -152,7 +153,8 @@ def _links_out(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _home(folder: Path) -> Path:
     """What a folder's links must stay in: itself, or the model's place in the hub's cache, where every file
-    is a link: models--owner--name/snapshots/commit/config.json → ../../blobs/…"""
+    is a link: models--owner--name/snapshots/commit/config.json → ../../blobs/…
+    """
     home = folder.resolve()
     cached = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
     return home.parent.parent if cached else home

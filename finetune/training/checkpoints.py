@@ -138,7 +138,8 @@ class Checkpoints:
 
     def prune_for_space(self) -> bool:
         """Deletes those checkpoints that the one to be written would have replaced. True when there were any;
-        one that is whole is left in any case."""
+        one that is whole is left in any case.
+        """
         names = self.names()
         old = names[: 1 - self.keep] if self.keep > 1 else []
         if not old or not any(not manifest.verify(self.folder / name) for name in names[len(old) :]):

@@ -45,7 +45,8 @@ ExampleKey = tuple[str, int]  # kind and row of an example, see Objective.epoch
 @dataclass(frozen=True)
 class LossStats:
     """loss: mean in nats. accuracy: share of the targets that the logits say. num_targets: how many
-    examples or tokens."""
+    examples or tokens.
+    """
 
     loss: float
     accuracy: float

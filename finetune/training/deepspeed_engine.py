@@ -22,7 +22,8 @@ from finetune.training.engine import Engine, EngineConfig
 
 def import_deepspeed(on_gpu: bool):
     """DeepSpeed, without its banner on stdout, and on the CPU without the shared-memory op, which compiles
-    for a minute at first use and leaves 69 MB per rank in /dev/shm at every run."""
+    for a minute at first use and leaves 69 MB per rank in /dev/shm at every run.
+    """
     import logging
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -86,7 +87,8 @@ class DeepSpeedEngine(Engine):
     def _open(self, step: int) -> None:
         """What waits keeps its place among DeepSpeed's partitions, with gradients of 0 and a rate of 0, so
         that it does not move. But its state counts steps: the count that Adam's bias correction needs begins
-        anew where no gradient was ever seen."""
+        anew where no gradient was ever seen.
+        """
         opened = self.learning.trainable_at(step)
         if opened == self.trainable_groups:
             return

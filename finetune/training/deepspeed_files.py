@@ -128,7 +128,8 @@ class ZeroFiles:
 
 def recut_whole(flats: Sequence[Tensor], size: int, rank: int) -> Tensor:
     """Stages 1 and 2: (size,), the partition of `rank` of the flats of all former ranks, one after another.
-    What is past their end is padding."""
+    What is past their end is padding.
+    """
     whole = torch.cat(list(flats))
     mine = whole.new_zeros(size)
     found = whole[rank * size : (rank + 1) * size]

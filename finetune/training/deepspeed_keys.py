@@ -141,7 +141,8 @@ def _wrong(values: dict, known: dict[str, str], named: str, before: str, strict:
 
 def tidied(config: dict) -> dict:
     """As DeepSpeed reads it: whole numbers as such (1e5 is a float in JSON), remarks left out, and the blocks
-    of `monitor_config` and `comms_config` at the top, where they are looked for."""
+    of `monitor_config` and `comms_config` at the top, where they are looked for.
+    """
     found = {key: value for key, value in config.items() if key in TOP}
     for key, wanted in TOP.items():
         if wanted == COUNT and isinstance(found.get(key), float):

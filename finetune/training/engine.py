@@ -34,7 +34,7 @@ from finetune.models.layer_schedule import (
 from finetune.objectives.batching import Batch
 from finetune.objectives.loss import loss_stats, summed_loss, token_losses
 from finetune.runtime.distributed import Distributed
-from finetune.runtime.errors import NotANumber, UserError
+from finetune.runtime.errors import NonFiniteError, UserError
 
 
 def learning_rate_at(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
@@ -112,7 +112,8 @@ class Engine:
 
     def _open(self, step: int) -> None:
         """Lets those parts learn that do so in optimizer step `step`, and no others. A part that opens has
-        no momentum from before: an optimizer keeps none for what never had a gradient."""
+        no momentum from before: an optimizer keeps none for what never had a gradient.
+        """
         opened = self.learning.trainable_at(step)
         if opened == self.trainable_groups:
             return
@@ -128,7 +129,8 @@ class Engine:
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits (M, V) at the M positions asked for; as the forward passes of models/forward.py, through the
-        engine."""
+        engine.
+        """
         with self._autocast():
             return self.wrapped(*inputs)
 
@@ -146,7 +148,7 @@ class Engine:
             stop: this rank was asked to stop; all ranks learn it together.
 
         Raises:
-            NotANumber: the loss or the gradient is not a finite number, and such steps are not to be skipped.
+            NonFiniteError: the loss or the gradient is not a finite number, and such steps are not to be skipped.
         """
         self._open(step)
         self.wrapped.train()
@@ -179,12 +181,12 @@ class Engine:
         return StepResult(loss / num_targets, int(num_targets), int(tokens), norm, stops > 0)
 
     def _nonfinite_rows(self, step: int, what: str, micro_batches: Sequence[Batch]) -> tuple[str, ...]:
-        """The rows of a step that is no good. Raises NotANumber unless such steps are skipped."""
+        """The rows of a step that is no good. Raises NonFiniteError unless such steps are skipped."""
         rows = self.world.all_gather([name for batch in micro_batches for name in batch.names])
         rows = tuple(dict.fromkeys(rows))
         if not self.recipe.skip_bad:
             shown = "、".join(rows[:8]) + "…" * (len(rows) > 8)
-            raise NotANumber(
+            raise NonFiniteError(
                 f"第 {step + 1} 步的{what}，停止訓練。這一批的題目：{shown}；"
                 "可試較小的 --learning_rate，或加 --on_nan skip 略過這樣的步"
             )
@@ -221,7 +223,8 @@ class Engine:
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's complete state, or its adapter's, in fp32 on the CPU, under the names of the bare
-        model. All ranks call it; ranks other than 0 get an empty dict."""
+        model. All ranks call it; ranks other than 0 get an empty dict.
+        """
         return {name: self._whole(value) for name, value in self._named_state() if self.world.is_main}
 
     def _named_state(self):

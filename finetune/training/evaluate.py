@@ -59,7 +59,8 @@ class FinalEvaluation:
     @classmethod
     def of(cls, lesson, pools: Splits) -> FinalEvaluation:
         """The sets of a lesson. Where no question was kept back, those that the best model was chosen by are
-        better than none."""
+        better than none.
+        """
         flags = lesson.flags
         if lesson.kind == "classifier":
             desk = TaskContext(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
@@ -145,7 +146,8 @@ WRITTEN = 64  # tokens it writes
 @dataclass
 class BeforeAfter:
     """By set (`validation`, `held_back`): figures of the `tuned` and the `untuned` model. `samples`: prompt,
-    what was wanted, what each model wrote."""
+    what was wanted, what each model wrote.
+    """
 
     sets: dict[str, dict[str, dict]] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
@@ -176,7 +178,7 @@ class BeforeAfter:
             return self._fill_samples(who, model, lesson)
         rows = [row for row in lesson.validation.rows if not isinstance(row, Question)][:SAMPLES]
         if not rows:
-            return
+            return None
         asked, wanted, shown = zip(*(_opening(lesson, row) for row in rows), strict=True)
         decoding = Decoding(max_new_tokens=WRITTEN)
         written = generate(model, lesson.tokenizer, list(asked), decoding, ends=lesson.ends)

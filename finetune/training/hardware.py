@@ -108,7 +108,8 @@ def resolve_auto_precision(machine: Hardware, world: Distributed, hidden_size: i
 
 def eval_load_kwargs(flags, machine: Hardware, parameters: int, world: Distributed) -> dict:
     """How the finished model is loaded to be examined, as `models.load_model` takes it: in fp32, whose scores
-    tie the least; where that does not fit this GPU, as it was trained."""
+    tie the least; where that does not fit this GPU, as it was trained.
+    """
     if flags.load_in_4bit:
         from finetune.models.lora import quantization
 

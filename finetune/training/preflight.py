@@ -103,7 +103,8 @@ def check(flags, given: set[str]) -> tuple[object, Path | None]:
 
 def written_by(flags) -> list[tuple[str, Path]]:
     """The places that this run alone may write to, each with what a message calls it and its lock file; none
-    of a run that only looks."""
+    of a run that only looks.
+    """
     save = f"--save_dir {flags.save_dir}", _resolved(flags.save_dir) / ".lock"
     if flags.inspect or flags.dry_run or flags.preview_masks:
         return []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from finetune.runtime.errors import NotANumber, UserError
+from finetune.runtime.errors import NonFiniteError, UserError
 
 PATIENCE = 20  # steps in a row that may be skipped
 
 
-def _hopeless(what: str) -> NotANumber:
-    return NotANumber(f"{what}的損失都不是數字，略過也沒有用；請用較小的 --learning_rate")
+def _hopeless(what: str) -> NonFiniteError:
+    return NonFiniteError(f"{what}的損失都不是數字，略過也沒有用；請用較小的 --learning_rate")
 
 
 @dataclass

@@ -114,7 +114,8 @@ class _WandB(_Service):
 
 class _MLflow(_Service):
     """MLFLOW_TRACKING_URI, else `mlflow.db` with artifacts in `mlruns/`: MLflow 3 refuses to keep runs in
-    plain files. The run card is an artifact."""
+    plain files. The run card is an artifact.
+    """
 
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -148,7 +149,8 @@ class _MLflow(_Service):
 
 class _Trackio(_Service):
     """Trackio's own folder (TRACKIO_DIR). The run card: shown as Markdown, kept as an artifact. It has no
-    failed runs; an alert says it."""
+    failed runs; an alert says it.
+    """
 
     defaults = {"HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -272,7 +274,8 @@ class Tracker:
 
 def flatten(figures: dict, above: str = "") -> dict[str, int | float]:
     """The numbers of nested dicts by names as `test/model/accuracy`, of characters that every tracker takes;
-    truth values are no numbers."""
+    truth values are no numbers.
+    """
     flat = {}
     for name, value in figures.items():
         name = above + re.sub(r"_*[^\w.-]+_*", "_", str(name)).strip("_")

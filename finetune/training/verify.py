@@ -1,5 +1,6 @@
 """Proofs that a run can be relied on: what was saved is as it was written, and a run that was stopped ends
-where the one that was left alone does."""
+where the one that was left alone does.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def _measure(folder: Path) -> str:
 
 def _model_problems(folder: Path, flag: str) -> list[str]:
     """A published model has no manifest, since people write into its README.md; its run card knows its
-    weights."""
+    weights.
+    """
     card = RunCard.read(folder)
     known = card.lineage[-1].get("sha256") if card and card.lineage else ""
     if not known:

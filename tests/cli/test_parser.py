@@ -35,7 +35,7 @@ def test_nothing_heavy_is_imported_before_the_flags_are_read(script):
 
 def test_all_problems_of_the_flags_are_reported_at_once_with_value_and_way_out(capsys):
     code = fine_tuning_llm.main(
-        "--num_epohcs 3 --train_batch_size zero --split_ratio 1,2 --objective foo".split()
+        ["--num_epohcs", "3", "--train_batch_size", "zero", "--split_ratio", "1,2", "--objective", "foo"]
     )
     seen = capsys.readouterr().err
     assert code == 2

@@ -7,7 +7,7 @@ from conftest import write_rows
 
 from finetune.data.instructions import parse_instruction, read_instructions
 from finetune.data.splits import split_instructions
-from finetune.data.turns import Untaught
+from finetune.data.turns import UnusableRowError
 from finetune.runtime.errors import UserError
 
 U, A = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}
@@ -153,7 +153,7 @@ LEFT_OUT = [
 
 @pytest.mark.parametrize(("row", "reason"), LEFT_OUT)
 def test_a_row_that_says_it_is_not_to_be_learnt_is_left_out_and_still_can_be_answered(row, reason):
-    with pytest.raises(Untaught, match=reason):
+    with pytest.raises(UnusableRowError, match=reason):
         parse_instruction(row)
     assert parse_instruction(row, need_answer=False).turns[-1] == ("user", "你好")
 
@@ -183,7 +183,7 @@ REFUSED = {
 def test_what_cannot_be_taught_as_it_is_meant_is_refused_by_name(row, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         parse_instruction(row)
-    assert not isinstance(refused.value, Untaught)
+    assert not isinstance(refused.value, UnusableRowError)
 
 
 def test_a_file_says_in_one_counted_line_each_how_it_was_read(tmp_path, train, qwen_dir, capsys):

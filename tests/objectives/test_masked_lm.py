@@ -11,11 +11,45 @@ from finetune.cli.train_args import MASKINGS
 from finetune.data.segmentation import token_words, word_spans
 from finetune.objectives.masked_lm import apply_mask, maskable_units
 
-WORDS = (
-    "臺灣 經濟學 人工智慧 天氣 圖書館 我們 研究 的 是 在 學生 馬鈴薯 machine learning dna GPT-4 covid-19 "
-    "iphone15 T恤 卡拉OK 2,024 3.14% 2024年 １２３ ＤＮＡ café naïve Tâi-gí русский İstanbul 한국어 "
-    "， 。 （ ） 😀 👩‍🔬"
-).split() + [" ", "  ", "\n", "\u3000", "\u200b"]
+WORDS = [
+    "臺灣",
+    "經濟學",
+    "人工智慧",
+    "天氣",
+    "圖書館",
+    "我們",
+    "研究",
+    "的",
+    "是",
+    "在",
+    "學生",
+    "馬鈴薯",
+    "machine",
+    "learning",
+    "dna",
+    "GPT-4",
+    "covid-19",
+    "iphone15",
+    "T恤",
+    "卡拉OK",
+    "2,024",
+    "3.14%",
+    "2024年",
+    "１２３",
+    "ＤＮＡ",
+    "café",
+    "naïve",
+    "Tâi-gí",
+    "русский",
+    "İstanbul",
+    "한국어",
+    "，",
+    "。",
+    "（",
+    "）",
+    "😀",
+    "👩\u200d🔬",
+] + [" ", "  ", "\n", "\u3000", "\u200b"]
 MASK = 4  # [MASK] in the vocabulary below
 VOCAB = range(1000, 2000)  # replacements, none of them a token of the rows below
 

@@ -11,7 +11,7 @@ from finetune.models.tokenizer import load_tokenizer
 from finetune.objectives.causal_lm import InstructionObjective
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import Chat
-from finetune.prompts.exam import PromptTooLong
+from finetune.prompts.exam import PromptTooLongError
 from finetune.runtime.errors import UserError
 
 SPACED = (  # as Llama 2's and Mistral's: spaces around what the assistant says, no opening of its turn
@@ -333,7 +333,7 @@ def test_a_question_is_refused_only_when_its_options_alone_do_not_fit(writer):
     for limit in range(bare - 6, bare + 40):
         asking = CausalExamPrompts(writer, limit)
         if limit < bare + 2:
-            with pytest.raises(PromptTooLong, match=f"超過 {limit} 個"):
+            with pytest.raises(PromptTooLongError, match=f"超過 {limit} 個"):
                 asking.mcq_prompt(asked, range(4))
         else:
             assert len(asking.mcq_prompt(asked, range(4)).ids) + 2 <= limit

@@ -7,7 +7,7 @@ import pytest
 from conftest import HAN, random_text
 
 from finetune.data.question import Question, Statement
-from finetune.prompts.exam import ExamPrompts, PromptTooLong, Template
+from finetune.prompts.exam import ExamPrompts, PromptTooLongError, Template
 from finetune.prompts.option_order import cyclic_orders, pinned_options, rearranged, refers_to_other_options
 from finetune.runtime.errors import UserError
 
@@ -41,7 +41,7 @@ def test_truncation_never_loses_an_option_or_the_blank(tokenizer):
 
 def test_options_that_do_not_fit_by_themselves_are_refused_not_cut(tokenizer):
     question = Question("天？", (HAN, HAN[1:]), 0)
-    with pytest.raises(PromptTooLong):
+    with pytest.raises(PromptTooLongError):
         ExamPrompts(tokenizer, 64).mcq_prompt(question, (0, 1))
 
 
@@ -82,21 +82,42 @@ def test_the_blank_of_a_plain_prompt_is_the_text_of_the_option(tokenizer):
 
 @pytest.mark.parametrize(
     "option",
-    "以上皆是 以上皆非 皆是 以上都對 上述三者皆是 均不正確 全部皆是 所有選項皆正確 無正確答案".split(),
+    [
+        "以上皆是",
+        "以上皆非",
+        "皆是",
+        "以上都對",
+        "上述三者皆是",
+        "均不正確",
+        "全部皆是",
+        "所有選項皆正確",
+        "無正確答案",
+    ],
 )
 def test_an_option_that_sums_up_the_others_is_known(option):
     assert refers_to_other_options(option) == "above"
 
 
 @pytest.mark.parametrize(
-    "option", "A與C AB ABC A、B皆是 （A）（B） 只有A A和B都正確 選項A與B皆正確 ＡＢ".split()
+    "option", ["A與C", "AB", "ABC", "A、B皆是", "（A）（B）", "只有A", "A和B都正確", "選項A與B皆正確", "ＡＢ"]
 )
 def test_an_option_that_names_others_by_letter_is_known(option):
     assert refers_to_other_options(option) == "letters"
 
 
 @pytest.mark.parametrize(
-    "option", "DNA CO B群鏈球菌 CH4 100℃以上 A 皆高於平均範圍 全民皆有影響 外觀完整，乾溼皆可".split()
+    "option",
+    [
+        "DNA",
+        "CO",
+        "B群鏈球菌",
+        "CH4",
+        "100℃以上",
+        "A",
+        "皆高於平均範圍",
+        "全民皆有影響",
+        "外觀完整，乾溼皆可",
+    ],
 )
 def test_an_option_that_stands_alone_may_move(option):
     assert refers_to_other_options(option) == ""

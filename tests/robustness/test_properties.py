@@ -342,7 +342,8 @@ def test_any_config_file_gives_flags_or_says_what_is_wrong_and_where(room, text)
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     entries = fine(config_file.read, file)
     assert entries is None or all(
-        isinstance(key, str) and isinstance(value, (str, config_file.NoText)) for key, _, value in entries
+        isinstance(key, str) and isinstance(value, (str, config_file.NotTextError))
+        for key, _, value in entries
     )
     with contextlib.redirect_stderr(io.StringIO()):
         fine(train_args.read_flags, ["--config", str(file)])

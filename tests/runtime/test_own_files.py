@@ -16,7 +16,7 @@ from finetune.runtime import manifest, own_files
 from finetune.runtime.errors import RunError, UserError
 
 NAME = "my_bert_finetuned_model_hf_format"
-STEPS = "--max_steps 2 --train_batch_size 8 --exam_limit 2 --learning_rate 1e-3".split()
+STEPS = ["--max_steps", "2", "--train_batch_size", "8", "--exam_limit", "2", "--learning_rate", "1e-3"]
 OWN = ("notes.txt", ".git/config", "onnx/model.onnx")
 LINKS = ("train_log.jsonl", "test_qa_data.json", "validation_loss_curve.png", ".train_log.jsonl.half")
 

@@ -144,7 +144,17 @@ def launch(folder: Path, words: list) -> subprocess.Popen:
 
 
 def endless(model_dir, exam_dir, *more) -> list:
-    words = "--cpu --max_steps 100000 --early_stopping_patience 0 --train_batch_size 8 --exam_limit 2".split()
+    words = [
+        "--cpu",
+        "--max_steps",
+        "100000",
+        "--early_stopping_patience",
+        "0",
+        "--train_batch_size",
+        "8",
+        "--exam_limit",
+        "2",
+    ]
     words += ["--model", model_dir, "--dataset", exam_dir, "--save_interval", 1000, *more]
     return [ROOT / "fine_tuning_llm.py", *words]
 
@@ -360,8 +370,27 @@ def test_a_run_of_two_ranks_goes_on_bit_for_bit_and_on_one_rank_when_asked(
         "stage": engine if engine != "torch" else 0,
         "stage3_param_persistence_threshold": 0,
     }
-    words = "--cpu --max_steps 8 --train_batch_size 8 --save_interval 3 --save_total_limit 0".split()
-    words += "--learning_rate 1e-3 --exam_limit 2 --unfreeze_every 2 --micro_batch_size 4".split()
+    words = [
+        "--cpu",
+        "--max_steps",
+        "8",
+        "--train_batch_size",
+        "8",
+        "--save_interval",
+        "3",
+        "--save_total_limit",
+        "0",
+    ]
+    words += [
+        "--learning_rate",
+        "1e-3",
+        "--exam_limit",
+        "2",
+        "--unfreeze_every",
+        "2",
+        "--micro_batch_size",
+        "4",
+    ]
     words += ["--model", model_dir, "--dataset", exam_dir, "--deepspeed_config", "ds.json"]
     words += ["--engine", "torch" if engine == "torch" else "deepspeed"]
 

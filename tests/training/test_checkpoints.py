@@ -20,7 +20,16 @@ from finetune.training.state import TrainingState
 from finetune.training.train_log import TrainLog
 
 NAME = "my_bert_finetuned_model_hf_format"
-STEPS = "--max_steps 7 --learning_rate 1e-3 --train_batch_size 8 --exam_limit 4".split()  # 5 to 6 an epoch
+STEPS = [
+    "--max_steps",
+    "7",
+    "--learning_rate",
+    "1e-3",
+    "--train_batch_size",
+    "8",
+    "--exam_limit",
+    "4",
+]  # 5 to 6 an epoch
 ONE = Distributed(0, 1, torch.device("cpu"))
 
 
@@ -326,7 +335,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_another_one_name
     seen = capsys.readouterr().err
     assert "損壞的檢查點 checkpoints/step7" in seen and "損壞的檢查點 checkpoints/step4" in seen
     assert "重新開始請不要加 --resume" in seen
-    assert before.keys() == {path: 0 for path in tmp_path.rglob("*")}.keys()
+    assert before.keys() == dict.fromkeys(tmp_path.rglob("*"), 0).keys()
 
 
 def test_a_run_killed_between_the_best_model_and_the_next_checkpoint_ends_as_the_straight_one(

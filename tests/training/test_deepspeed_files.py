@@ -81,7 +81,17 @@ def test_partitions_cut_anew_are_those_that_the_new_ranks_would_have_written(eac
 def test_a_strangers_checkpoint_with_a_manifest_that_verifies_runs_nothing(tmp_path, model_dir, exam_dir):
     """The stranger knows how to write a manifest: exit code 2, and the payload is not run. One whose manifest
     does not verify is not even opened."""
-    words = "--cpu --engine deepspeed --max_steps 2 --exam_limit 2 --save_interval 1".split()
+    words = [
+        "--cpu",
+        "--engine",
+        "deepspeed",
+        "--max_steps",
+        "2",
+        "--exam_limit",
+        "2",
+        "--save_interval",
+        "1",
+    ]
     words += ["--model", model_dir, "--dataset", exam_dir]
 
     def run(*more):
