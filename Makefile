@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 export PYTHONDONTWRITEBYTECODE := 1
-# Of the tests: as many as there are cores, as far as memory goes (1 GB each).
+# Test workers: as many as there are cores, at most four (1 GB of memory each).
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 # DeepSpeed's launcher finds its programs on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -37,30 +37,31 @@ PYTHONS := 3.11 3.12 3.13  # the promise of README.md
 
 install: .venv/.scripts ## make .venv with what the two scripts need
 
-demo: .venv/.scripts ## teach and examine a small model on the built-in exam, then ask it
+demo: .venv/.scripts ## train and evaluate a small model on the built-in exam, then ask it a question
 	$(BIN)/python fine_tuning_llm.py --demo
 	$(BIN)/python inference.py --question "日本的首都是哪一座城市？" --options "A:首爾 B:東京 C:河內 D:曼谷"
 
-test: .venv/.browser ## everything
+test: .venv/.browser ## all tests but those of `make nightly`
 	$(BIN)/python -m pytest $(WORKERS)
 
-check: .venv/.browser ## lint and the fast tests
+check: .venv/.browser ## lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not nightly"
 
-nightly: .venv/.browser ## laws that hold for many families of models, for every one of them
+nightly: .venv/.browser ## the tests that repeat for each of many model families
 	$(BIN)/python -m pytest $(WORKERS) -m nightly
 
-# From the index's metadata: nothing is installed. The three have no wheel anywhere; they are built on any Python.
-pins: .venv/.dev ## that the pinned packages can be had on every Python that is promised
+# From the index's metadata: nothing is installed. Three packages have no wheel anywhere; they are built on any Python.
+pins: .venv/.dev ## check that the pinned packages exist for every supported Python
 	@for version in $(PYTHONS); do \
 		$(BIN)/uv pip compile --quiet --no-python-downloads --python-version $$version --output-file /dev/null \
 			--only-binary :all: $(foreach name,deepspeed jieba fontmeta,--no-binary $(name)) requirements.txt \
 			&& echo "Python $$version: ok" || exit 1; \
 	done
 
-bench: .venv/.dev ## accuracy, time and memory: the demo, a file of 100,000 questions, loss on responses, adapting, speed beside others
+bench: .venv/.dev ## measure accuracy, time and memory: demo, 100,000 questions, response loss, adapting, speed beside others
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/file_of_questions.py
 	$(BIN)/python benchmarks/response_only.py

@@ -1,4 +1,4 @@
-"""Teach a language model exam questions, texts or replies, and say honestly how good it became.
+"""Fine-tune a language model on exam questions, texts, labels or replies, and report how good it became.
 
 python fine_tuning_llm.py --demo                          # built-in exam, two minutes on a laptop
 python fine_tuning_llm.py                                 # bert-base-chinese on TMMLU+
@@ -8,7 +8,6 @@ python fine_tuning_llm.py --task cpt --dataset texts.json # continued pre-traini
 python fine_tuning_llm.py --task sft --dataset alpaca.csv # its instruction tuning
 deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json
 torchrun --nproc_per_node 2 fine_tuning_llm.py
-
 """
 
 import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
@@ -22,7 +21,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.cli.train_args import read_flags
+from finetune.cli.train_args import TrainArgs, parse_args
 from finetune.predict.judge import JUDGE, EvalLLm, JudgedRow, compare
 from finetune.runtime import console
 from finetune.runtime.console import log
@@ -39,235 +38,215 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    from finetune.data.splits import Splits
-    from finetune.runtime.distributed import Distributed
     from finetune.runtime.signals import StopRequest
     from finetune.training.checkpoints import Checkpoints
-    from finetune.training.datamodule import DataModule
     from finetune.training.engine import Engine
-    from finetune.training.hardware import Hardware
+    from finetune.training.run import Run
     from finetune.training.state import TrainingState
-    from finetune.training.trackers import Tracker
 else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
-    Checkpoints = TrainingState = Engine = Splits = DataModule = Hardware = object
-    StopRequest = Tracker = Distributed = object
+    StopRequest = Checkpoints = Engine = Run = TrainingState = object
 
 # ---- 1. flags (the list itself: finetune/cli/train_args.py) ------------------------------------------------
 
 
 def main(argv=None) -> int:
-    """Runs the script. Returns its exit code: 0 done, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    """Run the script. Returns its exit code: 0 done, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    return console.run(lambda: train(*read_flags(argv)), debug="--debug" in argv)
+    return console.run(lambda: run_training(*parse_args(argv)), debug="--debug" in argv)
 
 
 # ---- 2. the recipe -----------------------------------------------------------------------------------------
 
 
-def train(flags, given: set[str]) -> int | None:
-    """The whole story, from flags to report."""
-    if flags.verify_checkpoint:
+def run_training(args: TrainArgs, given: frozenset) -> int | None:
+    """Do what the flags ask for: check files, show data, or train, publish and evaluate."""
+    if args.verify_checkpoint:
         from finetune.training.verify import verify_checkpoint
 
-        return verify_checkpoint(flags.verify_checkpoint)
+        return verify_checkpoint(args.verify_checkpoint)
     from finetune.runtime import locks
     from finetune.runtime.signals import StopRequest
     from finetune.training.preflight import check, written_by
 
-    with StopRequest() as stop, locks.held(written_by(flags)):
-        return carry_out(flags, *check(flags, given), given, stop)
+    with StopRequest() as stop, locks.hold_locks(written_by(args)):
+        source, checkpoint = check(args, given)  # all that is wrong is reported before anything is loaded
+        if not args.demo and (source is None or not Path(args.model_name_or_path).expanduser().is_dir()):
+            from finetune.runtime import hub
+
+            hub.go_offline_if_unreachable()  # before transformers is imported, which reads what this sets
+        if args.inspect:
+            show_texts(args, source)
+            return None
+        run = prepare(args, given, source, checkpoint, stop)
+        if args.preview_masks:
+            show_masks(run)
+        elif args.dry_run:
+            show_plan(run)
+        elif args.verify_resume:
+            from finetune.training.verify import verify_resume
+
+            verify_resume(run, build_engine)
+        else:
+            with run.tracker:
+                evaluate(run, train(run))
+        run.world.shutdown()
+    return None
 
 
-def carry_out(flags, source, checkpoint: Path | None, given: set[str], stop: StopRequest) -> None:
-    """What the flags ask for, now that nothing is wrong with them."""
-    if flags.inspect and source is not None:
-        return show_texts(source)
-    if not flags.demo and (source is None or not Path(flags.model_name_or_path).expanduser().is_dir()):
-        from finetune.runtime import hub
-
-        hub.go_offline_if_unreachable()  # before transformers is imported, which reads what this sets
-    if flags.inspect:
-        from finetune.training.tasks import TASKS
-
-        return show_texts(TASKS["cpt"].read(flags))
+def prepare(args: TrainArgs, given: frozenset, source, checkpoint: Path | None, stop: StopRequest) -> Run:
+    """Join the other ranks, choose the hardware, and read and split the data."""
     from finetune.training import learning_rate
     from finetune.training.checkpoints import newest_valid
     from finetune.training.datamodule import load_data, setup_data
     from finetune.training.hardware import choose_hardware
+    from finetune.training.run import Run, output_path
     from finetune.training.trackers import Tracker
 
-    world, machine = choose_hardware(flags, given)
+    world, hardware = choose_hardware(args, given)
     checkpoint = world.broadcast(checkpoint)
     if checkpoint:
-        exact = bool(flags.ckpt_id) and checkpoint.name == flags.ckpt_id
-        checkpoint = world.on_main(lambda: newest_valid(checkpoint, exact))
+        exact = bool(args.ckpt_id) and checkpoint.name == args.ckpt_id
+        checkpoint = world.on_main(partial(newest_valid, checkpoint, exact))
         if "learning_rate" not in given:  # a run that was begun under another default keeps its rate
-            flags.learning_rate = learning_rate.of_checkpoint(checkpoint) or flags.learning_rate
-    source, pools = load_data(flags, world, source)
-    lesson = setup_data(flags, world, machine, source, pools)
-    if flags.preview_masks:
-        show_masks(flags, lesson)
-    elif flags.dry_run:
-        show_plan(flags, world, machine, lesson)
-    elif flags.verify_resume:
-        from finetune.training.verify import verify_resume
-
-        verify_resume(flags, world, machine, lesson, partial(build_engine, flags, world, machine, lesson))
-    else:
-        with Tracker(flags.report_to, beside(flags), vars(flags)) as tracker:
-            progress = teach(flags, world, machine, lesson, pools, checkpoint, stop, tracker)
-            examine(flags, world, machine, lesson, pools, progress, tracker)
-    world.shutdown()
+            args.learning_rate = learning_rate.of_checkpoint(checkpoint) or args.learning_rate
+    source, splits = load_data(args, world, source)
+    data = setup_data(args, world, hardware, source, splits)
+    tracker = Tracker(args.report_to, output_path(args), vars(args))
+    return Run(args, given, world, hardware, data, splits, stop, tracker, checkpoint)
 
 
-def teach(
-    flags,
-    world: Distributed,
-    machine: Hardware,
-    lesson: DataModule,
-    pools: Splits,
-    checkpoint: Path | None,
-    stop: StopRequest,
-    tracker: Tracker,
-) -> TrainingState:
-    """Model, engine, loop, saving. The engine and its memory are gone when this returns."""
+def train(run: Run) -> TrainingState:
+    """Train and publish the model. The engine and its memory are gone when this returns."""
     from torch import OutOfMemoryError
 
     from finetune.data.exam import write_questions
     from finetune.data.question_store import questions_of
     from finetune.training.hardware import retry_with_smaller_micro_batch
 
-    asked, progress, again = questions_of(pools.test or pools.held_out), None, False
-    while progress is None or not progress.finished:
-        engine = build_engine(flags, world, machine, lesson)
-        keeper = keeper_of(flags, world, machine, engine, lesson)
-        progress = keeper.begin(checkpoint, engine.load, flags.allow_world_size_change, again)
-        progress.resume(flags.early_stopping_patience)
-        if world.is_main and (asked or flags.task == "exam"):
+    args, world, stop = run.args, run.world, run.stop
+    questions = questions_of(run.splits.test or run.splits.held_out)
+    state, checkpoint, retrying = None, run.checkpoint, False
+    while state is None or not state.finished:
+        engine = build_engine(run)
+        checkpoints = make_checkpoints(run, engine)
+        state = checkpoints.begin(checkpoint, engine.load, args.allow_world_size_change, retrying)
+        state.resume(args.early_stopping_patience)
+        if world.is_main and (questions or args.task == "exam"):
             # the first thing written: all that can be wrong with the flags has been looked at
-            write_questions(beside(flags, "test_qa_data.json"), asked)
+            write_questions(run.output_path("test_qa_data.json"), questions)
         try:
             with stop.patient():
-                loop(flags, world, machine, engine, lesson, keeper, progress, stop, tracker)
+                fit(run, engine, checkpoints, state)
         except OutOfMemoryError as error:
-            retry_with_smaller_micro_batch(machine, flags, world, error)
-            checkpoint, again = keeper.newest() or checkpoint, True
+            retry_with_smaller_micro_batch(run.hardware, args, world, error)
+            checkpoint, retrying = checkpoints.newest() or checkpoint, True
         except NonFiniteError as error:
-            raise RunError(f"{error}；{keeper.way_back()}") from error
+            raise RunError(f"{error}；{checkpoints.way_back()}") from error
         engine.close()
         del engine
-        lesson.adapter = None  # which holds the model too
+        run.loaded.adapter = None  # which holds the model too
         world.free_memory()
     with stop.patient():
-        publish(flags, world, lesson)
+        publish(run)
     if world.any(stop.signum):  # it came too late for the loop to see
         world.detach()
-        raise Stopped(stop.signum or signal.SIGTERM, f"訓練已完成，模型在 {flags.output_dir}；沒有測驗")
-    return progress
+        raise Stopped(stop.signum or signal.SIGTERM, f"訓練已完成，模型在 {args.output_dir}；沒有評測")
+    return state
 
 
-def show_texts(corpus) -> None:
-    """--inspect: texts before and after they were cleaned, on stdout."""
+def show_texts(args: TrainArgs, source) -> None:
+    """Print texts before and after they were cleaned (--inspect)."""
     from finetune.data.corpus_report import show
+    from finetune.training.tasks import TASKS
 
+    corpus = TASKS["cpt"].read(args) if source is None else source
     if console.is_main_process():
         show(corpus)
 
 
-def show_masks(flags, lesson: DataModule) -> None:
-    """--preview_masks: rows with what is hidden from the model, on stdout."""
+def show_masks(run: Run) -> None:
+    """Print rows with what is masked in them (--preview_masks)."""
     from finetune.objectives.preview import masks
 
     if console.is_main_process():
-        for line in masks(lesson.train, lesson.tokenizer, flags.preview_masks):
+        for line in masks(run.data.train, run.data.tokenizer, run.args.preview_masks):
             console.print_result(line)
 
 
-def show_plan(flags, world: Distributed, machine: Hardware, lesson: DataModule) -> None:
-    """--dry_run: what would be done, as JSON on stdout."""
-    from finetune.training import deepspeed_config
-
-    deepspeed_config.of_run(flags, world, machine, lesson)  # what is wrong with the file ends this run too
-    steps = {"steps_per_epoch": lesson.steps_per_epoch, "total_steps": lesson.total_steps}
+def show_plan(run: Run) -> None:
+    """Print what would be done, as JSON (--dry_run)."""
+    run.deepspeed_config()  # what is wrong with the file ends this run too
+    steps = {"steps_per_epoch": run.data.steps_per_epoch, "total_steps": run.data.total_steps}
     if console.is_main_process():
-        console.print_result(console.as_json({**vars(flags), **asdict(machine), **steps}, indent=1))
+        plan = {**vars(run.args), **asdict(run.hardware), **steps}
+        console.print_result(console.as_json(plan, indent=1))
 
 
 # ---- 3. model and engine -----------------------------------------------------------------------------------
 
 
-def load_base(flags, lesson: DataModule, **more):
-    """The model as it is before anything is taught, in fp32 unless `more` says otherwise."""
-    from finetune.models.loading import load_config, load_model
+def load_base_model(run: Run, **from_pretrained):
+    """Load the model as it is before training, in fp32 unless `from_pretrained` says otherwise."""
+    from finetune.models.loading import LoadOptions, load_config, load_model
 
-    name, flag = flags.model_name_or_path, "--model_name_or_path"
-    config = load_config(name, flag, lesson.kind)
-    lesson.task.configure_model(config, lesson.source)
-    how = flags.from_scratch, flags.seed, lesson.kind, flags.allow_pickle
-    return load_model(name, config, lesson.tokenizer, flag, *how, **more)
+    args, data = run.args, run.data
+    name, flag = args.model_name_or_path, "--model_name_or_path"
+    config = load_config(name, flag, data.kind)
+    data.task.configure_model(config, data.source)
+    options = LoadOptions(args.from_scratch, args.seed, data.kind, args.allow_pickle, False, from_pretrained)
+    return load_model(name, config, data.tokenizer, flag, options)
 
 
-def build_engine(flags, world: Distributed, machine: Hardware, lesson: DataModule) -> Engine:
-    """The model on its device, with adapters if any, and with optimizer and engine around it."""
+def build_engine(run: Run) -> Engine:
+    """Put the model on its device, with adapters if any, and with optimizer and engine around it."""
     from finetune.models.kinds import DTYPES
     from finetune.models.loading import announce
     from finetune.models.lora import attach, quantization
-    from finetune.training import deepspeed_config
     from finetune.training.deepspeed_engine import DeepSpeedEngine
     from finetune.training.engine import Engine, EngineConfig
 
-    resolved = deepspeed_config.of_run(flags, world, machine, lesson)
-    more = {}
-    if flags.load_in_4bit:
-        more = quantization(machine.precision, world.device)
-    elif lesson.lora:  # frozen weights need no more digits than are computed
-        more = {"dtype": DTYPES[machine.precision]}
-    model = world.main_process_first(lambda: load_base(flags, lesson, **more))
-    announce(flags.model_name_or_path, model, flags.from_scratch)
-    lesson.attach_model(model)
-    if lesson.lora:
-        lesson.adapter = attach(model, lesson.lora, str(flags.model_name_or_path), flags.seed)
-    trained = frozenset(name for name, value in model.named_parameters() if value.requires_grad)
-    learning = lesson.freeze_layers(model)
-    if flags.gradient_checkpointing:
+    args, hardware, world = run.args, run.hardware, run.world
+    deepspeed_config = run.deepspeed_config()
+    from_pretrained = {}
+    if args.load_in_4bit:
+        from_pretrained = quantization(hardware.precision, world.device)
+    elif run.lora:  # frozen weights need no more digits than are computed
+        from_pretrained = {"dtype": DTYPES[hardware.precision]}
+    model = world.main_process_first(lambda: load_base_model(run, **from_pretrained))
+    announce(args.model_name_or_path, model, args.from_scratch)
+    run.attach_model(model)
+    if run.lora:
+        run.loaded.adapter = attach(model, run.lora, str(args.model_name_or_path), args.seed)
+    trainable = frozenset(name for name, value in model.named_parameters() if value.requires_grad)
+    schedule = run.freeze_layers(model)
+    if args.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    recipe = EngineConfig(
-        flags.learning_rate, flags.weight_decay, flags.max_grad_norm, flags.seed,
-        machine.precision, machine.micro_batch, machine.accumulation, lesson.packed,
-        trained if lesson.lora else frozenset(), flags.on_nan == "skip",
+    config = EngineConfig(
+        run.learning_rate, args.weight_decay, args.max_grad_norm, args.seed,
+        hardware.precision, hardware.micro_batch, hardware.accumulation, run.data.packed,
+        trainable if run.lora else frozenset(), args.on_nan == "skip",
     )  # fmt: skip
-    if machine.engine == "torch":
-        return Engine(model, world, recipe, learning)
-    log(f"  DeepSpeed 設定：{console.as_json(resolved)}")
-    return DeepSpeedEngine(model, world, recipe, resolved, learning)
+    if hardware.engine == "torch":
+        return Engine(model, world, config, schedule)
+    log(f"  DeepSpeed 設定：{console.as_json(deepspeed_config)}")
+    return DeepSpeedEngine(model, world, config, deepspeed_config, schedule)
 
 
-def keeper_of(
-    flags, world: Distributed, machine: Hardware, engine: Engine, lesson: DataModule
-) -> Checkpoints:
-    """The keeper of this run's checkpoints."""
+def make_checkpoints(run: Run, engine: Engine) -> Checkpoints:
+    """Make the keeper of this run's checkpoints."""
     from finetune.training.checkpoints import Checkpoints
 
-    identity = lesson.run_identity(engine.kind, engine.recipe.precision, world)
-    more = machine.one_pass, vars(flags)
-    return Checkpoints(flags.save_dir, identity, flags.save_total_limit, world, *more)
+    args, identity = run.args, run.identity(engine.kind, engine.config.precision)
+    return Checkpoints(
+        args.save_dir, identity, args.save_total_limit, run.world, run.hardware.one_pass, vars(args)
+    )
 
 
 # ---- 4. loop -----------------------------------------------------------------------------------------------
 
 
-def loop(
-    flags,
-    world: Distributed,
-    machine: Hardware,
-    engine: Engine,
-    lesson: DataModule,
-    keeper: Checkpoints,
-    progress: TrainingState,
-    stop: StopRequest,
-    tracker: Tracker,
-) -> None:
-    """Steps, validation, checkpoints; until the steps are done or validation stops improving.
+def fit(run: Run, engine: Engine, checkpoints: Checkpoints, state: TrainingState) -> None:
+    """Take optimizer steps, validate and save, until the steps are done or validation stops improving.
 
     Raises:
         Stopped: a signal came; a checkpoint was written.
@@ -276,114 +255,98 @@ def loop(
     from finetune.training.evaluate import validate
     from finetune.training.train_log import TrainLog, describe
 
-    path, total = beside(flags, "train_log.jsonl"), lesson.total_steps
-    train_log = TrainLog(path, progress, total, tracker, world.is_main)
-    began = time.perf_counter() - progress.seconds
+    args, data, world, stop = run.args, run.data, run.world, run.stop
+    total = data.total_steps
+    train_log = TrainLog(run.output_path("train_log.jsonl"), state, total, run.tracker, world.is_main)
+    began = time.perf_counter() - state.seconds
     try:
-        if lesson.by_token and not progress.step:
-            progress.before = validate(lesson, engine.eval().forward, world, machine.tokens)
-            train_log.message(f"微調前：{describe(progress.before)}")
-        while not progress.finished:
-            plan = lesson.plan(progress.epoch, flags.train_batch_size, flags.seed)
-            for batch in plan[progress.batch :]:
-                if progress.step >= total:
+        if data.by_token and not state.step:
+            state.before = validate(run, engine.eval().forward)
+            train_log.message(f"微調前：{describe(state.before)}")
+        while not state.finished:
+            for batch in data.plan(state.epoch)[state.batch :]:
+                if state.step >= total:
                     break
                 started = time.perf_counter()
-                micro_batches = lesson.micro_batches(batch, progress.epoch, world, machine)
-                rate = learning_rate_at(progress.step, flags.learning_rate, lesson.warmup_steps, total)
-                report = engine.step(micro_batches, progress.step, rate, stop=bool(stop.signum))
-                progress.after_step(report, seconds=time.perf_counter() - began)
-                train_log.step(progress.step, report, rate, seconds=time.perf_counter() - started)
-                if report.stop:
-                    where = keeper.save(progress, engine.save)
-                    said = f"已停在第 {progress.step} 步，檢查點存於 {where}；加 --resume 接續"
+                micro_batches = data.micro_batches(batch, state.epoch, world, run.hardware)
+                rate = learning_rate_at(state.step, run.learning_rate, data.warmup_steps, total)
+                result = engine.step(micro_batches, state.step, rate, stop=bool(stop.signum))
+                state.after_step(result, seconds=time.perf_counter() - began)
+                train_log.step(state.step, result, rate, seconds=time.perf_counter() - started)
+                if result.stop:
+                    saved = checkpoints.save(state, engine.save)
                     world.detach()
-                    raise Stopped(stop.signum or signal.SIGTERM, said + best_so_far(flags))
-                if flags.save_interval and progress.step % flags.save_interval == 0:
-                    keeper.save(progress, engine.save)
-            found = validate(lesson, engine.eval().forward, world, machine.tokens)
-            if progress.after_epoch(found, flags.early_stopping_patience, total):
-                save_best(world, engine, lesson, keeper, progress.step)
-            progress.seconds = time.perf_counter() - began
-            train_log.epoch(progress.history[-1])
-        if progress.stopped_early:
-            train_log.message(f"驗證成績 {flags.early_stopping_patience} 輪沒有進步，提早結束")
-        if not world.broadcast(progress.best_step and keeper.best.is_dir()):  # lost, and not measured since
-            train_log.message(f"⚠ 最好的模型不在 {keeper.best}；改以第 {progress.step} 步的模型為準")
-            progress.best_step = progress.step
-            save_best(world, engine, lesson, keeper, progress.step)
-        if world.broadcast(keeper.newest_step()) != progress.step:
-            keeper.save(progress, engine.save)
+                    message = f"已停在第 {state.step} 步，檢查點存於 {saved}；加 --resume 接續"
+                    raise Stopped(stop.signum or signal.SIGTERM, message + best_so_far(args))
+                if args.save_interval and state.step % args.save_interval == 0:
+                    checkpoints.save(state, engine.save)
+            metrics = validate(run, engine.eval().forward)
+            if state.after_epoch(metrics, args.early_stopping_patience, total):
+                save_best(run, engine, checkpoints, state.step)
+            state.seconds = time.perf_counter() - began
+            train_log.epoch(state.history[-1])
+        if state.stopped_early:
+            train_log.message(f"驗證成績 {args.early_stopping_patience} 輪沒有進步，提早結束")
+        if not world.broadcast(state.best_step and checkpoints.best.is_dir()):  # lost, and not measured since
+            train_log.message(f"⚠ 最好的模型不在 {checkpoints.best}；改以第 {state.step} 步的模型為準")
+            state.best_step = state.step
+            save_best(run, engine, checkpoints, state.step)
+        if world.broadcast(checkpoints.newest_step()) != state.step:
+            checkpoints.save(state, engine.save)
     finally:
         train_log.close()
 
 
-# ---- 5. saving and exam ------------------------------------------------------------------------------------
+# ---- 5. saving and evaluation ------------------------------------------------------------------------------
 
 
-def beside(flags, name: str = "") -> Path:
-    """Where curves, logs and reports go: beside the model folder."""
-    return Path(flags.output_dir).resolve().parent / name
-
-
-def best_so_far(flags) -> str:
-    best = Path(flags.save_dir) / "best"
+def best_so_far(args: TrainArgs) -> str:
+    """Return where the best model lies, for the message of a run that stopped; "" where there is none."""
+    best = Path(args.save_dir) / "best"
     return f"。目前最好的模型在 {best}，可直接用 inference.py --model_path {best}" if best.is_dir() else ""
 
 
-def save_best(world: Distributed, engine: Engine, lesson: DataModule, keeper: Checkpoints, step: int) -> None:
-    """Writes the model as it is now, or its adapter, to `best/` under --save_dir in the place of the former
-    best.
-    """
+def save_best(run: Run, engine: Engine, checkpoints: Checkpoints, step: int) -> None:
+    """Write the model as it is now, or its adapter, to `best/` under --save_dir."""
     from finetune.training.publish import write_model
 
     weights = engine.full_weights()  # collective
-    world.on_main(lambda: keeper.save_best(lambda folder: write_model(folder, lesson, weights, step)))
+    run.world.on_main(lambda: checkpoints.save_best(lambda folder: write_model(folder, run, weights, step)))
 
 
-def publish(flags, world: Distributed, lesson: DataModule) -> None:
-    """Puts the best model at --output_dir in the place of an earlier one; an adapter is merged first."""
+def publish(run: Run) -> None:
+    """Put the best model at --output_dir in place of an earlier one; an adapter is merged first."""
     from finetune.training import publish as publishing
 
     def put():
-        merge_into = None if flags.no_merge or not lesson.lora else load_base(flags, lesson)
-        publishing.publish(Path(flags.save_dir) / "best", Path(flags.output_dir), lesson, merge_into)
+        merge_into = None if run.args.no_merge or not run.lora else load_base_model(run)
+        publishing.publish(Path(run.args.save_dir) / "best", Path(run.args.output_dir), run, merge_into)
 
-    world.on_main(put)
+    run.world.on_main(put)
 
 
-def examine(
-    flags,
-    world: Distributed,
-    machine: Hardware,
-    lesson: DataModule,
-    pools: Splits,
-    progress: TrainingState,
-    tracker: Tracker,
-) -> None:
-    """The saved model and the untuned one answer the held-back and test questions, go on from texts they have
-    not seen, name the labels of others; figures are written.
-    """
+def evaluate(run: Run, state: TrainingState) -> None:
+    """Evaluate the saved and the untuned model on rows that were not trained on, and write the results."""
     from finetune.evaluation.classification import headlines
-    from finetune.models.loading import load
+    from finetune.models.loading import LoadOptions, load
     from finetune.training import publish as publishing
     from finetune.training.evaluate import FinalEvaluation
     from finetune.training.hardware import eval_load_kwargs, eval_precision_note
 
-    finals = FinalEvaluation.of(lesson, pools)
-    more = eval_load_kwargs(flags, machine, lesson.parameters, world)
-    # as anyone would load it: what is examined is what was saved
-    how = {"allow_pickle": flags.allow_pickle, **more}  # of the base beside which an adapter was saved
-    finals.evaluate(load(flags.output_dir, "--output_dir", **how)[0], "tuned", world, machine)
-    if finals.compares:
-        finals.evaluate(load_base(flags, lesson, **more), "untuned", world, machine)
-    if world.is_main:
-        card, verdict = publishing.write_results(
-            lesson, finals.answers, finals.growth, progress, eval_precision_note(more), finals.labels
-        )
-        labels = {name: headlines(found) for name, found in card.labels.items()}
+    args = run.args
+    evaluation = FinalEvaluation.of(run)
+    kwargs = eval_load_kwargs(args, run.hardware, run.loaded.num_parameters, run.world)
+    # as anyone would load it: what is evaluated is what was saved
+    options = LoadOptions(allow_pickle=args.allow_pickle, from_pretrained=kwargs)
+    evaluation.evaluate(load(args.output_dir, "--output_dir", options)[0], "tuned")
+    if evaluation.compares:
+        evaluation.evaluate(load_base_model(run, **kwargs), "untuned")
+    if run.world.is_main:
+        note = eval_precision_note(kwargs)
+        card, verdict = publishing.write_results(run, evaluation, state, note)
+        labels = {name: headlines(metrics) for name, metrics in card.labels.items()}
         figures = {**card.results, **card.growth.get("sets", {}), **labels}
-        tracker.finish(Path(flags.output_dir) / "run_card.json", figures)
+        run.tracker.finish(Path(args.output_dir) / "run_card.json", figures)
         for line in verdict:
             console.print_optional(line)
 
@@ -392,7 +355,7 @@ def examine(
 
 
 def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = console.MODEL_FOLDER) -> list[str]:
-    """The tuned model's likeliest words for the first [MASK] of `prompt`; a causal model's one reply."""
+    """Return the tuned model's likeliest words for the first [MASK], or a causal model's one reply."""
     from finetune.models.generation import Decoding
 
     predictor = _predictor(model_path)
@@ -402,7 +365,7 @@ def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = consol
 
 
 def general_chat(prompt: str, top_k: int = 200, model_path: str = "bert-base-chinese") -> list[str]:
-    """The same of a model that was not tuned."""
+    """Return the same of a model that was not tuned."""
     return chat_with_tuning_llm(prompt, top_k, model_path)
 
 
@@ -413,10 +376,10 @@ def exe_chat(
     untuned: str = "bert-base-chinese",
     judge: str = JUDGE,
 ) -> dict:
-    """The whole comparison over a test set: both models answer, the key counts, the judge scores.
+    """Compare two models over a test set: both answer, the key counts, the judge scores.
 
     Args:
-        test_qa: rows as `judging.Asked.of` takes them: test_qa_data.json for one, or instructions and
+        test_qa: rows as `judge.JudgedRow.of` takes them: test_qa_data.json for one, or instructions and
             prompts, which causal models answer in words.
         max_length: of a reply, in tokens.
 
@@ -428,25 +391,31 @@ def exe_chat(
     return compare(test_qa, answer, judge, max_length)
 
 
-def _answered(path: str, max_length: int, asked: JudgedRow) -> str:
-    """The text of the option a model chooses, or what it says."""
+def _answered(path: str, max_length: int, row: JudgedRow) -> str:
+    """Return the text of the option that a model chooses, or its reply."""
     from finetune.data.question import LETTERS
     from finetune.models.generation import Decoding
 
     predictor = _predictor(path)
-    if asked.question is None:
+    if row.question is None:
         decoding = Decoding(max_new_tokens=max_length)
-        return predictor.generate([predictor.encode(list(asked.messages))], decoding)[0]
-    options = dict(zip(LETTERS, asked.question.options, strict=False))
-    return predictor.rank(asked.question.stem, options, top_k=1)[0][1]
+        return predictor.generate([predictor.encode(list(row.messages))], decoding)[0]
+    options = dict(zip(LETTERS, row.question.options, strict=False))
+    return predictor.rank(row.question.stem, options, top_k=1)[0][1]
 
 
 @lru_cache(maxsize=2)
 def _predictor(path: str):
+    """Load a model once, ready to be asked."""
     from finetune.predict.loading import load_for_use, predictor_for
 
     return predictor_for(*load_for_use(path, None, "--model_path"))
 
 
-if __name__ == "__main__":
+def run_script() -> None:
+    """Run `main` and end the process with its exit code: the entry point of the installed command."""
     console.exit_process(main())
+
+
+if __name__ == "__main__":
+    run_script()

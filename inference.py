@@ -1,4 +1,4 @@
-"""Use a model: fill [MASK], write, classify, answer multiple-choice questions, examine it, mark whole files.
+"""Predict with a model: fill [MASK], chat, classify, answer questions, evaluate on exams, process files.
 
     python inference.py --prompt "今天天氣很[MASK]。" --word_length 2
     python inference.py --question "太陽系最大的行星是？" --options "A:地球 B:木星 C:火星"
@@ -7,18 +7,17 @@
     python inference.py --input questions.csv --output answers.jsonl
     python inference.py --exam ikala/tmmluplus --split test --report report
     python inference.py --inspect my_exam.csv
-    python inference.py                              # neither: ask and answer in the terminal
+    python inference.py                              # without any of these: an interactive session
 
-Order: 1 loading, 2 the questions one can ask, 3 main. Flags: finetune/cli/inference_args.py.
+Order: 1 loading, 2 prediction functions, 3 main. Flags: finetune/cli/inference_args.py.
 """
 
-import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
+import finetune  # noqa: F401  refuses an older Python with a clear message, before it meets newer syntax
 
 # isort: split
 import sys
-from typing import TYPE_CHECKING
 
-from finetune.cli.inference_args import check_kind, decoding_of, read_flags, written_by
+from finetune.cli.inference_args import check_kind, decoding_of, parse_args, written_by
 from finetune.data.option_syntax import parse_options
 from finetune.predict.loading import (
     exam_prompts,
@@ -43,36 +42,35 @@ __all__ = [
     "qa_inference",
 ]
 
-if TYPE_CHECKING:  # heavy imports wait until the flags are read: --help answers at once
-    pass
-else:  # no `from __future__ import annotations`, which Python 3.6 cannot read
-    Predictor = object
-
 # ---- 1. loading --------------------------------------------------------------------------------------------
 
 
 def load_model(model_path, device=None, allow_pickle=False):
-    """Loads a model for use: masked, causal, classifier or multiple-choice, whole or as a LoRA adapter.
+    """Load a model for prediction: masked, causal, classifier or multiple-choice, whole or as a LoRA adapter.
 
     Args:
         model_path: a folder in Hugging Face format, or a name on the hub.
         device: a torch device or its name; None takes the GPU if there is one.
-        allow_pickle: weights may lie in a pickle; what else is in it is not run.
+        allow_pickle: weights may be in a pickle; other code in it is not run.
 
     Returns:
-        (model, tokenizer, device). `model.run_card` holds how it was taught, None if it was not taught here.
+        (model, tokenizer, device). `model.run_card` describes the training run; None if it was not trained
+        here.
 
     Raises:
         finetune.runtime.errors.UserError: no such folder, no weights, a model of none of these kinds.
     """
-    return load_for_use(str(model_path), device, "--model_path", allow_pickle=allow_pickle)
+    from finetune.models.loading import LoadOptions
+
+    options = LoadOptions(allow_pickle=allow_pickle)
+    return load_for_use(str(model_path), device, "--model_path", options)
 
 
-# ---- 2. the questions one can ask --------------------------------------------------------------------------
+# ---- 2. prediction functions -------------------------------------------------------------------------------
 
 
 def predict_mask(model, tokenizer, prompt, device, top_k=5):
-    """The likeliest words for the first [MASK] of `prompt`; one is added at the end if there is none.
+    """Return the likeliest words for the first [MASK] of `prompt`, or at its end if there is none.
 
     Returns:
         list of at most `top_k` words, best first: ["好", "熱", …]
@@ -80,8 +78,10 @@ def predict_mask(model, tokenizer, prompt, device, top_k=5):
     return predictor_of_kind("masked", model, tokenizer, device).fill_first(prompt, top_k)
 
 
-def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, candidates=None):
-    """The likeliest words for the blanks of `prompt`.
+def predict_words(  # noqa: PLR0913  a public name: its parameters stay
+    model, tokenizer, prompt, device, top_k=5, word_length=2, candidates=None
+):
+    """Return the likeliest words for the blanks of `prompt`.
 
     Several [MASK]s are filled jointly. A single one may become a word of 1 to `word_length` characters, or
     one of `candidates`, which are then ranked.
@@ -92,18 +92,18 @@ def predict_words(model, tokenizer, prompt, device, top_k=5, word_length=2, cand
         joined by ….
 
     Raises:
-        finetune.runtime.errors.UserError: a prompt that does not fit, a candidate this model does not know.
+        finetune.runtime.errors.UserError: a prompt that does not fit, a candidate the model does not know.
     """
-    filler = predictor_of_kind("masked", model, tokenizer, device)
-    blanks = filler.read(prompt)
-    if blanks.meant:
-        filler.tell_of(blanks)
-    found = filler.words(prompt, top_k, word_length, candidates)
-    return [(filling.word, filling.score) for filling in found]
+    predictor = predictor_of_kind("masked", model, tokenizer, device)
+    blanks = predictor.read(prompt)
+    if blanks.lookalike:
+        predictor.log_blanks(blanks)
+    fillings = predictor.words(prompt, top_k, word_length, candidates)
+    return [(filling.word, filling.score) for filling in fillings]
 
 
 def generate_text(model, tokenizer, prompts, device, **decoding):
-    """What a causal model answers to each prompt; a model without a chat template goes on from it.
+    """Generate a causal model's reply to each prompt; a model without a chat template continues it.
 
     Args:
         prompts: list of texts.
@@ -117,12 +117,12 @@ def generate_text(model, tokenizer, prompts, device, **decoding):
     """
     from finetune.models.generation import Decoding
 
-    speaker = predictor_of_kind("causal", model, tokenizer, device)
-    return speaker.generate([speaker.encode(prompt) for prompt in prompts], Decoding(**decoding))
+    predictor = predictor_of_kind("causal", model, tokenizer, device)
+    return predictor.generate([predictor.encode(prompt) for prompt in prompts], Decoding(**decoding))
 
 
 def classify(model, tokenizer, texts, device, top_k=None):
-    """The labels of texts, or of pairs of texts, with their probabilities.
+    """Classify texts, or pairs of texts.
 
     Args:
         texts: a list, each one a text or a pair (text, text). One that is too long for the model loses its
@@ -130,25 +130,27 @@ def classify(model, tokenizer, texts, device, top_k=None):
         top_k: labels of each; None lists all.
 
     Returns:
-        of each text [(label, probability), …], best first. They add up to 1; of a multi-label model each
-        label has its own, and 0.5 or more says that the text has it.
+        for each text [(label, probability), …], best first. They add up to 1; of a multi-label model each
+        label has its own, and 0.5 or more means that the text has it.
 
     Raises:
         finetune.runtime.errors.UserError: no classifier; a single text that is in no list; what is no text.
     """
-    labeller = predictor_of_kind("classifier", model, tokenizer, device)
-    if isinstance(texts, (str, tuple)):  # else a classifier of characters, or of the halves of a pair
+    predictor = predictor_of_kind("classifier", model, tokenizer, device)
+    if isinstance(texts, (str, tuple)):  # its characters, or the halves of a pair, would be classified
         raise UserError("classify 要一串文字；只有一段就寫成 [文字]，一對句子寫成 [(甲, 乙)]")
-    return [ranked[:top_k] for ranked in labeller.classify(texts)]
+    return [ranked[:top_k] for ranked in predictor.classify(texts)]
 
 
-def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="auto", orders="cyclic"):
-    """Answers a multiple-choice question.
+def qa_inference(  # noqa: PLR0913  a public name: its parameters stay
+    model, tokenizer, question, options, device, top_k=3, scoring="auto", orders="cyclic"
+):
+    """Answer a multiple-choice question.
 
     Args:
         options: {label: text}, 2 to 10 of them; labels are only names.
-        scoring: `auto` (as the run card says, else `pll`; a causal model `letter`; a multiple-choice head
-            by itself), or a name of finetune.prompts.scoring_methods.METHODS, of a causal model one
+        scoring: `auto` (as the run card says, else `pll`; a causal model `letter`; a multiple-choice model
+            its own head), or a name of finetune.prompts.scoring_methods.METHODS, of a causal model one
             of CAUSAL.
         orders: of `letter`: `1`, `cyclic` or `all`.
 
@@ -157,135 +159,161 @@ def qa_inference(model, tokenizer, question, options, device, top_k=3, scoring="
         `tied` names the options that share the highest score, where several do: the first given comes first.
 
     Raises:
-        finetune.runtime.errors.UserError: a classifier; a question or options that cannot be asked; by
+        finetune.runtime.errors.UserError: a classifier; a question or options that cannot be scored; by
             `generate`, a reply that names no option.
     """
     return predictor_for(model, tokenizer, device).rank(question, options, top_k, scoring, orders)
 
 
-def interactive_mode(
+def interactive_mode(  # noqa: PLR0913  a public name: its parameters stay
     model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1, decoding=None
 ):
-    """Asks and answers, or classifies, until quit, exit, q or Ctrl-D. A wrong entry is explained and never
-    ends it.
-    """
+    """Run an interactive session until quit, exit, q or Ctrl-D; a wrong entry does not end it."""
     from finetune.models.generation import Decoding
+    from finetune.predict.causal import CausalLMPredictor
     from finetune.predict.chat_repl import ChatRepl
+    from finetune.predict.classifier import ClassifierPredictor
     from finetune.predict.classifier_repl import ClassifierRepl
-    from finetune.predict.repl import McqRepl, Repl
+    from finetune.predict.predictor import MaskedLMPredictor
+    from finetune.predict.repl import FillMaskRepl, McqRepl
 
-    def answer(question, options, method, order):
-        return qa_inference(model, tokenizer, question, options, device, len(options), method, order)
+    def answer(question, options, method, orders):
+        return qa_inference(model, tokenizer, question, options, device, len(options), method, orders)
 
-    examinee = predictor_for(model, tokenizer, device)
-    if examinee.is_causal:
-        ChatRepl(examinee, answer, scoring, orders, decoding or Decoding()).run()
-    elif examinee.kind == "classifier":
-        ClassifierRepl(examinee, top_k).run()
-    elif examinee.kind == "choice":
-        McqRepl(examinee, answer).run()
+    predictor = predictor_for(model, tokenizer, device)
+    if isinstance(predictor, CausalLMPredictor):
+        ChatRepl(predictor, answer, scoring, orders, decoding or Decoding()).run()
+    elif isinstance(predictor, ClassifierPredictor):
+        ClassifierRepl(predictor, top_k).run()
+    elif isinstance(predictor, MaskedLMPredictor):
+        FillMaskRepl(predictor, answer, top_k, scoring, orders, word_length).run()
     else:
-        Repl(examinee, answer, top_k, scoring, orders, word_length).run()
+        McqRepl(predictor, answer).run()
 
 
 # ---- 3. main -----------------------------------------------------------------------------------------------
 
 
 def main(argv=None) -> int:
-    """Runs the script. Returns its exit code: 0 done, 1 failed, 2 bad flag or input, 130 Ctrl-C."""
+    """Run the script. Returns its exit code: 0 done, 1 failed, 2 bad flag or input, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    return console.run(lambda: answer(read_flags(argv)), debug="--debug" in argv)
+    return console.run(lambda: run(parse_args(argv)), debug="--debug" in argv)
 
 
-def answer(flags) -> int | None:
-    """The one thing asked for, with the places it writes to for itself alone; it ends in order when it is
-    told to from outside.
+def run(flags) -> int | None:
+    """Do what the flags ask for, while no other process writes to the same output.
+
+    Returns:
+        the exit code; None is 0.
     """
     from finetune.runtime import locks
     from finetune.runtime.signals import OUTSIDE, StopRequest
 
-    with StopRequest(OUTSIDE), locks.held(written_by(flags)):
-        return _answer(flags)
+    with StopRequest(OUTSIDE), locks.hold_locks(written_by(flags)):
+        return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 
-def _answer(flags) -> int | None:
-    """A look at data, an exam, a file, a prompt, a question, the terminal."""
-    from finetune.predict.loading import load_for_use, predictor_for
+def inspect_data(flags) -> int:
+    """Print an inspection of the data of --inspect: labelled texts, plain texts or questions."""
+    from finetune.data import corpus, corpus_report
+    from finetune.predict.inspect_exam import show_exam
+    from finetune.predict.inspect_labels import holds_labels, show_labels_report
 
-    if flags.inspect is not None:
-        from finetune.data import corpus as text_corpus
-        from finetune.data import corpus_report
-        from finetune.predict.inspect_exam import show_exam
-        from finetune.predict.inspect_labels import holds_labels, show_labels_report
+    text, label = flags.text_column, flags.label_column
+    if label or holds_labels(flags.inspect, text):
+        return show_labels_report(flags.inspect, flags.json, text, label)
+    if text or corpus.holds_texts(flags.inspect):
+        return corpus_report.show_texts_report(flags.inspect, flags.json, text)
+    exam = open_exam(flags, flags.inspect, "--inspect", "skip")
+    return show_exam(flags, exam, lambda: exam_prompts(flags))
 
-        text, label = flags.text_column, flags.label_column
-        if label or holds_labels(flags.inspect, text):
-            return show_labels_report(flags.inspect, flags.json, text, label)
-        if text or text_corpus.holds_texts(flags.inspect):
-            return corpus_report.show_texts_report(flags.inspect, flags.json, text)
-        exam = open_exam(flags, flags.inspect, "--inspect", "skip")
-        return show_exam(flags, exam, lambda: exam_prompts(flags))
-    exam = None
-    sorts = flags.exam is not None and is_classifier(flags.model_path)
-    if flags.exam is not None:
-        from finetune.cli.inference_args import default_folder
-        from finetune.predict.exam import run_exam_command, select_split
-        from finetune.reports import report
 
-        report.check_folder(flags.report or default_folder(flags.exam), "--report")
-        if not sorts:
-            exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
-            select_split(exam, flags.split)  # what is wrong with the data is said before a model is loaded
+def predict(flags) -> int | None:
+    """Load the model and evaluate it on an exam, process a file, answer a prompt or a question, or chat."""
+    exam = None if flags.exam is None else read_exam(flags)
     world = None
-    if flags.exam is not None or flags.input is not None:  # first of all: it says which GPU is this process's
+    if flags.exam is not None or flags.input is not None:  # first: it decides the GPU of this rank
         from finetune.runtime.distributed import Distributed
 
         world = Distributed.init(flags.cpu, doing="作答")
     from finetune.models import cpu
+    from finetune.models.loading import LoadOptions
 
     where = world.device if world else "cpu" if flags.cpu else None
     cpu.tune_malloc()
-    once = flags.prompt is not None or flags.question is not None
-    how = {"quickly": once, "allow_pickle": flags.allow_pickle}
-    model, tokenizer, device = load_for_use(flags.model_path, where, "--model_path", **how)
-    examinee = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
-    if examinee.bf16 and not once:
+    single_use = flags.prompt is not None or flags.question is not None
+    options = LoadOptions(single_use=single_use, allow_pickle=flags.allow_pickle)
+    model, tokenizer, device = load_for_use(flags.model_path, where, "--model_path", options)
+    predictor = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
+    if predictor.bf16 and not single_use:
         console.log(cpu.choose_precision(model.config.hidden_size)[1])
-    check_kind(flags, examinee.kind)
+    check_kind(flags, predictor.kind)
     if "scoring" in flags.given:
-        examinee.method(flags.scoring)
+        predictor.method(flags.scoring)
     flags.decoding = decoding_of(flags)
-    if exam is not None:
-        run_exam_command(flags, exam, examinee, lambda name: load_rival(name, examinee, flags), world)
-        world.shutdown()
-    elif sorts:
-        from finetune.predict import label_exam
-
-        label_exam.run_label_exam(flags, examinee, world)
-        world.shutdown()
-    elif flags.input is not None:
-        from finetune.predict.batch_file import answer_file
-
-        code = answer_file(flags, examinee, world)
+    if world:
+        code = run_batch(flags, predictor, exam, world)
         world.shutdown()
         return code
-    elif not console.is_main_process():
+    if not console.is_main_process():
         return None  # one answer, however many processes a launcher started
-    elif flags.prompt is None and flags.question is None:
-        more = flags.scoring, flags.orders, flags.word_length, flags.decoding
-        interactive_mode(model, tokenizer, device, flags.top_k, *more)
-    else:
-        if flags.prompt is not None:
-            from finetune.predict.one_shot import show_prompt
+    if not single_use:
+        interactive_mode(
+            model, tokenizer, device, flags.top_k, flags.scoring, flags.orders, flags.word_length,
+            flags.decoding,
+        )  # fmt: skip
+        return None
+    if flags.prompt is not None:
+        from finetune.predict.one_shot import show_prompt
 
-            show_prompt(flags, examinee)
-        if flags.question is not None:
-            show_answer(flags, model, tokenizer, device)
+        show_prompt(flags, predictor)
+    if flags.question is not None:
+        show_answer(flags, model, tokenizer, device)
     return None
 
 
+def read_exam(flags):
+    """Read the exam of --exam, so that what is wrong with it is reported before a model is loaded.
+
+    Returns:
+        the exam; None for a classifier, which reads labelled texts instead.
+    """
+    from finetune.cli.inference_args import default_folder
+    from finetune.predict.exam import select_split
+    from finetune.reports import report
+
+    reads_labels = is_classifier(flags.model_path)
+    report.check_folder(flags.report or default_folder(flags.exam), "--report")
+    if reads_labels:
+        return None
+    exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
+    select_split(exam, flags.split)
+    return exam
+
+
+def run_batch(flags, predictor, exam, world) -> int | None:
+    """Evaluate on the exam, on labelled texts, or answer the file of --input, on all ranks.
+
+    Returns:
+        the exit code; None is 0.
+    """
+    if exam is not None:
+        from finetune.predict.exam import run_exam_command
+
+        run_exam_command(flags, exam, predictor, lambda name: load_rival(name, predictor, flags), world)
+        return None
+    if flags.exam is not None:
+        from finetune.predict.label_exam import run_label_exam
+
+        run_label_exam(flags, predictor, world)
+        return None
+    from finetune.predict.batch_file import answer_file
+
+    return answer_file(flags, predictor, world)
+
+
 def show_answer(flags, model, tokenizer, device) -> None:
-    """The answer to --question."""
+    """Print the answer to --question."""
     from finetune.predict.repl import print_ranking
 
     options = flags.choices
@@ -307,5 +335,10 @@ def show_answer(flags, model, tokenizer, device) -> None:
         print_ranking(ranked)
 
 
-if __name__ == "__main__":
+def run_script() -> None:
+    """Run `main` and end the process with its exit code: the entry point of the installed command."""
     console.exit_process(main())
+
+
+if __name__ == "__main__":
+    run_script()

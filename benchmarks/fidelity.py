@@ -56,13 +56,13 @@ def compare_answers(home: Path) -> None:
     where = "--cpu", "--save_dir", home / "demo/checkpoints", "--output_dir", home / "demo/model"
     process("fine_tuning_llm.py", "--demo", *where)
     model, tokenizer, device = inference.load_model(home / "demo/model", torch.device("cpu"))
-    examinee = predictor_for(model, tokenizer, device, "fp32")
+    predictor = predictor_for(model, tokenizer, device, "fp32")
     light = bf16_forward(model)
     asked = [question for rows in builtin.exam().questions.values() for question in rows]
     print(f"\n| of {len(asked)} questions | answered alike | scores apart, at most |\n|---|---|---|")
     for method, orders in WAYS:
         exact, quick = (
-            score_options(forward, tokenizer, asked, method, orders, prompts=examinee.prompts)
+            score_options(forward, tokenizer, asked, method, orders, prompts=predictor.prompts)
             for forward in (light.fp32_forward, light)
         )
         alike = fmean(best(a) == best(b) for a, b in zip(exact, quick, strict=True))

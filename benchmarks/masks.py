@@ -31,7 +31,7 @@ expected: list[float] = []  # hidden tokens of each row, given the units it was 
 
 
 def watched(units, rate, rng):
-    """The draw itself, with what it should give on average noted down (see `hide_randomly`)."""
+    """The draw itself, with what it should give on average noted down (see `apply_mask`)."""
     budget = rate * sum(map(len, units))
     expected.append(budget + sum(max(0.0, len(unit) - budget) for unit in units) / len(units))
     return drawn(units, rate, rng)

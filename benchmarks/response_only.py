@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -58,7 +58,7 @@ def main() -> None:
         labels = torch.full_like(batch.input_ids, -100)
         labels[batch.rows, batch.cols] = batch.targets
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 
     def seconds(loss_of) -> float:
         began = time.perf_counter()

@@ -87,11 +87,11 @@ def examining(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> 
     plain, model, tokenizer, device = _loaded(home, device)
     rows = workload.questions(count, seed=1)
     asked = [parse_question(row) for row in rows]
-    examinee = predictor_for(model, tokenizer, device)
-    examinee.score(asked[:8], "letter", "1")
+    predictor = predictor_for(model, tokenizer, device)
+    predictor.score(asked[:8], "letter", "1")
     ways = {
-        "one order": partial(timed, lambda: examinee.score(asked, "letter", "1")),
-        "four orders": partial(timed, lambda: examinee.score(asked, "letter", "cyclic")),
+        "one order": partial(timed, lambda: predictor.score(asked, "letter", "1")),
+        "four orders": partial(timed, lambda: predictor.score(asked, "letter", "cyclic")),
         "predecessor": partial(timed, lambda: predecessor.answer_all(plain, tokenizer, rows)),
     }
     found = {name: [count / taken for taken in seconds] for name, seconds in alternate(ways, runs).items()}
@@ -117,14 +117,14 @@ def prompts(home: Path, runs: int, device: str = "cpu", count: int = PROMPTS, ro
         stem = row["question"][:300]
         at = rng.randrange(len(stem))
         asked.append(f"{stem[:at]}[MASK]{stem[at + 1 :]}")
-    examinee = predictor_for(model, tokenizer, device)
+    predictor = predictor_for(model, tokenizer, device)
     few = asked[:SINGLE]
     ways = {
         "one, ours": partial(
             timed, lambda: [inference.predict_mask(model, tokenizer, p, device) for p in few]
         ),
         "one, pipeline": partial(timed, lambda: [theirs(prompt) for prompt in few]),
-        "many, ours": partial(timed, lambda: examinee.fill([examinee.read(prompt) for prompt in asked], 5)),
+        "many, ours": partial(timed, lambda: predictor.fill([predictor.read(prompt) for prompt in asked], 5)),
         "many, pipeline": partial(timed, lambda: theirs(asked, batch_size=rows)),
     }
     for way in ways.values():

@@ -99,11 +99,11 @@ def build(world, precision: str, stage: int, width: int):
     from finetune.training.deepspeed_engine import DeepSpeedEngine
     from finetune.training.engine import EngineConfig
 
-    config = deepspeed_config.read(ROOT / train_args.SHIPPED)
+    config = deepspeed_config.read(ROOT / train_args.DEFAULT_DEEPSPEED_CONFIG)
     config["zero_optimization"]["stage"] = stage
     batch = ROWS * PASSES * world.size
     settings = deepspeed_config.Settings(batch, ROWS, world.size, 1.0, precision, 1e-4, 0.01, 0, STEPS)
-    resolved = deepspeed_config.resolve(config, settings, width, train_args.SHIPPED)
+    resolved = deepspeed_config.resolve(config, settings, width, train_args.DEFAULT_DEEPSPEED_CONFIG)
     shape = {
         "vocab_size": 21128 * width // BASE, "max_position_embeddings": 512 * width // BASE,
         "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64,

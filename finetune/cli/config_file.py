@@ -1,16 +1,17 @@
-"""The YAML file of --config: flags and their values, text by text as they would stand on the command line.
+"""YAML file of --config: flags and their values, as texts like those on the command line.
 
-Only the outline of the file is read, never turned into Python's objects: `007` stays `007`, a tag runs
-nothing, and anchors that refer to one another a billion times are never unfolded.
+Only the YAML nodes are read, never converted to Python objects: `007` stays `007`, a tag runs nothing, and
+anchors that refer to one another a billion times are never expanded.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from finetune.runtime.errors import UserError, shown
 
-LARGEST = 1 << 16  # bytes: all flags of a script take 5,000
+LARGEST = 1 << 16  # bytes of the file: all flags of a script take 5,000
 TAG = "tag:yaml.org,2002:"
 PLAIN = {"", *(TAG + kind for kind in ("str", "int", "float", "bool", "timestamp", "value", "seq", "map"))}
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -18,10 +19,12 @@ KINDS = {"mapping": "「鍵: 值」", "sequence": "一串值"}
 
 
 class NotTextError(ValueError):
-    """A value that is neither text nor a list of texts, with the reason.
+    """Value that is neither a text nor a list of texts; the message is the reason.
 
     Args:
-        empty: there is none; `null`: and that is written.
+        reason: the message.
+        empty: the value is missing.
+        null: the value is missing and written as `null` or `~`.
     """
 
     def __init__(self, reason: str, empty: bool = False, null: bool = False):
@@ -30,16 +33,16 @@ class NotTextError(ValueError):
 
 
 def read(path: Path) -> list[tuple[str, int, str | NotTextError]]:
-    """(key, line, value) of each entry; the values of a list joined by commas.
+    """Read (key, line, value) of each entry; the values of a list are joined by commas.
 
     Raises:
-        UserError: not to be read, no YAML, no entries.
+        UserError: the file cannot be read, is not YAML, or is not a mapping.
     """
     import yaml
 
     named = f"--config {path}"
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        if path.exists() and not path.is_file():  # reading a pipe may wait for ever, a device never ends
             raise UserError(f"{named} 讀不到：不是一般的檔案")
         with path.open("rb") as stream:
             raw = stream.read(LARGEST + 1)
@@ -52,14 +55,15 @@ def read(path: Path) -> list[tuple[str, int, str | NotTextError]]:
         raise UserError(f"{named} 不是正確的 YAML：巢狀太深") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{named} 不是 UTF-8（第 {error.start + 1} 個位元組）") from error
-    except (yaml.YAMLError, ValueError) as error:  # the second: a number in \U or in %YAML
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a bad number in \U or in %YAML
         raise UserError(f"{named} 不是正確的 YAML：{error}") from error
     if root is None:
         return []
-    if root.id != "mapping":
-        kind = KINDS.get(root.id, "一個值")
+    if not isinstance(root, yaml.MappingNode):
+        kind = KINDS["sequence"] if isinstance(root, yaml.SequenceNode) else "一個值"
         raise UserError(f"{named} 應該是「旗標: 值」的清單，得到{kind}")
-    entries, problems = [], []
+    entries: list[tuple[str, int, str | NotTextError]] = []
+    problems: list[str] = []
     for key, value in root.value:
         line = key.start_mark.line + 1
         name = shown(key.value) if key.id == "scalar" else KINDS[key.id]
@@ -79,16 +83,17 @@ def read(path: Path) -> list[tuple[str, int, str | NotTextError]]:
     return entries
 
 
-def _value(node) -> str:
+def _value(node: Any) -> str:
+    """Return the text of a value node, the texts of a list joined by commas. Raises NotTextError."""
     if node.id != "sequence":
         return _text(node, "值")
     if node.tag not in PLAIN:
         raise NotTextError(f"不收標籤 {shown(node.tag)}")
-    return ",".join(_text(one, "一串值裡的每個值") for one in node.value)
+    return ",".join(_text(item, "一串值裡的每個值") for item in node.value)
 
 
-def _text(node, what: str) -> str:
-    """Raises NotTextError."""
+def _text(node: Any, what: str) -> str:
+    """Return the text of a node, named `what` in messages. Raises NotTextError."""
     if node.tag == TAG + "null" or (node.id == "scalar" and not node.value.strip() and not node.style):
         raise NotTextError(f"{what}是空的；不要這個旗標就刪掉這一行", True, bool(node.value.strip()))
     if node.tag == TAG + "merge" or node.tag not in PLAIN:

@@ -1,4 +1,4 @@
-"""Types of flag values for argparse; a value that does not fit is reported with all others."""
+"""Types of flag values for argparse; invalid values are collected and reported together."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import os
 import re
 from collections.abc import Callable
 
-HIGHEST = 2**31 - 1  # of a whole number in a flag: what every library takes
-LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: more, no file system takes
+HIGHEST = 2**31 - 1  # largest integer in a flag: every library accepts it
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: limits of file systems
 
 
 class BadValue:
-    """A flag's value that could not be read. Kept, not raised, so that all problems are reported together."""
+    """Invalid value of a flag, kept instead of raised so that all problems are reported together.
+
+    Args:
+        value: as written.
+        wanted: description of valid values, in Chinese.
+    """
 
     def __init__(self, value: str, wanted: str):
         self.value, self.wanted = value, wanted
 
 
 def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], object]:
-    def convert(text: str):
+    """Wrap a conversion so that it returns a BadValue instead of raising an error."""
+
+    def convert(text: str) -> object:
         try:
             return read(text)
         except (ValueError, TypeError):
@@ -28,12 +35,12 @@ def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], objec
 
 
 def int_in(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
-    """Argparse type: a whole number in [low, high]."""
+    """Make an argparse type for an integer in [low, high]."""
 
     def read(text: str) -> int:
         try:
             number = int(text)
-        except ValueError:  # 3.0 and 1e5, as YAML files have them
+        except ValueError:  # 3.0 and 1e5, as written in YAML files
             if not float(text).is_integer():
                 raise
             number = int(float(text))
@@ -46,12 +53,12 @@ def int_in(low: int = 0, high: int = HIGHEST) -> Callable[[str], object]:
 
 
 def float_in(low: float = 0.0, high: float | None = None, above: bool = False) -> Callable[[str], object]:
-    """Argparse type: a finite number in [low, high]; `above` leaves `low` itself out."""
+    """Make an argparse type for a finite number in [low, high]; `above` excludes `low` itself."""
 
     def read(text: str) -> float:
         value = float(text)
-        enough = low < value if above else low <= value  # NaN is neither
-        if not enough or value == float("inf") or (high is not None and value > high):
+        large_enough = low < value if above else low <= value  # False for NaN
+        if not large_enough or value == float("inf") or (high is not None and value > high):
             raise ValueError
         return value
 
@@ -60,26 +67,28 @@ def float_in(low: float = 0.0, high: float | None = None, above: bool = False) -
 
 
 def path(text: str) -> object:
-    """Argparse type: the name of a file, a folder or something on the hub; `~` is the home folder.
+    """Convert the name of a file, a folder or a hub repository: an argparse type.
 
-    A shell leaves `--flag=~/x` as it is.
+    `~` is expanded to the home folder, since a shell leaves `--flag=~/x` as it is.
     """
 
     def read(raw: str) -> str:
-        if not raw.strip():  # a variable of a shell that is not set
+        if not raw.strip():  # an unset shell variable
             raise ValueError
-        path = os.path.expanduser(raw)
-        long = len(path) > LONGEST_PATH or max(map(len, os.fsencode(path).split(b"/"))) > LONGEST_NAME
-        if long or path.startswith("~") or "\0" in path:
+        expanded = os.path.expanduser(raw)
+        longest_name = max(map(len, os.fsencode(expanded).split(b"/")))
+        if len(expanded) > LONGEST_PATH or longest_name > LONGEST_NAME:
             raise ValueError
-        return path
+        if expanded.startswith("~") or "\0" in expanded:
+            raise ValueError
+        return expanded
 
     wanted = f"檔案、資料夾或 hub 上的名稱（不能是空的；一段最多 {LONGEST_NAME} 個位元組；~ 是家目錄）"
     return _reader(read, wanted)(text)
 
 
 def choice(*choices: str) -> Callable[[str], object]:
-    """Argparse type: one of the words given."""
+    """Make an argparse type for one of the given words."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -90,7 +99,10 @@ def choice(*choices: str) -> Callable[[str], object]:
 
 
 def choices(*choices: str) -> Callable[[str], object]:
-    """Argparse type: some of the words given, by commas, in the order given here; `all` or `none` of them."""
+    """Make an argparse type for several of the given words: comma-separated, `all` or `none`.
+
+    The result has the order given here.
+    """
 
     def read(text: str) -> list[str]:
         chosen = {part.strip() for part in re.split(r"[,，、]", text) if part.strip()}
@@ -104,7 +116,7 @@ def choices(*choices: str) -> Callable[[str], object]:
 
 
 def ratios(text: str) -> object:
-    """Argparse type: three shares that add up to 1, as 0.70,0.25,0.05."""
+    """Convert three ratios that add up to 1, such as 0.70,0.25,0.05: an argparse type."""
 
     def read(raw: str) -> tuple[float, ...]:
         parts = tuple(float(part) for part in raw.split(","))
@@ -116,7 +128,7 @@ def ratios(text: str) -> object:
 
 
 def comma_list(text: str) -> object:
-    """Argparse type: words separated by commas, as 好,晴朗,下雨."""
+    """Convert comma-separated words, such as 好,晴朗,下雨: an argparse type."""
 
     def read(raw: str) -> list[str]:
         parts = [part.strip() for part in re.split(r"[,，、]", raw)]

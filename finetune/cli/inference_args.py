@@ -1,15 +1,17 @@
-"""The flags of the using script, and what can be wrong with them before anything is loaded."""
+"""Flags of inference.py as one typed object, and the checks on them before anything is loaded."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.cli import flag_types
 from finetune.cli.inference_synonyms import USING
 from finetune.cli.parser import Parser
-from finetune.data.bad_rows import forget_told
+from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
 from finetune.data.exam import SPLITS
 from finetune.data.option_syntax import parse_options
@@ -20,17 +22,89 @@ from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readabl
 from finetune.runtime.files import LONGEST_NAME, writable
 from finetune.runtime.strict_json import too_long
 
+if TYPE_CHECKING:
+    from finetune.models.generation import Decoding
+
 LONGEST_WORD = 4  # characters that one blank may become
 MOST_WORDS = 1000  # that are listed
+BASE_MODEL = "base"  # of --compare_with: the model before it was fine-tuned
+
+
+@dataclass
+class InferenceArgs:
+    """Values of all flags of inference.py, by name; see `build_parser` for their meaning.
+
+    Args:
+        given: names of the flags that were given.
+        choices: the parsed --options, label → text.
+        decoding: how a causal model writes; set once the kind of the model is known.
+    """
+
+    # model
+    model_path: str
+    allow_pickle: bool
+    cpu: bool
+    precision: str
+    local_rank: int  # set by launchers
+    # filling blanks and classification
+    prompt: str | None
+    pair: str | None
+    top_k: int
+    word_length: int  # characters
+    candidates: list[str] | None
+    # text generation
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float  # 0: greedy
+    top_p: float
+    repetition_penalty: float
+    num_beams: int  # 1: no beam search
+    length_penalty: float
+    early_stopping: bool
+    seed: int | None  # None: a new one every time
+    # multiple-choice questions
+    question: str | None
+    options: str | None
+    scoring: str
+    orders: str
+    # whole files
+    input: str | None
+    text_column: str
+    label_column: str
+    output: str | None
+    overwrite: bool
+    strict: bool
+    # evaluation
+    exam: str | None
+    split: str
+    report: str | None
+    subjects: str
+    revision: str
+    compare_with: str | None
+    exam_limit: int  # questions; 0: all
+    skip_option_only: bool
+    on_bad_rows: str
+    encoding: str | None  # None: from the content
+    answers_from: str
+    # inspection of data
+    inspect: str | None
+    max_length: int  # tokens of a question
+    # output
+    json: bool
+    answer_format: str
+    batch_size: int  # rows of a file read at once; 0: automatic
+    debug: bool
+    # what parsing adds
+    given: frozenset[str] = frozenset()
+    choices: dict[str, str] = field(default_factory=dict)
+    decoding: Decoding | None = None
 
 
 # fmt: off
-BASE_MODEL = "base"  # of --compare_with: the model before it was trained
-
-
 def build_parser() -> Parser:
+    """Build the parser of all flags, each with its unit, its scope and what 0 means."""
     parser = Parser(USING, prog="inference.py", usage="python inference.py [旗標]",
-                        description="填空、對話、答選擇題、分類、處理整個檔案、考試、檢查題庫；都不給就在終端機對話")
+                        description="填空、對話、答選擇題、分類、處理整個檔案、評測、檢查題庫；都不給就在終端機對話")
     whole, number, one_of, place = flag_types.int_in, flag_types.float_in, flag_types.choice, flag_types.path
 
     add = parser.add_argument_group("模型").add_argument
@@ -70,7 +144,7 @@ def build_parser() -> Parser:
     add("--question", help="題目")
     add("--options", help='選項，例如 "A:地球 B:木星 C:火星"')
     add("--scoring", type=one_of("auto", *METHODS, *SHORT, GENERATE), default="auto", metavar="SCORING",
-        help="auto：照模型學的方式，沒有記載就用 pll；letter｜joint｜pll｜pll_l2r｜pll_word_l2r｜first，"
+        help="auto：照模型訓練的方式，沒有記載就用 pll；letter｜joint｜pll｜pll_l2r｜pll_word_l2r｜first，"
              "加 _sum 是總和，加 +pmi、+prior 是校正（pmi、prior 是簡寫）；"
              "因果模型：letter（預設）、prior、generate（寫出答案）")
     add("--orders", type=one_of(*ORDERS), default="cyclic",
@@ -88,16 +162,16 @@ def build_parser() -> Parser:
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
 
-    add = parser.add_argument_group("考試").add_argument
+    add = parser.add_argument_group("評測").add_argument
     add("--exam", type=place,
         help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）；分類模型則是有標籤的文字")
-    add("--split", type=one_of(*sorted(SPLITS), "all"), default="test", help="考哪一部分（預設 test）")
+    add("--split", type=one_of(*sorted(SPLITS), "all"), default="test", help="評測哪一部分（預設 test）")
     add("--report", type=place, help="報告寫到這個資料夾（預設 ./report_{題庫}）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
     add("--compare_with", type=place,
-        help="同一份題目再考另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
-    add("--exam_limit", type=whole(0), default=0, help="最多考幾題（固定抽樣）；0 = 全部")
+        help="同一份題目再評測另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
+    add("--exam_limit", type=whole(0), default=0, help="最多評測幾題（固定抽樣）；0 = 全部")
     add("--skip_option_only", action="store_true", help="不測「只看選項」的基準，省一半時間")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
@@ -121,7 +195,7 @@ def build_parser() -> Parser:
     return parser
 # fmt: on
 
-WRITING = (  # how a causal model writes, by the names of decoding.Decoding
+WRITING = (  # flags of text generation, by the names of generation.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
     "length_penalty", "early_stopping", "seed",
 )  # fmt: skip
@@ -140,150 +214,151 @@ FOR_KINDS = {  # flags that only some kinds of model have a use for
 JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
 
 
-def read_flags(argv: list[str]):
-    """The flags of the using script; `flags.choices`: the parsed --options, `flags.given`: what was named.
+def parse_args(argv: list[str]) -> InferenceArgs:
+    """Parse the command line and check the flags against one another.
 
     Raises:
-        UserError: all that is wrong with them.
+        UserError: with every problem of the flags.
     """
     parser = build_parser()
-    flags = parser.read(argv)
-    flags.given = parser.given
-    flags.choices = {}
-    if "orders" not in parser.given and SHORT.get(flags.scoring, flags.scoring).endswith("+prior"):
-        flags.orders = "1"  # over all rotations a prior cancels by itself
-    forget_told()
+    args = InferenceArgs(**vars(parser.read(argv)), given=frozenset(parser.given))
+    if "orders" not in args.given and SHORT.get(args.scoring, args.scoring).endswith("+prior"):
+        args.orders = "1"  # over all rotations a prior cancels by itself
+    reset_log_once()
     problems = Problems()
     with problems:
-        choose_encoding(flags.encoding)
-    for check in (_one_job, _prompt, _question, _file, _writing, _machine):
+        choose_encoding(args.encoding)
+    for check in (_check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_hardware):
         with problems:
-            check(flags)
+            check(args)
     problems.report()
-    return flags
+    return args
 
 
-def _one_job(flags) -> None:
-    jobs = [flag for name, flag in JOBS.items() if getattr(flags, name) is not None]
-    asked = [f"--{name}" for name in ("prompt", "question") if getattr(flags, name) is not None]
-    if len(jobs) > 1 or (jobs and asked):
-        raise UserError(f"{'、'.join(jobs + asked)} 一次只能做一件")
-    if flags.json and not jobs and not asked:
+def _check_job(args: InferenceArgs) -> None:
+    jobs = [flag for name, flag in JOBS.items() if getattr(args, name) is not None]
+    single = [f"--{name}" for name in ("prompt", "question") if getattr(args, name) is not None]
+    if len(jobs) > 1 or (jobs and single):
+        raise UserError(f"{'、'.join(jobs + single)} 一次只能做一件")
+    if args.json and not jobs and not single:
         raise UserError("--json 要與 --prompt、--question、--input、--exam 或 --inspect 一起給")
-    if flags.candidates and flags.prompt is None and flags.input is None:
+    if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
         ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
         ("max_length", "inspect"),
     ):  # fmt: skip
-        if name in flags.given and getattr(flags, owner) is None:
-            more = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
-            raise UserError(f"--{name} 要與 --{owner} 一起給{more}")
+        if name in args.given and getattr(args, owner) is None:
+            hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
+            raise UserError(f"--{name} 要與 --{owner} 一起給{hint}")
     for name in ("text_column", "label_column"):
-        if name in flags.given and flags.input is None and flags.exam is None and flags.inspect is None:
+        if name in args.given and args.input is None and args.exam is None and args.inspect is None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
-    if flags.report and Path(flags.report).is_file():
-        raise UserError(f"--report {flags.report} 是一個檔案，應為資料夾")
+    if args.report and Path(args.report).is_file():
+        raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
 
 
-def _prompt(flags) -> None:
+def _check_prompt(args: InferenceArgs) -> None:
     for name in ("prompt", "pair"):
-        if getattr(flags, name) is not None and not getattr(flags, name).strip():
+        if getattr(args, name) is not None and not getattr(args, name).strip():
             raise UserError(f"--{name} 是空的")
-        if reason := too_long(getattr(flags, name) or ""):
+        if reason := too_long(getattr(args, name) or ""):
             raise UserError(f"--{name} {reason}")
 
 
-def _question(flags) -> None:
-    if (flags.question is None) != (flags.options is None):
+def _check_question(args: InferenceArgs) -> None:
+    if (args.question is None) != (args.options is None):
         raise UserError("--question 與 --options 要一起給")
-    if flags.question is not None and not flags.question.strip():
+    if args.question is not None and not args.question.strip():
         raise UserError("--question 是空的")
     try:
-        f"{flags.question}{flags.options}".encode()
+        f"{args.question}{args.options}".encode()
     except UnicodeEncodeError:
         raise UserError("--question、--options 不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
     for name in ("question", "options"):
-        if reason := too_long(getattr(flags, name) or ""):
+        if reason := too_long(getattr(args, name) or ""):
             raise UserError(f"--{name} {reason}")
-    if flags.options is not None:
+    if args.options is not None:
         try:
-            flags.choices = parse_options(flags.options)
+            args.choices = parse_options(args.options)
         except UserError as error:
             raise UserError(f"--options：{error}") from error
 
 
-def _file(flags) -> None:
-    if flags.input is None:
+def _check_files(args: InferenceArgs) -> None:
+    if args.input is None:
         return
     problems = []
-    if flags.output is None:
+    if args.output is None:
         problems.append("--input 要與 --output 一起給")
     for name in ("input", "output"):
-        path = Path(getattr(flags, name) or "x.csv")
+        path = Path(getattr(args, name) or "x.csv")
         if name == "input" and not path.is_file():
             problems.append(f"--input {path}：沒有這個檔案")
         elif name == "input" and (way := WAYS_OUT.get(path.suffix.lower())):
             problems.append(f"--input {path}：{way}")
         elif not is_readable(path, ".txt") if name == "input" else path.suffix.lower() not in SUFFIXES:
-            kind, kinds = path.suffix or "沒有副檔名", READABLE if name == "input" else SUFFIXES
-            problems.append(f"--{name} {path}：不認得 {kind} 檔，要 {'、'.join(kinds)}")
+            suffix, accepted = path.suffix or "沒有副檔名", READABLE if name == "input" else SUFFIXES
+            problems.append(f"--{name} {path}：不認得 {suffix} 檔，要 {'、'.join(accepted)}")
         elif name == "output" and path.is_dir():
             problems.append(f"--output {path} 是一個資料夾，應為檔案")
         elif name == "output" and not writable(path.parent):
             problems.append(f"--output {path}：{path.parent} 不能寫入（唯讀、沒有權限，或不是資料夾）")
         elif name == "output" and len(os.fsencode(path.name)) > LONGEST_NAME - len(".part"):
             problems.append(f"--output {path}：檔名太長，作答時還要在後面加 .part")
-    same = flags.output and os.path.realpath(flags.output) == os.path.realpath(flags.input)
-    if same or (flags.output and _samefile(flags.input, flags.output)):
-        problems.append(f"--output 與 --input 是同一個檔案：{flags.input}")
+    same = args.output and os.path.realpath(args.output) == os.path.realpath(args.input)
+    if same or (args.output and _samefile(args.input, args.output)):
+        problems.append(f"--output 與 --input 是同一個檔案：{args.input}")
     if problems:
         raise UserError(problems)
 
 
 def _samefile(one: str, other: str) -> bool:
-    """True for two names of one file too."""
+    """Return whether two paths lead to one file, by hard links too; False where one does not exist."""
     try:
         return os.path.samefile(one, other)
     except OSError:
         return False
 
 
-def _writing(flags) -> None:
-    if flags.do_sample and flags.num_beams > 1:
-        raise UserError(f"--num_beams {flags.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
-    if flags.temperature == 0 and flags.do_sample:
+def _check_writing(args: InferenceArgs) -> None:
+    if args.do_sample and args.num_beams > 1:
+        raise UserError(f"--num_beams {args.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
+    if args.temperature == 0 and args.do_sample:
         console.log("--temperature 0：就是 greedy，不抽樣")
-    sampling = [name for name in ("temperature", "top_p", "seed") if name in flags.given]
-    if sampling and not flags.do_sample:
+    sampling = [name for name in ("temperature", "top_p", "seed") if name in args.given]
+    if sampling and not args.do_sample:
         console.log(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
-    beams = [name for name in ("length_penalty", "early_stopping") if name in flags.given]
-    if beams and flags.num_beams == 1:
+    beams = [name for name in ("length_penalty", "early_stopping") if name in args.given]
+    if beams and args.num_beams == 1:
         console.log(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
 
 
-def decoding_of(flags):
-    """How a causal model is to write. Imports torch."""
+def decoding_of(args: InferenceArgs) -> Decoding:
+    """Return how a causal model chooses its next token. Imports torch."""
     from finetune.models.generation import Decoding
 
-    more = {"top_k": flags.top_k} if "top_k" in flags.given else {}
-    return Decoding(**more, **{name: getattr(flags, name) for name in WRITING})
+    options = {name: getattr(args, name) for name in WRITING}
+    if "top_k" in args.given:  # its default is for lists of words
+        options["top_k"] = args.top_k
+    return Decoding(**options)
 
 
-def written_by(flags) -> list[tuple[str, Path]]:
-    """The places that are written to, each with what a message calls it and its lock file."""
+def written_by(args: InferenceArgs) -> list[tuple[str, Path]]:
+    """List the places that are written to, each with its name in messages and its lock file."""
     from finetune.runtime import locks
 
-    if flags.input is not None:
-        return [(f"--output {flags.output}", locks.beside(flags.output))]
-    if flags.exam is not None:
-        folder = flags.report or default_folder(flags.exam)
-        return [(f"--report {folder}", locks.beside(folder))]
+    if args.input is not None:
+        assert args.output is not None  # see `_check_files`
+        return [(f"--output {args.output}", locks.lock_path(args.output))]
+    if args.exam is not None:
+        folder = args.report or default_folder(args.exam)
+        return [(f"--report {folder}", locks.lock_path(folder))]
     return []
 
 
-def check_kind(flags, kind: str) -> None:
-    """What was given for a model of another kind.
+def check_kind(args: InferenceArgs, kind: str) -> None:
+    """Refuse flags that are meant for another kind of model, and warn of those without effect.
 
     Args:
         kind: of the model, one of KINDS.
@@ -291,34 +366,34 @@ def check_kind(flags, kind: str) -> None:
     Raises:
         UserError: with the flags that this model has no use for.
     """
-    writes, problems = kind == "causal", []
+    is_causal, problems = kind == "causal", []
     only = {"classifier": "，只會分類", "choice": "，只答選擇題"}.get(kind, "")
-    for names, kinds in FOR_KINDS.items():
-        idle = "、".join("--" + name for name in names if name in flags.given)
-        if idle and kind not in kinds:
-            others = "、".join(KINDS[one] for one in kinds)
-            problems.append(f"{idle} 用於{others}；{flags.model_path} 是{KINDS[kind]}{only}")
+    for names, fitting_kinds in FOR_KINDS.items():
+        idle = "、".join("--" + name for name in names if name in args.given)
+        if idle and kind not in fitting_kinds:
+            others = "、".join(KINDS[fitting] for fitting in fitting_kinds)
+            problems.append(f"{idle} 用於{others}；{args.model_path} 是{KINDS[kind]}{only}")
     if problems:
         raise UserError(problems)
-    if writes and (flags.exam is not None or (flags.question is not None and flags.prompt is None)):
-        tell_of_idle_writing(flags)
-    if writes and "top_k" in flags.given and not flags.do_sample:
+    if is_causal and (args.exam is not None or (args.question is not None and args.prompt is None)):
+        tell_of_idle_writing(args)
+    if is_causal and "top_k" in args.given and not args.do_sample:
         console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
-    if not writes and flags.top_k == 0:
+    if not is_causal and args.top_k == 0:
         raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
 
 
-def tell_of_idle_writing(flags) -> None:
-    """Says which flags of writing were given where a causal model only chooses a letter."""
-    if idle := "、".join("--" + name for name in WRITING if name in flags.given):
+def tell_of_idle_writing(args: InferenceArgs) -> None:
+    """Warn of flags of text generation that were given where a causal model only chooses a letter."""
+    if idle := "、".join("--" + name for name in WRITING if name in args.given):
         console.log(f"⚠️ {idle} 沒有作用：選擇題不看寫作的旗標")
 
 
-def _machine(flags) -> None:
-    if flags.cpu and flags.precision == "fp16":
+def _check_hardware(args: InferenceArgs) -> None:
+    if args.cpu and args.precision == "fp16":
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
 
 
 def default_folder(source: str) -> str:
-    """./report_{name of the exam}"""
+    """Return the default of --report: report_{name of the exam}, in the current folder."""
     return "report_" + (re.sub(r"[^\w.-]+", "_", Path(source).stem).strip("_.") or "exam")

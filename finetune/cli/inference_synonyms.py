@@ -1,4 +1,4 @@
-"""What flags of other tools mean to the using script, see cli/synonyms.py."""
+"""Meaning of other tools' flags for inference.py, see cli/synonyms.py."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ USING = {
     **names(same("prompt"), "p text query sentence input_text message user_prompt"),
     **names(same("options"), "choices option"),
     **names(same("input"), "i prompt_file input_file input_path file data_path test_file data_file predict_file question_file questions"),
-    **names(instead("考卷用 --exam，要逐列作答的檔案用 --input"), "dataset dataset_name data"),
+    **names(instead("題庫用 --exam，要逐列作答的檔案用 --input"), "dataset dataset_name data"),
     **names(same("output"), "o out output_file output_path save_path result_file out_file"),
-    **names(instead("答案檔用 --output 檔名，考試的報告用 --report 資料夾"), "output_dir save_dir"),
+    **names(instead("答案檔用 --output 檔名，評測報告用 --report 資料夾"), "output_dir save_dir"),
     **names(same("top_k"), "topk k num_predictions"),
     **names(Rule(_replies), "n num_return_sequences num_samples best_of"),
     **names(same("max_new_tokens"), "max_tokens max_gen_len max_output_tokens max_generated_tokens"),
@@ -39,7 +39,7 @@ USING = {
     **names(same("batch_size"), "bs batch per_device_eval_batch_size eval_batch_size per_gpu_eval_batch_size"),
     **names(same("exam_limit"), "limit max_samples max_eval_samples"),
     **names(same("text_column"), "text_field text_column_name"),
-    **names(instead("考哪一份題庫用 --exam 路徑或 hub 名稱"), "tasks benchmark eval_dataset"),
+    **names(instead("評測用哪一份題庫，請用 --exam 路徑或 hub 名稱"), "tasks benchmark eval_dataset"),
     **names(instead("模型是哪一種由它的資料夾決定，不必說"), "task model_type task_type"),
     **names(instead("推論不量化；請用 --precision bf16"), "load_in_8bit load_in_4bit quantization quantization_bit"),
     **names(instead("對話樣板取自 tokenizer"), "template chat_template"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 from finetune.cli import synonyms
 from finetune.cli.flag_types import BadValue, path
@@ -15,21 +16,26 @@ from finetune.runtime.errors import UserError, nearest, shown
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that takes `--a-b` for `--a_b`, reads flags from YAML, and reports all problems at once.
+    """Parser that takes `--a-b` for `--a_b`, reads flags from YAML, and reports all problems at once.
 
     Args:
-        rules: what flags of other tools mean, see cli/synonyms.py.
+        rules: translations of other tools' flags, see cli/synonyms.py.
+        kwargs: passed on to argparse.ArgumentParser.
+
+    Attributes:
+        given: destinations of the flags given on the command line or in --config.
     """
 
-    def __init__(self, rules: Mapping[str, synonyms.Rule] | None = None, **kwargs):
+    def __init__(self, rules: Mapping[str, synonyms.Rule] | None = None, **kwargs: Any):
         self.rules = rules or {}
         super().__init__(
             allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
         )
         self.add_argument("-h", "--help", action="help", help="顯示這份說明")
-        self.given: set[str] = set()  # destinations named on the command line or in --config
+        self.given: set[str] = set()
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's error as a UserError, in Chinese."""
         patterns = (
             (
                 r"argument (.+): expected (?:one|at least one) argument",
@@ -44,10 +50,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def read(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """The flags of `argv` (sys.argv without the program when None).
+        """Parse `argv` (sys.argv without the program when None).
 
         Raises:
-            UserError: with every unknown flag and every unreadable value in it.
+            UserError: lists every unknown flag and every invalid value.
         """
         argv = sys.argv[1:] if argv is None else argv
         options = {
@@ -57,15 +63,15 @@ class Parser(argparse.ArgumentParser):
             if option.startswith("--")
         }
         switches = {option: action.nargs == 0 for option, action in options.items()}
-        argv, reading = synonyms.in_argv(argv, self.rules, switches)
+        argv, translation = synonyms.translate_argv(argv, self.rules, switches)
         if any(word.split("=")[0] == "--config" for word in argv):
-            self._take_config(argv, reading)
-        problems = reading.problems
+            self._read_config(argv, translation)
+        problems = translation.problems
         flags, unknown = self.parse_known_args(argv)
         for at, word in enumerate(unknown):
             if not word.startswith("-") and at and unknown[at - 1].startswith("-"):
                 continue  # the value of an unknown flag
-            problems.append(self._of_unknown(word, options))
+            problems.append(self._describe_unknown(word, options))
         for action in self._actions:
             if any(word.split("=")[0] in action.option_strings for word in argv):
                 self.given.add(action.dest)
@@ -75,17 +81,17 @@ class Parser(argparse.ArgumentParser):
                 and dest not in self.given
                 and value.value == self.get_default(dest)
             ):
-                setattr(flags, dest, value.value)  # the default "" of a path is none
+                setattr(flags, dest, value.value)  # the default "" of a path is valid
             elif isinstance(value, BadValue):
                 problems.append(f"--{dest} 是 {shown(value.value)}，應為 {value.wanted}")
         if problems:
             raise UserError(problems)
-        for remark in reading.told():
-            log(remark)
+        for line in translation.log_lines():
+            log(line)
         return flags
 
-    def _of_unknown(self, word: str, options) -> str:
-        """What is said of a word that is no flag and no value of one."""
+    def _describe_unknown(self, word: str, options: Iterable[str]) -> str:
+        """Word the problem of a word that is neither a flag nor its value."""
         if word.startswith("-"):
             guess = nearest("--" + word.split("=")[0].lstrip("-").replace("-", "_"), options)
             return f"不認得 {word}" + (f"，是不是 {guess[0]}？" if guess else "（--help 列出全部旗標）")
@@ -93,9 +99,10 @@ class Parser(argparse.ArgumentParser):
             return f"多出來的字 {word!r}：旗標以兩個減號 -- 開頭，例如 --seed 1"
         return f"多出來的字 {word!r}：值若含空格請加引號"
 
-    def _take_config(self, argv: list[str], reading: synonyms.Reading) -> None:
-        """Values of the YAML file named by --config become defaults, so that flags win. Problems and remarks
-        are added to those of `reading`.
+    def _read_config(self, argv: list[str], translation: synonyms.Translation) -> None:
+        """Set the values of the YAML file of --config as defaults, so that flags on the command line win.
+
+        Problems and remarks are added to those of `translation`.
         """
         from finetune.cli import config_file
 
@@ -103,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         peek.add_argument("--config", type=path, default="")
         named_file = peek.parse_known_args(argv)[0].config
         if isinstance(named_file, BadValue):
-            return  # told with the other flags
+            return  # reported with the other flags
         actions = {
             option.lstrip("-"): action
             for action in self._actions
@@ -114,40 +121,42 @@ class Parser(argparse.ArgumentParser):
         entries = config_file.read(Path(named_file))
         named = {key: key.removeprefix("--").replace("-", "_").lower() for key, _, _ in entries}
         given = {named[key]: value for key, _, value in entries if isinstance(value, str)}
-        here = synonyms.Reading(self.rules, switches, given)
-        pairs = []
+        config = synonyms.Translation(self.rules, switches, given)
+        pairs: list[tuple[str, str]] = []
         for key, line, value in entries:
-            name, at = named[key], f"--config {named_file}：第 {line} 行的 {shown(key)}"
+            name, where = named[key], f"--config {named_file}：第 {line} 行的 {shown(key)}"
             rule = self.rules.get(name)
-            odd = value if isinstance(value, config_file.NotTextError) else None
-            of_ours = name in actions and not switches[f"--{name}"]
-            if odd and (odd.null or (odd.empty and name not in actions)) or (value == "" and not of_ours):
-                here.unused.append(key)
-            elif odd and rule and rule.takes == synonyms.MANY:
-                pairs += here.meant(rule, "…", at, key)
-            elif odd:
-                here.problems.append(f"{at}：{value}")
+            takes_text = name in actions and not switches[f"--{name}"]
+            if isinstance(value, config_file.NotTextError):
+                if value.null or (value.empty and name not in actions):
+                    config.unused.append(key)
+                elif rule and rule.takes == synonyms.MANY:
+                    pairs += config.apply(rule, "…", where, key)
+                else:
+                    config.problems.append(f"{where}：{value}")
+            elif value == "" and not takes_text:
+                config.unused.append(key)
             elif rule:
-                pairs += here.meant(rule, value, at, key)
+                pairs += config.apply(rule, value, where, key)
             elif name in actions:
-                pairs += here.own(name, value, at)
+                pairs += config.add_flag(name, value, where)
             else:
                 guess = nearest(name, actions)
                 hint = f"，是不是 {guess[0]}？" if guess else ""
-                here.problems.append(f"--config {named_file}：第 {line} 行不認得 {shown(key)}{hint}")
-        for name, value in [*pairs, *here.rest(name for name, _ in pairs)]:
+                config.problems.append(f"--config {named_file}：第 {line} 行不認得 {shown(key)}{hint}")
+        for name, text in [*pairs, *config.deferred_flags([name for name, _ in pairs])]:
             action = actions[name]
+            default: Any = text
             if action.nargs == 0:  # a switch: on or off
-                switch = config_file.SWITCHES.get(value.lower())
-                if switch is None:
-                    here.problems.append(
-                        f"--config {named_file}：{name} 應為 true 或 false，得到 {shown(value)}"
+                default = config_file.SWITCHES.get(text.lower())
+                if default is None:
+                    config.problems.append(
+                        f"--config {named_file}：{name} 應為 true 或 false，得到 {shown(text)}"
                     )
-                value = switch
-            else:
-                value = action.type(value) if action.type else value
-            self.set_defaults(**{action.dest: value})
+            elif callable(action.type):
+                default = action.type(text)
+            self.set_defaults(**{action.dest: default})
             self.given.add(action.dest)
-        reading.problems += here.problems
-        reading.remarks += here.remarks
-        reading.unused += here.unused
+        translation.problems += config.problems
+        translation.remarks += config.remarks
+        translation.unused += config.unused

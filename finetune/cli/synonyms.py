@@ -1,7 +1,7 @@
-"""Flags that people type from habit, of transformers' Trainer, LLaMA-Factory, axolotl, torchrun and their like.
+"""Flags of other tools: transformers' Trainer, LLaMA-Factory, axolotl, torchrun and similar ones.
 
-Each is looked up here before any guess is made: it means one of ours, or it changes nothing here, or it is
-answered with the flag that does what was wanted. The same tables read the keys of their YAML files.
+Each is looked up here before a correction is suggested: it is translated to one of ours, or it has no effect
+here, or the error names the flag to use instead. The same tables apply to the keys of YAML files.
 Names: transformers/training_args.py, LLaMA-Factory src/llamafactory/hparams, axolotl docs/config.
 """
 
@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from finetune.runtime.errors import listed, shown
 
 YES, NO = ("true", "yes", "on", "1", ""), ("false", "no", "off", "0", "none", "null")
+# The values that a flag takes on the command line.
 SWITCH, ONE, MANY = "true or false, or no word at all", "one word", "all words up to the next flag"
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a flag comes to.
+    """Translation of another tool's flag with its value.
 
-    Args:
-        flags: flags of ours with their values, `true` or `false` of a switch.
-        unless_given: such flags, where they are given in no other way.
-        remark: said in one line, where it is not quite the same.
-        refusal: what to do instead; the run does not begin.
-        unused: it has no counterpart here; all such flags are said in one line.
+    Attributes:
+        flags: flags of ours with their values; `true` or `false` for a switch.
+        unless_given: flags of ours that are set unless they are given in another way.
+        remark: logged where the meaning is not quite the same.
+        refusal: what to do instead; the run ends with this error.
+        unused: it has no counterpart here; all such flags are logged in one line.
     """
 
     flags: tuple[tuple[str, str], ...] = ()
@@ -38,24 +39,30 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Rule:
-    """`read(value, given)`: the meaning, where `given` has the values of all flags as they were spelled."""
+    """Rule that translates a flag.
+
+    Attributes:
+        read: `read(value, given)` returns the meaning; `given` has the values of all flags as they were
+            spelled.
+        takes: SWITCH, ONE or MANY.
+    """
 
     read: Callable[[str, Mapping[str, str]], Meaning]
     takes: str = ONE
 
 
 def same(flag: str, remark: str = "", takes: str = ONE) -> Rule:
-    """Ours of another name."""
+    """Make a rule for another name of a flag of ours."""
     return Rule(lambda value, given: Meaning(((flag, value),), remark=remark), takes)
 
 
 def on(flag: str, value: str = "true") -> Rule:
-    """A switch, that sets a flag of ours."""
+    """Make a rule for a switch that sets a flag of ours to `value`."""
 
-    def read(seen: str, given: Mapping[str, str]) -> Meaning:
-        if seen.lower() in ("auto", *NO):
+    def read(written: str, given: Mapping[str, str]) -> Meaning:
+        if written.lower() in ("auto", *NO):
             return Meaning()
-        if seen.lower() in YES:
+        if written.lower() in YES:
             return Meaning(((flag, value),))
         return Meaning(refusal="應為 true 或 false")
 
@@ -63,7 +70,7 @@ def on(flag: str, value: str = "true") -> Rule:
 
 
 def idle(remark: str = "") -> Rule:
-    """What has no counterpart, and changes no result."""
+    """Make a rule for a flag without a counterpart, which does not affect the results."""
 
     def read(value: str, given: Mapping[str, str]) -> Meaning:
         if remark:
@@ -74,7 +81,7 @@ def idle(remark: str = "") -> Rule:
 
 
 def instead(refusal: str) -> Rule:
-    """What is done in another way, or not at all; said unless it was switched off."""
+    """Make a rule for what is done in another way, or not at all: an error unless it was switched off."""
     return Rule(
         lambda value, given: Meaning() if value.lower() in NO else Meaning(refusal=refusal.format(value=value)),
         MANY,
@@ -82,53 +89,60 @@ def instead(refusal: str) -> Rule:
 
 
 def only(values: Iterable[str], refusal: str) -> Rule:
-    """What is always so here: these values change nothing, others cannot be had."""
+    """Make a rule for a fixed setting: these values have no effect, others are refused."""
     fixed = {value.lower() for value in values}
 
     def read(value: str, given: Mapping[str, str]) -> Meaning:
-        low = value.lower()
-        equal = low in fixed or (number(low) is not None and number(low) in map(number, fixed))
-        return Meaning() if equal else Meaning(refusal=refusal)
+        lower = value.lower()
+        allowed = lower in fixed or (number(lower) is not None and number(lower) in map(number, fixed))
+        return Meaning() if allowed else Meaning(refusal=refusal)
 
     return Rule(read, MANY)
 
 
-def words(flag: str, meant: Mapping[str, str], refusal: str = "", also: str = "") -> Rule:
-    """A value of theirs for a value of ours; others are left as they are, or refused."""
+def words(flag: str, translations: Mapping[str, str], refusal: str = "", remark: str = "") -> Rule:
+    """Make a rule that translates values; unknown ones are kept or, with a `refusal`, refused."""
 
     def read(value: str, given: Mapping[str, str]) -> Meaning:
-        known = meant.get(value.lower(), "" if refusal else value)
-        return Meaning(((flag, known),), remark=also) if known else Meaning(refusal=refusal)
+        translated = translations.get(value.lower(), "" if refusal else value)
+        return Meaning(((flag, translated),), remark=remark) if translated else Meaning(refusal=refusal)
 
     return Rule(read)
 
 
 def names(rule: Rule, spelled: str) -> dict[str, Rule]:
-    """One rule for several names, by spaces."""
+    """Give one rule to several names, separated by spaces."""
     return dict.fromkeys(spelled.split(), rule)
 
 
 def number(text: str) -> float | None:
+    """Parse a number; None for anything else."""
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def alike(one: str, other: str) -> bool:
-    """Two ways of writing a value: 3 and 3.0, True and true."""
+def same_value(one: str, other: str) -> bool:
+    """Return True for two spellings of one value: 3 and 3.0, True and true."""
     if one.lower() == other.lower() or (one.lower() in YES and other.lower() in YES):
         return True
     return number(one) is not None and number(one) == number(other)
 
 
-class Reading:
-    """Flags of ours out of what was written, from a command line or a file.
+class Translation:
+    """Translation of written flags, from a command line or a file, into flags of ours.
 
     Args:
-        rules: meanings by name, small letters and underscores.
-        flags: the options of ours (`--learning_rate`), each with whether it is a switch.
+        rules: by name, in lower case with underscores.
+        flags: option strings of ours (`--learning_rate`), each with whether it is a switch.
         given: values by the name they were written under.
+
+    Attributes:
+        remarks: lines to log.
+        unused: flags without a counterpart.
+        problems: errors.
+        deferred: flags of ours that are set unless they are given in another way.
     """
 
     def __init__(self, rules: Mapping[str, Rule], flags: Mapping[str, bool], given: Mapping[str, str]):
@@ -136,98 +150,101 @@ class Reading:
         self.remarks: list[str] = []
         self.unused: list[str] = []
         self.problems: list[str] = []
-        self.later: list[tuple[str, str]] = []  # unless given in another way
-        self._seen: dict[str, tuple[str, str]] = {}
+        self.deferred: list[tuple[str, str]] = []
+        self._seen: dict[str, tuple[str, str]] = {}  # flag of ours -> its value, and how it was spelled
 
-    def own(self, name: str, value: str, spelled: str) -> list[tuple[str, str]]:
-        """A flag of ours, noted: another word for it must not say something else."""
-        before, other = self._seen.setdefault(name, (value, spelled))
-        if other != spelled and not alike(before, value):
+    def add_flag(self, name: str, value: str, spelled: str) -> list[tuple[str, str]]:
+        """Record a flag of ours; a synonym of it with another value is a problem."""
+        earlier, other = self._seen.setdefault(name, (value, spelled))
+        if other != spelled and not same_value(earlier, value):
             self.problems.append(
-                f"{other} 與 {spelled} 說的是同一件事（--{name}），值卻不同：{before}、{value}"
+                f"{other} 與 {spelled} 是同一個設定（--{name}），值卻不同：{earlier}、{value}"
             )
         return [(name, value)]
 
-    def meant(self, rule: Rule, value: str, spelled: str, name: str = "") -> list[tuple[str, str]]:
-        """(flag of ours, value) of a name out of the table; remarks and refusals are kept."""
+    def apply(self, rule: Rule, value: str, spelled: str, name: str = "") -> list[tuple[str, str]]:
+        """Apply a rule: return the flags of ours with their values; record remarks and problems."""
         meaning = rule.read(value, self.given)
-        said = f"{spelled} {shown(value)}" if value and meaning.refusal != SECRET else spelled
+        written = f"{spelled} {shown(value)}" if value and meaning.refusal != SECRET else spelled
         if meaning.refusal:
-            self.problems.append(f"{said}：{meaning.refusal}")
+            self.problems.append(f"{written}：{meaning.refusal}")
         if meaning.unused:
             self.unused.append(name or spelled)
         if meaning.remark:
-            self.remarks.append(f"{said} {meaning.remark}")
+            self.remarks.append(f"{written} {meaning.remark}")
         if any(not value and not self.flags[f"--{flag}"] for flag, value in meaning.flags):
             self.problems.append(f"{spelled} 後面少了值")
             return []
-        self.later += meaning.unless_given
-        return [pair for flag, value in meaning.flags for pair in self.own(flag, value, spelled)]
+        self.deferred += meaning.unless_given
+        return [pair for flag, value in meaning.flags for pair in self.add_flag(flag, value, spelled)]
 
-    def told(self) -> list[str]:
-        """The remarks, a line each."""
-        more = [f"沒有用到：{listed(self.unused)}（這裡沒有這些，不影響結果）"] if self.unused else []
-        return self.remarks + more
+    def log_lines(self) -> list[str]:
+        """Return the remarks, and a line about the unused flags."""
+        unused = [f"沒有用到：{listed(self.unused)}（這裡沒有這些，不影響結果）"] if self.unused else []
+        return self.remarks + unused
 
-    def rest(self, given: Iterable[str]) -> list[tuple[str, str]]:
-        """What follows from the others, but where it was said."""
-        return [(name, value) for name, value in self.later if name not in given and name not in self._seen]
+    def deferred_flags(self, given: Iterable[str]) -> list[tuple[str, str]]:
+        """Return the deferred flags that are neither in `given` nor recorded."""
+        return [
+            (name, value) for name, value in self.deferred if name not in given and name not in self._seen
+        ]
 
 
-def in_argv(
+def translate_argv(
     argv: list[str], rules: Mapping[str, Rule], flags: Mapping[str, bool]
-) -> tuple[list[str], Reading]:
-    """A command line in our own flags; what is neither ours nor in the table stays as it is.
+) -> tuple[list[str], Translation]:
+    """Translate a command line into flags of ours; words that are neither ours nor in the table stay.
 
-    `--fp16 True` and `--cpu false` are read as transformers' parser reads them.
+    `--fp16 True` and `--cpu false` are parsed as transformers' parser does.
     """
-    words = [_name(word) for word in argv]
+    parsed = [_parse_flag(word) for word in argv]
     given = {}
-    for place, (name, value) in enumerate(words):
+    for place, (name, value) in enumerate(parsed):
         if name:
-            after = argv[place + 1] if place + 1 < len(argv) and not words[place + 1][0] else ""
-            given[name] = after if value is None else value
-    reading, found, place = Reading(rules, flags, given), [], 0
+            next_word = argv[place + 1] if place + 1 < len(argv) and not parsed[place + 1][0] else ""
+            given[name] = next_word if value is None else value
+    translation, translated, place = Translation(rules, flags, given), [], 0
     while place < len(argv):
-        word, (name, value) = argv[place], words[place]
+        word, (name, value) = argv[place], parsed[place]
         place += 1
         rule = rules.get(name)
         if not name or (rule is None and f"--{name}" not in flags):
-            found.append(word)
+            translated.append(word)
             continue
-        follows = []
-        while value is None and place + len(follows) < len(argv) and not words[place + len(follows)][0]:
-            follows.append(argv[place + len(follows)])
+        values: list[str] = []
+        while value is None and place + len(values) < len(argv) and not parsed[place + len(values)][0]:
+            values.append(argv[place + len(values)])
         switch = flags.get(f"--{name}", rule is not None and rule.takes == SWITCH)
-        if switch and follows and follows[0].lower() not in (*YES, *NO):
-            follows = []
+        if switch and values and values[0].lower() not in (*YES, *NO):
+            values = []
         elif rule is None or rule.takes != MANY:
-            follows = follows[:1]
-        place += len(follows)
-        if rule is None and not switch and value is None and not follows:
-            found.append(word)  # argparse says what is missing
+            values = values[:1]
+        place += len(values)
+        if rule is None and not switch and value is None and not values:
+            translated.append(word)  # argparse reports the missing value
             continue
-        text = ",".join(follows) if value is None else value
+        text = ",".join(values) if value is None else value
         spelled = word.partition("=")[0]
-        pairs = reading.meant(rule, text, spelled) if rule else reading.own(name, text, spelled)
-        found += [written for pair in pairs for written in _written(*pair, flags)]
-    found += [
-        written
-        for pair in reading.rest({name for name, _ in words})
-        for written in _written(*pair, flags)
-    ]  # fmt: skip
-    return found, reading
+        pairs = translation.apply(rule, text, spelled) if rule else translation.add_flag(name, text, spelled)
+        translated += [option for pair in pairs for option in _as_words(*pair, flags)]
+    deferred = translation.deferred_flags({name for name, _ in parsed})
+    translated += [option for pair in deferred for option in _as_words(*pair, flags)]
+    return translated, translation
 
 
-def _name(word: str) -> tuple[str, str | None]:
-    """The name of a flag and its value after =; "" of what is no flag. `-lr` is `--lr`."""
-    found = re.fullmatch(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", word, re.S | re.ASCII)
-    if not found or word == "-h":
+def _parse_flag(word: str) -> tuple[str, str | None]:
+    """Split a word into the name of a flag and its value after =; ("", None) if it is no flag.
+
+    `-lr` is read as `--lr`.
+    """
+    match = re.fullmatch(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", word, re.S | re.ASCII)
+    if not match or word == "-h":
         return "", None
-    return found[1].replace("-", "_").lower(), found[2]
+    return match[1].replace("-", "_").lower(), match[2]
 
 
-def _written(name: str, value: str, flags: Mapping[str, bool]) -> list[str]:
+def _as_words(name: str, value: str, flags: Mapping[str, bool]) -> list[str]:
+    """Write a flag of ours for argparse."""
     if not flags[f"--{name}"]:
         return [f"--{name}={value}"]
     if value.lower() in NO:
@@ -245,11 +262,11 @@ PRECISIONS = {
 
 
 def _device(value: str, given: Mapping[str, str]) -> Meaning:
-    low = value.lower()
-    if low == "cpu":
+    device = value.lower()
+    if device == "cpu":
         return Meaning((("cpu", "true"),))
-    if low in ("cuda", "gpu", "auto", "cuda:0", "0", ""):
-        return Meaning()  # it is used where there is one
+    if device in ("cuda", "gpu", "auto", "cuda:0", "0", ""):
+        return Meaning()  # a GPU is used wherever there is one
     return Meaning(refusal="用哪一張 GPU 由環境變數 CUDA_VISIBLE_DEVICES 選；不用 GPU 請加 --cpu")
 
 

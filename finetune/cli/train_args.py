@@ -1,32 +1,33 @@
-"""The flags of the training script, each with its unit, its scope and what 0 means."""
+"""Flags of the training script and their values as one typed object."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from finetune.cli import flag_types
 from finetune.cli.parser import Parser
 from finetune.cli.training_synonyms import TRAINING
-from finetune.data.bad_rows import forget_told
+from finetune.data.bad_rows import reset_log_once
 from finetune.data.cleaning import CLEANING
 from finetune.data.encodings import choose_encoding
 from finetune.prompts.scoring_methods import METHOD_OF_OBJECTIVE, ORDERS
 from finetune.runtime import console
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of --report_to
-MASKINGS = ("token", "word", "span")
-SHIPPED = "ds_config.json"
+MASKINGS = ("token", "word", "span")  # of --masking, beside `answer`
+DEFAULT_DEEPSPEED_CONFIG = "ds_config.json"
 
-
-DEMO_DEFAULTS = {  # of flags that were not given; measured for two cores, see README
+DEMO_DEFAULTS: dict[str, object] = {  # of flags that were not given; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
     "early_stopping_patience": 10,
 }  # fmt: skip
 
 TMMLU = "ikala/tmmluplus"
-CAUSAL_DEFAULTS = {
+CAUSAL_DEFAULTS: dict[str, object] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B", "split_ratio": (0.95, 0.05, 0.0), "max_length": 2048,
     "train_batch_size": 16, "early_stopping_patience": 0,
 }  # fmt: skip
-TASK_DEFAULTS = {  # of flags that were not given
+TASK_DEFAULTS: dict[str, dict[str, object]] = {  # of flags that were not given
     "exam": {},
     "mlm": {
         "dataset": "",
@@ -48,25 +49,121 @@ TASK_DEFAULTS = {  # of flags that were not given
 }
 
 
+@dataclass
+class TrainArgs:
+    """Values of all flags of the training script, by name; see `build_parser` for their meaning.
+
+    A run fills in what the data and the model decide: `learning_rate`, `text_column`, `model_name_or_path`.
+    """
+
+    # what
+    task: str
+    objective: str
+    model_name_or_path: str
+    allow_pickle: bool
+    from_scratch: bool
+    demo: bool
+    # data
+    dataset: str
+    revision: str
+    subjects: str
+    split_ratio: tuple[float, float, float]  # train, validation, held-out
+    pool: str
+    on_bad_rows: str
+    encoding: str | None  # None: from the content
+    answers_from: str
+    max_length: int  # tokens of a row
+    show_examples: int
+    # masks
+    masking: str
+    mask_rate: float
+    all_masked: bool
+    preview_masks: int  # rows; 0: train
+    # classification
+    text_column: str
+    label_column: str
+    multi_label: bool
+    class_weights: bool
+    dataset_config_name: str
+    # texts
+    clean: list[str]
+    min_chars: int
+    max_chars: int
+    inspect: bool
+    # replies
+    template: str
+    train_on_prompt: bool
+    # steps
+    num_epochs: int
+    max_steps: int  # 0: by num_epochs
+    early_stopping_patience: int  # epochs; 0: never
+    train_batch_size: int  # sequences per optimizer step, all ranks
+    micro_batch_size: int  # sequences per forward pass and rank; 0: by length
+    auto_micro_batch: bool
+    learning_rate: float | None  # None: by the width of a model with random weights
+    on_nan: str
+    warmup_ratio: float  # of all steps
+    weight_decay: float
+    max_grad_norm: float  # 0: no clipping
+    seed: int
+    # machine
+    cpu: bool
+    engine: str
+    deepspeed_config: str
+    precision: str
+    gradient_checkpointing: bool
+    local_rank: int  # set by launchers
+    # which weights
+    freeze: str
+    train_only: str
+    unfreeze_every: int  # optimizer steps; 0: all from the start
+    layer_lr_decay: float
+    lora_rank: int  # 0: all weights are trained
+    lora_alpha: int  # 0: twice the rank
+    lora_dropout: float
+    lora_target_modules: str
+    load_in_4bit: bool
+    no_merge: bool
+    # keeping
+    save_dir: str
+    save_interval: int  # optimizer steps; 0: at the end only
+    save_total_limit: int  # checkpoints; 0: all
+    load_dir: str
+    ckpt_id: str
+    resume: bool
+    allow_world_size_change: bool
+    verify_checkpoint: str
+    verify_resume: int  # steps; 0: train
+    output_dir: str
+    # watching
+    exam_limit: int  # questions a set; 0: all
+    exam_orders: str
+    report_to: str
+    config: str
+    dry_run: bool
+    debug: bool
+
+
 # fmt: off
 def build_parser() -> Parser:
+    """Build the parser of all flags, each with its unit, its scope and what 0 means."""
     parser = Parser(TRAINING, prog="fine_tuning_llm.py",
                         usage="python fine_tuning_llm.py [旗標]",
-                        description="教語言模型考題、文字與對話，並誠實測驗")
+                        description="以考題、文字與對話訓練語言模型，並誠實評測")
     whole, number, one_of, place = flag_types.int_in, flag_types.float_in, flag_types.choice, flag_types.path
 
     add = parser.add_argument_group("做什麼").add_argument
     add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
-        help="exam：以選擇題教遮罩模型（預設）；mlm：以文字續訓遮罩模型；classify：文字分類；"
-             "cpt：以文字續訓因果模型；sft：以問答教因果模型")
+        help="exam：以選擇題訓練遮罩模型（預設）；mlm：以文字持續預訓練遮罩模型；classify：文字分類；"
+             "cpt：以文字持續預訓練因果模型；sft：以問答微調因果模型（指令微調）")
     add("--objective", type=one_of(*METHOD_OF_OBJECTIVE), default="answer+mlm",
         help="answer+mlm（預設）｜answer｜mlm｜cloze（比各選項本身的機率）｜choice（另裝選擇題輸出層）")
     add("--model_name_or_path", "--model", type=place, default="bert-base-chinese",
         help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
     add("--allow_pickle", action="store_true",
         help="底模沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
-    add("--from_scratch", action="store_true", help="只用 config.json 建立亂數權重的模型")
-    add("--demo", action="store_true", help="內建示範：小模型、小考卷，不下載任何東西")
+    add("--from_scratch", action="store_true", help="只用 config.json 建立隨機初始化的模型")
+    add("--demo", action="store_true", help="內建示範：小模型、小題庫，不下載任何東西")
 
     add = parser.add_argument_group("資料").add_argument
     add("--dataset", type=place, default="ikala/tmmluplus",
@@ -77,7 +174,7 @@ def build_parser() -> Parser:
         help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
              "classify 是 0.8,0.1,0.1）")
     add("--pool", type=one_of("fit", "all"), default="fit",
-        help="fit：正式測驗題只用來測驗（預設）；all：連它一起切，成績不可與公布的比較")
+        help="fit：正式測驗題只用來評測（預設）；all：連它一起切，成績不可與公布的比較")
     add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
     add("--encoding",
@@ -122,16 +219,16 @@ def build_parser() -> Parser:
         help="輪數上限（預設 40；mlm 10、classify 5、cpt 1、sft 3）")
     add("--max_steps", type=whole(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
     add("--early_stopping_patience", type=whole(0), default=5,
-        help="驗證成績幾輪沒進步就停；0 = 不停（預設 5；mlm 3；classify、cpt、sft 0）")
+        help="驗證成績幾輪沒有進步就停；0 = 不停（預設 5；mlm 3；classify、cpt、sft 0）")
     add("--train_batch_size", type=whole(1), default=32,
-        help="每一步的列數，所有行程合計（預設 32；cpt、sft 16）")
+        help="批次大小：每一步的列數，所有 rank 合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=whole(0), default=0,
-        help="每個行程一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
+        help="每個 rank 一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--auto_micro_batch", action="store_true",
         help="GPU 記憶體不足時自己把一次的列數減半，從最近的檢查點接續；每一步的列數不變")
     add("--learning_rate", type=number(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5；"
-             "亂數權重 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
+             "隨機初始化 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
     add("--on_nan", type=one_of("fail", "skip"), default="fail",
         help="損失不是數字時：fail 停止並說是哪些列（預設）；skip 略過那一步")
     add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
@@ -143,7 +240,7 @@ def build_parser() -> Parser:
     add("--cpu", action="store_true", help="不用 GPU")
     add("--engine", type=one_of("auto", "deepspeed", "torch"), default="auto",
         help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed")
-    add("--deepspeed_config", type=place, default=SHIPPED,
+    add("--deepspeed_config", type=place, default=DEFAULT_DEEPSPEED_CONFIG,
         help="DeepSpeed 設定檔（預設 %(default)s）")
     add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto：算 bf16 較快的 CPU 與 GPU 用 bf16，較舊的 GPU 用 fp16，其餘 fp32")
@@ -158,8 +255,8 @@ def build_parser() -> Parser:
         help="由上而下每幾步多開一部分；0 = 一開始全部都學（預設）")
     add("--layer_lr_decay", type=number(0, 1, above=True), default=1.0,
         help="每往下一層學習率乘上多少，例如 0.9（預設 1，各層相同）")
-    add("--lora_rank", type=whole(0), default=0, help="LoRA 的秩；0 = 訓練全部權重（預設）")
-    add("--lora_alpha", type=number(0), default=0, help="LoRA 的 alpha；0 = 秩的兩倍（預設）")
+    add("--lora_rank", type=whole(0), default=0, help="LoRA 的 rank；0 = 訓練全部權重（預設）")
+    add("--lora_alpha", type=number(0), default=0, help="LoRA 的 alpha；0 = rank 的兩倍（預設）")
     add("--lora_dropout", type=number(0, 0.99), default=0.05, help="LoRA 的 dropout（預設 0.05）")
     add("--lora_target_modules", default="auto",
         help="加在哪些線性層，以逗號分開；auto = 輸出層以外的全部（預設）")
@@ -176,7 +273,7 @@ def build_parser() -> Parser:
     add("--ckpt_id", type=place, default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
     add("--resume", action="store_true", help="接續 --save_dir 中最新的檢查點；沒有就從頭開始")
     add("--allow_world_size_change", action="store_true",
-        help="接續別的行程數寫的檢查點；dropout 抽的不同，不再逐位元相同")
+        help="接續別的 rank 數寫的檢查點；dropout 抽的不同，不再逐位元相同")
     add("--verify_checkpoint", type=place, default="",
         help="只檢查一個檢查點、--save_dir 或模型資料夾是否完好，不訓練")
     add("--verify_resume", type=whole(0), default=0,
@@ -185,7 +282,7 @@ def build_parser() -> Parser:
         help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
 
     add = parser.add_argument_group("觀察").add_argument
-    add("--exam_limit", type=whole(0), default=0, help="訓練後每份考卷最多考幾題（固定抽樣）；0 = 全部")
+    add("--exam_limit", type=whole(0), default=0, help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部")
     add("--exam_orders", type=one_of(*ORDERS), default="1",
         help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
     add("--report_to", type=one_of("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
@@ -196,22 +293,25 @@ def build_parser() -> Parser:
 # fmt: on
 
 
-def read_flags(argv: list[str]):
-    """The flags of the training script, and the names of those that were given.
+def parse_args(argv: list[str]) -> tuple[TrainArgs, frozenset[str]]:
+    """Parse the command line.
+
+    Returns:
+        the values, and the names of the flags that were given.
 
     Raises:
-        UserError: all that is wrong with them.
+        UserError: with every problem of the flags.
     """
     parser = build_parser()
-    flags = parser.read(argv)
-    defaults = {**TASK_DEFAULTS[flags.task], **(DEMO_DEFAULTS if flags.demo else {})}
-    if flags.from_scratch and not flags.demo:
-        defaults["learning_rate"] = None  # by the model, see training/learning_rate.py
+    args = TrainArgs(**vars(parser.read(argv)))
+    defaults: dict[str, object] = {**TASK_DEFAULTS[args.task], **(DEMO_DEFAULTS if args.demo else {})}
+    if args.from_scratch and not args.demo:
+        defaults["learning_rate"] = None  # by the width of the model, see training/learning_rate.py
     for name, value in defaults.items():
         if name not in parser.given:
-            setattr(flags, name, value)
-    choose_encoding(flags.encoding)
-    forget_told()
-    if flags.dataset != TMMLU and "revision" not in parser.given:
-        flags.revision = "main"
-    return flags, parser.given
+            setattr(args, name, value)
+    choose_encoding(args.encoding)
+    reset_log_once()
+    if args.dataset != TMMLU and "revision" not in parser.given:
+        args.revision = "main"
+    return args, frozenset(parser.given)

@@ -1,4 +1,4 @@
-"""What flags of other tools mean to the training script, see cli/synonyms.py."""
+"""Meaning of other tools' flags for fine_tuning_llm.py, see cli/synonyms.py."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _accumulation(value: str, given: Mapping[str, str]) -> Meaning:
     )
     total = f"{int(micro) * int(times)}" if times and times >= 1 else "…"
     return Meaning(
-        refusal="這裡給的是每一步的總列數，累積幾次自己算出來；"
-        f"請改成 --train_batch_size {total} --micro_batch_size {micro}（多個行程再乘上行程數）"
+        refusal="這裡給的是每步的批次大小，累積幾次自己算出來；"
+        f"請改成 --train_batch_size {total} --micro_batch_size {micro}（多個 rank 時再乘上 rank 數）"
     )
 
 
@@ -61,12 +61,12 @@ def _lora(value: str, given: Mapping[str, str]) -> Meaning:
         return Meaning()
     if low not in ("lora", "qlora", *YES):
         return Meaning(
-            refusal="這裡有的是 LoRA（--lora_rank）、只學部分層（--freeze、--train_only）與全部權重"
+            refusal="這裡有的是 LoRA（--lora_rank）、只訓練部分層（--freeze、--train_only）與訓練全部權重"
         )
-    more = (("load_in_4bit", "true"),) if low == "qlora" else ()
+    quantize = (("load_in_4bit", "true"),) if low == "qlora" else ()
     if given.keys() & {"lora_rank", *RANK.split()}:
-        return Meaning(unless_given=more)
-    return Meaning(refusal="請給 LoRA 的秩，例如 --lora_rank 16" + (" --load_in_4bit" if more else ""))
+        return Meaning(unless_given=quantize)
+    return Meaning(refusal="請給 LoRA 的 rank，例如 --lora_rank 16" + (" --load_in_4bit" if quantize else ""))
 
 
 def _warmup(value: str, given: Mapping[str, str]) -> Meaning:
@@ -97,7 +97,7 @@ def _deepspeed(value: str, given: Mapping[str, str]) -> Meaning:
 def _evaluates(value: str, given: Mapping[str, str]) -> Meaning:
     trains = "do_train" in given and given["do_train"].lower() not in NO
     if trains or value.lower() in NO:
-        return Meaning()  # validation and exam are part of every run
+        return Meaning()  # every run validates and evaluates
     return Meaning(refusal="這支腳本一定會訓練；只評測請用 inference.py --model_path 模型 --exam 題庫")
 
 
@@ -122,13 +122,13 @@ def _bits(value: str, given: Mapping[str, str]) -> Meaning:
 
 
 def _targets(value: str, given: Mapping[str, str]) -> Meaning:
-    every = value.lower() in ("all", "all-linear", "all_linear", *YES)
-    return Meaning((("lora_target_modules", "auto" if every else value),))
+    all_linear = value.lower() in ("all", "all-linear", "all_linear", *YES)
+    return Meaning((("lora_target_modules", "auto" if all_linear else value),))
 
 
 def _template(value: str, given: Mapping[str, str]) -> Meaning:
-    ours = nearest(value.lower(), ("chat", "plain"))  # or a slip of the finger, refused with the two names
-    if ours and value.lower() != "chatml":  # which is LLaMA-Factory's
+    similar = nearest(value.lower(), ("chat", "plain"))  # a typo of ours is refused later, with both names
+    if similar and value.lower() != "chatml":  # LLaMA-Factory's
         return Meaning((("template", value),))
     return Meaning(remark="沒有用到：對話樣板取自 tokenizer（--template chat）")
 
@@ -164,9 +164,9 @@ TRAINING = {
             "validation_data test_file test_data test_dataset test_path val_path"),
     **names(Rule(_validation), "val_size val_set_size validation_split_percentage val_ratio validation_split eval_split test_size"),
     **names(instead("請直接給檔案、資料夾或 hub 名稱：--dataset 路徑"), "dataset_dir datasets test_datasets data_dir pretraining_dataset"),
-    **names(same("train_batch_size", "讀作 --train_batch_size：每一步的列數，所有行程合計"),
+    **names(same("train_batch_size", "讀作 --train_batch_size：每步的批次大小，所有 rank 合計"),
             "batch_size batch global_batch_size total_batch_size bs"),
-    **names(same("micro_batch_size", "讀作 --micro_batch_size：每個行程一次前傳的列數；每一步的列數另由 --train_batch_size 決定"), MICRO),
+    **names(same("micro_batch_size", "讀作 --micro_batch_size：每個 rank 一次前傳的列數；每步的批次大小另由 --train_batch_size 決定"), MICRO),
     **names(idle("驗證的批次大小與訓練相同"), "per_device_eval_batch_size per_gpu_eval_batch_size eval_batch_size val_batch_size"),
     **names(Rule(_accumulation), "gradient_accumulation_steps gradient_accumulation accumulate_grad_batches grad_accum "
             "grad_accum_steps accumulation_steps"),
@@ -186,7 +186,7 @@ TRAINING = {
     **names(same("lora_rank"), RANK),
     **names(Rule(_targets, MANY), "lora_target lora_modules target_modules lora_target_modules lora_target_linear"),
     **names(only(("none",), "LoRA 只加在線性層"), "lora_bias bias"),
-    **names(instead("LoRA 之外不能另外多學別的層；要全部學請不要加 --lora_rank"), "modules_to_save lora_modules_to_save additional_target"),
+    **names(instead("LoRA 之外不能另外訓練別的層；要訓練全部權重請不要加 --lora_rank"), "modules_to_save lora_modules_to_save additional_target"),
     **names(instead("這裡只有一般的 LoRA"), "use_dora use_rslora pissa_init loraplus_lr_ratio use_galore use_badam"),
     **names(same("max_length"), "max_seq_length max_seq_len cutoff_len max_len seq_len seq_length block_size sequence_len "
             "model_max_length max_sequence_length max_source_length maxlen"),
@@ -232,7 +232,7 @@ TRAINING = {
     **names(instead(NO_UPLOAD), "push_to_hub hub_model_id push_to_hub_model_id"),
     **names(instead(LAUNCHER), "num_gpus n_gpu ngpus nproc_per_node num_processes nnodes num_nodes master_port "
             "master_addr hostfile include num_machines"),
-    **names(instead("要少用資料請先裁檔案；訓練後的測驗幾題用 --exam_limit"), "max_samples max_train_samples max_eval_samples "
+    **names(instead("要少用資料請先裁檔案；訓練後評測幾題用 --exam_limit"), "max_samples max_train_samples max_eval_samples "
             "max_predict_samples limit"),
     **names(same("early_stopping_patience"), "patience early_stop early_stopping"),
     **names(same("mask_rate"), "mlm_probability mask_prob mlm_prob masking_ratio mask_ratio"),

@@ -1,4 +1,4 @@
-"""Rows that cannot be read: the reason in the place of the row, and a list of them that a person can read."""
+"""Rows that cannot be read: a reason in place of the row, and a readable list of reasons."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from finetune.runtime.console import log
 
-SHOWN = 10  # rows that are listed with one kind of reason; the others are counted
-KINDS_SHOWN = 20  # of reasons
-VARIES = re.compile(r"「[^」]*」|'[^']*'|\d+")  # what differs between two rows that are wrong alike
+SHOWN = 10  # rows listed for one kind of reason; the others are counted
+KINDS_SHOWN = 20  # kinds of reasons listed
+VARIES = re.compile(r"「[^」]*」|'[^']*'|\d+")  # the part of a reason that differs between rows of one kind
 
 
 class Unreadable(str):
-    """Why a row cannot be read, in Chinese; in the place of the row."""
+    """The reason why a row cannot be read, in Chinese; it stands in place of the row."""
 
 
-Rows = Iterator[tuple[int, "dict | Unreadable"]]
+Rows = Iterator[tuple[int, "dict[Any, Any] | Unreadable"]]
 
 
 def where(file: Path, line: int) -> str:
+    """Return `file:line`, or the file alone where the line is 0."""
     return f"{file}:{line}" if line else str(file)
 
 
 def kind_of(problem: str) -> str:
-    """What is the same in `file:line：reason` of rows that are wrong in the same way."""
+    """Return the part of `file:line：reason` that rows with the same fault share."""
     return VARIES.sub("…", problem.partition("：")[2])
 
 
 def abridged(problems: Sequence[str]) -> list[str]:
-    """`file:line：reason` of each: of one kind at most SHOWN, in the order they came, then how many more."""
+    """Return `file:line：reason` of each row, at most SHOWN of one kind, then the number of the others."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     listed = []
@@ -49,22 +51,22 @@ def abridged(problems: Sequence[str]) -> list[str]:
     return listed
 
 
-def too_many(problems: Sequence[str], read: int, unit: str = "列") -> list[str]:
-    """The lines of an error: bad rows, how many there are, how many could be read, the way out."""
+def bad_rows_report(problems: Sequence[str], read: int, unit: str = "列") -> list[str]:
+    """Return the lines of an error: bad rows, their number, how many were read, and the flag to skip them."""
     total = f"讀到 {read} {unit}，共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"
     return [*abridged(problems), total]
 
 
-_told: set[object] = set()
+_logged: set[object] = set()
 
 
-def say_once(key: object, message: str) -> None:
-    """Says what is the same for many files, or for every reading of a file, the first time only."""
-    if key not in _told:
-        _told.add(key)
+def log_once(key: object, message: str) -> None:
+    """Log a message that is the same for many files, or for every reading of a file, only once."""
+    if key not in _logged:
+        _logged.add(key)
         log(message)
 
 
-def forget_told() -> None:
-    """A new run says everything anew."""
-    _told.clear()
+def reset_log_once() -> None:
+    """Forget the messages logged so far: a new run logs them anew."""
+    _logged.clear()

@@ -1,4 +1,4 @@
-"""What a cell of a table holds: nothing, a text, or a list that was written as text."""
+"""Cells of a table: nothing, a text, or a list that was written as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tokenize
 import unicodedata
 
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # takes no room: a cell of these alone looks empty
-NO_VALUE = {"nan", "none", "null", "<na>", "#n/a", "n/a"}  # how programs write a value that is not there
+NO_VALUE = {"nan", "none", "null", "<na>", "#n/a", "n/a"}  # how programs write a missing value
 NO_GOLD = {"-", "-1", "-1.0", "?"}  # how data sets say on purpose that a row has no gold answer or label
 LONGEST_LITERAL = 1 << 16  # characters of a list in a cell
 NUMBERS = re.compile(r"\[\s*\d+\.?\d*(\s+\d+\.?\d*)+\s*\]")  # `[1 0 1]`, as numpy prints an array
@@ -19,15 +19,17 @@ WRAPPED = re.compile(r"(?:array|tensor)\((\[.*\])(?:,\s*dtype=[\w.]+)?\)", re.DO
 
 
 def is_blank(value: object) -> bool:
-    """True for None, NaN and a text that shows nothing. `NA`, `None` and `無` are texts."""
+    """Return whether a cell is None, NaN or a text that shows nothing; `NA`, `None` and `無` are texts."""
     if isinstance(value, str):
         return not value.strip().strip(INVISIBLE)
     return value is None or (isinstance(value, float) and value != value)
 
 
 def as_text(value: object) -> str:
-    """The text of a cell, "" where it is blank because nothing is there. Raises ValueError for a list, and
-    for a number beyond all numbers.
+    """Return the text of a cell, "" where it is missing.
+
+    Raises:
+        ValueError: it is a list, or an infinite number.
     """
     if isinstance(value, (list, dict)):
         raise ValueError(f"應該是文字，得到 {type(value).__name__}")
@@ -37,17 +39,17 @@ def as_text(value: object) -> str:
 
 
 def narrowed(text: str) -> str:
-    """The same text with letters of one width (NFKC), without white space around it."""
+    """Return the text with letters of one width (NFKC), without white space around it."""
     return unicodedata.normalize("NFKC", text).strip().strip(INVISIBLE).strip()
 
 
 def plain_name(name: object) -> str:
-    """A column's name as it is compared: small letters and digits alone. `Option_A` -> optiona."""
+    """Return a column's name for comparison: small letters and digits alone. `Option_A` -> optiona."""
     return "".join(c for c in unicodedata.normalize("NFKC", str(name)).casefold() if c.isalnum())
 
 
 def written_list(text: str) -> list | dict | None:
-    """The list or dict that a text writes out, as JSON, Python or numpy do; None for any other text."""
+    """Return the list or dict that a text writes out, as JSON, Python or numpy do; else None."""
     text = text.strip()
     if wrapped := WRAPPED.fullmatch(text[:LONGEST_LITERAL]):
         text = wrapped[1]
@@ -61,15 +63,18 @@ def written_list(text: str) -> list | dict | None:
         try:
             value = ast.literal_eval(text)
             if isinstance(value, list):
-                value = _apart(text, value)
+                value = _separate_strings(text, value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
             return None
     return value if isinstance(value, (list, dict)) else None
 
 
-def _apart(text: str, value: list) -> list:
-    """`['a' 'b']`, as numpy prints texts, is two of them; to Python it would be one, 'ab'."""
-    if not all(isinstance(one, str) for one in value):
+def _separate_strings(text: str, value: list) -> list:
+    """Return the strings of a list that numpy printed without commas.
+
+    `['a' 'b']` is two of them; to Python it would be one, 'ab'.
+    """
+    if not all(isinstance(item, str) for item in value):
         return value
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     texts = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]

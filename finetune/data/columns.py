@@ -1,4 +1,4 @@
-"""Which columns of labelled texts hold the text and which the label; what a row of them says.
+"""Columns of labelled texts: which hold the text and which the label, and what a row says in them.
 
 Text stays text, and so do labels: `NA`, `None`, `1.0` and `無` in a csv are classes like any other. Whole
 numbers and true/false of json and parquet become text; the integers of a parquet file that `datasets` wrote
@@ -21,8 +21,10 @@ from finetune.data.label_values import names_beside
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed, nearest, shown
 
-TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容")
-TEXTS += ("句子", "評論", "留言")
+TEXTS: tuple[str, ...] = (
+    "text", "sentence", "content", "review", "comment", "tweet", "document", "文字", "文本", "內容",
+    "句子", "評論", "留言",
+)  # fmt: skip
 TITLES = ("title", "headline", "question", "標題", "問題")  # the text where there is no other
 PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
@@ -30,7 +32,7 @@ PAIRS = (
     ("前提", "假設"), ("問題1", "問題2"),
 )  # fmt: skip
 LABELS = ("label", "labels", "category", "class", "sentiment", "標籤", "類別", "分類", "情緒")
-LOOKED = 100  # rows that tell the columns
+LOOKED = 100  # rows looked at to find the columns
 SEPARATORS = re.compile(r"[|;；、,，]")  # of several labels in one text
 SWITCHES = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
 NO_LABEL = {"-", "－", "—"}  # how a text says that there is none
@@ -41,45 +43,71 @@ NO_LABEL = {"-", "－", "—"}  # how a text says that there is none
 
 @dataclass(frozen=True)
 class Columns:
-    texts: tuple[str, ...]  # one, or two of a pair
+    """Columns of a labelled data set.
+
+    Attributes:
+        texts: one column, or the two of a sentence pair.
+        labels: one column, or several where each says yes or no to one label.
+        multi: a text may have any number of labels.
+        written: a cell writes out a list: "['喜', '怒']".
+    """
+
+    texts: tuple[str, ...]
     labels: tuple[str, ...]
     multi: bool
-    written: bool = False  # a cell writes out a list: "['喜', '怒']"
+    written: bool = False
 
 
 def first_rows(files: Sequence[DataFile], named: str) -> list[dict]:
-    """The first rows of the first file that has any."""
-    problems = []
+    """Return the first rows of the first file that has any.
+
+    Raises:
+        UserError: no file has a readable row.
+    """
+    problems: list[str] = []
     for file in files:
         looked = list(islice(file.rows(), LOOKED))
         if rows := [row for _, row in looked if isinstance(row, dict)]:
             return rows
-        problems += [f"{where(file.path, line)}：{_no_row(row)}" for line, row in looked]
+        problems += [f"{where(file.path, line)}：{not_a_row(row)}" for line, row in looked]
     raise UserError([*abridged(problems), f"{named}：一列也沒有"])
 
 
 def find_columns(rows: list[dict], text_column: str, label_column: str, multi: bool, named: str) -> Columns:
-    there = list(dict.fromkeys(name for row in rows for name in row))
+    """Find the columns of the text and of the label.
+
+    Args:
+        rows: the first rows.
+        text_column, label_column: values of the flags; "" chooses the obvious column.
+        multi: --multi_label: a text may have several labels whatever the rows look like.
+        named: flag and source, for messages.
+
+    Raises:
+        UserError: a column is missing or ambiguous.
+    """
+    present = list(dict.fromkeys(name for row in rows for name in row))
     labels = column_names(label_column)
-    problems = _not_there(named, "--label_column", label_column, there)
-    if both := {*column_names(text_column)} & {*labels}:
-        problems.append(f"--text_column 與 --label_column 都是 {both.pop()}，要是不同的欄")
+    problems = _missing_columns(named, "--label_column", label_column, present)
+    if shared := {*column_names(text_column)} & {*labels}:
+        problems.append(f"--text_column 與 --label_column 都是 {shared.pop()}，要是不同的欄")
     if not labels:
         taken = column_names(text_column)
-        likely = _among(LABELS, [name for name in there if name not in taken])
+        likely = _known_columns(LABELS, [name for name in present if name not in taken])
         labels = likely if len(likely) == 1 else ()
         if len(likely) > 1:
             problems.append(f"{named}：{'、'.join(likely)} 都像標籤欄，用 --label_column 選")
         elif not likely:
-            problems.append(f"{named}：看不出哪一欄是標籤，有的是 {listed(there)}；用 --label_column 指出來")
+            problems.append(
+                f"{named}：看不出哪一欄是標籤，有的是 {listed(present)}；用 --label_column 指出來"
+            )
     texts: tuple[str, ...] = ()
     try:
-        texts = find_texts(there, text_column, named, labels)
+        texts = find_texts(present, text_column, named, labels)
     except UserError as error:
         problems = [*error.problems, *problems]
     if problems:
         raise UserError(problems)
-    if not label_column and (names := names_beside(there, labels[0])):
+    if not label_column and (names := names_beside(present, labels[0])):
         log(f"{named}：類別用 {names} 欄的名稱，不用 {labels[0]} 欄的編號")
         labels = (names,)
     cells = [row.get(labels[0]) for row in rows if not is_blank(row.get(labels[0]))]
@@ -89,16 +117,17 @@ def find_columns(rows: list[dict], text_column: str, label_column: str, multi: b
 
 
 def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
-    """The column of the texts, or the two of a pair: those that --text_column names, else the obvious ones.
+    """Return the text column, or the two of a pair: those of --text_column, else the obvious ones.
 
     Args:
-        there: the columns there are; `labels` are among them.
+        there: all columns, `labels` included.
+        wanted: the value of --text_column.
         named: flag and source, for messages.
 
     Raises:
-        UserError: columns that are not there, or that cannot be told.
+        UserError: a column is missing or ambiguous.
     """
-    problems = _not_there(named, "--text_column", wanted, there)
+    problems = _missing_columns(named, "--text_column", wanted, there)
     texts = column_names(wanted)
     if len(texts) > 2:
         problems.append(f"--text_column {wanted}：最多兩欄（一對句子），得到 {len(texts)} 欄")
@@ -110,44 +139,53 @@ def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] 
     if len(choices) == 1:
         return choices[0]
     if choices:
-        seen = "、".join(",".join(choice) for choice in choices)
-        raise UserError(f"{named}：{seen} 都像文字欄，用 --text_column 選（兩欄一對的以逗號分開）")
+        candidates = "、".join(",".join(choice) for choice in choices)
+        raise UserError(f"{named}：{candidates} 都像文字欄，用 --text_column 選（兩欄一對的以逗號分開）")
     raise UserError(f"{named}：看不出哪一欄是文字，有的是 {listed(there)}；用 --text_column 指出來")
 
 
 def column_names(column: str) -> tuple[str, ...]:
-    """The names in a flag, by commas."""
+    """Split the value of a flag into column names, at commas."""
     return tuple(name.strip() for name in re.split(r"[,，、]", column) if name.strip())
 
 
-def _not_there(named: str, flag: str, column: str, there: list[str]) -> list[str]:
+def _missing_columns(named: str, flag: str, column: str, columns: list[str]) -> list[str]:
+    """Return a message for each column named in a flag that the data do not have."""
     problems = []
     for name in column_names(column):
-        if name not in there:
-            guess = nearest(name, there)
+        if name not in columns:
+            guess = nearest(name, columns)
             hint = f"；是不是 {guess[0]}？" if guess else ""
-            problems.append(f"{named} {flag} {name}：沒有這一欄，有的是 {listed(there)}{hint}")
+            problems.append(f"{named} {flag} {name}：沒有這一欄，有的是 {listed(columns)}{hint}")
     return problems
 
 
-def _among(known: Iterable[str], there: list[str]) -> tuple[str, ...]:
-    return tuple(name for name in there if name.strip().lower() in known)
+def _known_columns(known: Iterable[str], columns: list[str]) -> tuple[str, ...]:
+    """Return the columns with a known name."""
+    return tuple(name for name in columns if name.strip().lower() in known)
 
 
-def _likely_texts(there: list[str]) -> list[tuple[str, ...]]:
-    named = {name.strip().lower(): name for name in there}
-    pairs = [(named[a], named[b]) for a, b in PAIRS if a in named and b in named]
+def _likely_texts(columns: list[str]) -> list[tuple[str, ...]]:
+    """Return the candidates for the text column, each one column or a pair of columns."""
+    by_name = {name.strip().lower(): name for name in columns}
+    pairs: list[tuple[str, ...]] = [
+        (by_name[a], by_name[b]) for a, b in PAIRS if a in by_name and b in by_name
+    ]
     paired = {name for pair in pairs for name in pair}
-    found = pairs + [(name,) for name in _among(TEXTS, there) if name not in paired]
+    choices = pairs + [(name,) for name in _known_columns(TEXTS, columns) if name not in paired]
     halves = {half for pair in PAIRS for half in pair} - {*TITLES}  # text_a alone, as UER and CLUE have it
-    return found or [(name,) for name in _among(halves, there) or _among(TITLES, there)]
+    return choices or [(name,) for name in _known_columns(halves, columns) or _known_columns(TITLES, columns)]
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
 class NoLabelError(ValueError):
-    """A row without a label. `meant`: `-`, or -1 of a class label, which say so on purpose."""
+    """A row has no label.
+
+    Attributes:
+        meant: the row says so on purpose, by `-`, or by -1 of a class label.
+    """
 
     def __init__(self, reason: str, meant: bool = False):
         super().__init__(reason)
@@ -155,8 +193,9 @@ class NoLabelError(ValueError):
 
 
 def class_names(file: Path, column: str) -> tuple[str, ...]:
-    """The names of a ClassLabel, or of a list of them, in a parquet or Arrow file that `datasets` wrote; else
-    ().
+    """Return the class names that `datasets` wrote into a parquet or Arrow file, else ().
+
+    The column is a ClassLabel, or a list of them.
     """
     if file.suffix.lower() not in (".parquet", ".arrow"):
         return ()
@@ -164,18 +203,21 @@ def class_names(file: Path, column: str) -> tuple[str, ...]:
     return names_of_feature(features.get(column) if isinstance(features, dict) else None)
 
 
-def _no_row(row: object) -> str:
+def not_a_row(row: object) -> str:
+    """Return why a row is none."""
     return str(row) if isinstance(row, Unreadable) else f"應該是一個物件，得到 {type(row).__name__}"
 
 
 def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The texts and the names of the labels of a row; of a list as it is, see label_values.settle.
+    """Return the texts of a row and the names of its labels.
+
+    The elements of a list stay as they are: see `label_values.interpret_labels`.
 
     Raises:
-        ValueError: with the reason in Chinese; NoLabel where only the label is missing.
+        ValueError: with the reason in Chinese; NoLabelError where only the label is missing.
     """
     if not isinstance(row, dict):
-        raise ValueError(_no_row(row))
+        raise ValueError(not_a_row(row))
     texts = []
     for name in columns.texts:
         value = row.get(name)
@@ -206,6 +248,11 @@ def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[li
 
 
 def _switched_on(row: dict, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns whose cell says yes.
+
+    Raises:
+        ValueError: a cell says neither yes nor no; NoLabelError where all are blank.
+    """
     if all(is_blank(row.get(name)) for name in columns):
         raise NoLabelError(f"{'、'.join(columns)} 都是空的，沒有標籤")
     for name in columns:
@@ -215,6 +262,11 @@ def _switched_on(row: dict, columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _label(column: str, value: object, classes: Sequence[str]) -> str:
+    """Return the name of the label in a cell.
+
+    Raises:
+        ValueError: the cell cannot be a label; in Chinese.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -1,5 +1,6 @@
-"""Does an exam hold questions that the model was taught? Exactly the same ones by their fingerprint, nearly
-the same ones by the 5-grams of characters they share.
+"""Contamination: questions of an exam that the model was trained on.
+
+Exact copies are found by their fingerprint, near copies by the 5-grams of characters they share.
 
 A question's grams are those of its normalised stem and options (widths, spaces and punctuation gone), as
 32-bit hashes. The stem's ends count as characters of their own, so that 鯉魚屬於哪一類動物 and
@@ -21,46 +22,53 @@ from finetune.data.question import Question, normalised
 
 GRAM = 5  # characters
 SKETCH = 64  # hashes kept of a question; half of all real questions have no more
-COMMON = 200  # questions that hold a gram, from which on it (下列何者…) finds nothing
-LIKELY = 50  # questions with most grams in common that are looked at
+COMMON = 200  # a gram (下列何者…) in more questions than this is not looked up
+LIKELY = 50  # questions compared: those with most grams in common
 NEAR = 0.7  # share of grams in common (Jaccard) from which two questions are nearly the same
 
 
 def grams(question: Question) -> list[int]:
-    """The SKETCH smallest hashes of a question's 5-grams, in order."""
+    """Return the SKETCH smallest hashes of a question's 5-grams, ascending."""
     ends = "\0" * (GRAM - 1)
     return minhash_sketch([ends + normalised(question.stem) + ends, *map(normalised, question.options)])
 
 
 def minhash_sketch(texts: Iterable[str]) -> list[int]:
-    """The SKETCH smallest hashes of the 5-grams of normalised texts, in order."""
-    found = set()
+    """Return the SKETCH smallest hashes of the 5-grams of normalised texts, ascending."""
+    grams_of_texts: set[str] = set()
     for text in texts:
-        found |= {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
-    return nsmallest(SKETCH, {zlib.crc32(gram.encode()) for gram in found})
+        grams_of_texts |= {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
+    return nsmallest(SKETCH, {zlib.crc32(gram.encode()) for gram in grams_of_texts})
 
 
 def encode_sketch(hashes: Sequence[int]) -> str:
-    """Hashes as text, for a run card."""
+    """Return hashes as text, for a run card."""
     return base64.b85encode(array("I", hashes).tobytes()).decode()
 
 
 def decode_sketch(text: str) -> list[int]:
-    """Raises ValueError for a text that holds no hashes."""
+    """Return the hashes of a text.
+
+    Raises:
+        ValueError: the text holds no hashes.
+    """
     return array("I", base64.b85decode(text)).tolist()
 
 
 def overlap(first: Sequence[int], second: Sequence[int]) -> float:
-    """Jaccard similarity of two questions, estimated from their sketches; exact when both are whole."""
-    union = sorted({*first, *second})[: max(len(first), len(second))]
-    both = {*first} & {*second}
-    if len(first) < SKETCH and len(second) < SKETCH:
-        union = {*first, *second}
-    return sum(value in both for value in union) / len(union)
+    """Return the Jaccard similarity of two questions, estimated from their sketches.
+
+    It is exact when both sketches are whole.
+    """
+    union = sorted({*first, *second})
+    shared = {*first} & {*second}
+    if len(first) >= SKETCH or len(second) >= SKETCH:  # a sketch that is full may be cut off
+        union = union[: max(len(first), len(second))]
+    return sum(value in shared for value in union) / len(union)
 
 
 class TrainedQuestions:
-    """What a model was fitted on, to look questions up in.
+    """Index of the questions a model was trained on.
 
     Args:
         sketches: fingerprint of a question -> its grams.
@@ -68,19 +76,20 @@ class TrainedQuestions:
 
     def __init__(self, sketches: dict[str, Sequence[int]]):
         self.sketches: dict[str, Sequence[int]] = dict(sketches)
-        self._holders: dict[int, list[str]] = defaultdict(list)
+        self._fingerprints_of_gram: dict[int, list[str]] = defaultdict(list)
         for fingerprint, hashes in sketches.items():
-            self._hold(fingerprint, hashes)
+            self._index(fingerprint, hashes)
 
     @classmethod
     def of(cls, questions: Iterable[Question]) -> TrainedQuestions:
+        """Return the index of these questions."""
         return cls({question.fingerprint: grams(question) for question in questions})
 
     def find(self, question: Question, exact: bool = True) -> tuple[str, float]:
-        """("same", 1.0), ("near", overlap) or ("", largest overlap below NEAR).
+        """Return ("same", 1.0), ("near", overlap) or ("", largest overlap below NEAR).
 
         Args:
-            exact: False leaves the question itself out: is another one near it?
+            exact: False leaves out the question itself, and looks for another one near it.
         """
         if exact and question.fingerprint in self.sketches:
             return "same", 1.0
@@ -88,17 +97,28 @@ class TrainedQuestions:
         return ("near" if closest >= NEAR else ""), closest
 
     def add(self, fingerprint: str, hashes: Sequence[int]) -> None:
+        """Add a question by its fingerprint and sketch."""
         self.sketches[fingerprint] = hashes
-        self._hold(fingerprint, hashes)
+        self._index(fingerprint, hashes)
 
-    def _hold(self, fingerprint: str, hashes: Sequence[int]) -> None:
+    def _index(self, fingerprint: str, hashes: Sequence[int]) -> None:
+        """Index a question under each of its grams."""
         for value in hashes:
-            self._holders[value].append(fingerprint)
+            self._fingerprints_of_gram[value].append(fingerprint)
 
-    def closest(self, mine: Sequence[int], leave_out: str = "") -> float:
-        """The largest overlap of a sketch with one of those here."""
-        held = (self._holders.get(value, ()) for value in mine)
-        shared = Counter(holder for own in held if len(own) <= COMMON for holder in own)
+    def closest(self, hashes: Sequence[int], leave_out: str = "") -> float:
+        """Return the largest overlap of a sketch with one in the index.
+
+        Args:
+            leave_out: fingerprint of a question to ignore.
+        """
+        holders = (self._fingerprints_of_gram.get(value, ()) for value in hashes)
+        shared = Counter(
+            fingerprint
+            for fingerprints in holders
+            if len(fingerprints) <= COMMON
+            for fingerprint in fingerprints
+        )
         shared.pop(leave_out, None)
         likely = [self.sketches[other] for other, _ in shared.most_common(LIKELY)]
-        return max((overlap(mine, other) for other in likely), default=0.0)
+        return max((overlap(hashes, other) for other in likely), default=0.0)

@@ -1,6 +1,4 @@
-"""Texts for continued pre-training: read from files or the hub, cleaned, split; what was done to them, told
-so that a person can judge it.
-"""
+"""Texts for continued pre-training: read from files or the hub, then cleaned."""
 
 from __future__ import annotations
 
@@ -10,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import Unreadable, abridged, too_many, where
+from finetune.data.bad_rows import Unreadable, abridged, bad_rows_report, where
 from finetune.data.cleaning import Cleaning, Draft, Text, clean
 from finetune.data.data_files import DataFile, data_files, files_below, without_test
 from finetune.data.delimited import is_table
 from finetune.data.encodings import BROKEN_PACK, NOT_DECODED, UnknownEncodingError, open_text, undecoded
-from finetune.data.question_columns import looks_asked
+from finetune.data.question_columns import looks_like_question
 from finetune.runtime import git_lfs
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
@@ -23,7 +21,7 @@ from finetune.runtime.file_types import READABLE, is_readable, suffix_of
 from finetune.runtime.strict_json import BoundedLines, LineTooLongError
 
 COLUMNS = ("text", "content", "paragraphs", "paragraph", "文字", "文本", "內容", "内容", "內文", "正文")
-OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what they are for
+OTHER_TASKS = (  # (columns of rows that are no texts, name of such rows, the task for them)
     (({"question", "問題"}, {"A", "choices", "options", "選項1"}), "考題", "--task sft 或 --task exam"),
     (({"instruction"}, {"output"}), "指令與回答", "--task sft"),
     (({"messages", "conversations"},), "對話", "--task sft"),
@@ -32,11 +30,14 @@ OTHER_TASKS = (  # columns of rows that are no texts: what they look like, what 
 
 @dataclass
 class Corpus:
-    """Texts, where they came from (a path, or a hub name with revision and commit), what the cleaning did.
+    """Texts, their origin (a path, or a hub name with revision and commit), and what the cleaning did.
 
-    counts: `read` texts with `read_characters`; of each step done, how often: `urls`, `numbering` (numbers),
-    `punctuation` (places), `titles` (rows that went into another one), `too_short`, `cut` (documents) into
-    `parts`, `duplicates`, `near_duplicates`.
+    Attributes:
+        counts: `read` texts with `read_characters`; of each step done, how often: `urls`, `numbering`
+            (numbers), `punctuation` (places), `titles` (rows merged into another one), `too_short`, `cut`
+            (documents) into `parts`, `duplicates`, `near_duplicates`.
+        examples: of each step, (before, after).
+        skipped: rows left out, each with the reason.
     """
 
     texts: list[Text]
@@ -50,7 +51,7 @@ class Corpus:
 
     @property
     def lengths(self) -> list[int]:
-        """Characters of each text, ascending."""
+        """Number of characters of each text, ascending."""
         return sorted(len(text.text) for text in self.texts)
 
 
@@ -65,24 +66,24 @@ def read_corpus(
     flag: str = "--dataset",
     text_column: str = "",
 ) -> Corpus:
-    """Texts from a hub name, a folder (all files in it and below), or one json/jsonl/csv/parquet/txt file.
+    """Read texts from the hub, a folder (all files in it and below), or one json/jsonl/csv/parquet/txt file.
 
-    Rows: a text itself, or `title` (optional) with one of COLUMNS; `paragraphs` may be a list.
-    In a .txt, documents are separated by blank lines; without any the whole file is one.
+    A row is a text, or has `title` (optional) and one of COLUMNS; `paragraphs` may be a list. In a .txt,
+    documents are separated by blank lines; without any the whole file is one.
 
     Args:
-        revision: of the hub data set; None is `main`.
+        revision: of a data set on the hub; None is `main`.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
-        flag: what named the source, for messages.
-        text_column: the one that holds the texts; "" is the first of COLUMNS.
+        flag: the flag that named the source, for messages.
+        text_column: the column of the texts; "" is the first of COLUMNS.
 
     Raises:
-        UserError: nothing there, bad rows, rows that are questions, nothing left after cleaning.
+        UserError: nothing to read, bad rows, rows that are questions, or nothing left after cleaning.
     """
     folder, files, origin = hub_dataset.find_files(source, revision or "main", flag, with_texts=True)
     if not Path(source).expanduser().is_file():
-        _tell_others(folder, files)
+        _log_skipped_files(folder, files)
     if not files:
         raise UserError(f"{flag} {source}：裡面沒有文字檔（要 {'、'.join((*READABLE, '.txt'))}）")
     problems: list[str] = []
@@ -91,7 +92,7 @@ def read_corpus(
         draft for file in without_test(files) for draft in _drafts(file, folder, flag, columns, problems)
     ]
     if problems and on_bad_rows == "fail":
-        raise UserError(too_many(problems, len(drafts), "篇"))
+        raise UserError(bad_rows_report(problems, len(drafts), "篇"))
     if not drafts:
         raise UserError(abridged(problems) or f"{flag} {source}：一篇文字也沒有")
     texts, cleaned = clean(drafts, cleaning)
@@ -102,7 +103,7 @@ def read_corpus(
 
 
 def holds_texts(source: str) -> bool:
-    """True for a local file or folder whose first row is a text, and no question."""
+    """Return whether the first row of a local file or folder is a text, and no question."""
     path = Path(source).expanduser()
     files = data_files(path, with_texts=True) if path.is_dir() else [DataFile(path)]
     if not files or not files[0].path.is_file() or not is_readable(files[0].path, ".txt"):
@@ -112,11 +113,12 @@ def holds_texts(source: str) -> bool:
     row = next((row for _, row in files[0].rows() if not isinstance(row, Unreadable)), {})
     if not isinstance(row, dict):
         return isinstance(row, str)
-    return bool(row.keys() & {*COLUMNS} and not row.keys() & {"question", "問題"} and not looks_asked(row))
+    is_question = row.keys() & {"question", "問題"} or looks_like_question(row)
+    return bool(row.keys() & {*COLUMNS} and not is_question)
 
 
-def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
-    """Says which files of a folder are no texts."""
+def _log_skipped_files(folder: Path, files: Sequence[DataFile]) -> None:
+    """Log which files of a folder are no texts."""
     read = {file.path for file in files}
     if others := [file for file in files_below(folder) if file not in read]:
         names = "、".join(file.relative_to(folder).as_posix() for file in others[:5])
@@ -127,11 +129,11 @@ def _tell_others(folder: Path, files: Sequence[DataFile]) -> None:
 def _drafts(
     file: DataFile, folder: Path, flag: str, columns: Sequence[str], problems: list[str]
 ) -> Iterator[Draft]:
-    """The texts of one file; each row that is none adds `file:line: reason` to `problems`."""
+    """Yield the texts of one file; each other row adds `file:line: reason` to `problems`."""
     path = file.path
     for line, row in _txt_rows(path) if suffix_of(path) == ".txt" else file.rows():
         try:
-            yield _parsed(row, f"{path.relative_to(folder)}:{line}", columns)
+            yield _parse_row(row, f"{path.relative_to(folder)}:{line}", columns)
         except _OtherTaskError as error:
             raise UserError(f"{flag} {path}：{error}") from None
         except ValueError as error:
@@ -139,10 +141,15 @@ def _drafts(
 
 
 def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
-    """(first line, document) of each document."""
-    start, document, empty = 1, [], True
+    """Yield (first line, document) of each document of a .txt.
+
+    Raises:
+        UserError: a packed file breaks off.
+    """
+    start, empty = 1, True
+    paragraph_lines: list[str] = []
     if git_lfs.is_pointer(file):
-        yield 0, Unreadable(git_lfs.told(file))
+        yield 0, Unreadable(git_lfs.pointer_problem(file))
         return
     try:
         with open_text(file) as stream:
@@ -151,11 +158,11 @@ def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
                 if NOT_DECODED.search(line):
                     yield lines.number, Unreadable(undecoded(line))
                 elif line.strip():
-                    start, empty = start if document else lines.number, False
-                    document.append(line.removesuffix("\n"))
-                elif document:
-                    yield start, "\n".join(document)
-                    document = []
+                    start, empty = start if paragraph_lines else lines.number, False
+                    paragraph_lines.append(line.removesuffix("\n"))
+                elif paragraph_lines:
+                    yield start, "\n".join(paragraph_lines)
+                    paragraph_lines = []
     except UnknownEncodingError as error:
         yield 0, Unreadable(error)
         return
@@ -167,21 +174,21 @@ def _txt_rows(file: Path) -> Iterator[tuple[int, str]]:
     except OSError as error:
         yield 0, Unreadable(f"讀不到（{error.strerror or error}）")
         return
-    if document:
-        yield start, "\n".join(document)
+    if paragraph_lines:
+        yield start, "\n".join(paragraph_lines)
     if empty:
         yield 0, Unreadable("空的檔案")
 
 
 class _OtherTaskError(ValueError):
-    """A row for another kind of training."""
+    """A row belongs to another task."""
 
 
-def _parsed(row: object, row_id: str, columns: Sequence[str]) -> Draft:
-    """A row as a document.
+def _parse_row(row: object, row_id: str, columns: Sequence[str]) -> Draft:
+    """Return a row as a document.
 
     Args:
-        columns: where its text may be; the first that is there counts.
+        columns: where its text may be; the first that the row has counts.
 
     Raises:
         ValueError: it holds no text; the reason, in Chinese.
@@ -199,31 +206,32 @@ def _parsed(row: object, row_id: str, columns: Sequence[str]) -> Draft:
                 raise _OtherTaskError(f"看起來是{looks_like}（{listed(row)}），不是文章；這種資料用 {task}")
         empty = [name for name in columns if name in row]
         missing = f"沒有 {'、'.join(columns)} {'這一欄' if len(columns) == 1 else '任何一欄'}"
-        there = f"有的是 {listed(row)}；用 --text_column 指出文字在哪一欄" if row else "是空的物件"
-        raise ValueError(f"{empty[0]} 是空的" if empty else f"{missing}，{there}")
+        present = f"有的是 {listed(row)}；用 --text_column 指出文字在哪一欄" if row else "是空的物件"
+        raise ValueError(f"{empty[0]} 是空的" if empty else f"{missing}，{present}")
     title, value = row.get("title"), row[column]
     if isinstance(title, (list, dict)):
         raise ValueError(f"title 應該是文字，得到 {type(title).__name__}")
     paragraphs = value if column == "paragraphs" and isinstance(value, list) else [value]
-    if wrong := [type(one).__name__ for one in paragraphs if not isinstance(one, str)]:
+    if wrong := [type(paragraph).__name__ for paragraph in paragraphs if not isinstance(paragraph, str)]:
         raise ValueError(f"{column} 應該是文字，得到 {wrong[0]}")
-    if not any(one.strip() for one in paragraphs):
+    if not any(paragraph.strip() for paragraph in paragraphs):
         raise ValueError(f"{column} 是空的")
-    lines = [line for one in paragraphs if one.strip() for line in re.split(r"\r\n|\r|\n", one.strip())]
+    lines = [
+        line
+        for paragraph in paragraphs
+        if paragraph.strip()
+        for line in re.split(r"\r\n|\r|\n", paragraph.strip())
+    ]
     return Draft(lines, "" if title is None else str(title).strip(), row_id)
 
 
 def _nothing_left(corpus: Corpus, cleaning: Cleaning, named: str) -> str:
-    took = {"too_short": "太短", "duplicates": "重複", "near_duplicates": "幾乎重複"}
-    told = [f"{name} {corpus.counts[key]} 篇" for key, name in took.items() if corpus.counts.get(key)]
+    """Return the message for a corpus of which cleaning left nothing."""
+    reasons = {"too_short": "太短", "duplicates": "重複", "near_duplicates": "幾乎重複"}
+    dropped = [f"{name} {corpus.counts[key]} 篇" for key, name in reasons.items() if corpus.counts.get(key)]
+    why = "、".join(dropped) or "都是空的"
     return (
-        f"{named}：讀到 {corpus.counts['read']} 篇，清理之後一篇也不剩（{'、'.join(told) or '都是空的'}）。"
+        f"{named}：讀到 {corpus.counts['read']} 篇，清理之後一篇也不剩（{why}）。"
         f"訓練時（先看結果就加 --inspect）把 --min_chars 調小（現在是 {cleaning.min_chars}），"
         f"或用 --clean 選要做的步驟（現在是 {','.join(cleaning.steps)}）"
     )
-
-
-# ---- splitting ---------------------------------------------------------------------------------------------
-
-
-# ---- telling -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What cleaning did to texts, on the screen: counts, examples, JSON."""
+"""Report of what cleaning did to texts: counts, examples, JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune.data.corpus import Corpus, read_corpus
 from finetune.runtime import console
 from finetune.runtime.console import log
 
-DONE = {  # in `counts` -> what was done to what
+DONE = {  # key of `counts` -> object and effect of the step
     "urls": ("網址", "刪去 {:,} 個"),
     "numbering": ("段落編號", "刪去 {:,} 個"),
     "punctuation": ("標點、空白與字形", "改了 {:,} 處"),
@@ -26,10 +26,14 @@ DONE = {  # in `counts` -> what was done to what
 
 
 def describe(corpus: Corpus) -> None:
-    """Prints what was read and what the cleaning did."""
+    """Log what was read and what the cleaning did."""
     log(f"語料 {corpus.origin}：{_totals(corpus)}")
     counts = corpus.counts
-    done = [what + did.format(counts[key], **counts) for key, (what, did) in DONE.items() if counts.get(key)]
+    done = [
+        title + effect.format(counts[key], **counts)
+        for key, (title, effect) in DONE.items()
+        if counts.get(key)
+    ]
     if done:
         log(f"  清理：{'；'.join(done)}")
     if corpus.skipped:
@@ -39,11 +43,12 @@ def describe(corpus: Corpus) -> None:
 
 
 def _totals(corpus: Corpus) -> str:
+    """Return the number of texts and characters."""
     return f"{len(corpus):,} 篇，{sum(corpus.lengths):,} 字"
 
 
 def as_dict(corpus: Corpus) -> dict:
-    """What was found, for --json."""
+    """Return the report for --json."""
     return {
         "origin": corpus.origin,
         "texts": len(corpus),
@@ -60,7 +65,7 @@ def as_dict(corpus: Corpus) -> dict:
 
 
 def as_text(corpus: Corpus, width: int = 100) -> str:
-    """The same as a page for a person.
+    """Return the report as a page of text.
 
     Args:
         width: columns of a line of an example; a Chinese character takes two.
@@ -75,11 +80,11 @@ def as_text(corpus: Corpus, width: int = 100) -> str:
     if counted := [key for key in DONE if key in counts]:
         lines += ["清理的每一步（【】是刪掉、改掉與換上的字，✂ 是切開的地方）：", ""]
     for number, key in enumerate(counted, 1):
-        what, did = DONE[key]
-        lines.append(f"{number}. {what}：{did.format(counts[key], **counts) if counts[key] else '沒有'}")
+        title, effect = DONE[key]
+        lines.append(f"{number}. {title}：{effect.format(counts[key], **counts) if counts[key] else '沒有'}")
         for before, after in corpus.examples.get(key, ()):
-            was, now = marked(before, after, width - 7)
-            lines += [f"   前 {was}", f"   後 {now}"] if after else [f"   丟 {was}"]
+            before_line, after_line = marked(before, after, width - 7)
+            lines += [f"   前 {before_line}", f"   後 {after_line}"] if after else [f"   丟 {before_line}"]
     lines.append("")
     if skipped := corpus.skipped:
         lines += [f"讀不了、略過的 {len(skipped)} 列：", *(f"  - {row}" for row in skipped[:20])]
@@ -88,23 +93,26 @@ def as_text(corpus: Corpus, width: int = 100) -> str:
 
 
 def marked(before: str, after: str, width: int) -> tuple[str, str]:
-    """Both texts from shortly before their first difference, on one line each of at most `width` columns,
-    with 【】 around what differs.
+    """Mark the differences of two texts with 【】, each on one line of at most `width` columns.
+
+    Both begin shortly before their first difference.
     """
     if not after:
         return _fitted(_visible(before), width), ""
-    steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    was, now = [], []
-    for kind, a, b, c, d in steps:
+    changes = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    before_pieces: list[str] = []
+    after_pieces: list[str] = []
+    for kind, a, b, c, d in changes:
         pair = before[a:b], after[c:d]
-        alike = kind == "replace" and unicodedata.normalize("NFC", pair[0]) == pair[1]
-        for line, piece in zip((was, now), pair, strict=True):
-            codes = "‹" + " ".join(f"U+{ord(x):04X}" for x in piece) + "›" if alike else ""
+        is_normalised = kind == "replace" and unicodedata.normalize("NFC", pair[0]) == pair[1]
+        for line, piece in zip((before_pieces, after_pieces), pair, strict=True):
+            codes = "‹" + " ".join(f"U+{ord(x):04X}" for x in piece) + "›" if is_normalised else ""
             line.append(f"【{_visible(piece)}{codes}】" if kind != "equal" and piece else _visible(piece))
-    return _fitted("".join(was), width), _fitted("".join(now), width)
+    return _fitted("".join(before_pieces), width), _fitted("".join(after_pieces), width)
 
 
 def _fitted(line: str, width: int) -> str:
+    """Cut a line to `width` columns."""
     columns = 0
     for at, character in enumerate(line):
         columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
@@ -115,7 +123,7 @@ def _fitted(line: str, width: int) -> str:
 
 
 def _visible(text: str) -> str:
-    """Line ends and characters that cannot be seen, as signs."""
+    """Return a text with signs for line ends and invisible characters."""
     return "".join(
         "⏎" if c == "\n" else f"‹U+{ord(c):04X}›" if unicodedata.category(c) in ("Cc", "Cf", "Co") else c
         for c in text
@@ -123,12 +131,16 @@ def _visible(text: str) -> str:
 
 
 def show(corpus: Corpus, as_json: bool = False) -> None:
-    """--inspect: the texts before and after, on stdout."""
+    """Print the report on stdout, for --inspect."""
     console.print_result(console.as_json(as_dict(corpus)) if as_json else as_text(corpus))
 
 
 def show_texts_report(source: str, as_json: bool, text_column: str = "") -> int:
-    """--inspect of texts, cleaned in the usual way. Returns the exit code, 2 when rows are unusable."""
+    """Print the report of texts, cleaned in the usual way, for --inspect.
+
+    Returns:
+        the exit code, 2 when rows are unusable.
+    """
     corpus = read_corpus(source, Cleaning(), None, "skip", "--inspect", text_column)
     show(corpus, as_json)
     return 2 if corpus.skipped else 0

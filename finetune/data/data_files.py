@@ -1,6 +1,6 @@
-"""Which files of a folder are data, and which split, configuration and subject each holds.
+"""Data files of a folder, with the split, configuration and subject that each holds.
 
-Names tell, as on the hub: `train.csv`, `physics_dev.csv` (TMMLU+, C-Eval), `test/physics.csv` (CMMLU),
+Names decide, as on the hub: `train.csv`, `physics_dev.csv` (TMMLU+, C-Eval), `test/physics.csv` (CMMLU),
 `data/train-00000-of-00002.parquet`, `config/validation-00000-of-00001.parquet`, and the folders that
 `save_to_disk` writes. A file may hold several splits itself: {"train": […], "test": […]}, or a sheet each.
 """
@@ -26,14 +26,15 @@ SPLITS = {
     "验证": "validation", "test": "test", "testing": "test", "測試": "test", "测试": "test",
 }  # fmt: skip
 ORDER = ("train", "", "dev", "validation", "test")
-# What programs write beside the rows, this one among them.
+# Files that programs, this one among them, write beside the rows.
 ABOUT = {
     "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json",
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "run_card.json", "results.json",
     "all_results.json", "predictions.jsonl", "train_log.jsonl", "test_qa_data.json", "manifest.json",
     "package.json",
 }  # fmt: skip
-TELLING = {"readme", "license", "licence", "notice", "requirements", "vocab", "changelog"}  # .txt about them
+# .txt files about the data
+DOCUMENTS = {"readme", "license", "licence", "notice", "requirements", "vocab", "changelog"}
 CACHES = re.compile(r"(cache|indices)[-.\w]*\.arrow")
 NO_SUBJECT = re.compile(
     r"(data|part|shard|chunk|file|questions?|exam|rows|default|all)?([-_.]?\d+)*(-of-\d+)?"
@@ -45,8 +46,11 @@ SHARD = re.compile(r"[-_.]\d+(-of-\d+)?$")
 class DataFile:
     """A file of rows, or a part of one.
 
-    split: train, dev, validation, test, "" where nothing tells. config: the folders above that are no split.
-    subject: what the file's name says beside the split. part: the list or sheet in the file, "" for all.
+    Attributes:
+        split: train, dev, validation, test, or "" where nothing says.
+        config: the folders above it that are no split.
+        subject: the part of the file name beside the split.
+        part: the list or sheet in the file, "" for all.
     """
 
     path: Path
@@ -56,21 +60,24 @@ class DataFile:
     part: str = ""
 
     def rows(self, required: Sequence[Sequence[str]] = ()) -> Rows:
+        """Read the rows; see `tables.read_table`."""
         return read_table(self.path, required, self.part)
 
 
 def split_of(name: str) -> str:
-    """Whole words count: `train-00000-of-00001` and `test_matched` are splits, `contest` is none. Of several
-    the last word of the name counts, or none does.
+    """Return the split that a name holds, "" for none.
+
+    Whole words count: `train-00000-of-00001` and `test_matched` are splits, `contest` is none. Of several
+    splits the last word of the name counts, or none does.
     """
     words = re.split(r"[\W_\d]+", name.lower())
-    found = {SPLITS[word] for word in words if word in SPLITS}
+    splits = {SPLITS[word] for word in words if word in SPLITS}
     last = SPLITS.get(next((word for word in reversed(words) if word), ""), "")
-    return found.pop() if len(found) == 1 else last
+    return splits.pop() if len(splits) == 1 else last
 
 
 def stem_of(file: Path) -> str:
-    """`x` of x.csv and of x.csv.gz."""
+    """Return the name without suffixes: `x` of x.csv and of x.csv.gz."""
     suffix = suffix_of(file)
     name = file.name
     at = name.lower().rfind(suffix) if suffix else -1
@@ -78,7 +85,7 @@ def stem_of(file: Path) -> str:
 
 
 def data_file(file: Path) -> list[DataFile]:
-    """A file that was named itself: its parts, if it has any; else as its name says."""
+    """Return a file given by its own name: its parts, if it has any, else the file with its name's split."""
     stem = stem_of(file)
     subject, _, tail = stem.rpartition("_")
     split = SPLITS.get(tail.lower(), "")
@@ -88,18 +95,19 @@ def data_file(file: Path) -> list[DataFile]:
 
 
 def data_files(folder: Path, with_texts: bool = False) -> list[DataFile]:
-    """Those of a folder and of the folders below it. A .txt counts where asked for, or where there is no
-    table.
+    """Return the data files of a folder and of the folders below it.
+
+    A .txt counts with `with_texts`, or where there is no table.
     """
     below = [file for file in files_below(folder) if not _is_about(file)]
-    found = [file for file in below if is_readable(file)]
-    if with_texts or not found:
-        found += [file for file in below if suffix_of(file) == ".txt"]
-    return [part for file in _once_each(found) for part in _parts(_placed(folder, file))]
+    files = [file for file in below if is_readable(file)]
+    if with_texts or not files:
+        files += [file for file in below if suffix_of(file) == ".txt"]
+    return [part for file in _drop_other_formats(files) for part in _parts(_from_path(folder, file))]
 
 
 def without_test(files: list[DataFile]) -> list[DataFile]:
-    """The files to train on, where a folder also has a test part."""
+    """Return the files to train on: those without the test split where a folder has a training split."""
     if not any(file.split == "train" for file in files):
         return files
     if left := [file.path.name for file in files if file.split == "test"]:
@@ -108,7 +116,7 @@ def without_test(files: list[DataFile]) -> list[DataFile]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file in a folder and below it that is not hidden, in order."""
+    """Yield every file in a folder and below it that is not hidden, in order."""
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         if not any(part.startswith((".", "__MACOSX")) for part in parts) and file.is_file():
@@ -116,15 +124,16 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_about(file: Path) -> bool:
+    """Return whether a file describes the data, or is a cache of them."""
     return (
         file.name in ABOUT
         or bool(CACHES.fullmatch(file.name))
-        or (suffix_of(file) == ".txt" and file.stem.lower() in TELLING)
+        or (suffix_of(file) == ".txt" and file.stem.lower() in DOCUMENTS)
     )
 
 
-def _once_each(files: list[Path]) -> list[Path]:
-    """Without the second of two files that hold the same rows in two formats: x.csv beside x.xlsx."""
+def _drop_other_formats(files: list[Path]) -> list[Path]:
+    """Drop the second of two files with the same rows in two formats: x.csv beside x.xlsx."""
     order = [*SUFFIXES, *READABLE]
     kept: dict[tuple[Path, str], Path] = {}
     for file in sorted(files, key=lambda file: [*order, suffix_of(file)].index(suffix_of(file))):
@@ -134,8 +143,11 @@ def _once_each(files: list[Path]) -> list[Path]:
     return sorted(kept.values())
 
 
-def _placed(folder: Path, file: Path) -> DataFile:
-    """Of a path in the folder: `sst2/x_dev.csv` -> dev of sst2, subject x; `data/train/0.json` -> train."""
+def _from_path(folder: Path, file: Path) -> DataFile:
+    """Return split, configuration and subject by the path in the folder.
+
+    `sst2/x_dev.csv` is dev of sst2, subject x; `data/train/0.json` is train.
+    """
     stem, parents = stem_of(file), list(file.relative_to(folder).parts[:-1])
     split = split_of(stem)
     subject = ""
@@ -155,7 +167,7 @@ def _placed(folder: Path, file: Path) -> DataFile:
 
 
 def _parts(file: DataFile) -> list[DataFile]:
-    """The splits that a file itself holds."""
+    """Return the splits within a file as parts of it, or the file."""
     suffix = suffix_of(file.path)
     names: list[str] = []
     if suffix in (".json", ".jsonl"):
@@ -168,38 +180,39 @@ def _parts(file: DataFile) -> list[DataFile]:
     return [replace(file, split=split, part=name) for split, name in zip(splits, names, strict=True)]
 
 
-def nothing_in(folder: Path, named: str, *more: str) -> str:
-    """Why a folder holds no data: what is there instead, and what to do with it.
+def no_data_message(folder: Path, named: str, *other_suffixes: str) -> str:
+    """Return the message for a folder without data: what it holds instead, and what to do with it.
 
     Args:
         named: flag and source.
-        more: suffixes that would do too.
+        other_suffixes: suffixes that would do too.
     """
-    kinds = "、".join((*READABLE, *more))
-    there = list(files_below(folder))
-    for file in there:
+    expected = "、".join((*READABLE, *other_suffixes))
+    files = list(files_below(folder))
+    for file in files:
         if way := WAYS_OUT.get(file.suffix.lower()):
-            return f"{named}：裡面沒有 {kinds} 檔，有 {file.name}：{way}"
-    seen = "、".join(file.name for file in there[:5])
-    more = " 等" if len(there) > 5 else ""
-    return f"{named}：裡面沒有 {kinds} 檔" + (f"，有的是 {seen}{more}" if seen else "（空的資料夾）")
+            return f"{named}：裡面沒有 {expected} 檔，有 {file.name}：{way}"
+    names = "、".join(file.name for file in files[:5])
+    more = " 等" if len(files) > 5 else ""
+    return f"{named}：裡面沒有 {expected} 檔" + (f"，有的是 {names}{more}" if names else "（空的資料夾）")
 
 
-# ---- what the card of a data set says of its classes -------------------------------------------------------
+# ---- class names in the card of a data set -----------------------------------------------------------------
 
 
 def card_classes(folder: Path, column: str, config: str = "") -> tuple[str, ...]:
-    """The names of a ClassLabel column by dataset_infos.json, dataset_info.json or the README.md of a data
-    set's folder; () where they say nothing.
+    """Return the names of a ClassLabel column from the description of a data set; () without any.
+
+    They are in dataset_infos.json, dataset_info.json or the README.md of its folder.
     """
-    for features in _noted_features(folder, config):
+    for features in _card_features(folder, config):
         if names := names_of_feature(features.get(column)):
             return names
     return ()
 
 
 def names_of_feature(feature: object) -> tuple[str, ...]:
-    """Of a ClassLabel, or of a list of them, as `datasets` notes it in JSON; else ()."""
+    """Return the names of a ClassLabel, or of a list of them, as `datasets` writes it in JSON; else ()."""
     if isinstance(feature, list):
         feature = feature[0] if feature else {}
     if isinstance(feature, dict):
@@ -213,51 +226,56 @@ def names_of_feature(feature: object) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def _noted_features(folder: Path, config: str) -> Iterator[dict]:
-    """The features of each configuration, that of this name first."""
-    notes: list[tuple[str, object]] = []
+def _card_features(folder: Path, config: str) -> Iterator[dict]:
+    """Yield the features of each configuration, the one named `config` first."""
+    candidates: list[tuple[str, object]] = []
     for name in ("dataset_infos.json", "dataset_info.json"):
-        noted = _read_json(folder / name)
-        if isinstance(noted, dict):
-            if "features" in noted:
-                notes.append(("", noted["features"]))
-            notes += [(str(key), one.get("features")) for key, one in noted.items() if isinstance(one, dict)]
-    infos = _card(folder / "README.md").get("dataset_info") or []
+        info_file = _read_json(folder / name)
+        if isinstance(info_file, dict):
+            if "features" in info_file:
+                candidates.append(("", info_file["features"]))
+            candidates += [
+                (str(key), info.get("features")) for key, info in info_file.items() if isinstance(info, dict)
+            ]
+    infos = _read_card(folder / "README.md").get("dataset_info") or []
     for info in [infos] if isinstance(infos, dict) else infos if isinstance(infos, list) else []:
         if not isinstance(info, dict):
             continue
-        listed = info.get("features")
-        columns = listed if isinstance(listed, list) else []
-        features = {one.get("name"): _of_card(one) for one in columns if isinstance(one, dict)}
-        notes.append((str(info.get("config_name", "")), features))
-    for _, features in sorted(notes, key=lambda note: note[0] != config):
-        if isinstance(features, dict):
-            yield features
+        entries = info.get("features")
+        entries = entries if isinstance(entries, list) else []
+        features = {
+            column.get("name"): _card_column(column) for column in entries if isinstance(column, dict)
+        }
+        candidates.append((str(info.get("config_name", "")), features))
+    for _, columns in sorted(candidates, key=lambda candidate: candidate[0] != config):
+        if isinstance(columns, dict):
+            yield columns
 
 
-def _of_card(column: dict) -> object:
-    """A column of a card's YAML in the form of dataset_infos.json."""
+def _card_column(column: dict) -> object:
+    """Return a column of a card's YAML in the form of dataset_infos.json."""
     dtype = column.get("dtype", column.get("sequence", column.get("list")))
     inside = dtype.get("class_label", dtype) if isinstance(dtype, dict) else {}
     return inside if isinstance(inside, dict) else {}
 
 
 def _read_json(file: Path) -> object:
+    """Return the content of a JSON file, None where it cannot be read or is too large."""
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 1 << 24 else None
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _card(file: Path) -> dict:
-    """The YAML at the beginning of a README.md."""
+def _read_card(file: Path) -> dict:
+    """Return the YAML at the beginning of a README.md, {} where it has none."""
     import yaml
 
     try:
         with file.open(encoding="utf-8", errors="replace") as stream:
             text = stream.read(1 << 20)
         head = re.match(r"---\n(.*?)\n---", text.removeprefix("\ufeff").replace("\r\n", "\n"), re.DOTALL)
-        found = yaml.safe_load(head[1]) if head else {}
+        content = yaml.safe_load(head[1]) if head else {}
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

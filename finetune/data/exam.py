@@ -1,6 +1,6 @@
-"""Exam questions: read from the hub, a folder or a file; chosen by subject; split without leaking.
+"""Exam questions: read from the hub, a folder or a file, and chosen by subject.
 
-Text stays text: nothing guesses types, so the options `NA`, `None`, `1.0` and `無` arrive as they were
+Text stays text: no types are guessed, so the options `NA`, `None`, `1.0` and `無` arrive as they were
 written.
 """
 
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import Unreadable, abridged, too_many, where
-from finetune.data.data_files import DataFile, nothing_in, stem_of
+from finetune.data.bad_rows import Unreadable, abridged, bad_rows_report, where
+from finetune.data.data_files import DataFile, no_data_message, stem_of
 from finetune.data.question import Question, Statement, as_dict
 from finetune.data.question_columns import find_columns
-from finetune.data.question_rows import NOT_ASKED, Draft, Reading, Survey, draft
+from finetune.data.question_rows import NO_QUESTION_COLUMN, Draft, Reading, Survey, draft
 from finetune.data.question_store import QuestionStore, QuestionView, as_view, concat
 from finetune.data.subjects import CATEGORIES, category_of, chinese_name
 from finetune.runtime.console import log
@@ -31,14 +31,15 @@ SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "
 
 @dataclass
 class Exam:
-    """Questions by official split, and where they came from.
+    """Questions by official split, and their origin.
 
     Attributes:
-        told: sentences a model may read.
-        keyless: questions without an answer, by split: they can be asked, and neither taught nor scored.
-        notes: what was interpreted in reading, in words.
-        columns: those of the first question, for messages.
-        dev: the split that files called so are in.
+        skipped: rows left out, each with the reason.
+        statements: sentences that a model may be pre-trained on.
+        keyless: questions without an answer, by split: they can be answered, but not trained on or scored.
+        notes: how the rows were read, in words.
+        columns: columns of the first question, for messages.
+        dev: the split that files named dev belong to.
     """
 
     questions: dict[str, Sequence[Question]]
@@ -51,14 +52,14 @@ class Exam:
     dev: str = "train"
 
     def split(self, name: str) -> str:
-        """The official name of a split that a person calls `dev`, `val` or `test`."""
+        """Return the official name of a split that a person calls `dev`, `val` or `test`."""
         return self.dev if name == "dev" else SPLITS.get(name, name)
 
     def __len__(self) -> int:
         return sum(map(len, self.questions.values()))
 
     def need_answers(self, named: str) -> None:
-        """Raises UserError where no question has an answer."""
+        """Raise UserError where no question has an answer."""
         if not len(self):
             count = sum(map(len, self.keyless.values()))
             raise UserError(
@@ -78,56 +79,61 @@ def read_exam(
     flag: str = "--dataset",
     answers_from: str = "auto",
 ) -> Exam:
-    """Questions from a hub name, a folder in TMMLU+'s layout, or one csv/json/jsonl/parquet file.
+    """Read questions from the hub, a folder in TMMLU+'s layout, or one csv/json/jsonl/parquet file.
 
     Args:
         source: `ikala/tmmluplus`, `./folder` ({subject}_{dev,val,test}.csv, also in data/ below it) or
             `./file.csv`.
-        revision: of the hub data set.
+        revision: of a data set on the hub.
         subjects: `all`, or subject and category names (English or Chinese) separated by commas.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
-        flag: what named the source, for messages.
+        flag: the flag that named the source, for messages.
         answers_from: `0` or `1`, the number of the first option in integer answers; `auto` looks at all rows.
 
     Raises:
-        UserError: nothing there, bad rows, unknown subjects, integers that may count from 0 or from 1.
+        UserError: nothing to read, bad rows, unknown subjects, or integers that may count from 0 or from 1.
     """
     folder, files, origin = hub_dataset.find_files(source, revision, flag)
     if not files:
         layout = "（要 {科目}_{dev,val,test}.csv 之類的題目檔）"
-        raise UserError(nothing_in(folder, f"{flag} {source}") + layout)
-    wanted = _choose_files(_by_split(files), subjects)
-    told = None if answers_from == "auto" else int(answers_from)
-    found = _Reader(Reading())
-    found.read(wanted)
-    reading = found.survey.reading(f"{flag} {source}", told)
-    notes = found.survey.notes(reading, told)
-    if reading != found.reading:  # only now is it known how the rows are meant
-        found = _Reader(reading)
-        found.read(wanted)
+        raise UserError(no_data_message(folder, f"{flag} {source}") + layout)
+    wanted = _choose_files(_assign_splits(files), subjects)
+    first_option = None if answers_from == "auto" else int(answers_from)
+    reader = _Reader(Reading())
+    reader.read(wanted)
+    reading = reader.survey.reading(f"{flag} {source}", first_option)
+    notes = reader.survey.notes(reading, first_option)
+    if reading != reader.reading:  # only the whole data set shows how its rows are meant: read them again
+        reader = _Reader(reading)
+        reader.read(wanted)
     if notes:
         log(f"{flag} {source} 的讀法：{'；'.join(notes)}")
-    problems = found.problems
+    problems = reader.problems
     if problems and on_bad_rows == "fail":
-        raise UserError(too_many(problems, found.count, "題"))
-    both = [(True, split) for split in found.questions] + [(False, split) for split in found.keyless]
-    rows = {key: (found.questions if key[0] else found.keyless)[key[1]] for key in both}
-    kept = choose_rows(rows, subjects)
-    questions, keyless = (
-        {split: some for (has, split), some in kept.items() if has is key} for key in (True, False)
-    )
+        raise UserError(bad_rows_report(problems, reader.count, "題"))
+    answered = {f"answered/{split}": part for split, part in reader.questions.items()}
+    unanswered = {f"keyless/{split}": part for split, part in reader.keyless.items()}
+    kept = choose_rows({**answered, **unanswered}, subjects)  # at once: a subject may be in one of them alone
+    questions = {split: kept[f"answered/{split}"] for split in reader.questions}
+    keyless = {split: kept[f"keyless/{split}"] for split in reader.keyless}
     if not any(questions.values()) and not any(keyless.values()):
         names = "、".join(file.path.name for file in wanted[:3])
         raise UserError(abridged(problems) or f"{flag} {source}：一題也沒有（{names}）")
     return Exam(
-        questions, origin, problems, dev=_dev_of(files), keyless=keyless, notes=notes, columns=found.columns
+        questions,
+        origin,
+        problems,
+        dev=_dev_split(files),
+        keyless=keyless,
+        notes=notes,
+        columns=reader.columns,
     )
 
 
 @dataclass
 class _Reader:
-    """The questions of files, read in one way; those without an answer apart."""
+    """Reads the questions of files under one `reading`; those without an answer are kept apart."""
 
     reading: Reading
     survey: Survey = field(default_factory=Survey)
@@ -135,49 +141,51 @@ class _Reader:
     keyless: dict[str, QuestionView] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
-    shelf: QuestionStore = field(default_factory=QuestionStore)
+    store: QuestionStore = field(default_factory=QuestionStore)
 
     @property
     def count(self) -> int:
+        """The number of questions, with and without an answer."""
         return sum(map(len, [*self.questions.values(), *self.keyless.values()]))
 
     def read(self, files: Iterable[DataFile]) -> None:
-        """A row that is no question adds `file:line：reason` to `problems`. So does one whose answer is
-        blank, unless no row of its file has one; `-1` and `-` say on purpose that there is none.
+        """Add the questions of files.
+
+        A row that is no question adds `file:line：reason` to `problems`, and so does one with a blank answer,
+        unless no row of its file has an answer; `-1` and `-` say on purpose that there is none.
         """
         for file in files:
-            kept, lines, keyed = (
-                QuestionView(shelf=self.shelf),
-                array("L"),
-                False,
-            )  # lines: 0 where it is on purpose
+            unanswered = QuestionView(store=self.store)
+            lines = array("L")  # of each question without an answer; 0 where that is on purpose
+            has_answers = False
             for line, drafted in self._drafts(file):
                 try:
                     question = drafted.question(self.reading, str(file.path))
                 except ValueError as error:
                     self.problems.append(f"{where(file.path, line)}：{error}")
-                    keyed = True
+                    has_answers = True
                     continue
                 if question.answer is not None:
-                    keyed = True
-                    self.questions.setdefault(file.split, QuestionView(shelf=self.shelf)).append(question)
+                    has_answers = True
+                    self.questions.setdefault(file.split, QuestionView(store=self.store)).append(question)
                 else:
-                    kept.append(question)
+                    unanswered.append(question)
                     lines.append(line if drafted.key.blank else 0)
-            if keyed:
+            if has_answers:
                 self.problems += [f"{where(file.path, line)}：answer 是空的" for line in lines if line]
-                kept = kept.pick(place for place, line in enumerate(lines) if not line)
-            if len(kept):
-                former = self.keyless.get(file.split, QuestionView(shelf=self.shelf))
-                self.keyless[file.split] = concat([former, kept])
+                unanswered = unanswered.pick(place for place, line in enumerate(lines) if not line)
+            if len(unanswered):
+                earlier = self.keyless.get(file.split, QuestionView(store=self.store))
+                self.keyless[file.split] = concat([earlier, unanswered])
 
     def _drafts(self, file: DataFile) -> Iterator[tuple[int, Draft]]:
+        """Yield (line, draft) of each row that is a question; note the others."""
         seen, stem = False, file.subject or stem_of(file.path)
         for line, row in file.rows():
             if isinstance(row, dict) and not seen:
                 seen, self.columns = True, self.columns or list(map(str, row))
-                if suffix_of(file.path) not in (".json", ".jsonl") and not find_columns(tuple(row)).asked:
-                    self.problems.append(f"{file.path}：{NOT_ASKED}，有的是 {listed(row)}")
+                if suffix_of(file.path) not in (".json", ".jsonl") and not find_columns(tuple(row)).question:
+                    self.problems.append(f"{file.path}：{NO_QUESTION_COLUMN}，有的是 {listed(row)}")
                     return  # all its rows have the same columns
             if isinstance(row, Unreadable):
                 self.problems.append(f"{where(file.path, line)}：{row}")
@@ -191,9 +199,10 @@ class _Reader:
             yield line, drafted
 
 
-def _by_split(files: list[DataFile]) -> list[DataFile]:
-    """The files in the splits and subjects of an exam: those without a split are left out where others have
-    one.
+def _assign_splits(files: list[DataFile]) -> list[DataFile]:
+    """Return the files with the splits and subjects of an exam.
+
+    Files without a split are left out where others have one.
     """
     named = [file for file in files if file.split]
     if named and (others := [file.path.name for file in files if not file.split]):
@@ -204,7 +213,7 @@ def _by_split(files: list[DataFile]) -> list[DataFile]:
     if "all" in configs and len(configs) > 1:
         log("略過 all：它的題目也在別的資料夾裡")
         files = [file for file in files if file.config != "all"]
-    dev = _dev_of(files)
+    dev = _dev_split(files)
     return [
         replace(
             file,
@@ -215,8 +224,11 @@ def _by_split(files: list[DataFile]) -> list[DataFile]:
     ]
 
 
-def _dev_of(files: list[DataFile]) -> str:
-    """`dev` is to train on (TMMLU+, C-Eval) beside a `val`, and to choose by beside a `train` alone."""
+def _dev_split(files: list[DataFile]) -> str:
+    """Return the split that `dev` files belong to.
+
+    It is the training split (TMMLU+, C-Eval) beside a `val`, and the validation split beside a `train` alone.
+    """
     splits = {file.split for file in files}
     return "validation" if "train" in splits and "validation" not in splits else "train"
 
@@ -224,11 +236,11 @@ def _dev_of(files: list[DataFile]) -> str:
 # ---- choosing subjects -------------------------------------------------------------------------------------
 
 
-def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
-    """The subjects named by --subjects, None for all.
+def _select_subjects(chosen: str, available: set[str]) -> set[str] | None:
+    """Return the subjects named by --subjects, None for all.
 
     Raises:
-        UserError: with each unknown name and the nearest known one.
+        UserError: unknown names, each with the nearest known one.
     """
     names = [name.strip() for name in re.split(r"[,，、]", chosen) if name.strip()]
     if not names or "all" in names:
@@ -242,8 +254,8 @@ def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
     for name in names:
         if name not in by_name:
             guess = nearest(name, by_name)
-            there = "、".join(sorted(map(chinese_name, available)))
-            hint = f"有的是：{there}" if there else "這份資料沒有註明科目"
+            present = "、".join(sorted(map(chinese_name, available)))
+            hint = f"有的是：{present}" if present else "這份資料沒有註明科目"
             hint = f"是不是 {guess[0]}？" if guess else hint
             problems.append(f"--subjects：沒有 {name!r} 這個科目，{hint}")
         elif not by_name[name]:
@@ -254,24 +266,30 @@ def _wanted_subjects(chosen: str, available: set[str]) -> set[str] | None:
 
 
 def _choose_files(files: list[DataFile], subjects: str) -> list[DataFile]:
+    """Return the files of the chosen subjects."""
     available = {file.subject for file in files} - {""}
-    if not available:  # subjects, if any, are a column; chosen once the rows are read
+    if not available:  # subjects, if any, are in a column, and chosen once the rows are read
         return files
-    wanted = _wanted_subjects(subjects, available)
+    wanted = _select_subjects(subjects, available)
     return [file for file in files if wanted is None or file.subject in wanted]
 
 
-def choose_rows(questions: dict[str, Sequence[Question]], subjects: str) -> dict[str, Sequence[Question]]:
-    found = {split: as_view(rows) for split, rows in questions.items()}
-    wanted = _wanted_subjects(subjects, set().union(*(rows.subjects for rows in found.values())))
-    return found if wanted is None else {split: rows.of_subjects(wanted) for split, rows in found.items()}
+def choose_rows(questions: Mapping[str, Sequence[Question]], subjects: str) -> dict[str, Sequence[Question]]:
+    """Return the questions of the chosen subjects, by split.
+
+    Raises:
+        UserError: unknown subjects.
+    """
+    views = {split: as_view(rows) for split, rows in questions.items()}
+    wanted = _select_subjects(subjects, set().union(*(rows.subjects for rows in views.values())))
+    return {split: rows if wanted is None else rows.of_subjects(wanted) for split, rows in views.items()}
 
 
-# ---- splitting ---------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """test_qa_data.json: the rows a model will be examined on, for other tools."""
+    """Write test_qa_data.json: the questions a model is evaluated on, for other tools."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as file:
         file.write("[")

@@ -1,4 +1,4 @@
-"""Rows of an Excel workbook, as they would stand in a csv that Excel saves of it: every cell is text."""
+"""Rows of an Excel workbook, as in a csv that Excel saves of it: every cell is text."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ import datetime
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.headers import known_names, rows_of
 from finetune.runtime.errors import listed
 from finetune.runtime.file_types import SAVE
 
-LARGEST = 1 << 28  # bytes, unpacked: all its texts are in memory
-LEADING = 6  # rows among which the header is
+if TYPE_CHECKING:
+    import openpyxl
+
+LARGEST = 1 << 28  # bytes, unpacked: all texts are held in memory
+LEADING = 6  # rows among which the header must be
 
 
 def sheets_of(file: Path) -> list[str]:
-    """The names of the sheets that hold anything."""
+    """Return the names of the sheets that hold anything."""
     try:
         with _Workbook(file) as book:
             return [name for name in book.sheetnames if _first_rows(book, name)]
     except _NotExcelError:
-        return []  # told when it is read
+        return []  # reported when the file is read
 
 
 def read_excel(file: Path, required: Sequence[Sequence[str]] = (), part: str = "") -> Rows:
-    """The rows of a sheet.
+    """Read the rows of a sheet.
 
     Args:
+        required: see `tables.read_table`.
         part: its name; "" takes the only one whose columns have usual names, or the only one there is.
     """
     try:
@@ -47,14 +52,14 @@ def read_excel(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
 
 
 class _NotExcelError(ValueError):
-    """Why a workbook cannot be read."""
+    """A workbook cannot be read; the reason in Chinese."""
 
 
 class _Workbook:
-    """An open workbook.
+    """Context of an open workbook.
 
     Raises:
-        _NotExcel: it is none, or too large.
+        _NotExcelError: it is none, or too large.
     """
 
     def __init__(self, file: Path):
@@ -70,27 +75,33 @@ class _Workbook:
             self._book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         except _NotExcelError:
             raise
-        except Exception as error:  # a damaged one ends in any of a dozen errors
+        except Exception as error:  # a damaged file raises any of a dozen errors
             raise _NotExcelError(
                 f"不是 Excel 的 .xlsx，或檔案不完整（{type(error).__name__}）；{SAVE}"
             ) from error
 
-    def __enter__(self):
+    def __enter__(self) -> openpyxl.Workbook:
         return self._book
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._book.close()
 
 
-def _first_rows(book, name: str) -> list[list[str]]:
+def _first_rows(book: openpyxl.Workbook, name: str) -> list[list[str]]:
+    """Return the first rows of a sheet that hold anything."""
     return [row for _, row in islice(_cells(book, name), LEADING) if any(cell.strip() for cell in row)]
 
 
-def _cells(book, name: str) -> Iterator[tuple[int, list[str]]]:
+def _cells(book: openpyxl.Workbook, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) of each row of a sheet.
+
+    Raises:
+        _NotExcelError: the sheet is damaged.
+    """
     sheet = book[name]
     if not hasattr(sheet, "iter_rows"):  # a chart
         return
-    sheet.reset_dimensions()  # what the file says of its size may be wrong by millions of empty cells
+    sheet.reset_dimensions()  # the size noted in the file may be wrong by millions of empty cells
     width = 0
     try:
         for line, row in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -103,7 +114,7 @@ def _cells(book, name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _text(value: object) -> str:
-    """A cell as Excel shows it: 1 and not 1.0, TRUE and not True."""
+    """Return a cell as Excel shows it: 1 and not 1.0, TRUE and not True."""
     if value is None:
         return ""
     if isinstance(value, bool):

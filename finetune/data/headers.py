@@ -1,4 +1,4 @@
-"""The header of a grid of cells (csv, tsv, Excel): where it stands, what it names, and the rows under it.
+"""Header of a grid of cells (csv, tsv, Excel): its place, its names, and the rows under it.
 
 People's tables have a title above the header or no header at all, empty rows and columns that a spreadsheet
 added, an index without a name, and the header again where two files were joined.
@@ -11,18 +11,19 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from finetune.data.bad_rows import Rows, Unreadable, say_once
+from finetune.data.bad_rows import Rows, Unreadable, log_once
 from finetune.data.encodings import NOT_DECODED, undecoded
 from finetune.data.question import LETTERS
 from finetune.runtime.errors import listed, shown
-from finetune.runtime.strict_json import twice_named
+from finetune.runtime.strict_json import duplicate_keys_message
 
-Grid = Iterator[tuple[int, "list[str] | Unreadable"]]
+Record = tuple[int, "list[str] | Unreadable"]  # line, cells
+Grid = Iterator[Record]
 
-LOOKED = 100  # records that tell the header
-TITLES = 5  # rows at most above the header
-SHORT = 20  # characters of a label
-# Names by which a header is known; what they mean is read elsewhere (reading.py, data/columns.py).
+LOOKED = 100  # records looked at to find the header
+TITLES = 5  # most rows above the header
+SHORT = 20  # most characters of a label
+# Names by which a header is known; their meaning is in question_columns.py and columns.py.
 STEMS = ("question", "問題", "題目", "題幹", "題干", "问题", "题目", "stem", "query")
 ANSWERS = (
     "answer", "答案", "正確答案", "正解", "解答", "正确答案", "answerKey", "correct_answer", "target", "gold",
@@ -42,61 +43,62 @@ KNOWN = {
     "paragraph", "paragraphs", "optiona", "option1", "選項1", "選項a", "选项1", "选项a", "choice1",
     "choicea", "ctx", "source", "score", "分數",
 }  # fmt: skip
-UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # in a name they are there by accident
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # in a name they are accidental
 QUOTES = "\"'“”‘’「」`"
 WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # full-width to ASCII
 
 
 def clean_name(name: str) -> str:
-    """A column's name without what cannot be seen, quotes and spaces around it, and full-width letters."""
-    name = UNSEEN.sub("", name).translate(WIDE).strip()
+    """Return a column name in half width, without invisible characters, quotes and spaces around it."""
+    name = INVISIBLE.sub("", name).translate(WIDE).strip()
     while len(name) > 1 and name[0] in QUOTES and name[-1] in QUOTES:
         name = name[1:-1].strip()
     return name
 
 
-def plain(name: str) -> str:
-    """A name in which case, spaces, - and _ do not count."""
+def plain_name(name: str) -> str:
+    """Return a name in which case, spaces, - and _ do not count."""
     return re.sub(r"[\s_\-]", "", clean_name(name)).lower()
 
 
 def known_names(cells: Sequence[str]) -> int:
-    """How many cells are the usual names of columns."""
-    return sum(plain(cell) in KNOWN for cell in cells)
+    """Count the cells that are usual names of columns."""
+    return sum(plain_name(cell) in KNOWN for cell in cells)
 
 
 def rows_of(grid: Grid, named: str, required: Sequence[Sequence[str]] = (), mark: str = "逗號") -> Rows:
-    """(line, row) of each record under the header; a row that is none has its reason.
+    """Yield (line, row) of each record under the header; a record that is no row is its reason.
 
     Args:
-        named: the file, for what is said.
+        named: the file, for messages.
         required: columns there must be, each by any one of its names.
-        mark: what separates two cells, in Chinese.
+        mark: the separator of two cells, in Chinese.
     """
     ahead = list(islice(grid, LOOKED))
-    place, header = _header(ahead, named)
+    place, header = _find_header(ahead, named)
     if header is None:
-        yield from _nothing(ahead)
+        yield from _no_header(ahead)
         return
     line = ahead[max(place, 0)][0]
     if problem := _header_problem(header, required):
         yield line, problem
         return
     yield from ((at, row) for at, row in ahead[: max(place, 0)] if isinstance(row, Unreadable))
-    cells = ahead[place][1] if place >= 0 else None
-    yield from _rows(chain(ahead[place + 1 :], grid), header, cells, mark)
+    written = ahead[place][1] if place >= 0 else None
+    cells = written if isinstance(written, list) else None
+    yield from _rows_below(chain(ahead[place + 1 :], grid), header, cells, mark)
 
 
-def _nothing(ahead: list) -> Rows:
-    """Of a grid without a header: an empty file, or one that cannot be read."""
-    if bad := [(line, row) for line, row in ahead if isinstance(row, Unreadable)]:
-        yield from bad
+def _no_header(ahead: list[Record]) -> Rows:
+    """Yield the reason why a grid has no header: the file is empty, or cannot be read."""
+    if unreadable := [(line, row) for line, row in ahead if isinstance(row, Unreadable)]:
+        yield from unreadable
     else:
         yield 0, Unreadable("空的檔案")
 
 
-def _header(ahead: list, named: str) -> tuple[int, list[str] | None]:
-    """The place of the header among the records, and its names; -1 where the first record is a row."""
+def _find_header(ahead: list[Record], named: str) -> tuple[int, list[str] | None]:
+    """Return the place of the header among the records and its names; -1 where the first record is a row."""
     filled = [
         (place, row)
         for place, (_, row) in enumerate(ahead)
@@ -108,14 +110,16 @@ def _header(ahead: list, named: str) -> tuple[int, list[str] | None]:
     if sum(bool(cell.strip()) for cell in cells) == 1 and not known_names(cells):
         for later, row in filled[1 : TITLES + 1]:
             if known_names(row) > 1 or (known_names(row) and sum(map(bool, row)) > 2):
-                above = "、".join(
-                    f"「{' '.join(cell for cell in one if cell)[:40]}」" for at, one in filled if at < later
+                titles = "、".join(
+                    f"「{' '.join(cell for cell in title_row if cell)[:40]}」"
+                    for at, title_row in filled
+                    if at < later
                 )
-                said = f"{named}：標題列在第 {ahead[later][0]} 行，上面的 {above} 不讀"
-                say_once((Path(named).parent, "title"), said)
+                message = f"{named}：標題列在第 {ahead[later][0]} 行，上面的 {titles} 不讀"
+                log_once((Path(named).parent, "title"), message)
                 return later, [clean_name(cell) for cell in row]
     if names := names_without_header([row for _, row in filled]):
-        say_once(
+        log_once(
             (*names, "header"),
             f"{named}：沒有標題列，當作 {','.join(names)}（第一行是「{shown_row(cells)}」）",
         )
@@ -124,32 +128,36 @@ def _header(ahead: list, named: str) -> tuple[int, list[str] | None]:
 
 
 def shown_row(cells: Sequence[object]) -> str:
+    """Return a row as a short text for messages."""
     text = "｜".join(map(str, cells))
     return text[:60] + "…" if len(text) > 60 else text
 
 
 def names_without_header(rows: Sequence[Sequence[object]]) -> list[str]:
-    """The columns' names, where the first row is no header: known by a last column of letters (an exam as
-    MMLU has it) or by a label that other rows have too. [] where that cannot be told.
+    """Return the columns' names where the first row is no header; [] where that is unclear.
+
+    A last column of letters shows it (an exam as MMLU has it), or a label that other rows have too.
     """
     first = [str(cell) for cell in rows[0]]
     width = len(first)
     if width < 2 or known_names(first):
         return []
-    same = [[str(cell).strip() for cell in row] for row in rows if len(row) == width]
-    if len(same) * 10 < len(rows) * 8:
+    full_rows = [[str(cell).strip() for cell in row] for row in rows if len(row) == width]
+    if len(full_rows) * 10 < len(rows) * 8:
         return []
-    columns = list(zip(*same, strict=True))
+    columns = list(zip(*full_rows, strict=True))
     numbered = width > 2 and all(cell.isdecimal() for cell in columns[0])
     count = width - 2 - numbered  # of options
     ids = ["id"] if numbered else []
     if 2 <= count <= len(LETTERS) and all(len(cell) == 1 and cell in LETTERS[:count] for cell in columns[-1]):
         return [*ids, "question", *LETTERS[:count], "answer"]
-    rest = [row for row in same[1:] if row != same[0]]
+    other_rows = [row for row in full_rows[1:] if row != full_rows[0]]
     labels = [
         at
         for at, column in enumerate(columns)
-        if max(map(len, column)) <= SHORT and any(row[at] == same[0][at] for row in rest) and at >= numbered
+        if max(map(len, column)) <= SHORT
+        and any(row[at] == full_rows[0][at] for row in other_rows)
+        and at >= numbered
     ]
     texts = width - 1 - numbered
     if len(labels) == 1 and labels[0] in (numbered, width - 1) and 1 <= texts <= 2:
@@ -159,22 +167,23 @@ def names_without_header(rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def _header_problem(header: list[str], required: Sequence[Sequence[str]]) -> Unreadable | None:
-    there = [name for name in header if name]
+    """Return why a header cannot be used, None if it can."""
+    present = [name for name in header if name]
     if any(map(NOT_DECODED.search, header)):
         return Unreadable(undecoded(",".join(header)))
-    known = {*map(plain, there)}
-    if missing := [names[0] for names in required if not known & {*map(plain, names)}]:
-        return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {listed(there)}")
-    if len(there) > len({*there}):
-        return Unreadable(twice_named(there))
+    known = {*map(plain_name, present)}
+    if missing := [names[0] for names in required if not known & {*map(plain_name, names)}]:
+        return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {listed(present)}")
+    if len(present) > len({*present}):
+        return Unreadable(duplicate_keys_message(present))
     return None
 
 
-def _rows(grid: Grid, header: list[str], cells: list[str] | None, mark: str) -> Rows:
-    """cells: the header as it is written."""
+def _rows_below(grid: Grid, header: list[str], cells: list[str] | None, mark: str) -> Rows:
+    """Yield the rows under a header; `cells` is the header as it is written."""
     width = len(header)
     first = cells[0] if cells else None
-    whole = all(header)
+    all_named = all(header)
     for line, row in grid:
         if isinstance(row, Unreadable):
             yield line, row
@@ -183,19 +192,20 @@ def _rows(grid: Grid, header: list[str], cells: list[str] | None, mark: str) -> 
             continue  # empty, as a spreadsheet leaves them
         if row[0] == first and row == cells:
             yield line, Unreadable("標題列又出現一次（接起來的檔案？），刪掉這一行")
-        elif len(row) == width and whole:
+        elif len(row) == width and all_named:
             yield line, dict(zip(header, row, strict=True))
         else:
-            yield line, _ragged(row, header, mark)
+            yield line, _fit_row(row, header, mark)
 
 
-def _ragged(row: list[str], header: list[str], mark: str) -> dict | Unreadable:
-    """A row with too many or too few cells, or under a header with empty names: empty cells at the end are
-    nothing, nor is what stands in a first column without a name, an index.
+def _fit_row(row: list[str], header: list[str], mark: str) -> dict | Unreadable:
+    """Return a row that has too many or too few cells, or is under a header with empty names.
+
+    Empty cells at the end do not count, nor does a first column without a name, an index.
     """
     width = len(header)
-    named = max((at for at, name in enumerate(header) if name), default=-1) + 1
-    if len(row) < named or any(cell.strip() for cell in row[width:]):
+    last_named = max((at for at, name in enumerate(header) if name), default=-1) + 1
+    if len(row) < last_named or any(cell.strip() for cell in row[width:]):
         return Unreadable(f"有 {len(row)} 欄，標題列是 {width} 欄（內容含{mark}要加引號）")
     cells = [*row[:width], *[""] * (width - len(row))]
     for at, (name, cell) in enumerate(zip(header, cells, strict=True)):

@@ -10,7 +10,7 @@ from finetune.runtime.errors import UserError, nearest
 from finetune.runtime.file_types import READABLE
 from finetune.runtime.hub import cannot_fetch, looks_local
 
-# fnmatch: data/*.csv is in *.csv
+# patterns of fnmatch: *.csv also matches data/x.csv
 DATA_FILES = [f"*{suffix}{packed}" for suffix in (*READABLE, ".txt") for packed in ("", ".gz")]
 DATA_FILES += ["README.md"]  # which may name the classes
 
@@ -18,16 +18,16 @@ DATA_FILES += ["README.md"]  # which may name the classes
 def find_files(
     source: str, revision: str, flag: str, with_texts: bool = False
 ) -> tuple[Path, list[DataFile], str]:
-    """The files of a data set that is a file, a folder, or a name on the hub.
+    """Return the files of a data set that is a file, a folder, or a name on the hub.
 
     Args:
-        with_texts: a .txt is one too.
+        with_texts: a .txt counts as well.
 
     Returns:
-        the folder, the files, and where they came from, in words: a path, or name, revision and commit.
+        the folder, the files, and the origin in words: a path, or name, revision and commit.
 
     Raises:
-        UserError: not there, or not to be had.
+        UserError: not there, or cannot be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -35,33 +35,33 @@ def find_files(
     if path.exists():
         return path.parent, data_file(path), str(path)
     if looks_local(source):
-        raise UserError(_not_there(path, f"{flag} {source}"))
+        raise UserError(_missing_message(path, f"{flag} {source}"))
     folder, commit = fetch_dataset(source, revision, flag)
     return folder, data_files(folder, with_texts), f"{source} {revision} ({commit[:12]})"
 
 
-def _not_there(path: Path, named: str) -> str:
-    """The message for a path that is not there, with what its folder holds."""
+def _missing_message(path: Path, named: str) -> str:
+    """Return the message for a path that is not there, with the nearest name in its folder."""
     folder = path.parent
     if not folder.is_dir():
         return f"{named}：沒有這個檔案或資料夾（也沒有 {folder} 這個資料夾）"
     try:
-        there = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
-        there = []
-    guess = nearest(path.name, there)
+        names = []
+    guess = nearest(path.name, names)
     hint = f"；是不是 {folder / guess[0]}？" if guess else ""
     return f"{named}：沒有這個檔案或資料夾{hint}"
 
 
 def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
-    """A hub data set as a folder: one snapshot of its data files, not one look-up for each subject.
+    """Fetch a data set on the hub as a folder: one snapshot of its data files, not one request a subject.
 
     Returns:
         the folder, and the commit it holds.
 
     Raises:
-        UserError: it could not be had.
+        UserError: it could not be fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars

@@ -1,6 +1,4 @@
-"""Labelled texts: one class, any number of labels, or two sentences and a class; read from files or the hub,
-split without leaking, weighed.
-"""
+"""Labelled texts (single-label, multi-label or sentence pairs): reading, checks and class weights."""
 
 from __future__ import annotations
 
@@ -13,22 +11,30 @@ from functools import cached_property
 from pathlib import Path
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import abridged, too_many, where
-from finetune.data.columns import Columns, NoLabelError, class_names, find_columns, first_rows, parse_row
-from finetune.data.data_files import ORDER, DataFile, card_classes, nothing_in
-from finetune.data.label_values import padded, settle
+from finetune.data.bad_rows import abridged, bad_rows_report, where
+from finetune.data.columns import (
+    Columns,
+    NoLabelError,
+    class_names,
+    find_columns,
+    first_rows,
+    not_a_row,
+    parse_row,
+)
+from finetune.data.data_files import ORDER, DataFile, card_classes, no_data_message
+from finetune.data.label_values import interpret_labels, whitespace_notes
 from finetune.data.question import normalised
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, nearest
 from finetune.runtime.strict_json import too_long
 
-FEW = 50  # rows up to which every row may have a label of its own
-SHOWN = 10  # classes that are listed
+FEW = 50  # up to this many rows, every row may have a label of its own
+SHOWN = 10  # classes listed in a message
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, or two, and the classes it is in: indices into the catalogue's names, ascending."""
+    """A text, or a pair of texts, and its classes: ascending indices into the names of the data set."""
 
     text: str
     pair: str = ""
@@ -37,8 +43,10 @@ class Labelled:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the normalised texts: 16 hex digits, the same whatever the width of letters, the spaces and
-        punctuation. A text of nothing else, as `:-)`, counts as it stands.
+        """Hash of the normalised texts, 16 hex digits.
+
+        It does not depend on the width of letters, spaces or punctuation. A text of nothing else, such as
+        `:-)`, counts as it stands.
         """
         texts = [normalised(text) or text.strip() for text in (self.text, self.pair)]
         return hashlib.sha256("\x1f".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
@@ -46,10 +54,14 @@ class Labelled:
 
 @dataclass
 class LabelledDataset:
-    """Labelled texts by official split ("train", "validation", "test"; "" where there is none).
+    """Labelled texts by official split: "train", "validation", "test", or "" where there is none.
 
-    names: of the classes, by index. multi: a text may have no label, or several. pair_column: "" for single
-    texts. label_columns: several where each is one label's yes or no. skipped: rows left out, and why.
+    Attributes:
+        names: of the classes, by index.
+        multi: a text may have no label, or several.
+        pair_column: "" for single texts.
+        label_columns: several where each column says yes or no to one label.
+        skipped: rows left out, each with the reason.
     """
 
     rows: dict[str, list[Labelled]]
@@ -65,74 +77,91 @@ class LabelledDataset:
         return sum(map(len, self.rows.values()))
 
 
+@dataclass(frozen=True)
+class LabelledOptions:
+    """Columns and configuration of a labelled data set to read.
+
+    Attributes:
+        text_column: "" finds it; two names, separated by a comma, are a sentence pair.
+        label_column: "" finds it; several names, separated by commas, are yes/no columns, each one label.
+        multi_label: the text of a label holds any number of labels, separated by | ; 、 or a comma. A list
+            is always read this way.
+        config_name: the sub-folder to read where several hold the same splits.
+    """
+
+    text_column: str = ""
+    label_column: str = ""
+    multi_label: bool = False
+    config_name: str = ""
+
+
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
 def read_labelled(
     source: str,
     revision: str | None = None,
-    text_column: str = "",
-    label_column: str = "",
-    multi_label: bool = False,
-    config_name: str = "",
+    options: LabelledOptions | None = None,
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
     learn: bool = True,
 ) -> LabelledDataset:
-    """Labelled texts from a hub name, a folder (all files in it and below) or one csv/tsv/json/jsonl/parquet
-    file. The names of files and folders tell the splits: `train.csv`, `x_dev.csv`, `test/0000.parquet`.
+    """Read labelled texts from the hub, a folder (all files in it and below) or one file.
+
+    A file is csv, tsv, json, jsonl or parquet. The names of files and folders give the splits: `train.csv`,
+    `x_dev.csv`, `test/0000.parquet`.
 
     Args:
-        revision: of the hub data set; None is `main`.
-        text_column: "" finds it; two names, by a comma, are a pair of sentences.
-        label_column: "" finds it; several names, by commas, are columns of yes and no, each a label.
-        multi_label: the label's text holds any number of labels, separated by | ; 、 or a comma. A list is
-            read so in any case.
-        config_name: the sub-folder to be read where several hold the same splits.
+        revision: of a data set on the hub; None is `main`.
+        options: columns and configuration; None finds the columns.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons.
-        flag: what named the source, for messages.
-        learn: they are to be learned from; else a model that knows its labels already is only examined.
+        flag: the flag that named the source, for messages.
+        learn: the rows are for training; False for a model that has its labels already and is only evaluated.
 
     Raises:
-        UserError: nothing there, columns that cannot be told, bad rows, labels that are none, a single class,
-            labels to be scored on that training never saw.
+        UserError: nothing to read, ambiguous columns, bad rows, a label column that holds no classes, a
+            single class, or labels in an evaluation split that the training rows do not have.
     """
+    options = options or LabelledOptions()
+    config_name = options.config_name
     folder, files, origin = hub_dataset.find_files(source, revision or "main", flag)
     named = f"{flag} {source}"
     if not files:
-        raise UserError(nothing_in(folder, named))
+        raise UserError(no_data_message(folder, named))
     if Path(source).expanduser().is_dir() or not Path(source).expanduser().exists():
-        files = _chosen(folder, files, config_name, named)
+        files = _choose_files(folder, files, config_name, named)
     elif config_name:
         raise UserError(f"--dataset_config_name {config_name}：{named} 是一個檔案，沒有設定可選")
     elif len(files) == 1:
         files = [replace(files[0], split="")]
-    columns = find_columns(first_rows(files, named), text_column, label_column, multi_label, named)
-    found = _Reader(columns, folder, config_name)
+    columns = find_columns(
+        first_rows(files, named), options.text_column, options.label_column, options.multi_label, named
+    )
+    reader = _Reader(columns, folder, config_name)
     for file in files:
-        found.read(file)
-    found.settle(named, multi_label)
-    problems = found.without_unlabelled()
+        reader.read(file)
+    reader.interpret(named, options.multi_label)
+    problems = reader.drop_unlabelled()
     if problems and on_bad_rows == "fail":
-        raise UserError(too_many(problems, sum(map(len, found.drafts.values()))))
-    if not any(found.drafts.values()):
-        there = f"{named}：沒有一列有標籤（標籤欄 {'、'.join(columns.labels)}；--label_column 可指定別欄）"
-        raise UserError([*abridged(problems), there])
-    catalogue = found.catalogue(f"{origin} {config_name}".rstrip(), problems)
+        raise UserError(bad_rows_report(problems, sum(map(len, reader.drafts.values()))))
+    if not any(reader.drafts.values()):
+        hint = f"標籤欄 {'、'.join(columns.labels)}；--label_column 可指定別欄"
+        raise UserError([*abridged(problems), f"{named}：沒有一列有標籤（{hint}）"])
+    dataset = reader.dataset(f"{origin} {config_name}".rstrip(), problems)
     if learn:
-        _check(catalogue, named, bool(found.classes))
-    return catalogue
+        _check(dataset, named, bool(reader.classes))
+    return dataset
 
 
-def _chosen(folder: Path, files: list[DataFile], config_name: str, named: str) -> list[DataFile]:
-    """The files of a folder that are to be read, each with its split, the rows to train on first."""
+def _choose_files(folder: Path, files: list[DataFile], config_name: str, named: str) -> list[DataFile]:
+    """Return the files of a folder to read, each with its split, training rows first."""
     files = [replace(file, split="validation" if file.split == "dev" else file.split) for file in files]
     if config_name:
-        there = sorted({file.config for file in files} - {""})
+        configs = sorted({file.config for file in files} - {""})
         files = [file for file in files if file.config == config_name]
         if not files:
-            guess = nearest(config_name, there)
-            hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(there) or '（沒有子資料夾）'}"
+            guess = nearest(config_name, configs)
+            hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(configs) or '（沒有子資料夾）'}"
             raise UserError(f"--dataset_config_name {config_name}：{named} 沒有這個設定，{hint}")
     kept = [file for file in files if file.split]
     if not kept:
@@ -147,7 +176,7 @@ def _chosen(folder: Path, files: list[DataFile], config_name: str, named: str) -
             )
         kept = [file for file in kept if not file.config]
     if others := [str(file.path.relative_to(folder)) for file in files if file not in kept]:
-        log(f"略過 {_some(others)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
+        log(f"略過 {abbreviate(others)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
     return sorted(kept, key=lambda file: ORDER.index(file.split))
 
 
@@ -155,80 +184,94 @@ def _chosen(folder: Path, files: list[DataFile], config_name: str, named: str) -
 
 
 class _Reader:
-    """What the files hold, before the classes are known: (texts, labels by name, id) of each row."""
+    """Collects (texts, label names, id) of each row, before the set of classes is known."""
 
     def __init__(self, columns: Columns, folder: Path, config: str = ""):
         self.columns, self.folder, self.config = columns, folder, config
         self.drafts: dict[str, list[tuple[list[str], tuple[str, ...], str]]] = {}
         self.unlabelled: dict[str, list[str]] = {}  # rows that should have a label
-        self.meant: Counter[str] = Counter()  # rows that should have none
+        self.declared_unlabelled: Counter[str] = Counter()  # rows that say on purpose that they have none
         self.problems: list[str] = []
         self.spaced: Counter[str] = Counter()  # labels that had white space around them
         self.multi = columns.multi
         self.classes: dict[str, None] = {}  # names that `datasets` gave, in their order
 
     def read(self, file: DataFile) -> None:
+        """Add the rows of one file, and the reason of each row that cannot be used."""
         path, split, column = file.path, file.split, self.columns.labels[0]
         classes = class_names(path, column)
-        noted = () if classes else card_classes(self.folder, column, self.config)
-        self.classes |= dict.fromkeys(classes or noted)
+        card_names = () if classes else card_classes(self.folder, column, self.config)
+        self.classes |= dict.fromkeys(classes or card_names)
         drafts, unlabelled = self.drafts.setdefault(split, []), self.unlabelled.setdefault(split, [])
         for line, row in file.rows():
             try:
-                if noted and isinstance(row, dict):
-                    row = {**row, column: _number(row.get(column))}
-                texts, labels = parse_row(row, self.columns, classes or noted)
+                if not isinstance(row, dict):
+                    raise ValueError(not_a_row(row))
+                if card_names:  # a csv holds the numbers of the classes as text
+                    row = {**row, column: _class_number(row.get(column))}
+                texts, labels = parse_row(row, self.columns, classes or card_names)
                 if reason := too_long(*texts):
                     raise ValueError(f"文字{reason}")
             except NoLabelError as error:
-                self.meant[split] += error.meant
+                self.declared_unlabelled[split] += error.meant
                 unlabelled += [] if error.meant else [f"{where(path, line)}：{error}"]
             except ValueError as error:
                 self.problems.append(f"{where(path, line)}：{error}")
             else:
-                own, place = row.get("id", row.get("ID")), f"{path.relative_to(self.folder)}:{line}"
-                named = isinstance(own, (str, int)) and own != ""
-                drafts.append((texts, labels, str(own) if named else place))
+                row_id = row.get("id", row.get("ID"))
+                if not isinstance(row_id, (str, int)) or row_id == "":
+                    row_id = f"{path.relative_to(self.folder)}:{line}"
+                drafts.append((texts, labels, str(row_id)))
                 cell = row.get(self.columns.labels[0])
                 self.spaced.update(labels if isinstance(cell, str) and cell != cell.strip() else ())
 
-    def settle(self, named: str, asked: bool) -> None:
-        """Reads the labels of all rows together, and says what was interpreted. Raises UserError."""
+    def interpret(self, named: str, multi_label: bool) -> None:
+        """Interpret the labels of all rows together and log how they were read.
+
+        Raises:
+            UserError: the labels are no classes.
+        """
         if len(self.columns.labels) > 1:
             return
         column, first = self.columns.labels[0], tuple(self.classes)
         try:
-            found = settle(self.drafts, self.columns.multi, column, first, asked)
+            labels = interpret_labels(self.drafts, self.columns.multi, column, first, multi_label)
         except UserError as error:
             raise UserError([f"{named}：{problem}" for problem in error.problems]) from error
-        self.drafts, self.multi, self.meant = found.drafts, found.multi, self.meant + found.without
-        self.classes = dict.fromkeys(found.first)
-        for note in [*found.notes, *padded(self.spaced)]:
+        self.drafts, self.multi = labels.drafts, labels.multi
+        self.declared_unlabelled += labels.without
+        self.classes = dict.fromkeys(labels.first)
+        for note in [*labels.notes, *whitespace_notes(self.spaced)]:
             log(f"{named}：{note}")
 
-    def without_unlabelled(self) -> list[str]:
-        """Drops splits that have no label at all, as a competition's test split. Returns all bad rows."""
+    def drop_unlabelled(self) -> list[str]:
+        """Drop splits without any label, such as the test split of a competition.
+
+        Returns:
+            the problems of all bad rows.
+        """
         problems = list(self.problems)
         for split, drafts in self.drafts.items():
-            named, meant = split or "資料", self.meant[split]
+            name, declared = split or "資料", self.declared_unlabelled[split]
             if any(labels for _, labels, _ in drafts):
                 problems += self.unlabelled[split]
-                if meant:
-                    log(f"略過 {named} 的 {meant} 列：標籤是 -1 或 -，表示沒有標籤")
-            elif count := len(drafts) + len(self.unlabelled[split]) + meant:
-                log(f"略過 {named}：{count} 列都沒有標籤")
+                if declared:
+                    log(f"略過 {name} 的 {declared} 列：標籤是 -1 或 -，表示沒有標籤")
+            elif count := len(drafts) + len(self.unlabelled[split]) + declared:
+                log(f"略過 {name}：{count} 列都沒有標籤")
                 self.drafts[split] = []
         return problems
 
-    def catalogue(self, origin: str, skipped: list[str]) -> LabelledDataset:
+    def dataset(self, origin: str, skipped: list[str]) -> LabelledDataset:
+        """Return the data set, its classes numbered."""
         columns = self.columns
-        seen = {name for drafts in self.drafts.values() for _, labels, _ in drafts for name in labels}
+        used = {name for drafts in self.drafts.values() for _, labels, _ in drafts for name in labels}
         first = columns.labels if len(columns.labels) > 1 else tuple(self.classes)
-        names = [*first, *_in_order(seen - {*first})]
+        names = [*first, *_sorted_names(used - {*first})]
         index = {name: place for place, name in enumerate(names)}
         rows = {
             split: [
-                Labelled(*(*texts, "")[:2], labels=tuple(sorted(index[name] for name in labels)), id=row_id)
+                Labelled(texts[0], (*texts, "")[1], tuple(sorted(index[name] for name in labels)), row_id)
                 for texts, labels, row_id in drafts
             ]
             for split, drafts in self.drafts.items()
@@ -238,36 +281,41 @@ class _Reader:
         return LabelledDataset(rows, names, self.multi, origin, text, pair, columns.labels, skipped)
 
 
-def _number(value: object) -> object:
-    """A class of a csv as the whole number that it stands for."""
+def _class_number(value: object) -> object:
+    """Return the class number that a cell of a csv writes as text; any other value unchanged."""
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,6}", value.strip()) else value
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    """By number where all are whole numbers, else as text: whatever the order of the rows."""
+def _sorted_names(names: Iterable[str]) -> list[str]:
+    """Sort by number where all names are whole numbers, else as text, whatever the order of the rows."""
     names = sorted(names)
     whole = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
     return sorted(names, key=int) if whole else names
 
 
-def _some(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first five names and the number of all."""
     return "、".join(names[:5]) + (f" 等 {len(names)} 個" if len(names) > 5 else "")
 
 
-def _check(catalogue: LabelledDataset, named: str, are_classes: bool) -> None:
-    """Are these classes, and can what is scored be learned? Raises UserError."""
-    names, column, rows = catalogue.names, catalogue.label_columns[0], catalogue.rows
-    used = {split: {label for row in some for label in row.labels} for split, some in rows.items()}
-    total = set().union(*used.values())
-    if not (catalogue.multi or are_classes) and len(catalogue) > FEW and len(total) > len(catalogue) / 2:
+def _check(dataset: LabelledDataset, named: str, are_classes: bool) -> None:
+    """Check that the labels are classes, and that training covers every label that is evaluated.
+
+    Raises:
+        UserError: they are not, or it does not.
+    """
+    names, column, rows = dataset.names, dataset.label_columns[0], dataset.rows
+    used = {split: {label for row in part for label in row.labels} for split, part in rows.items()}
+    total: set[int] = set().union(*used.values())
+    if not (dataset.multi or are_classes) and len(dataset) > FEW and len(total) > len(dataset) / 2:
         raise UserError(
-            f"{named}：標籤欄 {column} 的 {len(catalogue)} 列有 {len(total)} 種值，幾乎每列都不同，"
+            f"{named}：標籤欄 {column} 的 {len(dataset)} 列有 {len(total)} 種值，幾乎每列都不同，"
             "像是文字或分數，不是類別；用 --label_column 指出類別那一欄"
         )
-    taught = used.get("train", set()) | used.get("", set()) or total
-    if len(taught) < 2 and not catalogue.multi:
+    trained = used.get("train", set()) | used.get("", set()) or total
+    if len(trained) < 2 and not dataset.multi:
         raise UserError(
-            f"{named}：標籤欄 {column} 只有一種標籤（{names[taught.pop()]}），分不出類別；"
+            f"{named}：標籤欄 {column} 只有一種標籤（{names[trained.pop()]}），分不出類別；"
             "至少要兩種，或用 --label_column 指出別欄"
         )
     if len(names) < 2:
@@ -276,28 +324,25 @@ def _check(catalogue: LabelledDataset, named: str, are_classes: bool) -> None:
             "（每列一個標籤），或用 --label_column 指出別欄"
         )
     problems = []
-    for split, seen in used.items():
-        if strange := sorted(seen - taught):
-            count = sum(not taught.issuperset(row.labels) for row in rows[split])
+    for split, labels in used.items():
+        if unseen := sorted(labels - trained):
+            count = sum(not trained.issuperset(row.labels) for row in rows[split])
             problems.append(
                 f"{named}：{split} 有 {count} 列的標籤是訓練資料裡沒有的："
-                f"{_some([names[label] for label in strange])}；補上它們的訓練列，或從 {split} 拿掉"
+                f"{abbreviate([names[label] for label in unseen])}；補上它們的訓練列，或從 {split} 拿掉"
             )
     if problems:
         raise UserError(problems)
 
 
-# ---- splitting ---------------------------------------------------------------------------------------------
-
-
-# ---- telling -----------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------------------
 
 
 def class_weights(rows: Sequence[Labelled], count: int, multi: bool = False) -> list[float]:
-    """One weight for each class that makes rare ones count as much as common ones.
+    """Return one weight for each class that makes rare classes count as much as common ones.
 
     Args:
-        count: classes, K. n rows, n_k of class k.
+        count: number of classes, K. Below, n is the number of rows and n_k that of class k.
         multi: a row may have any number of labels.
 
     Returns:
@@ -306,10 +351,10 @@ def class_weights(rows: Sequence[Labelled], count: int, multi: bool = False) -> 
         BCEWithLogitsLoss.
 
     Raises:
-        ValueError: a class without a row has no weight.
+        ValueError: a class has no row.
     """
-    found = Counter(label for row in rows for label in row.labels)
-    if empty := [label for label in range(count) if not found[label]]:
+    counts = Counter(label for row in rows for label in row.labels)
+    if empty := [label for label in range(count) if not counts[label]]:
         raise ValueError(f"classes without a row: {empty}")
     n = len(rows)
-    return [(n - found[k]) / found[k] if multi else n / (count * found[k]) for k in range(count)]
+    return [(n - counts[k]) / counts[k] if multi else n / (count * counts[k]) for k in range(count)]

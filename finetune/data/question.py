@@ -1,4 +1,4 @@
-"""What an exam is made of: questions, statements, and what makes two questions the same one."""
+"""Exam questions and statements, and the normalisation by which two questions are the same."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ MIN_OPTIONS, MAX_OPTIONS = 2, len(LETTERS)
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question. `answer` is an index into `options`, None when it is not known."""
+    """One multiple-choice question.
+
+    Attributes:
+        answer: an index into `options`, None when it is not known.
+        passage: hash of the text it is about, which other questions may be about too.
+    """
 
     stem: str
     options: tuple[str, ...]
     answer: int | None
     subject: str = ""
     id: str = ""
-    passage: str = ""  # hash of the text it is about, which other questions may be about too
+    passage: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the normalised question: 16 hex digits, the same whatever the width of letters, the
-        spaces and punctuation, or the order of the options.
+        """Hash of the normalised question, 16 hex digits.
+
+        It does not depend on the width of letters, spaces, punctuation or the order of the options.
         """
         text = "\x1f".join([normalised(self.stem), *sorted(map(normalised, self.options))])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -34,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Statement:
-    """A fact told in a sentence: text[start:end] is what a question about it would ask for."""
+    """A fact as a sentence: text[start:end] is the answer to a question about it."""
 
     text: str
     start: int
@@ -44,19 +50,22 @@ class Statement:
 
 
 def normalised(text: str) -> str:
-    """NFKC, lower case, letters and digits only: what makes two questions the same one."""
+    """Return the text in NFKC and lower case, letters and digits only.
+
+    Questions that are equal so are the same question.
+    """
     return "".join(
         c for c in unicodedata.normalize("NFKC", text).lower() if unicodedata.category(c)[0] in "LN"
     )
 
 
 def seeded_hash(seed: int, key: str) -> bytes:
-    """A pseudo-random key that depends on nothing but the seed and the question."""
+    """Return a pseudo-random key that depends only on the seed and the question."""
     return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
 def as_dict(question: Question) -> dict:
-    """The form of `test_qa_data.json`: question, options by letter, answer letter and answer text."""
+    """Return a question as in `test_qa_data.json`: options by letter, answer letter and answer text."""
     answer = question.answer
     return {
         "id": question.id,
@@ -69,5 +78,10 @@ def as_dict(question: Question) -> dict:
 
 
 def majority_answer(questions: Iterable[Question]) -> int:
-    """The index that is right most often: what one would answer without reading."""
-    return Counter(question.answer for question in questions).most_common(1)[0][0]
+    """Return the index that is right most often: the answer of a baseline that reads nothing.
+
+    Args:
+        questions: at least one of them has an answer.
+    """
+    answers = (question.answer for question in questions if question.answer is not None)
+    return Counter(answers).most_common(1)[0][0]

@@ -1,5 +1,7 @@
-"""Which columns of a row hold the question, its passage, its options, the answer, the subject: by the names
-that data sets and people give them, in Chinese (both scripts) and English, whatever case and spaces.
+"""Columns of exam questions: question, passage, options, answer and subject.
+
+They are found by the names that data sets and people give them, in Chinese (both scripts) and English,
+whatever case and spaces.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from functools import lru_cache
 from finetune.data.cells import plain_name
 from finetune.data.option_syntax import STEMS
 
-# Names as `cells.plain_name` writes them; the first of them that is there counts.
-ASKED = (
+# Names as `cells.plain_name` writes them; the first one present counts.
+QUESTION = (
     "question", "問題", "问题", "題目", "题目", "題幹", "题干", "試題", "试题", "stem", "questionstem",
     "questiontext", "題目內容", "題目敘述", "問題敘述", "題", "题",
 )  # fmt: skip
-MAYBE_ASKED = ("query", "goal", "ctx", "startphrase", "sentence", "input")  # where options stand beside it
+MAYBE_QUESTION = ("query", "goal", "ctx", "startphrase", "sentence", "input")  # only beside options
 PASSAGE = (
     "文章", "article", "passage", "context", "florespassage", "短文", "材料", "閱讀材料", "阅读材料",
     "premise", "文本",
@@ -28,7 +30,7 @@ ANSWER = (
     "correctindex", "answeridx", "answerindex", "answerletter", "correct", "rightanswer", "goldanswer",
     "gold", "ans", "cop", "正確選項", "正确选项", "answers", "target", "key", "label",
 )  # fmt: skip
-NUMBERED_FROM_1 = ("correctanswernum",)  # an answer that counts so by its column's name
+NUMBERED_FROM_1 = ("correctanswernum",)  # columns whose name says that answers count from 1
 TOGETHER = (
     "choices", "options", "選項", "选项", "choice", "option", "endings", "candidates", "候選", "候选",
     "選項列表",
@@ -39,28 +41,35 @@ SUBJECT = (
     "领域", "topic",
 )  # fmt: skip
 ID = ("id", "題號", "题号", "編號", "编号", "questionid", "qid")
-WRONG = ("distractor", "incorrectanswer", "wronganswer", "誘答", "干擾項")  # numbered, beside the right one
+WRONG = (
+    "distractor",
+    "incorrectanswer",
+    "wronganswer",
+    "誘答",
+    "干擾項",
+)  # numbered, beside the column of the right one
 _DIGITS = "一二三四五六七八九十"
 _WORDS = (  # before an option's label
     "", "選項", "选项", "option", "choice", "opt", "op", "ending", "sol", "solution", "mcanswer", "candidate",
     "hypothesis", "answer", "ans", "alternative", "答案", "候選",
 )  # fmt: skip
-_ONE = re.compile(
+_OPTION_COLUMN = re.compile(
     rf"(?P<word>{'|'.join(_WORDS)})(?P<label>[a-k]|\d{{1,2}}|[{STEMS}]|[{_DIGITS}])(?:選項|选项|項)?"
 )
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names as the row has them; "" or () for what is not there.
+    """Column names as the row has them; "" or () for a missing column.
 
-    options: columns of one option each, by place; "" where one is missing between two.
-    first: the number of the first option column: `ending0` 0, 選項1 1; None where they bear letters.
-    twice: names of options that another column has too, but for how it is written: `a` beside `A`.
-    wrong: columns of the wrong options, beside the right one in `answers`.
+    Attributes:
+        options: columns of one option each, by place; "" where one is missing between two.
+        first: the number of the first option column: `ending0` 0, 選項1 1; None where they bear letters.
+        twice: names of options that differ from another column only in how they are written: `a` beside `A`.
+        wrong: columns of the wrong options, beside the right one in `answers`.
     """
 
-    asked: str = ""
+    question: str = ""
     passage: str = ""
     answers: tuple[str, ...] = ()
     together: str = ""
@@ -73,63 +82,68 @@ class Columns:
 
     @property
     def has_options(self) -> bool:
+        """True if there is any column of options."""
         return bool(self.together or self.options or self.wrong)
 
     @property
     def counts_from_1(self) -> bool:
-        """The answer's column says so."""
+        """True if the name of the answer column says that answers count from 1."""
         return bool(self.answers) and plain_name(self.answers[0]) in NUMBERED_FROM_1
 
     def place_of(self, name: str) -> int | None:
-        """The option that is called by its column's name: 選項B."""
-        plain = plain_name(name)
-        if len(plain) < 2:
+        """Return the place of the option that is called by its column's name: 選項B."""
+        wanted = plain_name(name)
+        if len(wanted) < 2:
             return None
-        return next((i for i, column in enumerate(self.options) if plain_name(column) == plain), None)
+        return next((i for i, column in enumerate(self.options) if plain_name(column) == wanted), None)
 
 
 @lru_cache(maxsize=256)
 def find_columns(names: tuple[str, ...]) -> Columns:
-    """The columns of a row by the names it has."""
-    named: dict[str, str] = {}
+    """Find the columns of a row by its names."""
+    by_name: dict[str, str] = {}
     twice = []
     for name in names:
-        if named.setdefault(plain_name(name), name) != name and _ONE.fullmatch(plain_name(name)):
+        if by_name.setdefault(plain_name(name), name) != name and _OPTION_COLUMN.fullmatch(plain_name(name)):
             twice.append(name)
-    options, first = _option_columns(named)
+    options, first = _option_columns(by_name)
     wrong = tuple(
-        named[key] for key in named if key.rstrip("0123456789") in WRONG or key.rstrip("s") in WRONG
+        by_name[key] for key in by_name if key.rstrip("0123456789") in WRONG or key.rstrip("s") in WRONG
     )
     taken = {*options}
-    known = {key: name for key, name in named.items() if name not in taken}
-    together = _first(known, TOGETHER)
-    asked = _first(known, ASKED)
-    if not asked and (options or together or wrong):
-        asked = _first(known, MAYBE_ASKED)
+    remaining = {key: name for key, name in by_name.items() if name not in taken}
+    together = _first_known(remaining, TOGETHER)
+    question = _first_known(remaining, QUESTION)
+    if not question and (options or together or wrong):
+        question = _first_known(remaining, MAYBE_QUESTION)
     return Columns(
-        asked, _first(known, tuple(word for word in PASSAGE if known.get(word) != asked)),
-        tuple(known[key] for key in ANSWER if key in known), together, options, first, wrong, tuple(twice),
-        _first(known, SUBJECT), _first(known, ID),
+        question, _first_known(remaining, tuple(word for word in PASSAGE if remaining.get(word) != question)),
+        tuple(remaining[key] for key in ANSWER if key in remaining), together, options, first, wrong,
+        tuple(twice), _first_known(remaining, SUBJECT), _first_known(remaining, ID),
     )  # fmt: skip
 
 
-def looks_asked(row: object) -> bool:
-    """True for a row that is a question with options: it has a column of questions, and options beside it."""
+def looks_like_question(row: object) -> bool:
+    """Return whether a row is a question with options: it has a column for either."""
     if not isinstance(row, dict):
         return False
     columns = find_columns(tuple(map(str, row)))
-    return bool(columns.asked) and columns.has_options
+    return bool(columns.question) and columns.has_options
 
 
-def _first(named: dict[str, str], words: Iterable[str]) -> str:
-    return next((named[word] for word in words if word in named), "")
+def _first_known(by_name: dict[str, str], words: Iterable[str]) -> str:
+    """Return the name of the first of these columns that is present, "" for none."""
+    return next((by_name[word] for word in words if word in by_name), "")
 
 
-def _option_columns(named: dict[str, str]) -> tuple[tuple[str, ...], int | None]:
-    """Columns of one option each, in order: the largest family of one word and one kind of label."""
+def _option_columns(by_name: dict[str, str]) -> tuple[tuple[str, ...], int | None]:
+    """Return the columns of one option each, in order, and the number of the first.
+
+    They are the largest family of one word and one kind of label.
+    """
     families: dict[tuple[str, str], dict[int, str]] = {}
-    for key, name in named.items():
-        match = _ONE.fullmatch(key)
+    for key, name in by_name.items():
+        match = _OPTION_COLUMN.fullmatch(key)
         if match is None:
             continue
         label = match["label"]

@@ -1,9 +1,8 @@
-"""A row of any of the layouts people use becomes a Question; what a whole file says of how its rows are
-meant.
+"""Rows of any usual layout become Questions; a survey of a whole file shows how its rows are written.
 
-A row is first drafted: its stem, options and all that its answer may mean. Some of that only the other rows
-tell: whether numbers count from 0 or from 1, whether `4` is a number or an option's text, whether `(A)` in
-front of an option belongs to it. `Survey` looks at them all; `Draft.question` then makes the Question.
+A row is first drafted: its stem, options and all readings of its answer. Some facts only the other rows show:
+whether numbers count from 0 or from 1, whether `4` is a number or an option's text, whether `(A)` in front of
+an option belongs to it. `Survey` looks at all rows; `Draft.question` then makes the Question.
 """
 
 from __future__ import annotations
@@ -11,37 +10,38 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from finetune.data import answer_key, option_syntax
-from finetune.data.answer_key import Key, Manner, chosen, read_key
+from finetune.data.answer_key import AnswerConvention, Key, read_key, resolve_answer
 from finetune.data.cells import as_text, is_blank
 from finetune.data.question import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, seeded_hash
 from finetune.data.question_columns import Columns, find_columns
 from finetune.runtime.errors import listed, shown
 from finetune.runtime.strict_json import too_long
 
-NEARLY_ALL = 0.9  # of a file's rows: then the labels in front of their options are no part of them
-NOT_ASKED = "看不出哪一欄是題目（question、題目）"
-MANY = ("questions",)  # of one passage, in one row
+NEARLY_ALL = 0.9  # share of a file's rows from which on labels in front of the options are taken off
+NO_QUESTION_COLUMN = "看不出哪一欄是題目（question、題目）"
+MANY = ("questions",)  # columns with several questions about one passage
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a data set are meant.
+    """Conventions for reading the rows of a data set.
 
     Attributes:
-        manner: of the answers.
+        convention: how the answers are written.
         labelled: the files whose options carry labels, which are taken off.
     """
 
-    manner: Manner = Manner(first=None)
+    convention: AnswerConvention = AnswerConvention(first=None)
     labelled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A row before it is known how its data are meant.
+    """A row before it is known how its data set is to be read.
 
     Attributes:
         bare: the options without the labels that they carry; () where they carry none.
@@ -60,48 +60,57 @@ class Draft:
     found: str = ""
 
     def question(self, reading: Reading, file: str = "") -> Question:
-        """Raises ValueError: the answer cannot be read; in Chinese."""
+        """Return the question with its answer.
+
+        Raises:
+            ValueError: the answer cannot be read; in Chinese.
+        """
         texts = self._texts(reading, file)
-        manner = reading.manner
-        if manner.first is None:
-            manner = replace(manner, first=self.first)
-        answer = chosen(self.key, texts, manner)
+        convention = reading.convention
+        if convention.first is None:
+            convention = replace(convention, first=self.first)
+        answer = resolve_answer(self.key, texts, convention)
         return Question(self.stem, texts, answer, self.subject, self.id, self.passage)
 
-    def asked(self, reading: Reading, file: str = "") -> Question:
-        """The question without its answer."""
+    def without_answer(self, reading: Reading, file: str = "") -> Question:
+        """Return the question without its answer."""
         return Question(self.stem, self._texts(reading, file), None, self.subject, self.id, self.passage)
 
     def _texts(self, reading: Reading, file: str) -> tuple[str, ...]:
+        """Return the options, without labels where the file has labels."""
         return self.bare if self.bare and file in reading.labelled else self.options
 
 
 def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
-    """Reads a row. Raises ValueError: it is no question; the reason in Chinese."""
+    """Draft a row.
+
+    Raises:
+        ValueError: it is no question; the reason in Chinese.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
-    if isinstance(asked := row.get("question"), dict) and "stem" in asked:  # {"question": {stem, choices}}
-        row = {**row, **asked, "question": asked["stem"]}
+    if isinstance(nested := row.get("question"), dict) and "stem" in nested:  # {"question": {stem, choices}}
+        row = {**row, **nested, "question": nested["stem"]}
     columns = find_columns(tuple(row))
-    if not columns.asked:
-        if several := [name for name in MANY if isinstance(row.get(name), (list, dict))]:
-            raise ValueError(f"{several[0]} 是好幾題；請拆成一列一題")
-        raise ValueError(f"{NOT_ASKED}，有的是 {listed(row)}")
-    stem = as_text(row[columns.asked])
-    if isinstance(row[columns.asked], bool):
-        raise ValueError(f"{columns.asked} 應該是文字，得到 bool")
+    if not columns.question:
+        if question_lists := [name for name in MANY if isinstance(row.get(name), (list, dict))]:
+            raise ValueError(f"{question_lists[0]} 是好幾題；請拆成一列一題")
+        raise ValueError(f"{NO_QUESTION_COLUMN}，有的是 {listed(row)}")
+    stem = as_text(row[columns.question])
+    if isinstance(row[columns.question], bool):
+        raise ValueError(f"{columns.question} 應該是文字，得到 bool")
     if is_blank(stem):
-        raise ValueError("question 是空的" + f"（{columns.asked} 欄）" * (columns.asked != "question"))
-    value = _answer(row, columns)
-    texts, labels, found = _options(row, columns)
-    if found == "stem":
-        stem, inside = option_syntax.in_stem(stem)
-        texts, labels = list(inside.values()), list(inside)
+        raise ValueError("question 是空的" + f"（{columns.question} 欄）" * (columns.question != "question"))
+    value = _answer_cell(row, columns)
+    texts, labels, source = _options(row, columns)
+    if source == "stem":
+        stem, options_in_stem = option_syntax.split_stem(stem)
+        texts, labels = list(options_in_stem.values()), list(options_in_stem)
     while texts and is_blank(texts[-1]):
         texts.pop()
     labels = labels[: len(texts)]
-    if found == "apart" and not is_blank(value):
-        texts, value = _among_the_wrong(stem, as_text(value), texts)
+    if source == "apart" and not is_blank(value):
+        texts, value = _insert_right_answer(stem, as_text(value), texts)
     if not MIN_OPTIONS <= len(texts) <= MAX_OPTIONS:
         raise ValueError(f"有 {len(texts)} 個選項，應為 {MIN_OPTIONS} 到 {MAX_OPTIONS} 個")
     if empty := [LETTERS[i] for i, text in enumerate(texts) if is_blank(text)]:
@@ -109,16 +118,18 @@ def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
     passage = _passage(row, columns)
     if reason := too_long(passage, stem, *texts):
         raise ValueError(f"題目或選項{reason}")
-    bare, key = _keyed(row, columns, texts, labels, value)
+    bare, key = _read_answer(row, columns, texts, labels, value)
     return Draft(
         f"{passage}\n\n{stem}" if passage else stem, tuple(texts), bare, key,
-        _named(row, columns.subject) or subject, _named(row, columns.id) or row_id, digest(passage),
-        1 if columns.counts_from_1 else columns.first, found,
+        _joined_cell(row, columns.subject) or subject, _joined_cell(row, columns.id) or row_id,
+        digest(passage), 1 if columns.counts_from_1 else columns.first, source,
     )  # fmt: skip
 
 
 def parse_question(row: object, subject: str = "", row_id: str = "", need_answer: bool = True) -> Question:
-    """A row alone as a Question; an integer `answer` counts from 0, or as the options' columns do.
+    """Parse a single row as a Question.
+
+    An integer `answer` counts from 0, or as the options' columns do.
 
     Raises:
         ValueError: with the reason in Chinese.
@@ -127,65 +138,71 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
     if need_answer and (drafted.key.blank or drafted.key.no_gold):
         raise ValueError("answer 是空的")
     first = 0 if drafted.first is None else drafted.first
-    return drafted.question(Reading(Manner(first=first)))
+    return drafted.question(Reading(AnswerConvention(first=first)))
 
 
 # ---- parts of a row ----------------------------------------------------------------------------------------
 
 
-def _answer(row: dict, columns: Columns) -> object:
-    """The first cell of answers that is not blank."""
+def _answer_cell(row: dict, columns: Columns) -> object:
+    """Return the first cell of answers that is not blank."""
     cells = (row[name] for name in columns.answers)
     return next((cell for cell in cells if not is_blank(cell)), None)
 
 
-def _named(row: dict, column: str) -> str:
-    """A subject or an id; several are joined."""
+def _joined_cell(row: dict, column: str) -> str:
+    """Return a subject or an id; several are joined."""
     cell = row.get(column) if column else None
     if isinstance(cell, list):
-        return "、".join(str(one) for one in cell)
+        return "、".join(str(value) for value in cell)
     return "" if is_blank(cell) or isinstance(cell, dict) else str(cell)
 
 
 def _options(row: dict, columns: Columns) -> tuple[list[str], list[str], str]:
-    """Texts, the data's own labels if it has any, and where they were found."""
+    """Return the texts of the options, their own labels if any, and where they were found."""
     together = row.get(columns.together) if columns.together else None
     if not is_blank(together):
-        texts, labels = option_syntax.held_together(together)
+        texts, labels = option_syntax.parse_together(together)
         return texts, labels, "cell" if isinstance(together, str) else ""
-    if clash := [name for name in columns.twice if not is_blank(row.get(name))]:
-        raise ValueError(f"欄位 {listed(clash)} 和另一欄只差大小寫或寬度，看不出哪一欄是選項")
+    if clashing := [name for name in columns.twice if not is_blank(row.get(name))]:
+        raise ValueError(f"欄位 {listed(clashing)} 和另一欄只差大小寫或寬度，看不出哪一欄是選項")
     if columns.options:
         return [as_text(row.get(name)) if name else "" for name in columns.options], [], ""
     if columns.wrong:
         wrong = [row[name] for name in columns.wrong]
-        cells = [cell for one in wrong for cell in (one if isinstance(one, list) else [one])]
+        cells = [cell for part in wrong for cell in (part if isinstance(part, list) else [part])]
         return [as_text(cell) for cell in cells if not is_blank(cell)], [], "apart"
     return [], [], "stem"
 
 
-def _among_the_wrong(stem: str, right: str, wrong: list[str]) -> tuple[list[str], str]:
-    """The right answer among the wrong ones, at a place that only the question decides; and its letter."""
+def _insert_right_answer(stem: str, right: str, wrong: list[str]) -> tuple[list[str], str]:
+    """Insert the right answer among the wrong ones, at a place that only the question decides.
+
+    Returns:
+        the options, and the letter of the right one.
+    """
     place = seeded_hash(0, stem)[0] % (len(wrong) + 1)
     return [*wrong[:place], right, *wrong[place:]], LETTERS[min(place, MAX_OPTIONS - 1)]
 
 
-def _keyed(row: dict, columns: Columns, texts: list[str], labels: list[str], value: object) -> tuple:
-    """The options without the labels they carry, and what the answer may mean."""
+def _read_answer(
+    row: dict, columns: Columns, texts: list[str], labels: list[str], value: object
+) -> tuple[tuple[str, ...], Key]:
+    """Return the options without the labels they carry, and all readings of the answer."""
     bare = option_syntax.without_labels(texts) or ()
     if bare and not labels and texts[0].lstrip("（(【[ ")[:1] in "1１":
         labels = [str(place + 1) for place in range(len(texts))]
-    typed = all(isinstance(cell, str) for cell in _held(row, columns))
+    typed = all(isinstance(cell, str) for cell in _option_cells(row, columns))
     place = columns.place_of(value) if isinstance(value, str) and len(value.strip()) > 2 else None
     if place is not None and place < len(texts):
         return bare, Key(value, answer_key.LETTER, place)
     if list(labels) in ([*LETTERS[: len(labels)]], [*LETTERS[: len(labels)].lower()]):
-        labels = []  # they say no more than the places do
+        labels = []  # plain letters add nothing to the places
     return bare, read_key(value, texts, bare, labels, typed)
 
 
-def _held(row: dict, columns: Columns) -> Iterable[object]:
-    """The cells of the options as they came."""
+def _option_cells(row: dict, columns: Columns) -> Iterable[object]:
+    """Return the cells of the options as they came."""
     cell = row.get(columns.together) if columns.together else None
     if isinstance(cell, (dict, list)):
         return cell.values() if isinstance(cell, dict) else cell
@@ -193,6 +210,7 @@ def _held(row: dict, columns: Columns) -> Iterable[object]:
 
 
 def _passage(row: dict, columns: Columns) -> str:
+    """Return the passage of a row, "" without one."""
     cell = row.get(columns.passage) if columns.passage else None
     if isinstance(cell, list) and all(isinstance(part, str) for part in cell):
         cell = "\n".join(cell)
@@ -200,7 +218,7 @@ def _passage(row: dict, columns: Columns) -> str:
 
 
 def digest(passage: str) -> str:
-    """Hash of a passage, 16 hex digits; "" without one."""
+    """Return the hash of a passage, 16 hex digits; "" without one."""
     return hashlib.sha256(passage.strip().encode("utf-8", "replace")).hexdigest()[:16] if passage else ""
 
 
@@ -209,16 +227,25 @@ def digest(passage: str) -> str:
 
 @dataclass
 class Survey:
-    """Looks at all rows of a data set, file by file."""
+    """Looks at all rows of a data set, file by file.
+
+    Attributes:
+        keys: of the answers.
+        rows: by file.
+        labelled: rows whose options carry labels, by file.
+        found: rows by `Draft.found`.
+        firsts: numbers of the first option by the columns' names.
+    """
 
     keys: answer_key.Survey = field(default_factory=answer_key.Survey)
-    rows: Counter = field(default_factory=Counter)  # by file
-    labelled: Counter = field(default_factory=Counter)
-    found: Counter = field(default_factory=Counter)
-    firsts: set = field(default_factory=set)
+    rows: Counter[str] = field(default_factory=Counter)
+    labelled: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    firsts: set[int | None] = field(default_factory=set)
     example: str = ""
 
     def add(self, drafted: Draft, file: str, where: str = "") -> None:
+        """Count a row."""
         self.rows[file] += 1
         if drafted.bare:
             self.labelled[file] += 1
@@ -227,17 +254,21 @@ class Survey:
         self.firsts.add(drafted.first)
         self.keys.add(drafted.key, len(drafted.options), where or file)
 
-    def reading(self, named: str, told: int | None = None) -> Reading:
-        """How the rows are meant. Raises UserError where it must be asked: see `answer_key.Survey.manner`.
+    def reading(self, named: str, answers_from: int | None = None) -> Reading:
+        """Return how the rows are to be read.
 
         Args:
             named: flag and source, for messages.
-            told: what --answers_from says.
+            answers_from: the number in --answers_from.
+
+        Raises:
+            UserError: the rows are ambiguous; see `answer_key.Survey.convention`.
         """
-        return Reading(self.keys.manner(named, told, self.first), self.files_with_labels)
+        return Reading(self.keys.convention(named, answers_from, self.first), self.files_with_labels)
 
     @property
     def files_with_labels(self) -> frozenset[str]:
+        """The files nearly all of whose rows have options with labels."""
         return frozenset(f for f, count in self.labelled.items() if count >= NEARLY_ALL * self.rows[f])
 
     @property
@@ -245,24 +276,24 @@ class Survey:
         """The number of the first option by the columns' names, where all files agree."""
         return next(iter(self.firsts)) if len(self.firsts) == 1 else None
 
-    def notes(self, reading: Reading, told: int | None = None) -> list[str]:
-        """What was interpreted, in words: nothing for rows of one plain letter."""
-        notes = self.keys.notes(reading.manner, told, self.first)
+    def notes(self, reading: Reading, answers_from: int | None = None) -> list[str]:
+        """Return how the rows were read, in words; nothing for rows with a plain letter."""
+        notes = self.keys.notes(reading.convention, answers_from, self.first)
         if count := sum(self.labelled[file] for file in reading.labelled):
             notes.append(f"{count} 列的選項前面有代號（{shown(self.example)}），拿掉了")
         if kept := sum(count for file, count in self.labelled.items() if file not in reading.labelled):
             notes.append(f"{kept} 列的選項前面像有代號（{shown(self.example)}），多數列沒有，照原樣留著")
-        told_of = {"cell": "選項寫在同一格，分開了", "stem": "選項寫在題目裡，取了出來"}
-        told_of["apart"] = "正確答案與誘答分欄，位置依題目固定抽出"
-        return notes + [f"{self.found[key]} 列的{text}" for key, text in told_of.items() if self.found[key]]
+        descriptions = {"cell": "選項寫在同一格，分開了", "stem": "選項寫在題目裡，取了出來"}
+        descriptions["apart"] = "正確答案與誘答分欄，位置依題目固定抽出"
+        return notes + [
+            f"{self.found[key]} 列的{text}" for key, text in descriptions.items() if self.found[key]
+        ]
 
 
 def survey(rows: Iterable[object], file: str = "") -> tuple[Survey, Reading]:
-    """Of rows whose answers are not looked at: only how their options are meant."""
-    seen = Survey()
+    """Survey rows only for how their options are written, whatever their answers are."""
+    counts = Survey()
     for row in rows:
-        try:
-            seen.add(draft(row), file)
-        except ValueError:
-            pass  # told when its turn comes
-    return seen, Reading(labelled=seen.files_with_labels)
+        with suppress(ValueError):  # reported when the row itself is read
+            counts.add(draft(row), file)
+    return counts, Reading(labelled=counts.files_with_labels)

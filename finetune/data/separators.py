@@ -1,4 +1,4 @@
-"""What separates the cells of a text file: a comma, a tab, or what a program of another country writes."""
+"""Separators of the cells of a text file: a comma, a tab, or those of programs of other countries."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from finetune.data.headers import known_names, names_without_header
 
 NAMES = {",": "逗號", "\t": "定位字元", ";": "分號", "|": "直線 |"}
-TOLD = re.compile(r'"?sep=(.)"?[\r\n]*')  # Excel's own first line
-LEADING = 6  # records among which the header is
+DECLARED = re.compile(r'"?sep=(.)"?[\r\n]*')  # Excel's own first line
+LEADING = 6  # records among which the header must be
 
 
 def separator_of(lines: Sequence[str], usual: str) -> tuple[str, bool]:
-    """What separates the cells, and whether the first line only tells that.
+    """Return the separator of the cells, and whether the first line only declares it.
 
     Args:
         lines: the first ones of the file.
-        usual: what the file's name promises. Another is taken where the usual one finds no columns, or not
-            those that have a name.
+        usual: the separator that the file's name promises. Another is taken where the usual one finds no
+            columns, or none with a usual name.
     """
-    if lines and (told := TOLD.fullmatch(lines[0])):
-        return told[1], True
+    if lines and (declared := DECLARED.fullmatch(lines[0])):
+        return declared[1], True
     tables = {mark: _table(lines, mark) for mark in dict.fromkeys((usual, *NAMES))}
     scores = {mark: _score(table) for mark, table in tables.items()}
-    best = max(scores, key=scores.get)  # the first of equals
+    best = max(scores, key=lambda mark: scores[mark])  # the first of equals
     if best != usual and scores[best][0] > scores[usual][0]:
         return best, False
     if (
@@ -40,6 +40,7 @@ def separator_of(lines: Sequence[str], usual: str) -> tuple[str, bool]:
 
 
 def _table(lines: Sequence[str], mark: str) -> list[list[str]]:
+    """Return the cells of lines that are not blank."""
     rows = csv.reader(lines, delimiter=mark)
     try:
         return [row for row in rows if any(cell.strip() for cell in row)]
@@ -48,7 +49,7 @@ def _table(lines: Sequence[str], mark: str) -> list[list[str]]:
 
 
 def _score(table: list[list[str]]) -> tuple[int, int, bool]:
-    """Names of columns in the best of the first records, cells of a usual one, whether all have as many."""
+    """Return the usual names in the best of the first records, the width, and whether all are that wide."""
     if not table:
         return 0, 0, False
     width, count = Counter(map(len, table)).most_common(1)[0]

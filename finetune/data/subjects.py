@@ -96,15 +96,15 @@ _CATEGORY_OF = {subject: category for category, subjects in _BY_CATEGORY.items()
 
 
 def chinese_name(subject: str) -> str:
-    """The Chinese name of a subject; a subject that TMMLU+ does not have is its own name."""
+    """Return the Chinese name of a subject; a subject that TMMLU+ does not have is its own name."""
     return SUBJECTS.get(subject, subject)
 
 
 def subject_title(subject: str) -> str:
-    """The Chinese name of a subject, for people; of none, that there is none."""
+    """Return the Chinese name of a subject for people, or a note that there is none."""
     return chinese_name(subject) or "（未註明科目）"
 
 
 def category_of(subject: str) -> str | None:
-    """One of CATEGORIES, or None for a subject that TMMLU+ does not have."""
+    """Return one of CATEGORIES, or None for a subject that TMMLU+ does not have."""
     return _CATEGORY_OF.get(subject)

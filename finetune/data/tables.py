@@ -1,8 +1,7 @@
-"""Rows of a table in a file of any usual kind as dicts, one at a time, with the line each came from; and
-answers written in five of the formats. Text stays text.
+"""Tables: rows of a file of any usual kind as dicts, one at a time; writing answers in five of the formats.
 
-A text in csv or tsv that a spreadsheet would run as a formula is written with a ' before it; the other
-formats hold every text as it is.
+Each row comes with the line it was on. Text stays text. A text in csv or tsv that a spreadsheet would run as
+a formula is written with a ' before it; the other formats hold every text as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.columnar import read_arrow, read_parquet
@@ -23,15 +23,15 @@ from finetune.runtime import git_lfs
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import READABLE, WAYS_OUT, suffix_of
 from finetune.runtime.files import atomic_open
-from finetune.runtime.strict_json import dumps, twice_named
+from finetune.runtime.strict_json import dumps, duplicate_keys_message
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-BLOCK = 1024  # rows of parquet at a time
-# What begins a formula: to Excel = + - @, in East Asian locales their full-width forms too, and a tab or CR
+BLOCK = 1024  # rows written to parquet at a time
+# The start of a formula: to Excel = + - @, in East Asian locales their full-width forms too, and a tab or CR
 # before them (OWASP, CSV injection). `-5` and `+1.5e3` are numbers.
 FORMULA = re.compile(r"[=+\-@＝＋－＠\t\r]")
 NUMBER = re.compile(r"[+\-＋－]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?")
-SIGNS = (  # with which the bytes of a file begin, whatever it is called
+SIGNS = (  # the first bytes of files, whatever their name
     (b"\x1f\x8b", ".gzip"), (b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".png"), (b"PAR1", ".parquet"),
     (b"ARROW1", ".arrow"), (b"\xff\xff\xff\xff", ".arrow"), (b"%PDF", ".pdf"), (b"\xd0\xcf\x11\xe0", ".xls"),
     (b"\x28\xb5\x2f\xfd", ".zst"), (b"Rar!", ".rar"), (b"7z\xbc\xaf", ".7z"),
@@ -39,8 +39,9 @@ SIGNS = (  # with which the bytes of a file begin, whatever it is called
 
 
 def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "") -> Rows:
-    """(line, row) of each row, in constant memory; Unreadable in the place of a row that cannot be read, with
-    line 0 where it is the file itself.
+    """Yield (line, row) of each row, in constant memory.
+
+    A row that cannot be read is replaced by Unreadable, with line 0 where it is the file itself.
 
     Args:
         file: of a kind in READABLE or .txt, maybe packed (.gz, .bz2, .xz). The line is counted from 1; a
@@ -55,13 +56,13 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
         yield 0, Unreadable("不是一般的檔案")
         return
     if git_lfs.is_pointer(file):
-        yield 0, Unreadable(git_lfs.told(file))
+        yield 0, Unreadable(git_lfs.pointer_problem(file))
         return
     number, line = 0, 0
     try:
         for line, row in _reader(file, required, part):
             number += 1
-            yield line, row if isinstance(row, str) or _is_plain(row) else _renamed(row)
+            yield line, row if isinstance(row, str) or _has_clean_names(row) else _with_clean_names(row)
     except UnknownEncodingError as error:
         yield 0, Unreadable(error)
     except BROKEN_PACK as error:
@@ -73,12 +74,13 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
 
 
 def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
+    """Return the rows of a file by the reader for its kind."""
     suffix = suffix_of(file)
     if suffix in (*READABLE, ".txt"):
-        suffix = _by_content(file, suffix)
+        suffix = _suffix_by_content(file, suffix)
     if suffix in WAYS_OUT:
-        kinds = WAYS_OUT[suffix]
-        return iter([(0, Unreadable(kinds if suffix == suffix_of(file) else f"其實{kinds}"))])
+        way_out = WAYS_OUT[suffix]
+        return iter([(0, Unreadable(way_out if suffix == suffix_of(file) else f"其實{way_out}"))])
     if suffix in DELIMITERS:
         return read_delimited(file, DELIMITERS[suffix], required)
     readers: dict[str, Callable[[], Rows]] = {
@@ -91,12 +93,12 @@ def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
     }
     if suffix in readers:
         return readers[suffix]()
-    named = f"{suffix} 檔" if suffix else "沒有副檔名的檔案"
-    return iter([(0, Unreadable(f"不認得 {named}，要 {'、'.join(READABLE)}"))])
+    described = f"{suffix} 檔" if suffix else "沒有副檔名的檔案"
+    return iter([(0, Unreadable(f"不認得 {described}，要 {'、'.join(READABLE)}"))])
 
 
-def _by_content(file: Path, suffix: str) -> str:
-    """What a file is by its first bytes, where these tell; else what its name says."""
+def _suffix_by_content(file: Path, suffix: str) -> str:
+    """Return the kind of a file by its first bytes, else by its name."""
     try:
         with open_bytes(file) as stream:
             first = stream.read(512)
@@ -105,33 +107,29 @@ def _by_content(file: Path, suffix: str) -> str:
     if first.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return ".html"
     if first.startswith(b"PK\x03\x04"):
-        return (
-            suffix
-            if suffix == ".xlsx"
-            else ".xlsx"
-            if b"xl/" in first or b"[Content_Types]" in first
-            else ".zip"
-        )
+        is_workbook = suffix == ".xlsx" or b"xl/" in first or b"[Content_Types]" in first
+        return ".xlsx" if is_workbook else ".zip"
     return next((kind for sign, kind in SIGNS if first.startswith(sign)), suffix)
 
 
-_plain_names: set[object] = set()  # names of columns that are clean
+_clean_names: set[object] = set()  # column names known to be clean
 
 
-def _is_plain(row: object) -> bool:
-    if not isinstance(row, dict) or row.keys() <= _plain_names:
+def _has_clean_names(row: object) -> bool:
+    """Return whether the column names of a row need no cleaning."""
+    if not isinstance(row, dict) or row.keys() <= _clean_names:
         return True
     clean = {name for name in row if not isinstance(name, str) or clean_name(name) == name}
-    if len(_plain_names) < 10_000:
-        _plain_names.update(clean)
+    if len(_clean_names) < 10_000:
+        _clean_names.update(clean)
     return row.keys() <= clean
 
 
-def _renamed(row: dict) -> dict | Unreadable:
-    """A row of JSON or parquet with its names as a header has them."""
+def _with_clean_names(row: dict) -> dict | Unreadable:
+    """Return a row of JSON or parquet with its column names cleaned as those of a header."""
     names = [clean_name(name) if isinstance(name, str) else name for name in row]
     if len({*names}) < len(names):
-        return Unreadable(twice_named(names))
+        return Unreadable(duplicate_keys_message(names))
     return dict(zip(names, row.values(), strict=True))
 
 
@@ -141,15 +139,14 @@ def _renamed(row: dict) -> dict | Unreadable:
 def write_table(
     file: Path, records: Iterable[dict], columns: dict[str, str], suffix: str, for_excel: bool = True
 ) -> None:
-    """Writes records, in constant memory, in the format that `suffix` names; the file is there once it is
-    whole.
+    """Write records, in constant memory, in the format of `suffix`; the file appears once it is complete.
 
     Args:
         columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
-            csv and tsv, what is no text or number stands as JSON, and a text that begins like a formula has a
-            ' before it, which a spreadsheet takes for the sign of a text.
-        for_excel: csv and tsv begin with a BOM, without which Excel does not take them for UTF-8; programs
-            that are to read them may trip over one.
+            csv and tsv, a value that is no text or number is written as JSON, and a text that begins like a
+            formula has a ' before it, which a spreadsheet takes for the sign of a text.
+        for_excel: csv and tsv begin with a BOM, without which Excel does not read them as UTF-8; other
+            programs may not expect one.
     """
     if suffix in DELIMITERS:
         encoding = "utf-8-sig" if for_excel else "utf-8"
@@ -161,24 +158,28 @@ def write_table(
 def _write_csv(
     file: Path, records: Iterable[dict], columns: dict[str, str], encoding: str, delimiter: str
 ) -> None:
-    def cell(value):
+    """Write a csv or tsv."""
+
+    def cell(value: Any) -> Any:
         if isinstance(value, str):
             return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
         return dumps(value) if isinstance(value, (list, dict)) else value
 
     with atomic_open(file, encoding=encoding, newline="") as stream:
-        rows = csv.writer(stream, delimiter=delimiter)
-        rows.writerow(map(cell, columns))
-        rows.writerows([cell(record.get(name)) for name in columns] for record in records)
+        writer = csv.writer(stream, delimiter=delimiter)
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(record.get(name)) for name in columns] for record in records)
 
 
 def _write_jsonl(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    """Write JSON lines."""
     with atomic_open(file) as stream:
         for record in records:
             stream.write(dumps(record) + "\n")
 
 
 def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    """Write an array of objects."""
     with atomic_open(file) as stream:
         stream.write("[")
         for number, record in enumerate(records):
@@ -187,32 +188,34 @@ def _write_json(file: Path, records: Iterable[dict], columns: dict[str, str]) ->
 
 
 def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str]) -> None:
+    """Write parquet."""
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {
+    types = {
         "whole": pyarrow.int64(),
         "text": pyarrow.string(),
         "list": pyarrow.list_(pyarrow.string()),
         "numbers": pyarrow.list_(pyarrow.float64()),
         "scores": pyarrow.map_(pyarrow.string(), pyarrow.float64()),
     }
-    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    schema = pyarrow.schema([(name, types[type_name]) for name, type_name in columns.items()])
 
-    def plain(record: dict) -> dict:
-        return {name: _arrow(value, columns[name]) for name, value in record.items()}
+    def arrow_record(record: dict) -> dict:
+        return {name: _arrow_value(value, columns[name]) for name, value in record.items()}
 
     with atomic_open(file, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, schema) as writer:
         block: list[dict] = []
         for record in records:
-            block.append(plain(record))
+            block.append(arrow_record(record))
             if len(block) == BLOCK:
                 writer.write_table(pyarrow.Table.from_pylist(block, schema))
                 block = []
         writer.write_table(pyarrow.Table.from_pylist(block, schema))
 
 
-def _arrow(value: object, kind: str) -> object:
+def _arrow_value(value: Any, kind: str) -> Any:
+    """Return a value as pyarrow takes it."""
     if value is None:
         return None
     return list(value.items()) if kind == "scores" else str(value) if kind == "text" else value

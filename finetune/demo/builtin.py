@@ -1,14 +1,15 @@
-"""A built-in exam that needs no download: facts told as sentences and asked as four-option questions.
+"""Built-in exam that needs no download: facts as sentences and as four-option questions.
 
-It is a data source like any other, and a small model built from scratch; everything else is the ordinary
-path. All facts are told; a part of them is also asked in training. The exam asks about facts the model has
-only read.
+It is a data source like any other, with a small randomly initialized model; everything else is the ordinary
+path. The training data has all facts as sentences, and a part of them also as questions. The test questions
+are about facts that the model has only seen as sentences.
 """
 
 from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.data.cleaning import Text
@@ -19,47 +20,51 @@ from finetune.demo.facts import RELATIONS
 from finetune.prompts.exam import ELLIPSIS, Template
 
 OPTIONS = 4
-SHARES = {"train": 0.5, "validation": 0.1, "test": 0.4}  # of the questions, drawn subject by subject
+RATIOS = {"train": 0.5, "validation": 0.1, "test": 0.4}  # of the questions, split subject by subject
 
 
 def exam() -> Exam:
-    """The whole exam. It is the same for every seed, as a published one is."""
-    questions: dict[str, list[Question]] = {split: [] for split in SHARES}
-    told = []
+    """Build the whole exam, which is the same for every seed, as a published one is."""
+    split_questions: dict[str, list[Question]] = {split: [] for split in RATIOS}
+    statements = []
     for relation in RELATIONS:
         answers = sorted({answer for _, answer in relation.pairs})
         rng = random.Random(f"demo:{relation.subject}")
         pairs = list(relation.pairs)
         rng.shuffle(pairs)
         for number, (thing, answer) in enumerate(pairs):
-            split = _split_at((number + 0.5) / len(pairs))
+            split = _split_of((number + 0.5) / len(pairs))
             options = [answer, *rng.sample([other for other in answers if other != answer], OPTIONS - 1)]
             rng.shuffle(options)
             row_id = f"{relation.subject}/{split}/{number}"
-            stem = relation.asked.format(a=thing)
-            questions[split].append(
+            stem = relation.question.format(a=thing)
+            split_questions[split].append(
                 Question(stem, tuple(options), options.index(answer), relation.subject, row_id)
             )
-            for way, sentence in enumerate(relation.told):
+            for version, sentence in enumerate(relation.sentences):
                 before, after = sentence.format(a=thing, b="\0").split("\0")
                 text, end = before + answer + after, len(before) + len(answer)
-                told.append(Statement(text, len(before), end, relation.subject, f"told{way}/{row_id}"))
-    return Exam(questions, "內建示範", statements=told)
+                statement_id = f"told{version}/{row_id}"  # hashed in checkpoints: keep it as it is
+                statements.append(Statement(text, len(before), end, relation.subject, statement_id))
+    questions: dict[str, Sequence[Question]] = dict(split_questions)
+    return Exam(questions, "內建示範", statements=statements)
 
 
 def corpus() -> Corpus:
-    """What the exam tells, as texts alone."""
+    """Return the sentences of the exam as a corpus."""
     texts = [Text(statement.text) for statement in exam().statements]
     return Corpus(texts, "內建示範的敘述", {"read": len(texts)})
 
 
 def write_labels(path: str | Path, several: bool = False) -> None:
-    """Writes what the facts are about as labelled rows: a csv with the columns `text` (日本) and `label`
-    (首都).
+    """Write the subjects of the facts as a labelled dataset.
+
+    The file is a csv with the columns `text` (日本) and `label` (首都).
 
     Args:
-        several: one row for each thing, its label all subjects that have a fact about it (首都|貨幣); else a
-            row for each fact.
+        path: of the file to write.
+        several: one row for each thing, labelled with all subjects that have a fact about it (首都|貨幣);
+            else a row for each fact.
     """
     subjects: dict[str, list[str]] = {}
     for relation in RELATIONS:
@@ -74,16 +79,21 @@ def write_labels(path: str | Path, several: bool = False) -> None:
         csv.writer(stream).writerows([("text", "label"), *rows])
 
 
-def _split_at(place: float) -> str:
-    for split, share in SHARES.items():
-        if (place := place - share) <= 0:
+def _split_of(quantile: float) -> str:
+    """Return the split that a question belongs to, by its position among those of its subject in (0, 1)."""
+    for split, ratio in RATIOS.items():
+        if (quantile := quantile - ratio) <= 0:
             return split
     return split
 
 
 def base_model(folder: str | Path) -> Path:
-    """Writes the demo's untrained base to `demo_base/` below `folder`: a small BERT configuration, and a
-    tokenizer whose vocabulary is the words of the exam. Returns its path.
+    """Write the configuration and the tokenizer of the demo's base model to `folder`/demo_base.
+
+    It is a small BERT without weights; the vocabulary of its tokenizer is the words of the exam.
+
+    Returns:
+        The path of the folder written.
     """
     from transformers import BertConfig, BertTokenizer
 
@@ -91,8 +101,8 @@ def base_model(folder: str | Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     vocabulary = vocabulary_of(exam())
     (path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    # Without dropout, and with weights twice as large as BERT's: a model this small learns facts in two
-    # minutes so.
+    # No dropout, and initial weights twice as large as BERT's: with these a model this small learns the facts
+    # in two minutes.
     config = BertConfig(
         vocab_size=len(vocabulary), hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
         intermediate_size=512, max_position_embeddings=128, hidden_dropout_prob=0.0,
@@ -106,7 +116,7 @@ def base_model(folder: str | Path) -> Path:
 
 
 def vocabulary_of(source: Exam) -> list[str]:
-    """Special tokens, letters and digits, and every character and Latin word of the exam, lower-cased."""
+    """List special tokens, letters, digits, and all characters and Latin words of the exam in lower case."""
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 

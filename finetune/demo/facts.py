@@ -1,6 +1,6 @@
-"""The demo's tables of facts, in the words used in Taiwan.
+"""Tables of the demo's facts, in the words used in Taiwan.
 
-Each relation tells its facts as sentences and asks for them as questions; {a} is what is asked about, {b} the answer.
+Each relation has templates of sentences and of a question; {a} is the thing, {b} the answer.
 """
 
 from __future__ import annotations
@@ -10,23 +10,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """Pairs (a, b) of one kind, the sentences that tell a pair and the question that asks for it."""
+    """Relation between things and answers.
+
+    Attributes:
+        subject: name of the relation, the subject of its questions.
+        sentences: templates that state a pair.
+        question: template of the stem that asks for the answer.
+        table: the pairs, as text, see `pairs`.
+    """
 
     subject: str
-    told: tuple[str, ...]
-    asked: str
+    sentences: tuple[str, ...]
+    question: str
     table: str
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """In the table's order. A row is an answer and all it is true of: `b：a a a`, or single pairs `a=b`."""
-        pairs = []
+        """Pairs (thing, answer) in the table's order.
+
+        A line of the table is an answer and all things it is true of, `b：a a a`, or single pairs `a=b`.
+        """
+        pairs: list[tuple[str, str]] = []
         for row in self.table.split("\n"):
             if "：" in row:
                 answer, _, things = row.partition("：")
                 pairs += [(thing, answer.strip()) for thing in things.split()]
             else:
-                pairs += [tuple(pair.split("=")) for pair in row.split()]
+                for pair in row.split():
+                    thing, answer = pair.split("=")
+                    pairs.append((thing, answer))
         return pairs
 
 

@@ -1,6 +1,6 @@
-"""Figures of an exam, each with what is needed to judge it. scikit-learn and scipy do what they have.
+"""Metrics of an exam, each with what is needed to judge it; by scikit-learn and scipy where they have it.
 
-`predictions` are indices of options, -1 where a question could not be asked: never right. Where k options
+`predictions` are indices of options, -1 where a question could not be scored: never right. Where k options
 share the highest score, the prediction is the tuple of them: right by 1/k if the answer is one, whatever the
 order they stand in (see `credit`). Scores are rows of log-probabilities, one per option. Accuracies and
 shares are 0 to 1.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist, fmean
+from typing import Any
 
 import numpy
 
@@ -29,20 +30,20 @@ SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
 # ---- accuracy ----------------------------------------------------------------------------------------------
 
 
-def credit(answer: int, prediction: Prediction) -> float:
-    """1 for the answer, 1/k for k options of which it is one, else 0."""
+def credit(answer: int | None, prediction: Prediction) -> float:
+    """Return 1 for the answer, 1/k for k options of which it is one, else 0."""
     if isinstance(prediction, tuple):
         return (answer in prediction) / max(1, len(prediction))
     return float(answer == prediction)
 
 
 def credits(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[float]:
-    """Of each question."""
+    """Return the credit of each question."""
     return [credit(question.answer, chosen) for question, chosen in zip(questions, predictions, strict=True)]
 
 
-def accuracy(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict:
-    """Accuracy per question (micro) with its 95 % Wilson interval and what it must be held against.
+def accuracy(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return accuracy per question (micro) with its 95 % Wilson interval and what to hold it against.
 
     `chance` guesses blindly; `majority_letter` answers the letter most often right on these rows;
     `longest_option` and `shortest_option` answer by length, `overlap` the option that shares the largest
@@ -62,35 +63,38 @@ def accuracy(questions: Sequence[Question], predictions: Sequence[Prediction]) -
     }
 
 
-def share(right: float, n: int) -> dict:
-    """accuracy, right, n and interval_95. `right` is no whole number where ties counted in part."""
+def share(right: float, n: int) -> dict[str, Any]:
+    """Return accuracy, right, n and interval_95; `right` is no whole number where ties counted in part."""
     right = _whole(right)
     return {"accuracy": right / n, "right": right, "n": n, "interval_95": list(wilson(right, n))}
 
 
 def _whole(right: float) -> float:
-    """A sum of shares such as 1/3: what rounding left beside a whole number is taken off."""
+    """Round a sum of shares such as 1/3 that is a whole number but for rounding errors."""
     return round(right) if abs(right - round(right)) < 1e-9 else right
 
 
-def _rule(questions: Sequence[Question], worth) -> float:
-    """The accuracy to be expected of answering the option that is worth most."""
+def _rule(questions: Sequence[Question], value: Callable[[Question, str], float]) -> float:
+    """Return the accuracy expected of answering the option of the highest value, a random one of equals."""
     shares = []
     for question in questions:
-        worths = [worth(question, text) for text in question.options]
-        top = max(worths)
-        shares.append((worths[question.answer] == top) / worths.count(top))
+        values = [value(question, text) for text in question.options]
+        top = max(values)
+        best = tuple(option for option, worth in enumerate(values) if worth == top)
+        shares.append(credit(question.answer, best))
     return fmean(shares)
 
 
 def _overlap(question: Question, text: str) -> float:
-    mine, stem = set(normalised(text)), set(normalised(question.stem))
-    return len(mine & stem) / len(mine) if mine else 0.0
+    """Return the share of an option's characters that its question's stem has too."""
+    option, stem = set(normalised(text)), set(normalised(question.stem))
+    return len(option & stem) / len(option) if option else 0.0
 
 
 def wilson(right: float, count: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share (E. B. Wilson 1927). scipy's takes whole numbers alone; `right`
-    may hold shares of ties.
+    """Return the 95 % Wilson score interval of a share (E. B. Wilson 1927).
+
+    scipy's takes whole numbers alone; `right` may hold shares of ties.
     """
     z = NormalDist().inv_cdf(0.975)
     share, width = right / count, z * z / count
@@ -100,7 +104,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
 
 
 def by_subject(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, dict]:
-    """accuracy, right, n and interval_95 of each subject."""
+    """Return accuracy, right, n and interval_95 of each subject."""
     rows: dict[str, list[float]] = defaultdict(list)
     for question, right in zip(questions, credits(questions, predictions), strict=True):
         rows[question.subject].append(right)
@@ -108,7 +112,7 @@ def by_subject(questions: Sequence[Question], predictions: Sequence[Prediction])
 
 
 def by_category(subjects: dict[str, dict]) -> dict[str, dict]:
-    """The same of each category, per question; only those of which there is a subject here."""
+    """Return the same of each category, per question; only of those with a subject here."""
     rows: dict[str, list[dict]] = defaultdict(list)
     for subject, figures in subjects.items():
         if category := category_of(subject):
@@ -123,8 +127,8 @@ def by_category(subjects: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def macro_4(subjects: dict[str, dict]) -> dict | None:
-    """Mean of four category means, each the mean of its subjects: as published for TMMLU+ (ievals).
+def macro_4(subjects: dict[str, dict]) -> dict[str, Any] | None:
+    """Return the mean of four category means, each the mean of its subjects, as TMMLU+ is published (ievals).
 
     Its interval is a bootstrap stratified by subject. None when a category has no subject here: the figure
     would be another one.
@@ -150,8 +154,8 @@ def macro_4(subjects: dict[str, dict]) -> dict | None:
     }
 
 
-def _macro_weights(subjects: dict[str, dict]) -> dict[str, float] | None:
-    """How much a subject's accuracy weighs in macro-4; None when a category has no subject."""
+def _macro_weights(subjects: Mapping[str, object]) -> dict[str, float] | None:
+    """Return the weight of each subject's accuracy in macro-4; None when a category has no subject."""
     of_category: dict[str, list[str]] = defaultdict(list)
     for name in subjects:
         if category := category_of(name):
@@ -165,27 +169,33 @@ def _macro_weights(subjects: dict[str, dict]) -> dict[str, float] | None:
 
 
 def paired(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
-    """McNemar's test, and the difference first − second with its paired-bootstrap interval: micro, and
-    macro-4 where it exists.
+    """Return McNemar's test, and the difference first − second with its paired-bootstrap interval.
+
+    The difference is micro, and macro-4 where it exists.
     """
     return {**mcnemar(questions, first, second), **difference(questions, first, second)}
 
 
 def mcnemar(questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]) -> dict:
-    """McNemar's test of two models on the same questions, see `paired_test`."""
+    """Test two models on the same questions by McNemar's test, see `paired_test`."""
     return paired_test(credits(questions, first), credits(questions, second))
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
-    """Two models on the same rows, by those that count more for one of them than for the other. Exact
-    McNemar; where ties count in part, its generalisation: the sign of each difference is as likely the other
-    one (Fisher's randomisation test, two-sided, RESAMPLES draws).
+    """Test whether two models differ on the same rows, by the rows whose credit differs.
+
+    Exact McNemar; where ties count in part, its generalisation: the sign of each difference is as likely the
+    other one (Fisher's randomisation test, two-sided, RESAMPLES draws).
+
+    Args:
+        first: credit of each row for the first model, 0 to 1.
+        second: the same for the second.
     """
     from scipy.stats import binomtest
 
-    steps = [round(float(a - b), 9) for a, b in zip(first, second, strict=True)]
-    only_first, only_second = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
-    sizes = Counter(abs(step) for step in steps if step)
+    differences = [round(float(a - b), 9) for a, b in zip(first, second, strict=True)]
+    only_first, only_second = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    sizes = Counter(abs(d) for d in differences if d)
     if not sizes:
         p = 1.0
     elif len(sizes) == 1:
@@ -193,54 +203,62 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
     else:
         rng = numpy.random.default_rng(0)
         drawn = sum(size * (2 * rng.binomial(n, 0.5, RESAMPLES) - n) for size, n in sizes.items())
-        p = float((1 + (numpy.abs(drawn) >= abs(sum(steps)) - 1e-6).sum()) / (1 + RESAMPLES))
+        p = float((1 + (numpy.abs(drawn) >= abs(sum(differences)) - 1e-6).sum()) / (1 + RESAMPLES))
     return {"only_first_right": only_first, "only_second_right": only_second, "p_value": p}
 
 
 def difference(
     questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]
 ) -> dict:
-    """First − second in accuracy; 95 % by a paired bootstrap, which draws whole questions (for macro-4 within
-    each subject).
+    """Return first − second in accuracy with its 95 % interval by a paired bootstrap.
+
+    The bootstrap draws whole questions, for macro-4 within each subject.
     """
-    steps: dict[str, list[float]] = defaultdict(list)
-    counted = zip(questions, credits(questions, first), credits(questions, second), strict=True)
-    for question, a, b in counted:
-        steps[question.subject].append(a - b)
+    differences: dict[str, list[float]] = defaultdict(list)
+    credited = zip(questions, credits(questions, first), credits(questions, second), strict=True)
+    for question, a, b in credited:
+        differences[question.subject].append(a - b)
     rng = numpy.random.default_rng(0)
-    found = mean_difference([step for row in steps.values() for step in row], rng)
-    if weights := _macro_weights(steps):
-        drawn = sum(weight * _resampled(rng, steps[name]) for name, weight in weights.items())
-        found["macro_4_difference"] = sum(weights[name] * fmean(steps[name]) for name in weights)
-        found["macro_4_difference_interval_95"] = numpy.percentile(drawn, INTERVAL).tolist()
-    return found
+    figures = mean_difference([d for of_subject in differences.values() for d in of_subject], rng)
+    if weights := _macro_weights(differences):
+        drawn = sum(weight * _resampled(rng, differences[name]) for name, weight in weights.items())
+        figures["macro_4_difference"] = sum(weights[name] * fmean(differences[name]) for name in weights)
+        figures["macro_4_difference_interval_95"] = numpy.percentile(drawn, INTERVAL).tolist()
+    return figures
 
 
-def mean_difference(steps: Sequence[float], rng=None) -> dict:
-    """`difference`, the mean of one model's counts less another's on the same rows, with its 95 % interval by
-    a bootstrap of the rows.
+def mean_difference(
+    differences: Sequence[float], rng: numpy.random.Generator | None = None
+) -> dict[str, Any]:
+    """Return the mean difference of two models with its 95 % interval by a bootstrap of the rows.
+
+    Args:
+        differences: of each row, the credit of one model minus that of the other.
+        rng: of the bootstrap; one of seed 0 when None.
     """
-    drawn = _resampled(rng or numpy.random.default_rng(0), steps)
+    drawn = _resampled(rng or numpy.random.default_rng(0), differences)
     return {
-        "difference": fmean(steps),
+        "difference": fmean(differences),
         "difference_interval_95": numpy.percentile(drawn, INTERVAL).tolist(),
     }
 
 
-def _resampled(rng, steps: Sequence[float]) -> numpy.ndarray:
-    """Means of RESAMPLES draws with replacement: multinomial counts of the few values there are."""
-    values, counts = numpy.unique(numpy.round(steps, 9), return_counts=True)
-    return rng.multinomial(len(steps), counts / len(steps), RESAMPLES) @ values / len(steps)
+def _resampled(rng: numpy.random.Generator, differences: Sequence[float]) -> numpy.ndarray:
+    """Return means of RESAMPLES draws with replacement: multinomial counts of the few values there are."""
+    values, counts = numpy.unique(numpy.round(differences, 9), return_counts=True)
+    count = len(differences)
+    return rng.multinomial(count, counts / count, RESAMPLES) @ values / count
 
 
 # ---- letters and orders ------------------------------------------------------------------------------------
 
 
-def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict:
-    """How the letters of the key are met: recall, precision, F1 and support of each, their confusion, how
-    often each is chosen, macro F1, and RStd, the standard deviation of the recalls (arXiv:2309.03882,
-    section 2.2). A question that could not be asked counts as chosen nothing: a column of its own, `?`. Of
-    k options that share the highest score each is chosen by 1/k.
+def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return recall, precision, F1, support and confusion of the letters of the key.
+
+    Also how often each is chosen, macro F1, and RStd, the standard deviation of the recalls
+    (arXiv:2309.03882, section 2.2). A question that could not be scored has no letter chosen: a column of its
+    own, `?`. Of k options that share the highest score each is chosen by 1/k.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -254,7 +272,7 @@ def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) ->
     )
     columns = [*places, -1] if -1 in chosen else places
     confusion = confusion_matrix(gold, chosen, labels=columns, sample_weight=weights)[: len(places)]
-    asked = [recall[i] for i in range(len(places)) if support[i]]
+    recalls = [recall[i] for i in range(len(places)) if support[i]]
     return {
         "letters": [LETTERS[place] for place in places],
         "recall": recall.tolist(),
@@ -268,44 +286,49 @@ def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) ->
         "columns": [LETTERS[place] if place >= 0 else "?" for place in columns],
         "confusion": [[_whole(count) for count in row] for row in confusion.tolist()],
         "macro_f1": fmean(f1[i] for i in range(len(places)) if support[i]),
-        "recall_std": float(numpy.std(asked)),
+        "recall_std": float(numpy.std(recalls)),
     }
 
 
 def _spread(chosen: Prediction) -> tuple[int, ...]:
-    """The options that share a prediction; -1 for none."""
+    """Return the options that share a prediction; -1 for none."""
     return (chosen if isinstance(chosen, tuple) else (chosen,)) or (-1,)
 
 
-def order_bias(by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float]]]], answers) -> dict:
-    """What the order of the options does: share of questions whose answer is not the same in every order,
-    accuracy over all orders, and how often each place is chosen against how often it was right.
+def order_bias(
+    by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float]]]], answers: Sequence[Any]
+) -> dict[str, Any]:
+    """Measure how answers depend on the order of the options.
 
     Args:
-        by_order: of each question (order, scores by option) of every order it was asked in.
+        by_order: of each question (order, scores by option) of every order it was scored in.
         answers: the right option of each.
 
     Returns:
-        {} when no question was asked in more than one order.
+        `flips` the share of questions whose answer is not the same in every order; accuracy over all orders;
+        how often each place is chosen against how often it was right. {} when no question was scored in more
+        than one order.
     """
-    rows = [(asked, answer) for asked, answer in zip(by_order, answers, strict=True) if len(asked) > 1]
+    rows = [(orders, answer) for orders, answer in zip(by_order, answers, strict=True) if len(orders) > 1]
     if not rows:
         return {}
-    flips, hits, as_written = 0, [], []
-    width = max(len(order) for asked, _ in rows for order, _ in asked)
+    flips = 0
+    hits: list[float] = []
+    as_written: list[float] = []
+    width = max(len(order) for orders, _ in rows for order, _ in orders)
     chosen, right = [0.0] * width, [0] * width
-    for asked, answer in rows:
-        picked = [tied(row) for _, row in asked]
+    for orders, answer in rows:
+        picked = [tied(row) for _, row in orders]
         flips += len(set(picked)) > 1
         hits += [credit(answer, options) for options in picked]
         as_written.append(credit(answer, picked[0]))
-        for (order, _), options in zip(asked, picked, strict=True):
+        for (order, _), options in zip(orders, picked, strict=True):
             for option in options:
                 chosen[order.index(option)] += 1 / len(options)
             right[order.index(answer)] += 1
     return {
         "questions": len(rows),
-        "orders": sum(len(asked) for asked, _ in rows) / len(rows),
+        "orders": sum(len(orders) for orders, _ in rows) / len(rows),
         "flips": flips / len(rows),
         "accuracy_as_written": fmean(as_written),
         "accuracy_of_one_order": fmean(hits),
@@ -319,26 +342,28 @@ def order_bias(by_order: Sequence[Sequence[tuple[tuple[int, ...], Sequence[float
 
 
 def probabilities(scores: Sequence[float], temperature: float = 1.0) -> numpy.ndarray:
-    """Softmax of one question's scores over its options."""
+    """Return the softmax of one question's scores over its options."""
     from scipy.special import softmax
 
     return softmax(numpy.asarray(scores, dtype=float) / temperature)
 
 
 def fit_temperature(rows: Sequence[Sequence[float]], answers: Sequence[int]) -> float:
-    """The temperature with the least negative log-likelihood (arXiv:1706.04599, section 4.2), within 0.05 to
-    100. To be fitted on rows that are neither taught nor examined.
+    """Fit the temperature of the least negative log-likelihood (arXiv:1706.04599, section 4.2).
+
+    It lies within 0.05 to 100. To be fitted on rows that are neither trained nor evaluated on.
     """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: _nll(rows, answers, math.exp(log_t)), bounds=(math.log(0.05), math.log(100)),
         method="bounded",
     )  # fmt: skip
-    return float(math.exp(found.x))
+    return float(math.exp(minimum.x))
 
 
-def _nll(rows, answers, temperature: float) -> float:
+def _nll(rows: Sequence[Sequence[float]], answers: Sequence[int], temperature: float) -> float:
+    """Return the mean negative log-likelihood of the answers, in nats."""
     from scipy.special import log_softmax
 
     return fmean(
@@ -348,7 +373,7 @@ def _nll(rows, answers, temperature: float) -> float:
 
 
 def calibration(rows: Sequence[Sequence[float]], answers: Sequence[int], temperature: float = 1.0) -> dict:
-    """Does the model know what it knows? Of the answers' softmax over the options:
+    """Measure the calibration of the softmax over the options.
 
     `nll` mean −log p(right); `brier` mean Σ (p − right)² over the options (Brier 1950, 0 to 2); `ece` mean
     |accuracy − confidence| over BINS bins of confidence, weighted by their questions (arXiv:1706.04599,

@@ -1,78 +1,94 @@
-"""BERT from its weights alone, for a process that answers one prompt: transformers' modelling code takes
-longer to import than the model to answer.
+"""BERT without transformers' modelling code, for a process that runs a single prompt.
 
-The parts have transformers' names, and models/encoder.py reads them. Whatever is not plain BERT with plain
-weights is left to `models.load_model`, which also says what is wrong with it.
+That code takes longer to import than the model to run. The parts have transformers' names, and
+models/encoder.py runs them. Whatever is not plain BERT with plain weights is left to `loading.load_model`,
+which also reports what is wrong with it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-UNUSED = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids")  # when blanks are filled
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+UNUSED = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids")  # by a masked model
 
 
 class Weights:
-    """Tensors by name, each to be taken once.
-
-    Raises:
-        ValueError: one has another shape. KeyError: it is not there.
-    """
+    """Tensors by name, each to be taken once."""
 
     def __init__(self, tensors: dict[str, Tensor], prefix: str = ""):
         self.tensors, self.prefix = tensors, prefix
 
     def below(self, name: str) -> Weights:
+        """Return the weights whose names begin with this module's."""
         return Weights(self.tensors, f"{self.prefix}{name}.")
 
     def take(self, name: str, *shape: int) -> nn.Parameter:
-        found = self.tensors.pop(self.prefix + name)
-        if found.shape != shape:
-            raise ValueError(f"{self.prefix}{name}: {tuple(found.shape)}")
-        return nn.Parameter(found.float(), requires_grad=False)
+        """Remove a tensor and return it in fp32.
+
+        Raises:
+            KeyError: there is no tensor of this name.
+            ValueError: it has another shape.
+        """
+        tensor = self.tensors.pop(self.prefix + name)
+        if tensor.shape != shape:
+            raise ValueError(f"{self.prefix}{name}: {tuple(tensor.shape)}")
+        return nn.Parameter(tensor.float(), requires_grad=False)
 
 
 class Linear(nn.Module):
+    """Linear layer with a bias."""
+
     def __init__(self, weights: Weights, inputs: int, outputs: int):
         super().__init__()
         self.weight, self.bias = weights.take("weight", outputs, inputs), weights.take("bias", outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.linear(inputs, self.weight, self.bias)
+        """Compute (…, inputs) -> (…, outputs)."""
+        return functional.linear(inputs, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, weights: Weights, config):
+    """Layer normalisation over the hidden size."""
+
+    def __init__(self, weights: Weights, config: PreTrainedConfig):
         super().__init__()
         self.size, self.eps = (config.hidden_size,), config.layer_norm_eps
         self.weight, self.bias = weights.take("weight", *self.size), weights.take("bias", *self.size)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.layer_norm(inputs, self.size, self.weight, self.bias, self.eps)
+        """Normalise the last dimension."""
+        return functional.layer_norm(inputs, self.size, self.weight, self.bias, self.eps)
 
 
 class Embeddings(nn.Module):
-    def __init__(self, weights: Weights, config):
+    """Sum of word, position and segment embeddings, all of segment 0, normed."""
+
+    def __init__(self, weights: Weights, config: PreTrainedConfig):
         super().__init__()
         size = config.hidden_size
         self.words = weights.take("word_embeddings.weight", config.vocab_size, size)
-        self.places = weights.take("position_embeddings.weight", config.max_position_embeddings, size)
+        self.positions = weights.take("position_embeddings.weight", config.max_position_embeddings, size)
         self.segments = weights.take("token_type_embeddings.weight", config.type_vocab_size, size)
         self.LayerNorm = LayerNorm(weights.below("LayerNorm"), config)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        words = F.embedding(input_ids, self.words) + self.segments[0]
-        return self.LayerNorm(words + self.places[: input_ids.shape[1]])
+        """Embed token ids, (B, T) -> (B, T, H)."""
+        words = functional.embedding(input_ids, self.words) + self.segments[0]
+        return self.LayerNorm(words + self.positions[: input_ids.shape[1]])
 
 
 class Attention(nn.Module):
-    """Its products; models/encoder.py does the rest."""
+    """Projections of attention; models/encoder.py computes the rest."""
 
-    def __init__(self, weights: Weights, config):
+    def __init__(self, weights: Weights, config: PreTrainedConfig):
         super().__init__()
         size, self.num_attention_heads = config.hidden_size, config.num_attention_heads
         self.scaling = (size // self.num_attention_heads) ** -0.5
@@ -81,32 +97,36 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The first half of a feed-forward."""
+    """First half of the feed-forward network."""
 
-    intermediate_act_fn = staticmethod(F.gelu)
+    intermediate_act_fn = staticmethod(functional.gelu)
 
-    def __init__(self, weights: Weights, config):
+    def __init__(self, weights: Weights, config: PreTrainedConfig):
         super().__init__()
         self.dense = Linear(weights.below("dense"), config.hidden_size, config.intermediate_size)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.gelu(self.dense(inputs))
+        """Compute (…, H) -> (…, intermediate size)."""
+        return functional.gelu(self.dense(inputs))
 
 
 class ResidualOutput(nn.Module):
-    """A product that is added to what went before, and normed."""
+    """Linear layer whose output is added to the residual, and normed."""
 
-    def __init__(self, weights: Weights, config, inputs: int):
+    def __init__(self, weights: Weights, config: PreTrainedConfig, inputs: int):
         super().__init__()
         self.dense = Linear(weights.below("dense"), inputs, config.hidden_size)
         self.LayerNorm = LayerNorm(weights.below("LayerNorm"), config)
 
-    def forward(self, inputs: Tensor, before: Tensor) -> Tensor:
-        return self.LayerNorm(self.dense(inputs) + before)
+    def forward(self, inputs: Tensor, residual: Tensor) -> Tensor:
+        """Compute (…, inputs) and a residual (…, H) -> (…, H)."""
+        return self.LayerNorm(self.dense(inputs) + residual)
 
 
 class Layer(nn.Module):
-    def __init__(self, weights: Weights, config):
+    """One layer of the encoder, with the names of transformers' modules."""
+
+    def __init__(self, weights: Weights, config: PreTrainedConfig):
         super().__init__()
         self.attention = nn.Module()
         self.attention.self = Attention(weights.below("attention.self"), config)
@@ -116,32 +136,31 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-    """Over the words, whose weights are the embeddings."""
+    """Vocabulary head, whose weights are the word embeddings."""
 
-    def __init__(self, weights: Weights, config, words: nn.Parameter):
+    def __init__(self, weights: Weights, config: PreTrainedConfig, words: nn.Parameter):
         super().__init__()
-        below, size = weights.below("transform"), config.hidden_size
-        self.dense, self.LayerNorm = (
-            Linear(below.below("dense"), size, size),
-            LayerNorm(below.below("LayerNorm"), config),
-        )
+        transform, size = weights.below("transform"), config.hidden_size
+        self.dense = Linear(transform.below("dense"), size, size)
+        self.LayerNorm = LayerNorm(transform.below("LayerNorm"), config)
         self.words, self.bias = words, weights.take("bias", config.vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.LayerNorm(F.gelu(self.dense(hidden))), self.words, self.bias)
+        """Compute logits, (…, H) -> (…, V)."""
+        return functional.linear(self.LayerNorm(functional.gelu(self.dense(hidden))), self.words, self.bias)
 
 
 class PlainBert(nn.Module):
-    """A masked language model in fp32, as `logits.BlankLogits` takes it."""
+    """A masked language model in fp32, as `forward.TokenLogits` takes it."""
 
     base_model_prefix = "bert"
 
-    def __init__(self, tensors: dict[str, Tensor], config):
+    def __init__(self, tensors: dict[str, Tensor], config: PreTrainedConfig):
         super().__init__()
         self.config = config
         weights = Weights(tensors)
         self.bert = nn.Module()
-        self.bert.config = config
+        self.bert.config = cast(Any, config)
         self.bert.embeddings = Embeddings(weights.below("bert.embeddings"), config)
         layers = (
             Layer(weights.below(f"bert.encoder.layer.{number}"), config)
@@ -153,8 +172,8 @@ class PlainBert(nn.Module):
         self.cls = nn.Sequential(OrderedDict(predictions=head))
 
 
-def load(name: str, config) -> PlainBert | None:
-    """The model of a local folder; None where it is not as plain as that."""
+def load(name: str, config: PreTrainedConfig) -> PlainBert | None:
+    """Load the model of a local folder; return None where it is not plain BERT."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -173,14 +192,14 @@ def load(name: str, config) -> PlainBert | None:
     if not plain:
         return None
     try:
-        found = load_file(file)
-        tensors = {_renamed(key): found[key] for key in found if not key.startswith(UNUSED)}
+        saved = load_file(file)
+        tensors = {_renamed(key): saved[key] for key in saved if not key.startswith(UNUSED)}
         model = PlainBert(tensors, config)
-    except (KeyError, ValueError, OSError, SafetensorError):  # `models.load_model` is next, and says which
+    except (KeyError, ValueError, OSError, SafetensorError):  # `loading.load_model` is next, and reports it
         return None
     return None if tensors else model.eval()
 
 
 def _renamed(key: str) -> str:
-    """Of files that were made from TensorFlow's."""
+    """Return the present name of a parameter in files that were converted from TensorFlow."""
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -1,16 +1,18 @@
-"""The forward passes of this project: logits at chosen positions of a language model alone, and those of the
-heads that read a whole row.
-"""
+"""Forward passes: logits of a language model at chosen positions, and of heads that read a whole row."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from finetune.models import encoder
 from finetune.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # The modules after the encoder or decoder, in order, by family.
 HEADS = {
@@ -24,9 +26,11 @@ HEADS = {
 }
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 ROW_CLASSES = ("ForSequenceClassification", "ForMultipleChoice")
-MULTI_LABEL = "multi_label_classification"  # config.problem_type of transformers
-# Families whose attention keeps to a mask of its own for every row. Others ignore it, read it as numbers, or
-# carry a state from token to token.
+# values of config.problem_type of transformers
+SINGLE_LABEL: Final = "single_label_classification"
+MULTI_LABEL: Final = "multi_label_classification"
+# Families whose attention takes a mask for each row. Others ignore it, read it as numbers, or carry a state
+# from token to token.
 PACKABLE = (
     "llama", "qwen2", "qwen3", "mistral", "mixtral", "gpt2", "gpt_neox", "phi", "phi3", "olmo2", "opt",
     "smollm3", "glm4", "granite",
@@ -37,58 +41,70 @@ NOT_NUMBERS = (
 LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neighbour changes
 
 
+def config_of(model: nn.Module) -> PreTrainedConfig:
+    """Return the configuration of a model of transformers, an attribute that `nn.Module` does not declare."""
+    return cast("PreTrainedConfig", model.config)
+
+
 def check_numbers(logits: Tensor) -> None:
-    """Raises UserError for logits that are no numbers: nothing can be said by them. -inf is one, of a token
-    that a model never says.
+    """Check that logits are numbers; -inf is one, that of a token which a model never predicts.
+
+    Raises:
+        UserError: some logit is NaN or infinite.
     """
     if logits.isnan().any() or (logits == torch.inf).any():
         raise UserError(NOT_NUMBERS)
 
 
-def is_multi(config) -> bool:
-    """True for a classifier whose texts may have no label, or several."""
+def is_multi(config: PreTrainedConfig) -> bool:
+    """Return whether a classifier is multi-label: its texts may have no label, or several."""
     return config.problem_type == MULTI_LABEL
 
 
 class TokenLogits(nn.Module):
-    """Logits where something is asked: at blanks of a masked model, before each token that a causal one must
-    say.
+    """Logits at positions: masked ones of a masked model, those before each target of a causal one.
 
     The vocabulary head runs only there, which gives the very same numbers and saves its cost elsewhere.
     Training, validation and scoring all go through it, so DDP and ZeRO see one root module.
 
     Args:
         model: of transformers, with a masked or a causal language modelling head.
-        packed: rows hold several documents each (causal models only); none of them sees another.
-        light: with weights copied in bf16, where the family can be read that way; `exact` is then the
-            forward pass without.
+        packed: rows hold several documents each (causal models only); none of them attends to another.
+        bf16: use a copy of the weights in bf16, where models/encoder.py supports the family.
 
     Attributes:
-        able: models/encoder.py reads this family.
+        has_fast_path: models/encoder.py supports this family.
+        fp32_forward: the forward pass without bf16 copies, where `bf16` makes this one use them; else None.
     """
 
-    def __init__(self, model: nn.Module, packed: bool = False, light: bool = False):
+    def __init__(self, model: nn.Module, packed: bool = False, bf16: bool = False):
         super().__init__()
         self.model, self.packed = model, packed
-        names = HEADS.get(model.config.model_type)
+        names = HEADS.get(config_of(model).model_type)
         self._head = names if names and all(hasattr(model, name) for name in names) else None
-        body = getattr(model, model.base_model_prefix, None)
+        body = _body_of(model)
         self.has_fast_path = self._head is not None and encoder.readable(body)
-        self._encoder = encoder.Encoder(body, light) if self.has_fast_path else None
-        self.fp32_forward = TokenLogits(model, packed).eval() if light and self.has_fast_path else None
-        self._more = {"use_cache": False} if is_causal(model) else {}  # keys and values nobody will ask for
+        self._encoder = encoder.Encoder(body, bf16) if self.has_fast_path else None
+        self.fp32_forward = TokenLogits(model, packed).eval() if bf16 and self.has_fast_path else None
+        self._kwargs = {"use_cache": False} if is_causal(model) else {}  # keys and values would not be used
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """Logits (M, V) of the positions asked for. A language model reads one segment alone.
+        """Return logits (M, V) at the positions.
 
         Args:
             input_ids: (B, T).
             attention_mask: (B, T): 0 is padding; of packed rows, the number of the document, from 1.
             rows, cols: (M,).
+            segments: not used: a language model reads a single segment.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._more}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._kwargs}
         if self.packed:
             inputs["attention_mask"] = document_mask(attention_mask)
             inputs["position_ids"] = document_positions(attention_mask)
@@ -97,8 +113,7 @@ class TokenLogits(nn.Module):
         if self._encoder is not None:
             hidden = self._encoder(input_ids, attention_mask, rows, cols)
         else:
-            body = getattr(self.model, self.model.base_model_prefix)
-            hidden = body(**inputs)[0][rows, cols]  # (M, H)
+            hidden = _body_of(self.model)(**inputs)[0][rows, cols]  # (M, H)
         # Scores that decide an answer keep their digits: bf16 rounds logits so coarsely that options tie.
         exact = not self.training and next(self.parameters()).dtype == torch.float32
         with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
@@ -108,26 +123,37 @@ class TokenLogits(nn.Module):
         return hidden
 
 
-class SequenceLogits(nn.Module):
-    """Logits of whole rows: of a classifier one a class, of a multiple-choice head one number.
+def _body_of(model: nn.Module) -> Any:
+    """Return the base model of transformers under the head; None where there is none."""
+    return getattr(model, cast(str, model.base_model_prefix), None)
 
-    Called like BlankLogits; `cols` are then classes. Multi-label classes are asked for one by one.
+
+class SequenceLogits(nn.Module):
+    """Logits of whole rows: of a classifier one for each class, of a multiple-choice head one number.
+
+    It is called like `TokenLogits`; `cols` are then classes. Multi-label classes are selected one by one.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self._multi = is_multi(model.config)
+        self._multi = is_multi(config_of(model))
         self._choice = type(model).__name__.endswith("ForMultipleChoice")
         self._segments = getattr(model.config, "type_vocab_size", 0) > 1
-        body = getattr(model, model.base_model_prefix, None)
+        body = _body_of(model)
         self._encoder = encoder.Encoder(body) if encoder.readable(body) else None
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, cols: Tensor, segments=None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """Logits (M, C) of the rows asked for, of a multiple-choice head (M, 1), of a multi-label classifier
-        (M,).
+        """Return logits (M, C) of the rows.
+
+        Those of a multiple-choice head are (M, 1), those of a multi-label classifier (M,).
 
         Args:
             input_ids, attention_mask: (B, T).
@@ -135,48 +161,57 @@ class SequenceLogits(nn.Module):
             segments: (B, T), 0 for the first sentence of a pair and 1 for the second; None without pairs.
         """
         segments = segments if self._segments else None
-        # Scores that decide an answer keep their digits, as those of BlankLogits do.
+        # Scores that decide an answer keep their digits, as those of TokenLogits do.
         exact = not self.training and next(self.parameters()).dtype == torch.float32
         with torch.autocast(input_ids.device.type, enabled=False) if exact else contextlib.nullcontext():
-            own = self._encoder is not None
-            logits = (self._own_pass if own else self._their_pass)(input_ids, attention_mask, segments)
+            if self._encoder is not None:
+                logits = self._fast_pass(self._encoder, input_ids, attention_mask, segments)
+            else:
+                logits = self._model_pass(input_ids, attention_mask, segments)
         return logits[rows, cols] if self._multi else logits[rows]
 
-    def _own_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
-        """Of families that models/encoder.py reads: the head looks at the first token alone."""
+    def _fast_pass(
+        self, body: encoder.Encoder, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None
+    ) -> Tensor:
+        """Run a family that models/encoder.py supports: the head reads the first token alone."""
+        model: Any = self.model
         rows = torch.arange(len(input_ids), device=input_ids.device)
-        first = self._encoder(input_ids, attention_mask, rows, torch.zeros_like(rows), segments)[:, None]
-        if (pooler := self._encoder.body.pooler) is None:
-            return self.model.classifier(first)  # which takes the first token itself
-        return self.model.classifier(self.model.dropout(pooler(first)))
+        first = body(input_ids, attention_mask, rows, torch.zeros_like(rows), segments)[:, None]
+        if (pooler := body.body.pooler) is None:
+            return model.classifier(first)  # which takes the first token itself
+        return model.classifier(model.dropout(pooler(first)))
 
-    def _their_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
+    def _model_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
+        """Run transformers' own forward pass."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if segments is not None:
             inputs["token_type_ids"] = segments
-        if self._choice:  # (questions, options, T): here every option is a question of its own
+        if self._choice:  # (questions, options, T): each option is a question by itself here
             inputs = {name: value[:, None] for name, value in inputs.items()}
         return self.model(**inputs).logits
 
 
 def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
-    """The forward pass of a model, by its head."""
+    """Return the forward pass of a model, by its head."""
     return SequenceLogits(model) if type(model).__name__.endswith(ROW_CLASSES) else TokenLogits(model, packed)
 
 
 def bf16_forward(model: nn.Module) -> TokenLogits:
-    """The forward pass of a masked model, in bf16 where its family can be read so."""
-    return TokenLogits(model, light=True).eval()
+    """Return the forward pass of a masked model, in bf16 where models/encoder.py supports its family."""
+    return TokenLogits(model, bf16=True).eval()
 
 
 def is_causal(model: nn.Module) -> bool:
-    """True for a model that says the next token, False for one that fills blanks."""
+    """Return whether a model predicts the next token; False for a masked model."""
     return type(model).__name__.endswith(CAUSAL_CLASSES)
 
 
-def can_pack(config, max_length: int) -> bool:
-    """True when a model of this configuration can read several documents in one row of `max_length` tokens,
-    none of which sees another. A window of attention shorter than the row would be lost under our mask.
+def can_pack(config: PreTrainedConfig, max_length: int) -> bool:
+    """Return whether a model can read several documents in one row without one attending to another.
+
+    Args:
+        config: of the model. An attention window shorter than the row would be lost under our mask.
+        max_length: tokens of a row.
     """
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return config.model_type in PACKABLE and (window is None or window >= max_length)
@@ -184,27 +219,27 @@ def can_pack(config, max_length: int) -> bool:
 
 @torch.no_grad()
 def attention_leaks_across_documents(model: nn.Module) -> bool:
-    """True when a document's logits change with its neighbour in a packed row: tried on two."""
-    words = min(model.config.vocab_size, 1000)
-    first, second = (torch.arange(start, start + 24) * 7919 % words for start in (1, 101))
+    """Return whether a document's logits change with its neighbour in a packed row, tried on two."""
+    id_limit = min(config_of(model).vocab_size, 1000)
+    first, second = (torch.arange(start, start + 24) * 7919 % id_limit for start in (1, 101))
     ids = torch.cat([first, second])[None].to(next(model.parameters()).device)
     documents = torch.tensor([[1] * 24 + [2] * 24], device=ids.device)
     cols = torch.arange(24, 48, device=ids.device)
     was_training = model.training
     model.eval()
-    together = TokenLogits(model, packed=True).eval()(ids, documents, torch.zeros_like(cols), cols).float()
+    packed = TokenLogits(model, packed=True).eval()(ids, documents, torch.zeros_like(cols), cols).float()
     alone = model(input_ids=ids[:, 24:]).logits[0].float()
     model.train(was_training)
-    return bool((together - alone).abs().mean() > LEAK * alone.std())
+    return bool((packed - alone).abs().mean() > LEAK * alone.std())
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """Who may look at whom: a token at itself and at what stands before it in its own document.
+    """Return the attention mask of packed rows: causal attention within each document.
 
-    Restarting position ids alone would not keep documents apart: attention does not look at them.
+    Restarting position ids alone would not keep documents apart: attention does not depend on them.
 
     Args:
-        documents: (B, T), the number of each token's document; 0 is padding, which looks at itself.
+        documents: (B, T), the number of each token's document; 0 is padding, which attends to padding.
 
     Returns:
         (B, 1, T, T) booleans, as scaled dot-product attention takes them.
@@ -214,8 +249,8 @@ def document_mask(documents: Tensor) -> Tensor:
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """Position ids that begin at 0 with every document, (B, T) -> (B, T)."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    """Return position ids that begin at 0 with every document, (B, T) -> (B, T)."""
+    columns = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return places - torch.where(begins, places, 0).cummax(dim=1).values
+    return columns - torch.where(begins, columns, 0).cummax(dim=1).values

@@ -1,20 +1,20 @@
-"""What a model is by its configuration: one that fills blanks, writes on, sorts texts or chooses among
-options; and what it can be made into.
-"""
+"""Kinds of models by their configuration: masked, causal, classifier, multiple choice; and new heads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from finetune.models.forward import CAUSAL_CLASSES, MULTI_LABEL, is_multi
+from finetune.models.forward import CAUSAL_CLASSES, MULTI_LABEL, SINGLE_LABEL, is_multi
 from finetune.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 CLASSES = {  # of transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
@@ -26,16 +26,16 @@ TITLES = {
 }  # fmt: skip
 HINTS = {
     "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
-    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 教",
+    "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 訓練",
     "classifier": "請換 bert-base-chinese 這類模型",
-    "choice": "請換 bert-base-chinese 這類編碼器；因果語言模型用 --task sft 教選擇題",
+    "choice": "請換 bert-base-chinese 這類編碼器；因果語言模型用 --task sft 訓練選擇題",
 }
 
 
-def kind_of(config) -> str:
-    """What a model was saved as: one of CLASSES, or "" for none of them."""
+def kind_of(config: PreTrainedConfig) -> str:
+    """Return the kind that a model was saved as: one of CLASSES, or "" for none of them."""
     names = config.architectures or []
-    # known without the import below, which takes longer than a prompt
+    # decided without the import below, which takes longer than a prompt
     if names == ["BertForMaskedLM"] and config.model_type == "bert":
         return "masked"
     for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
@@ -50,69 +50,70 @@ def kind_of(config) -> str:
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
 
 
-def is_decoder(config) -> bool:
-    """True for a family that only writes on."""
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Return whether a family has causal language models and no masked ones."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def unfit(config, kind: str, name: str) -> str:
-    """Why a model cannot be what is wanted; "" when it can."""
+def unfit(config: PreTrainedConfig, kind: str, name: str) -> str:
+    """Return why a model cannot be of the wanted kind; "" when it can."""
     import transformers
 
-    own, classes = kind_of(config), config.architectures or []
-    found = f"是 {config.model_type} 模型（{'、'.join(classes) or '未註明架構'}）"
-    if kind in NEW_HEAD and own != kind:
-        if own in NEW_HEAD:
-            return f"{found}：已經是{TITLES[own]}，不能改成{TITLES[kind]}；請換它的底模"
+    saved_as, classes = kind_of(config), config.architectures or []
+    description = f"是 {config.model_type} 模型（{'、'.join(classes) or '未註明架構'}）"
+    if kind in NEW_HEAD and saved_as != kind:
+        if saved_as in NEW_HEAD:
+            return f"{description}：已經是{TITLES[saved_as]}，不能改成{TITLES[kind]}；請換它的底模"
         if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
-            return f"{found}：這類模型不能當{TITLES[kind]}的底模；{HINTS[kind]}"
+            return f"{description}：這類模型不能當{TITLES[kind]}的底模；{HINTS[kind]}"
         return ""
     if kind == "masked" and config.model_type == "electra" and "ElectraForMaskedLM" not in classes:
         return (
-            f"{found}：ELECTRA 的 discriminator 學的是認出哪些字被換過，沒有填 [MASK] 的輸出層；"
+            f"{description}：ELECTRA 的 discriminator 學的是認出哪些字被換過，沒有填 [MASK] 的輸出層；"
             "可用 --task classify 或 --objective choice，或改用 bert-base-chinese"
         )
-    taught_here = (Path(name).expanduser() / "run_card.json").is_file()  # it has learned to fill blanks
-    if kind == "masked" and "macbert" in Path(name).name.lower() and not taught_here:
+    fine_tuned_here = (Path(name).expanduser() / "run_card.json").is_file()  # on masked tokens
+    if kind == "masked" and "macbert" in Path(name).name.lower() and not fine_tuned_here:
         return (
-            f"{found}：MacBERT 預訓練時以近義詞代替 [MASK]，它的輸出層不會填空（見 MacBERT 的說明）；"
+            f"{description}：MacBERT 預訓練時以近義詞代替 [MASK]，它的輸出層不會填空（見 MacBERT 的說明）；"
             "可用 --task classify 或 --objective choice，或改用 hfl/chinese-roberta-wwm-ext；"
             "其實不是 MacBERT 的話，請把資料夾改名"
         )
-    if kind not in ("", own) or not own:
+    if kind not in ("", saved_as) or not saved_as:
         wanted = TITLES.get(kind) or "、".join(TITLES.values())
-        return f"{found}，不是{wanted}；{HINTS.get(kind) or HINTS['masked']}"
+        return f"{description}，不是{wanted}；{HINTS.get(kind) or HINTS['masked']}"
     return ""
 
 
-def names_of(config) -> list[str]:
-    """The labels of a classifier, by class."""
-    return [str(config.id2label[at]) for at in range(config.num_labels)]
+def names_of(config: PreTrainedConfig) -> list[str]:
+    """Return the labels of a classifier, by class number."""
+    labels = cast(dict[int, str], config.id2label)
+    return [str(labels[number]) for number in range(cast(int, config.num_labels))]
 
 
-def classes_of(config) -> list[str]:
-    """The labels of a classifier, by class; of another model, none."""
+def classes_of(config: PreTrainedConfig) -> list[str]:
+    """Return the labels of a classifier, by class number; none of another model."""
     return names_of(config) if kind_of(config) == "classifier" else []
 
 
-def name_classes(config, names: Sequence[str], multi: bool) -> None:
-    """Makes a configuration that of a classifier with these labels.
+def name_classes(config: PreTrainedConfig, names: Sequence[str], multi: bool) -> None:
+    """Write the labels of a classifier into a configuration.
 
     Raises:
-        UserError: it is one already, with others.
+        UserError: the model is a classifier with other labels already.
     """
     known = classes_of(config)
     if known and (known != list(names) or multi != is_multi(config)):
-        found, wanted = (
+        present, wanted = (
             f"{'多標籤' if several else '單一標籤'}（{'、'.join(labels[:10])}{'…' * (len(labels) > 10)}）"
             for labels, several in ((known, is_multi(config)), (list(names), multi))
         )
         raise UserError(
-            f"--model_name_or_path：底模已經是分類模型，標籤依序是{found}，資料的是{wanted}；"
-            "資料的標籤都是底模有的、單一或多標籤也相同，才能接著教，否則請換它的底模"
+            f"--model_name_or_path：底模已經是分類模型，標籤依序是{present}，資料的是{wanted}；"
+            "資料的標籤都是底模有的、單一或多標籤也相同，才能接著訓練，否則請換它的底模"
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: at for at, name in enumerate(names)}
-    config.problem_type = MULTI_LABEL if multi else "single_label_classification"
+    config.problem_type = MULTI_LABEL if multi else SINGLE_LABEL

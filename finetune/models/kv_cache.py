@@ -1,9 +1,9 @@
-"""How a causal model is read while it writes: with its cache of keys, values and states or without, rows of
-unequal length side by side or one prompt at a time.
+"""Incremental decoding of causal models: with a cache of keys, values and states or without, batched or not.
 
-transformers passes over what a family's forward pass does not know, and not every family reads padding as
-nothing: a model that is read in a way it does not support writes nonsense without a word. So the way is tried
-on a few tokens before the first answer, against the plain pass over one row, which is what a model says.
+transformers ignores arguments that a family's forward pass does not take, and not every family ignores
+padding: a model that is decoded in a mode it does not support writes nonsense without an error. So each mode
+is tried on a few tokens before the first reply, against a plain pass over one row, which defines the right
+logits.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from finetune.models.forward import check_numbers
+from finetune.models.forward import check_numbers, config_of
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
-CACHES = ("past_key_values", "cache_params")  # names a forward pass takes a cache of transformers by
-NO_TOKEN = (1 << 31) - 1  # in the place of padding: beyond every vocabulary
-PROBED, SHARED = 8, 5  # tokens of two rows, and of the beginning they share
+CACHES = ("past_key_values", "cache_params")  # parameters by which a forward pass takes a cache
+NO_TOKEN = (1 << 31) - 1  # stands for padding: beyond every vocabulary
+PROBED, SHARED = 8, 5  # tokens of the two probe rows, and of the beginning they share
 # Of the mean difference of logits, in units of their spread. A lost token moves it by about one; rounding
 # moves it by a millionth in fp32, and by some hundredths where bf16 sends tokens to other experts.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-COARSE = 0.05  # of every other precision
+COARSE = 0.05  # the tolerance for every other precision
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a model may be read.
+class DecodeMode:
+    """A mode of decoding with a model.
 
     Attributes:
-        cached: tokens that were read are remembered; else all are read anew for every new one.
+        cached: keys and values are cached; else all tokens are read again for every new one.
         batched: several prompts at a time, left-padded.
     """
 
@@ -41,168 +42,189 @@ class Manner:
     batched: bool = True
 
     @property
-    def known(self) -> str:
-        """What is left out, in words; "" for nothing."""
-        left_out = ["用不了快取，每寫一個字都從頭讀一遍（較慢）"] * (not self.cached)
-        return "；".join([*left_out, *["不能補齊成批，一次只寫一個提示"] * (not self.batched)])
+    def limitations(self) -> str:
+        """Description of what is not possible in this mode; "" in the best one."""
+        uncached = ["用不了快取，每寫一個字都從頭讀一遍（較慢）"] * (not self.cached)
+        return "；".join([*uncached, *["不能補齊成批，一次只寫一個提示"] * (not self.batched)])
 
 
-BEST = Manner()
-MANNERS = (BEST, Manner(batched=False), Manner(cached=False), Manner(False, False))  # the fastest first
+BEST = DecodeMode()
+MODES = (BEST, DecodeMode(batched=False), DecodeMode(cached=False), DecodeMode(False, False))  # fastest first
 
 
 class Reader:
-    """A batch of B prompts, left-padded, and what the model remembers of it.
+    """A batch of B prompts, left-padded, with the model's cache of it.
 
     Args:
-        rows: token ids; of a `manner` that is not batched, one row.
-        room: new tokens of each row.
+        model: a causal model of transformers.
+        rows: token ids; one row in a mode that is not batched.
+        room: the number of new tokens of each row.
         pad_id: any id will do, padding is masked.
+        mode: see `decode_mode`.
+
+    Attributes:
+        ids: (B, T) prompts.
+        previous: (B, T) the same with NO_TOKEN for padding; the caller appends new tokens if it needs them.
+        limits, steps: new tokens of each row, and the most of them.
+        num_read: columns read so far.
+
+    Raises:
+        ValueError: several rows in a mode that is not batched.
+        TypeError: a cached mode for a forward pass that takes no cache.
     """
 
     def __init__(
-        self, model, rows: Sequence[Sequence[int]], room: Sequence[int], pad_id: int, manner: Manner
+        self,
+        model: nn.Module,
+        rows: Sequence[Sequence[int]],
+        room: Sequence[int],
+        pad_id: int,
+        mode: DecodeMode,
     ):
         from transformers import DynamicCache
 
-        self.model, self.device, self.manner = model, model.device, manner
+        self.model, self.device, self.mode = model, cast(torch.device, model.device), mode
         self.limits, self.steps = list(room), max(room)
         width = max(map(len, rows))
-        if not manner.batched and len(rows) > 1:
+        if not mode.batched and len(rows) > 1:
             raise ValueError("rows that must be read alone")
 
         def left(filler: int) -> Tensor:
             return torch.tensor([[*[filler] * (width - len(row)), *row] for row in rows], device=self.device)
 
         self.ids, self.previous = left(pad_id), left(NO_TOKEN)  # (B, T)
-        before = torch.tensor([[width - len(row)] for row in rows], device=self.device)
-        places = torch.arange(width + self.steps, device=self.device)
-        self.mask = (places >= before).long()  # (B, T + steps)
-        self.places = (places - before).clamp(min=0)
-        self.seen = 0
-        self._read = self.ids[:, :0]  # (B, T) without a cache: what was read
-        self._takes = inspect.signature(model.forward).parameters
-        self._more = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
+        padding = torch.tensor([[width - len(row)] for row in rows], device=self.device)
+        columns = torch.arange(width + self.steps, device=self.device)
+        self.mask = (columns >= padding).long()  # (B, T + steps)
+        self.positions = (columns - padding).clamp(min=0)
+        self.num_read = 0
+        self._read_ids = self.ids[:, :0]  # (B, T) read so far, needed only without a cache
+        self._parameters = inspect.signature(model.forward).parameters
+        self._kwargs: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
         self._cache = None
-        if manner.cached:
-            name = next((name for name in CACHES if name in self._takes), None)
+        if mode.cached:
+            name = next((name for name in CACHES if name in self._parameters), None)
             if name is None:
                 raise TypeError("a forward pass that takes no cache")
-            self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-            self._more[name] = self._cache
-        if "use_cache" in self._takes:
-            self._more["use_cache"] = manner.cached
+            self._cache = DynamicCache(config=config_of(model).get_text_config(decoder=True))
+            self._kwargs[name] = self._cache
+        if "use_cache" in self._parameters:
+            self._kwargs["use_cache"] = mode.cached
 
     def read(self, ids: Tensor) -> Tensor:
-        """Reads the next tokens (B, n) of every row; logits (B, V) of what follows the last, in fp32.
+        """Read the next tokens (B, n) of every row and return logits (B, V) of the token after them, in fp32.
 
         Raises:
-            UserError: they are no numbers.
+            UserError: the logits are no numbers.
         """
-        begin, self.seen = self.seen, self.seen + ids.shape[1]
+        begin, self.num_read = self.num_read, self.num_read + ids.shape[1]
         if self._cache is None:
-            ids = self._read = torch.cat((self._read, ids), 1)
+            ids = self._read_ids = torch.cat((self._read_ids, ids), 1)
             begin = 0
-        more = {}
-        if self.manner.batched:  # a row alone is counted and masked as the family does itself
-            more["attention_mask"] = self.mask[:, : self.seen]
-            if "position_ids" in self._takes:
-                more["position_ids"] = self.places[:, begin : self.seen]
-        logits = self.model(input_ids=ids, **more, **self._more).logits[:, -1].float()
+        kwargs = {}
+        if self.mode.batched:  # for a single row the family's own positions and mask are right
+            kwargs["attention_mask"] = self.mask[:, : self.num_read]
+            if "position_ids" in self._parameters:
+                kwargs["position_ids"] = self.positions[:, begin : self.num_read]
+        logits = self.model(input_ids=ids, **kwargs, **self._kwargs).logits[:, -1].float()
         check_numbers(logits)
         return logits
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows (R,) of the batch; one may come several times."""
+        """Continue with these rows (R,) of the batch; a row may occur several times."""
         if self._cache is None:
-            self._read = self._read[rows]
+            self._read_ids = self._read_ids[rows]
         else:
-            self._cache.reorder_cache(rows)
-        self.mask, self.places, self.previous = self.mask[rows], self.places[rows], self.previous[rows]
+            self._cache.reorder_cache(cast(torch.LongTensor, rows))
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+        self.previous = self.previous[rows]
 
 
-def manner_of(model: nn.Module) -> Manner:
-    """The fastest manner in which a causal model says what it says of one row in one plain pass: tried once,
-    and anything but the best one said aloud.
+def decode_mode(model: nn.Module) -> DecodeMode:
+    """Return the fastest mode in which a causal model gives the logits of a plain pass over one row.
+
+    Modes are tried once for each model; any but the best one is logged.
 
     Raises:
-        UserError: its logits are no numbers; it is none that writes from left to right.
+        UserError: the logits are no numbers, or the model does not read from left to right.
     """
-    known = getattr(model, "_manner", None)
-    if known is None:
-        known = _try(model)
-        object.__setattr__(model, "_manner", known)
-        if known != BEST:
-            log(f"{model.config.model_type} 模型：{known.known}")
-    return known
+    mode = getattr(model, "_decode_mode", None)
+    if mode is None:
+        mode = _try(model)
+        object.__setattr__(model, "_decode_mode", mode)
+        if mode != BEST:
+            log(f"{config_of(model).model_type} 模型：{mode.limitations}")
+    return mode
 
 
 @torch.inference_mode()
-def _try(model: nn.Module) -> Manner:
+def _try(model: nn.Module) -> DecodeMode:
+    """Return the first of MODES that works."""
     was_training = model.training
     model.eval()
     try:
         ids = probe_ids(model)
-        said = plain_logits(model, ids)
-        for manner in MANNERS:
-            if _agrees(model, ids, said, manner):
-                return manner
+        expected = plain_logits(model, ids)
+        for mode in MODES:
+            if _agrees(model, ids, expected, mode):
+                return mode
     finally:
         model.train(was_training)
     raise UserError(
-        f"{model.config.model_type} 模型讀同一段文字的開頭，會因後面接什麼而說得不同"
+        f"{config_of(model).model_type} 模型讀同一段文字的開頭，會因後面接什麼而說得不同"
         "（不是由左到右的因果模型），不能用來接著寫；請換 Qwen/Qwen2.5-0.5B 這類模型"
     )
 
 
 def probe_ids(model: nn.Module) -> Tensor:
-    """Two rows (2, PROBED) that begin alike, of tokens that are no special ones as far as one can tell."""
-    config = model.config.get_text_config(decoder=True)
+    """Return two rows (2, PROBED) that share their first tokens, with no special tokens that are known."""
+    config = config_of(model).get_text_config(decoder=True)
     ends = getattr(config, "eos_token_id", None)
     special = {*(ends if isinstance(ends, list) else [ends])}
     special |= {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id")}
-    words = min(config.vocab_size, 1000)
-    found = [i for i in (at * 7919 % words for at in range(1, 64)) if i not in special]
-    found = (found or [0]) * PROBED  # of a vocabulary of hardly a token
-    more = PROBED - SHARED
-    return torch.tensor([found[:PROBED], found[:SHARED] + found[PROBED : PROBED + more]], device=model.device)
+    id_limit = min(config.vocab_size, 1000)
+    ids = [i for i in (at * 7919 % id_limit for at in range(1, 64)) if i not in special]
+    ids = (ids or [0]) * PROBED  # for a vocabulary of hardly a token
+    rows = [ids[:PROBED], ids[:SHARED] + ids[PROBED : 2 * PROBED - SHARED]]
+    return torch.tensor(rows, device=cast(torch.device, model.device))
 
 
 def plain_logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """Logits (B, T, V) in fp32 of whole rows (B, T), read in one pass without any help.
+    """Return logits (B, T, V) in fp32 of whole rows (B, T), in one pass without cache, mask or positions.
 
     Raises:
-        UserError: they are no numbers.
+        UserError: the logits are no numbers.
     """
-    more = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    logits = model(input_ids=ids, **more).logits.float()
+    kwargs = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=ids, **kwargs).logits.float()
     check_numbers(logits)
     return logits
 
 
-def _agrees(model: nn.Module, ids: Tensor, said: Tensor, manner: Manner) -> bool:
-    """Whether beginnings of the rows, then two tokens more, with their places exchanged in between as beams
-    do, give what the plain pass over the whole rows gave there.
+def _agrees(model: nn.Module, ids: Tensor, expected: Tensor, mode: DecodeMode) -> bool:
+    """Return whether a mode gives the logits of the plain pass over whole rows.
+
+    Beginnings of the rows are read, then two tokens more, with rows exchanged in between as beam search does.
     """
     first = ids[0].tolist()
-    # step by step: whose row the places hold, and how much of it has been read
+    # for each step: which row of `ids` each row of the batch continues, and how much of it has been read
     steps = [([0], [SHARED]), ([0, 1], [SHARED + 1] * 2), ([1, 0], [SHARED + 2] * 2)]
     orders = ([0, 0], [1, 0])
-    if manner.batched:
+    if mode.batched:
         steps = [
             ([0, 0], [SHARED, 2]), ([0, 0, 1], [3, SHARED + 1, SHARED + 1]),
             ([0, 1, 0], [4, SHARED + 2, SHARED + 2]),
         ]  # fmt: skip
         orders = ([1, 0, 0], [0, 2, 1])
     try:
-        reader = Reader(model, [first[:length] for length in steps[0][1]], [3] * len(steps[0][0]), 0, manner)
-        found = [reader.read(reader.ids)]
+        reader = Reader(model, [first[:length] for length in steps[0][1]], [3] * len(steps[0][0]), 0, mode)
+        logits = [reader.read(reader.ids)]
         for (rows, lengths), order in zip(steps[1:], orders, strict=True):
             reader.select(torch.tensor(order, device=reader.device))
-            found.append(reader.read(ids[rows, [length - 1 for length in lengths]][:, None]))
-    # whatever a family raises over what it does not take; NaN where padding is all it sees
+            logits.append(reader.read(ids[rows, [length - 1 for length in lengths]][:, None]))
+    # what families raise over arguments they do not take; UserError: NaN where a family sees only padding
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, UserError):
         return False
-    wanted = torch.cat([said[rows, [length - 1 for length in lengths]] for rows, lengths in steps])
-    off = (torch.cat(found) - wanted).abs().mean() / said.std().clamp(min=1e-6)
-    return bool(off <= TOLERANCE.get(model.dtype, COARSE))
+    wanted = torch.cat([expected[rows, [length - 1 for length in lengths]] for rows, lengths in steps])
+    difference = (torch.cat(logits) - wanted).abs().mean() / expected.std().clamp(min=1e-6)
+    return bool(difference <= TOLERANCE.get(cast(torch.dtype, model.dtype), COARSE))

@@ -1,7 +1,7 @@
-"""Which layers of a pretrained model learn, when, and how fast: frozen parts, gradual unfreezing and
-discriminative fine-tuning (ULMFiT, arXiv:1801.06146, sections 3.2 and 3.3).
+"""Layer schedule of fine-tuning: frozen parts, gradual unfreezing and discriminative learning rates.
 
-Only names, groups and the schedule are known here; the engine acts on them.
+The latter two are ULMFiT's (arXiv:1801.06146, sections 3.2 and 3.3). This module holds names, groups and the
+schedule; the engine acts on them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from torch import nn
 
+from finetune.models.forward import config_of
 from finetune.runtime.errors import Problems, UserError, nearest
 
 EMBEDDINGS, HEAD = "embeddings", "head"
 SHARED = "shared"  # the one set of weights that all of ALBERT's layers use
-BODY = "body"  # all before the head, of a model whose layers are no single stack
+BODY = "body"  # all before the head, in a model whose layers are no single stack
 ALL_BUT_HEAD = "all_but_head"
-# Modules of the base model that are made on one side of the layers and used on the other.
+# Modules of the base model that are defined on one side of the layers and used on the other.
 MISPLACED = {
     "opt": {"decoder.final_layer_norm": HEAD, "decoder.project_out": HEAD},
     "deberta-v2": {"encoder.LayerNorm": EMBEDDINGS, "encoder.conv": EMBEDDINGS},
@@ -33,7 +35,7 @@ RANGE = re.compile(r"([0-9]{1,9})(?: *[-–~] *([0-9]{1,9}))?")
 
 
 class LayerGroups:
-    """The parts of a model of transformers from bottom to top: `embeddings`, `0`, `1`, …, `head`.
+    """Parts of a model of transformers from bottom to top: `embeddings`, `0`, `1`, …, `head`.
 
     ALBERT has `embeddings`, `shared`, `head`; a model whose layers are no single stack (an encoder with a
     decoder, Funnel) has `body`, `head`. Layers of peft may be put in before or after; parameters may be on
@@ -41,18 +43,18 @@ class LayerGroups:
 
     Attributes:
         names: of the parts, bottom to top.
-        count: layers of the model, which may share their weights.
-        tied: the head's output weights are those of the embeddings, to which they belong.
+        count: the number of layers of the model, which may share their weights.
+        tied: the head's output weights are those of the embeddings, and belong to that part.
     """
 
     def __init__(self, model: nn.Module):
         self._model = model
-        body = getattr(model, model.base_model_prefix, model)
+        body = getattr(model, str(model.base_model_prefix), model)
         self._body = next(name for name, module in model.named_modules() if module is body)
-        config = model.config.get_text_config()
+        config: Any = config_of(model).get_text_config()
         self.count = getattr(config, "num_hidden_layers", None) or 0
         groups = getattr(config, "num_hidden_groups", None) or self.count  # ALBERT's
-        stacks = {} if model.config.is_encoder_decoder else _stacks(body, min(groups, self.count))
+        stacks = {} if config_of(model).is_encoder_decoder else _stacks(body, min(groups, self.count))
         self._layers = {self._under(name): len(stack) for name, stack in stacks.items()}
         self._shared = bool(stacks) and groups < self.count
         middle = [SHARED] if self._shared else [str(number) for number in range(self.count)]
@@ -78,7 +80,7 @@ class LayerGroups:
         self.tied = any(self._by_path(name) == HEAD for name in self._aliases)
 
     def group_of(self, parameter_name: str) -> str:
-        """The part a parameter belongs to; one with several names, to the lowest of theirs.
+        """Return the part of a parameter; the lowest one, where the parameter has several names.
 
         Raises:
             AttributeError: the model has no parameter of that name.
@@ -99,15 +101,19 @@ class LayerGroups:
         return next((self._sides[path] for path in reversed(paths) if path in self._sides), EMBEDDINGS)
 
     def depth(self, name: str) -> int:
-        """How many parts are below this one. Raises ValueError for a name that is not there."""
+        """Return the number of parts below this one.
+
+        Raises:
+            ValueError: there is no part of that name.
+        """
         return self.names.index(name)
 
     def sizes(self) -> dict[str, int]:
-        """Parameters of each part, each Parameter once, whether it learns or not."""
+        """Return the number of parameters of each part, trainable or not; a shared Parameter counts once."""
         return self._sum(self._model.named_parameters())
 
     def trainable(self) -> dict[str, int]:
-        """Parameters of each part that have `requires_grad` now: with LoRA, the adapters alone."""
+        """Return how many parameters of each part have `requires_grad` now: with LoRA, the adapters alone."""
         return self._sum((name, p) for name, p in self._model.named_parameters() if p.requires_grad)
 
     def _sum(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, int]:
@@ -118,24 +124,27 @@ class LayerGroups:
 
 
 def _stacks(body: nn.Module, length: int) -> dict[str, nn.ModuleList]:
-    """The largest list of `length` modules, and those beside it: XLM keeps the attentions and the
-    feed-forward networks of its layers apart.
+    """Return the largest list of `length` modules, and the lists beside it, by name.
+
+    There are several in XLM, which keeps the attentions and the feed-forward networks of its layers apart.
     """
-    found = {
+    candidates = {
         name: module
         for name, module in body.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == length
     }
-    if not found:
+    if not candidates:
         return {}
-    largest = max(found, key=lambda name: sum(p.numel() for p in found[name].parameters()))
-    home = largest.rpartition(".")[0]
-    return {name: module for name, module in found.items() if name.rpartition(".")[0] == home}
+    largest = max(candidates, key=lambda name: sum(p.numel() for p in candidates[name].parameters()))
+    parent = largest.rpartition(".")[0]
+    return {name: module for name, module in candidates.items() if name.rpartition(".")[0] == parent}
 
 
 def _sides(body: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, str]:
-    """Paths of modules made after the layers, which are of the head; but tables looked up by an id are
-    embeddings wherever they stand (DeBERTa's relative positions).
+    """Return the parts of modules beside the layers, by path.
+
+    Modules defined after the layers belong to the head; lookup tables are embeddings wherever they are
+    (DeBERTa's relative positions).
     """
     paths = dict(body.named_modules())
     order = list(paths)
@@ -143,12 +152,12 @@ def _sides(body: nn.Module, stacks: dict[str, nn.ModuleList]) -> dict[str, str]:
     sides = {name: HEAD for name in late if not name.startswith(tuple(stack + "." for stack in stacks))}
     for name, module in paths.items():
         if isinstance(module, nn.Embedding):
-            sides[re.sub(r"\.(base_layer|original_module)$", "", name)] = EMBEDDINGS  # what peft wraps
+            sides[re.sub(r"\.(base_layer|original_module)$", "", name)] = EMBEDDINGS  # as peft wraps it
     return sides
 
 
 def format_ranges(names: Iterable[str]) -> str:
-    """Names of parts, bottom to top, runs of layers in short: `embeddings、0–11、head`."""
+    """Join names of parts, bottom to top, with runs of layers as ranges: `embeddings、0–11、head`."""
     runs: list[list[str]] = []
     for name in names:
         if name.isdigit() and runs and runs[-1][-1] == str(int(name) - 1):
@@ -158,43 +167,48 @@ def format_ranges(names: Iterable[str]) -> str:
     return "、".join(run[0] if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
-# ---- what a person asks for --------------------------------------------------------------------------------
+# ---- flags and schedule ------------------------------------------------------------------------------------
 
 
 def choose_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
-    """The parts that a list names: `embeddings`, `head`, `all_but_head`, `3`, `0-9`, by commas (，、 too).
+    """Return the parts that a list names.
+
+    Args:
+        spec: `embeddings`, `head`, `all_but_head`, `3`, `0-9`, separated by commas (，、 too).
+        flag: the flag that holds the list, for messages.
+        layers: of the model.
 
     Raises:
-        UserError: all that is wrong with the list: unknown names, ranges that are backwards or too high; an
-            empty list.
+        UserError: all problems of the list: unknown names, ranges that are reversed or too high, an empty
+            list.
     """
     chosen: set[str] = set()
     problems = []
-    have = f"有的是 {format_ranges(layers.names)}"
+    available = f"有的是 {format_ranges(layers.names)}"
     words = [word.strip() for word in re.split("[,、]", unicodedata.normalize("NFKC", spec).lower())]
     for word in filter(None, words):
-        found = RANGE.fullmatch(word)
+        match = RANGE.fullmatch(word)
         if word == ALL_BUT_HEAD:
             chosen |= set(layers.names) - {HEAD}
         elif word in layers.names:
             chosen.add(word)
-        elif found and SHARED in layers.names:
-            problems.append(f"{flag} {word}：這個模型的 {layers.count} 層共用一組權重，不能分開；{have}")
-        elif found and BODY in layers.names:
-            problems.append(f"{flag} {word}：這個模型的層不是單純的一疊，不能分開；{have}")
-        elif found:
-            first, last = int(found[1]), int(found[2] or found[1])
+        elif match and SHARED in layers.names:
+            problems.append(f"{flag} {word}：這個模型的 {layers.count} 層共用一組權重，不能分開；{available}")
+        elif match and BODY in layers.names:
+            problems.append(f"{flag} {word}：這個模型的層不是單純的一疊，不能分開；{available}")
+        elif match:
+            first, last = int(match[1]), int(match[2] or match[1])
             if first > last:
                 problems.append(f"{flag} {word}：範圍寫反了，請寫 {last}-{first}")
             elif last >= layers.count:
-                problems.append(f"{flag} {word}：這個模型只有第 0 到 {layers.count - 1} 層；{have}")
+                problems.append(f"{flag} {word}：這個模型只有第 0 到 {layers.count - 1} 層；{available}")
             chosen |= {str(number) for number in range(first, min(last + 1, layers.count))}
         else:
             guess = nearest(word, [*layers.names, ALL_BUT_HEAD])
             hint = f"，是不是 {guess[0]}？" if guess else "；"
-            problems.append(f"{flag} {word}：沒有這個部分{hint}{have}，也可寫 {ALL_BUT_HEAD}")
+            problems.append(f"{flag} {word}：沒有這個部分{hint}{available}，也可寫 {ALL_BUT_HEAD}")
     if not any(words):
-        problems.append(f"{flag} 是空的；{have}，也可寫 {ALL_BUT_HEAD}")
+        problems.append(f"{flag} 是空的；{available}，也可寫 {ALL_BUT_HEAD}")
     if problems:
         raise UserError(problems)
     return frozenset(chosen)
@@ -202,15 +216,15 @@ def choose_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class LayerSchedule:
-    """Which parts learn, from when on, how fast.
+    """Which parts are trained, from which step on, at which learning rate.
 
     Attributes:
         names: of all parts, bottom to top.
-        frozen: parts that never learn.
-        learns: the others that have a parameter to learn (with LoRA, an adapter).
-        unfreeze_every: optimizer steps from one part's opening to that of the next one below; 0: all learn
-            from the start.
-        decay: of the learning rate, from a part to the one below it; 1: the same for all.
+        frozen: parts that are never trained.
+        trainable: the others that have a parameter to train (with LoRA, an adapter).
+        unfreeze_every: optimizer steps from the unfreezing of one part to that of the next one below; 0: all
+            are trained from the start.
+        decay: factor of the learning rate from a part to the one below it; 1: the same rate for all.
     """
 
     names: tuple[str, ...]
@@ -220,18 +234,18 @@ class LayerSchedule:
     decay: float = 1.0
 
     def scale(self, part: str) -> float:
-        """Factor of the learning rate: decay ** (parts above this one), frozen ones counted. The head has 1,
-        the topmost of L layers decay, layer 0 decay ** L, embeddings decay ** (L + 1).
+        """Return the factor of the learning rate: decay ** (parts above this one), frozen ones counted.
 
+        The head has 1, the topmost of L layers decay, layer 0 decay ** L, embeddings decay ** (L + 1):
         ULMFiT's discriminative fine-tuning (arXiv:1801.06146, section 3.2) with decay = 1 / 2.6.
         """
         return self.decay ** (len(self.names) - 1 - self.names.index(part))
 
     def opens_at(self, part: str) -> int | None:
-        """The optimizer step (0 is the first) from which a part learns; None when it never does.
+        """Return the optimizer step (0 is the first) from which a part is trained; None when it never is.
 
-        Gradual unfreezing (arXiv:1801.06146, section 3.3): the topmost part that learns is open at step 0,
-        the next below it `unfreeze_every` steps later, and so on; what is open stays open.
+        Gradual unfreezing (arXiv:1801.06146, section 3.3): the topmost trainable part is trained from step 0,
+        the next below it from `unfreeze_every` steps later, and so on; a part stays unfrozen.
         """
         above = self.names[self.names.index(part) + 1 :]
         if part not in self.trainable:
@@ -239,21 +253,26 @@ class LayerSchedule:
         return self.unfreeze_every * len(self.trainable.intersection(above))
 
     def trainable_at(self, step: int) -> frozenset[str]:
-        """The parts that learn in an optimizer step."""
-        return frozenset(part for part in self.trainable if self.opens_at(part) <= step)
+        """Return the parts that are trained in an optimizer step."""
+        return frozenset(part for part, opening in self._openings().items() if opening <= step)
+
+    def _openings(self) -> dict[str, int]:
+        """Return the step from which each trainable part is trained."""
+        openings = {part: self.opens_at(part) for part in self.trainable}
+        return {part: opening for part, opening in openings.items() if opening is not None}
 
     @property
     def last_opening(self) -> int:
-        """The step at which the last part opens: a run of no more steps than that never teaches it."""
-        return max((self.opens_at(part) for part in self.trainable), default=0)
+        """The step from which the last part is trained: a run of no more steps never trains it."""
+        return max(self._openings().values(), default=0)
 
     @property
     def is_uniform(self) -> bool:
-        """True when all that learns does so from the start and at one rate."""
+        """True when all trainable parts are trained from the start and at one rate."""
         return self.unfreeze_every == 0 and self.decay == 1
 
     def describe(self) -> str:
-        """For a checkpoint's identity; "" when nothing was asked for."""
+        """Return a description for a checkpoint's identity; "" where all is trained alike from the start."""
         words = []
         if self.frozen:
             words.append("凍結 " + format_ranges(name for name in self.names if name in self.frozen))
@@ -267,14 +286,15 @@ class LayerSchedule:
 def build_schedule(
     flags_freeze: str, flags_train_only: str, unfreeze_every: int, decay: float, layers: LayerGroups
 ) -> LayerSchedule:
-    """What the flags --freeze, --train_only, --unfreeze_every and --layer_lr_decay ask for.
+    """Build the schedule for the flags --freeze, --train_only, --unfreeze_every and --layer_lr_decay.
 
     Args:
-        flags_freeze, flags_train_only: as `choose` takes them; "" when not given.
-        layers: of the model with its adapters, before `apply`: what has `requires_grad` now can learn.
+        flags_freeze, flags_train_only: as `choose_layers` takes them; "" when not given.
+        unfreeze_every, decay: see `LayerSchedule`.
+        layers: of the model with its adapters, before `apply`: what has `requires_grad` now can be trained.
 
     Raises:
-        UserError: all that is wrong with the flags, or nothing would be left to learn.
+        UserError: all problems of the flags, or nothing would be left to train.
     """
     problems = Problems()
     frozen: frozenset[str] = frozenset()
@@ -292,44 +312,46 @@ def build_schedule(
     if not 0 < decay <= 1:
         problems.found.append(f"--layer_lr_decay {decay:g}：應大於 0 且不超過 1（1 是各層相同）")
     problems.report()
-    able = frozenset(part for part, size in layers.trainable().items() if size)
-    if frozen and not able - frozen:
-        asked = f"--train_only {flags_train_only}" if flags_train_only else f"--freeze {flags_freeze}"
-        can = format_ranges(name for name in layers.names if name in able)
-        raise UserError(f"{asked}：沒有任何參數可學了；這個模型能學的部分是 {can or '（沒有）'}")
-    return LayerSchedule(tuple(layers.names), frozen, able - frozen, unfreeze_every, decay)
+    trainable = frozenset(part for part, size in layers.trainable().items() if size)
+    if frozen and not trainable - frozen:
+        flag = f"--train_only {flags_train_only}" if flags_train_only else f"--freeze {flags_freeze}"
+        shown = format_ranges(name for name in layers.names if name in trainable)
+        raise UserError(f"{flag}：沒有任何參數可學了；這個模型能學的部分是 {shown or '（沒有）'}")
+    return LayerSchedule(tuple(layers.names), frozen, trainable - frozen, unfreeze_every, decay)
 
 
 def uniform_schedule(layers: LayerGroups) -> LayerSchedule:
-    """All that has `requires_grad` learns, from the start and alike."""
+    """Build the schedule that trains all that has `requires_grad`, from the start and at one rate."""
     return build_schedule("", "", 0, 1.0, layers)
 
 
-# ---- what the engine does with it --------------------------------------------------------------------------
+# ---- for the engine ----------------------------------------------------------------------------------------
 
 
 def apply(model: nn.Module, layers: LayerGroups, learning: LayerSchedule) -> None:
-    """Freezes what shall never learn. What is frozen already (the base under LoRA) stays so."""
+    """Freeze the parts that are never trained. What is frozen already (the base under LoRA) stays so."""
     for name, parameter in model.named_parameters():
         if layers.group_of(name) in learning.frozen:
             parameter.requires_grad_(False)
 
 
 def by_group(model: nn.Module, layers: LayerGroups) -> dict[str, list[nn.Parameter]]:
-    """The parameters that have `requires_grad` now, by part, bottom to top; only parts that have some."""
-    found: dict[str, list[nn.Parameter]] = {part: [] for part in layers.names}
+    """Return the parameters that have `requires_grad` now, by part, bottom to top; only parts with some."""
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in layers.names}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found[layers.group_of(name)].append(parameter)
-    return {part: parameters for part, parameters in found.items() if parameters}
+            groups[layers.group_of(name)].append(parameter)
+    return {part: parameters for part, parameters in groups.items() if parameters}
 
 
 def set_trainable(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) -> None:
-    """Lets the parts in `opened` learn and closes the others: an optimizer passes over a parameter without a
-    gradient, so that neither weight decay nor momentum moves it.
+    """Unfreeze the parts in `opened` and freeze the others.
+
+    An optimizer skips a parameter without a gradient, so that neither weight decay nor momentum moves it.
 
     Args:
-        parts: as `by_part` returned them when all that will ever learn had `requires_grad`.
+        parts: as `by_group` returned them when all that will ever be trained had `requires_grad`.
+        opened: names of parts.
     """
     for part, parameters in parts.items():
         for parameter in parameters:
@@ -340,37 +362,39 @@ def set_trainable(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) 
 
 def build_parameter_groups(
     model: nn.Module, layers: LayerGroups, learning: LayerSchedule, weight_decay: float
-) -> list[dict]:
-    """Parameter groups for an optimizer, of what has `requires_grad` now: weight decay for matrices, none for
-    biases and norms (BERT's recipe).
+) -> list[dict[str, Any]]:
+    """Return parameter groups for an optimizer, of what has `requires_grad` now.
+
+    Matrices get weight decay, biases and norms none (BERT's recipe).
 
     Returns:
         Bottom to top, each with "params", "weight_decay", "part" and "scale" (of the learning rate), none
-        empty. When all learns alike, two groups of part "", in the order of `model.parameters()`, the second
-        one empty where only matrices learn: checkpoints know groups by their places.
+        empty. For a uniform schedule, two groups of part "", in the order of `model.parameters()`, the second
+        one empty where only matrices are trained: checkpoints know groups by their positions.
     """
     parts = by_group(model, layers)
     if learning.is_uniform:
         parts = {"": [parameter for parameter in model.parameters() if parameter.requires_grad]}
-    found = []
+    groups: list[dict[str, Any]] = []
     for part, parameters in parts.items():
         scale = learning.scale(part) if part else 1.0
         matrices = [p for p in parameters if p.ndim >= 2]
         vectors = [p for p in parameters if p.ndim < 2]
-        found += [
+        groups += [
             {"params": params, "weight_decay": decay, "part": part, "scale": scale}
             for params, decay in ((matrices, weight_decay), (vectors, 0.0))
             if params or not part
         ]
-    return found
+    return groups
 
 
-# ---- for a person ------------------------------------------------------------------------------------------
+# ---- the table that is printed -----------------------------------------------------------------------------
 
 
 def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
-    """Lines for a person: each part, how many parameters it has and learns, from which step, how fast; the
-    sum is the last line. To be called before an engine closes what opens later.
+    """Return the lines of a table of parts: parameters, trained parameters, first step, learning-rate factor.
+
+    The last line is the sum. To be called before an engine freezes what is trained later.
     """
     sizes = layers.sizes()
     trained = {part: size if part in learning.trainable else 0 for part, size in layers.trainable().items()}
@@ -383,15 +407,15 @@ def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
             return "沒有可學的參數"
         return f"{opens} 步後學習" if opens else "學習"
 
-    def look(part: str) -> tuple:
+    def look(part: str) -> tuple[bool | str, str, str]:
         factor = f"{learning.scale(part):.3g}" if part in learning.trainable else "–"
         return part.isdigit() or part, state(part), factor
 
     rows = [["部分", "參數", "訓練", "狀態", "學習率倍數"]]
-    for (_, how, factor), run in groupby((part for part in layers.names if sizes[part]), key=look):
-        run = list(run)
-        counts = [sum(some[part] for part in run) for some in (sizes, trained)]
-        rows.append([format_ranges(run), *map(_millions, counts), how, factor])
+    for (_, shown, factor), run in groupby((part for part in layers.names if sizes[part]), key=look):
+        parts = list(run)
+        counts = [sum(numbers[part] for part in parts) for numbers in (sizes, trained)]
+        rows.append([format_ranges(parts), *map(_millions, counts), shown, factor])
     if learning.decay == 1:
         rows = [row[:-1] for row in rows]
     lines = _aligned(rows)
@@ -399,8 +423,9 @@ def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
         lines.append(f"輸出層的權重與詞嵌入是同一組，算在 {layers.names[0]}")
     if SHARED in layers.names:
         lines.append(f"{layers.count} 層共用一組權重，即 shared")
-    some, whole = sum(trained.values()), sum(sizes.values())
-    return [*lines, f"訓練 {_millions(some)}／全部 {_millions(whole)} 參數（{100 * some / whole:.1f} %）"]
+    part_sum, total = sum(trained.values()), sum(sizes.values())
+    share = f"{100 * part_sum / total:.1f} %"
+    return [*lines, f"訓練 {_millions(part_sum)}／全部 {_millions(total)} 參數（{share}）"]
 
 
 def _millions(count: int) -> str:
@@ -408,7 +433,7 @@ def _millions(count: int) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns of a terminal, where a Chinese character takes two; numbers (2nd, 3rd, 5th) to the right."""
+    """Align rows for a terminal, where a Chinese character is two columns wide; cells 2, 3, 5 right."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

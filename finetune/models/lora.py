@@ -1,8 +1,8 @@
-"""LoRA (arXiv:2106.09685) and QLoRA (arXiv:2305.14314) through peft: small matrices beside frozen ones are
-trained, kept apart, and merged into full-precision weights at the end.
+"""LoRA (arXiv:2106.09685) and QLoRA (arXiv:2305.14314) through peft.
 
-The layers of peft are put inside the model of transformers, so the engines see an ordinary model whose other
-parameters are frozen.
+Small matrices beside frozen ones are trained, saved separately, and merged into full-precision weights at the
+end. The layers of peft are put inside the model of transformers, so the engines see an ordinary model whose
+other parameters are frozen.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from finetune.models.forward import config_of
 from finetune.models.kinds import DTYPES, kind_of
 from finetune.models.lora_checks import check_fit
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
@@ -25,14 +27,24 @@ from finetune.runtime import limits
 from finetune.runtime.console import log
 from finetune.runtime.errors import RunError, UserError, nearest
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 PREFIX = "base_model.model."  # of names in peft's files
-TOLERANCE = 1e-3  # of logits, adapter against merged
+TOLERANCE = 1e-3  # of logits, between the model with its adapter and the merged one
 PROMPT_TOKENS = 256  # of each held-out prompt that is compared
 
 
 @dataclass(frozen=True)
 class Lora:
-    """`targets`: `auto`, or names of linear layers, by commas. `alpha` / `rank` scales the update."""
+    """Hyperparameters of LoRA.
+
+    Attributes:
+        rank: of the matrices.
+        alpha: `alpha` / `rank` scales the update.
+        dropout: of the adapter's inputs.
+        targets: `auto`, or names of linear layers, by commas.
+    """
 
     rank: int
     alpha: float
@@ -44,7 +56,7 @@ class Lora:
 
 
 def target_modules(model: nn.Module, wanted: str) -> list[str]:
-    """Names of the layers that get an adapter.
+    """Return the names of the layers that get an adapter.
 
     `auto`: every linear layer but the output head, which QLoRA found necessary to match full fine-tuning
     (arXiv:2305.14314, section 4, figure 2).
@@ -53,11 +65,11 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
         UserError: a name that no linear layer has; the output head of a model whose embeddings are tied to
             it, since merging there would change the embeddings too.
     """
-    head = model.get_output_embeddings()
-    inside = getattr(model, model.base_model_prefix)
+    head = cast(Any, model).get_output_embeddings()
+    body: nn.Module = getattr(model, cast(str, model.base_model_prefix))
     linear = {
         name.rpartition(".")[2]
-        for name, module in inside.named_modules()
+        for name, module in body.named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     }
     if wanted == "auto":
@@ -66,7 +78,7 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     problems = []
     for name in names:
-        if name in heads and model.config.tie_word_embeddings:
+        if name in heads and config_of(model).tie_word_embeddings:
             problems.append(
                 f"--lora_target_modules {name}：這個模型的輸出層與詞嵌入是同一組權重，合併會改到兩者；"
                 "請去掉它"
@@ -81,16 +93,20 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
     return names
 
 
-def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
-    """Freezes the model and puts adapters into it. Returns peft's view of it; `get_base_model()` is the model
-    itself.
+def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
+    """Freeze the model and put adapters into it.
 
     Args:
-        base: name or folder the adapter will say it belongs to.
+        model: of transformers.
+        lora: hyperparameters.
+        base: name or folder that the adapter's configuration will name as its base.
         seed: of the random half of the matrices; the other half is 0, so that nothing changes at first.
 
+    Returns:
+        Peft's view of the model; its `get_base_model()` is the model itself.
+
     Raises:
-        UserError: layers that are not there, or in which LoRA does not do what it should.
+        UserError: layers that do not exist, or in which LoRA does not work.
     """
     if not getattr(model, "is_loaded_in_4bit", False):  # peft looks at bitsandbytes all the same
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -100,9 +116,9 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         _never_repack(model)
     targets = target_modules(model, lora.targets)
-    body = model.base_model_prefix + "."
-    new = _new_modules(model)  # random: taught whole
-    outside = [  # layers of the head that are called like one of the body, as BERT's transform.dense
+    body = f"{model.base_model_prefix}."
+    new = _new_modules(model)  # randomly initialised: trained whole
+    outside = [  # layers of the head that have the name of one of the body, as BERT's transform.dense
         name
         for name, _ in model.named_modules()
         if name.rpartition(".")[2] in targets
@@ -110,25 +126,25 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
     ]
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=lora.dropout,
         target_modules=targets,
         exclude_modules=outside if lora.targets == "auto" and outside else None,
         bias="none",
         modules_to_save=new or None,
-        task_type="CAUSAL_LM" if model.can_generate() else None,
+        task_type="CAUSAL_LM" if cast(Any, model).can_generate() else None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's about transformers
-        warnings.filterwarnings("ignore", "fan_in_fan_out")  # which it mends itself
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # which peft corrects by itself
         torch.manual_seed(seed)
         try:
-            view = get_peft_model(model, config)
-        except ValueError as error:  # layers that peft knows not to fit a family
+            view = get_peft_model(cast(Any, model), config)
+        except ValueError as error:  # layers that peft refuses in some families
             reason = " ".join(str(error).split())[:300]
             fitting = ",".join(name for name in targets if f"'{name}'" not in reason)
             way_out = "--lora_dropout 0" if "lora_dropout" in reason else f"--lora_target_modules {fitting}"
-            family = f"{model.config.model_type} 模型加不了這樣的 LoRA"
+            family = f"{config_of(model).model_type} 模型加不了這樣的 LoRA"
             raise UserError(
                 f"--lora_target_modules {lora.targets}：{family}：{reason}；請改用 {way_out}"
             ) from error
@@ -136,86 +152,93 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0):
     folder = Path(base).expanduser()
     config.base_model_name_or_path = str(folder.resolve()) if folder.is_dir() else base
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters())
     log(
         f"LoRA：rank {lora.rank}、alpha {lora.alpha:g}、dropout {lora.dropout:g}，"
-        f"加在 {'、'.join(sorted(config.target_modules))}；"
-        f"訓練 {trained / 1e6:.2f} M 參數（{trained / whole:.1%}）"
+        f"加在 {'、'.join(sorted(config.target_modules or ()))}；"
+        f"訓練 {trained / 1e6:.2f} M 參數（{trained / total:.1%}）"
     )
     return view
 
 
 def _new_modules(model: nn.Module) -> list[str]:
-    """The topmost modules all of whose parameters are new: the head that was put on."""
-    new, found = getattr(model, "new_weights", frozenset()), []
+    """Return the topmost modules all of whose parameters are new: the head that was put on."""
+    new: frozenset[str] = getattr(model, "new_weights", frozenset())
+    names: list[str] = []
     for name, module in model.named_modules():
-        inside = [f"{name}.{own}" for own, _ in module.named_parameters()]
+        parameters = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
         if (
             name
-            and inside
-            and new.issuperset(inside)
-            and not name.startswith(tuple(f"{top}." for top in found))
+            and parameters
+            and new.issuperset(parameters)
+            and not name.startswith(tuple(f"{top}." for top in names))
         ):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _never_repack(model: nn.Module) -> None:
-    """On a CPU bitsandbytes repacks 4-bit weights for good once they are evaluated, and cannot train them
-    after that: its layers, which do the same in both modes, are kept in the one for training.
+    """Keep the layers of bitsandbytes in training mode.
+
+    On a CPU bitsandbytes repacks 4-bit weights permanently once they are evaluated, and cannot train them
+    after that. Its layers compute the same in both modes.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.train()
-            module.train = lambda mode=True, module=module: module
+            cast(Any, module).train = lambda mode=True, module=module: module
 
 
-def save_adapter(folder: Path, view, weights: dict[str, Tensor]) -> None:
-    """Writes peft's files, then reads them back.
+def save_adapter(folder: Path, view: PeftModel, weights: dict[str, Tensor]) -> None:
+    """Write peft's files, then read them back.
 
     Args:
+        folder: to write to.
+        view: as `attach` returned it.
         weights: the adapter's parameters by their names in the model.
 
     Raises:
-        RunError: what was written is not what was to be written.
+        RunError: what was read back differs.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
     named = {PREFIX + name: tensor for name, tensor in weights.items()}
-    view.save_pretrained(folder, state_dict=named, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's, all blanks
+    view.save_pretrained(str(folder), state_dict=named, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's, a form that nobody filled in
     expected = get_peft_model_state_dict(view, state_dict=named, save_embedding_layers=False)
     saved = load_file(folder / ADAPTER_WEIGHTS)
     if saved.keys() != expected.keys() or not all(torch.equal(saved[k], expected[k]) for k in saved):
         raise RunError(f"{folder} 的 LoRA 權重存壞了：與記憶體中的不同")
 
 
-def with_adapter(model: nn.Module, folder: str | Path, flag: str):
-    """Peft's view of a model with the adapter of a folder in it, in fp32.
+def with_adapter(model: nn.Module, folder: str | Path, flag: str) -> PeftModel:
+    """Return peft's view of a model with the adapter of a folder in it, in fp32.
 
     Raises:
         UserError: the adapter belongs to another model.
     """
     from peft import PeftModel
 
-    said = limits.read(Path(folder).expanduser() / ADAPTER)
-    try_patterns(said, [name for name, _ in model.named_modules()], f"{flag} {folder}")
+    adapter_config = limits.read(Path(folder).expanduser() / ADAPTER)
+    try_patterns(adapter_config, [name for name, _ in model.named_modules()], f"{flag} {folder}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("error", "Found missing adapter keys")  # an adapter of another model
-            view = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=True)
-            _all_used(view, Path(folder))
+            view = PeftModel.from_pretrained(cast(Any, model), str(folder), autocast_adapter_dtype=True)
+            _check_all_used(view, Path(folder))
             return view
-    except Exception as error:  # peft's, safetensors', or of a file that makes no sense
+    except Exception as error:  # of peft or safetensors, or a file that makes no sense
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{flag} {folder}：LoRA 的權重與底模不合：{reason}") from error
 
 
-def _all_used(view, folder: Path) -> None:
-    """Raises KeyError when the file holds weights of layers that the model does not have: peft drops them
-    without a word.
+def _check_all_used(view: PeftModel, folder: Path) -> None:
+    """Check that the model has all layers whose weights the file holds: peft drops others silently.
+
+    Raises:
+        KeyError: some layers are missing.
     """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
@@ -227,8 +250,8 @@ def _all_used(view, folder: Path) -> None:
 
 
 @torch.no_grad()
-def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
-    """The model with its adapter merged into the weights, after a look at whether it still says the same.
+def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
+    """Merge the adapter into the weights and check that the logits stay the same.
 
     Args:
         view: as `with_adapter` returns it, in full precision.
@@ -256,16 +279,21 @@ def merged(view, prompts: Sequence[Sequence[int]]) -> nn.Module:
 
 
 def check_4bit() -> None:
-    """Raises UserError when bitsandbytes, which does the 4-bit arithmetic, is not installed."""
+    """Check that bitsandbytes, which does the 4-bit arithmetic, is installed.
+
+    Raises:
+        UserError: it is not.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "--load_in_4bit：沒有安裝 bitsandbytes；pip install -r requirements-4bit.txt，或去掉這個旗標"
         )
 
 
-def quantization(precision: str, device: torch.device) -> dict:
-    """For `models.load_model`: weights as 4-bit NormalFloat with doubly quantized scales, computed in
-    `precision` (arXiv:2305.14314, section 3).
+def quantization(precision: str, device: torch.device) -> dict[str, Any]:
+    """Return `LoadOptions.from_pretrained` for 4-bit weights computed in `precision`.
+
+    The weights are 4-bit NormalFloat with doubly quantized scales (arXiv:2305.14314, section 3).
     """
     from transformers import BitsAndBytesConfig
 

@@ -1,34 +1,38 @@
-"""Does LoRA do in this model what it should? Looked at before anything is taught: an adapter that the forward
-pass goes around learns nothing, or cannot be merged, and a run of days would end with that.
+"""Check before training that LoRA works in a model: that adapters are used, and can be merged.
+
+Otherwise a run of days would end with adapters that learned nothing, or cannot be merged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finetune.models.forward import config_of
 from finetune.models.kinds import kind_of
 from finetune.models.kv_cache import probe_ids
 from finetune.runtime.errors import UserError
 
-SIZE = 0.5  # of what is added to a layer for the look, in units of the spread of its weights
-OFF = 0.1  # of that change, what merging may be off: rounding in bf16 is a hundredth
+SIZE = 0.5  # of the trial update of a layer, in units of the spread of its weights
+OFF = 0.1  # the error of merging that is allowed, as a share of that change: rounding in bf16 is a hundredth
 
 
 @torch.no_grad()
 def check_fit(model: nn.Module, flag: str) -> None:
-    """Changes one adapter of each name by a random one, looks at the logits, merges it, looks again, and puts
-    all back as it was.
+    """Compare logits with random adapters before and after merging, then restore the model.
+
+    One layer of each name is tried.
 
     Args:
         model: of transformers, with the layers of peft inside.
         flag: with its value, for the message.
 
     Raises:
-        UserError: adapters that the model goes around, that change nothing, or whose merging changes what
-            the model says.
+        UserError: adapters that the forward pass does not use, that change nothing, or whose merging changes
+            the logits.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -36,65 +40,67 @@ def check_fit(model: nn.Module, flag: str) -> None:
     training = [module for module in model.modules() if module.training]
     model.eval()
     ids = probe_ids(model)[:1]
-    ids = ids[:, None] if kind_of(model.config) == "choice" else ids  # (questions, options, T)
+    ids = ids[:, None] if kind_of(config_of(model)) == "choice" else ids  # (questions, options, T)
 
-    def said() -> Tensor:
+    def logits() -> Tensor:
         return model(input_ids=ids).logits.float()
 
     try:
-        before, ran = _which_ran(layers, said)
-        chosen = {name.rpartition(".")[2]: layers[name] for name in reversed(ran)}
+        before, used = _used_layers(layers, logits)
+        chosen = {name.rpartition(".")[2]: layers[name] for name in reversed(used)}
         if idle := sorted({name.rpartition(".")[2] for name in layers} - chosen.keys()):
-            raise UserError(_way_out(model, flag, f"不經過 {'、'.join(idle)} 這些層，加在那裡學不到", chosen))
-        changed, merged = _changed(list(chosen.values()), said)
+            reason = f"不經過 {'、'.join(idle)} 這些層，加在那裡學不到"
+            raise UserError(_message(model, flag, reason, sorted(chosen)))
+        changed, merged = _trial_logits(list(chosen.values()), logits)
     finally:
         for module in training:
             module.training = True
     effect, off = (float((a - b).abs().mean()) for a, b in ((changed, before), (merged, changed)))
     if not effect > 0:
-        raise UserError(_way_out(model, flag, "加了 LoRA 也說一樣的話", {}))
+        raise UserError(_message(model, flag, "加了 LoRA 輸出也不變", []))
     if not off <= OFF * effect:
-        raise UserError(_way_out(model, flag, "合併 LoRA 之後說的與合併前不同", {}))
+        raise UserError(_message(model, flag, "合併 LoRA 之後的輸出與合併前不同", []))
 
 
-def _way_out(model: nn.Module, flag: str, why: str, fitting: dict) -> str:
-    named = ",".join(sorted(fitting))
-    way_out = f"請改用 --lora_target_modules {named}" if named else "請去掉 --lora_rank，或換一個模型"
-    return f"{flag}：{model.config.model_type} 模型{why}；{way_out}"
+def _message(model: nn.Module, flag: str, reason: str, usable: list[str]) -> str:
+    """Describe why LoRA does not work, and name the usable layers or another way."""
+    names = ",".join(usable)
+    advice = f"請改用 --lora_target_modules {names}" if names else "請去掉 --lora_rank，或換一個模型"
+    return f"{flag}：{config_of(model).model_type} 模型{reason}；{advice}"
 
 
-def _which_ran(layers: dict[str, nn.Module], said: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
-    """The logits, and the names of the layers whose forward pass made them."""
-    ran: dict[str, None] = {}
+def _used_layers(layers: dict[str, Any], logits: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
+    """Return the logits, and the names of the layers that ran in the forward pass."""
+    used: dict[str, None] = {}
     hooks = [
-        layer.register_forward_hook(lambda *_, name=name: ran.setdefault(name))
+        layer.register_forward_hook(lambda *_, name=name: used.setdefault(name))
         for name, layer in layers.items()
     ]
     try:
-        return said(), list(ran)
+        return logits(), list(used)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _changed(layers: list, said: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """The logits with other adapters in these layers, and with those merged; all is put back."""
-    draw = torch.Generator().manual_seed(0)
+def _trial_logits(layers: list[Any], logits: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return logits with random adapters in these layers, and with those merged; restore the layers."""
+    generator = torch.Generator().manual_seed(0)
     adapter = layers[0].active_adapters[0]
-    packed = any(type(layer.get_base_layer()).__name__ == "Linear4bit" for layer in layers)
+    quantized = any(type(layer.get_base_layer()).__name__ == "Linear4bit" for layer in layers)
     for layer in layers:
         weight = layer.lora_B[adapter].weight
-        weight.copy_(torch.randn(weight.shape, generator=draw))
-        if not packed:
-            added, own = layer.get_delta_weight(adapter), layer.get_base_layer().weight
-            weight.mul_(SIZE * own.float().std().clamp(min=1e-4) / added.float().std())
-    changed = merged = said()
-    if not packed:  # merging into 4 bits rounds anew; such a model is merged in full precision
-        kept = [layer.get_base_layer().weight.clone() for layer in layers]
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+        if not quantized:
+            update, base = layer.get_delta_weight(adapter), layer.get_base_layer().weight
+            weight.mul_(SIZE * base.float().std().clamp(min=1e-4) / update.float().std())
+    changed = merged = logits()
+    if not quantized:  # merging into 4 bits rounds anew; such a model is merged in full precision
+        originals = [layer.get_base_layer().weight.clone() for layer in layers]
         for layer in layers:
             layer.merge()
-        merged = said()
-        for layer, weight in zip(layers, kept, strict=True):
+        merged = logits()
+        for layer, weight in zip(layers, originals, strict=True):
             layer.merged_adapters.clear()
             layer.get_base_layer().weight.copy_(weight)
     for layer in layers:

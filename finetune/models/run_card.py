@@ -1,8 +1,8 @@
-"""What a saved model says of itself: `run_card.json` for programs, `README.md` for people.
+"""The run card of a saved model, `run_card.json`: how it was trained, on what, and from which base.
 
-Inference reads the card, so it asks a model the way it was taught. The card keeps the fingerprints of every
-question fitted on, so that an exam that holds some of them can be told apart. Its lineage says where a model
-comes from: base → continued pre-training → instruction tuning, each stage with the hash of its weights.
+Inference reads the card, so that it writes prompts the way they were written in training. The card keeps the
+fingerprints of every question trained on, so that an exam that contains some of them is recognised. Its
+lineage is base → continued pre-training → instruction tuning, each stage with the hash of its weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from finetune.data.contamination import TrainedQuestions, decode_sketch, encode_sketch, grams
 from finetune.data.question_store import QuestionView, questions_of
@@ -31,7 +32,7 @@ from finetune.runtime.untrusted import is_name
 
 FILE = "run_card.json"
 FORMAT = 1
-SKETCHED = 100_000  # questions, of which sketches are kept: 0.3 kB each
+SKETCHED = 100_000  # the most questions of which sketches are kept: 0.3 kB each
 TASK_TITLES = {
     "exam": "考題微調",
     "mlm": "續訓",
@@ -39,43 +40,41 @@ TASK_TITLES = {
     "sft": "問答微調",
     "classify": "分類",
 }  # of tasks
-NEEDED = ("scoring", "template", "max_length")  # a card without them says nothing
-LARGEST = 1 << 53  # a whole number that a float still holds
+NEEDED = ("scoring", "template", "max_length")  # a card without them is useless
+LARGEST = 1 << 53  # the largest integer that a float still represents
 UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options
 
 
 @dataclass
 class RunCard:
-    """`scoring`: the method it was taught for, or one of UNSCORED. `pool`: `all` means official test rows
-    were fitted on.
-    """
+    """How a model was trained, as saved beside its weights."""
 
     task: str = "exam"
-    chat: str = ""  # of a causal model: how messages are written (chats.STYLES), or none: it was taught texts
+    chat: str = ""  # of a causal model: how messages are written (chat.STYLES), or none: trained on texts
     objective: str = ""
-    scoring: str = "pll"
-    step: int = 0  # optimizer steps it was taught
+    scoring: str = "pll"  # the method it was trained for, or one of UNSCORED
+    step: int = 0  # optimizer steps
     parameters: dict[str, int] = field(default_factory=dict)  # `all`, and `trained` of them
     template: Template = field(default_factory=Template)
     max_length: int = 512
     base_model: str = ""
     dataset: str = ""
-    pool: str = "fit"
-    flags: dict = field(default_factory=dict)
+    pool: str = "fit"  # `all`: trained on official test rows too
+    flags: dict[str, Any] = field(default_factory=dict)
     fingerprints: list[str] = field(default_factory=list)
-    sketches: dict[str, str] = field(
-        default_factory=dict
-    )  # of them, but of very many; see data/contamination.py
-    lineage: list[dict] = field(default_factory=list)  # base → this model, see models/lineage.py
-    history: list[dict] = field(default_factory=list)  # of training, an entry an epoch
-    results: dict = field(default_factory=dict)
-    growth: dict = field(default_factory=dict)  # of a model taught texts or replies, see training/growth.py
-    labels: dict = field(
-        default_factory=dict
-    )  # of a classifier: figures by set, see reports/classification.py
-    versions: dict = field(default_factory=dict)
+    # of the same questions, unless there are more than SKETCHED; see data/contamination.py
+    sketches: dict[str, str] = field(default_factory=dict)
+    lineage: list[dict[str, Any]] = field(default_factory=list)  # base → this model, see `ancestors`
+    history: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an epoch
+    results: dict[str, Any] = field(default_factory=dict)
+    # of a model trained on texts or replies: evaluation before and after, see training/evaluate.py
+    growth: dict[str, Any] = field(default_factory=dict)
+    # of a classifier: metrics by set, see reports/classification.py
+    labels: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
+        """Write the card into a folder."""
         card = {"format": FORMAT, **vars(self), "template": self.template.as_dict()}
         with atomic_open(folder / FILE) as file:
             file.write(dumps(card, indent=1))
@@ -83,10 +82,10 @@ class RunCard:
 
     @classmethod
     def read(cls, folder: str | Path) -> RunCard | None:
-        """The card of a folder; None when there is none (a model that was not taught here).
+        """Read the card of a folder; None when there is none (a model that was not trained here).
 
         Raises:
-            UserError: a card that cannot be understood.
+            UserError: a card that cannot be read.
         """
         path = Path(folder) / FILE
         if not path.is_file():
@@ -104,19 +103,19 @@ class RunCard:
             raise UserError(wrong)
         card = cls(**{**known, "template": Template.from_dict(known["template"])})
         try:
-            card.taught  # noqa: B018  read once here, so that a spoilt card is refused before an exam
+            card.trained_on  # noqa: B018  read once here, so that a spoilt card is refused before an exam
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}：fingerprints 或 sketches 不對（{error}）") from error
         return card
 
     @property
-    def taught(self) -> TrainedQuestions:
-        """What the model was fitted on, to look questions up in."""
+    def trained_on(self) -> TrainedQuestions:
+        """The questions that the model was trained on."""
         known = {name: decode_sketch(text) for name, text in self.sketches.items()}
         return TrainedQuestions({**dict.fromkeys(self.fingerprints, ()), **known})
 
 
-# ---- what each part of a card must be, that a stranger may have written ------------------------------------
+# ---- checks of each field: a card may come from an untrusted source ---------------------------------------
 
 
 def _text(value: object) -> bool:
@@ -155,12 +154,12 @@ def _epoch(value: object) -> bool:
     return isinstance(value, dict) and _whole(value.get("step")) and all(map(_number, value.values()))
 
 
-def _list_of(one: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(map(one, value))
+def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
 
 
-def _object_of(one: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, dict) and all(map(one, value.values()))
+def _object_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
 PARTS: dict[str, Callable[[object], bool]] = {
@@ -175,22 +174,22 @@ PARTS: dict[str, Callable[[object], bool]] = {
 
 
 def question_fingerprints(rows: Sequence) -> dict[str, str]:
-    """What a card keeps of the questions among some rows: fingerprint -> sketch, "" of more than SKETCHED."""
+    """Return fingerprint -> sketch of the questions among some rows; "" for more than SKETCHED questions."""
     if isinstance(rows, QuestionView) and len(rows) > SKETCHED:
         return {f"{number:016x}": "" for number in rows.fingerprints.tolist()}
     return {question.fingerprint: encode_sketch(grams(question)) for question in questions_of(rows)}
 
 
 def hash_texts(texts: Iterable[str]) -> str:
-    """One hash for many texts, in their order: 16 hex digits."""
-    found = hashlib.sha256()
+    """Return one hash for many texts, in their order: 16 hex digits."""
+    digest = hashlib.sha256()
     for number, text in enumerate(texts):
-        found.update(("\x1f" if number else "").encode() + text.encode())
-    return found.hexdigest()[:16]
+        digest.update(("\x1f" if number else "").encode() + text.encode())
+    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide the numbers."""
+    """Return the versions of Python and of the libraries that affect the results."""
     names = ("torch", "transformers", "deepspeed", "tokenizers", "peft")
     return {
         "python": platform.python_version(),
@@ -203,8 +202,10 @@ def _installed(name: str) -> bool:
 
 
 def weights_hash(name: str | Path) -> str:
-    """SHA-256 of a model's weights: of its one file, as `sha256sum` prints it, or of the hashes of its parts,
-    one a line in the order of their names. "" where there are none (a model made from its configuration).
+    """Return the SHA-256 of a model's weights; "" where there are none (a model made from its configuration).
+
+    It is the hash of a single file, as `sha256sum` prints it, or of the hashes of the shards, one a line in
+    the order of their names.
 
     Args:
         name: a folder, or a hub name whose files are in the cache.
@@ -214,8 +215,8 @@ def weights_hash(name: str | Path) -> str:
         return _sha256(whole)
     if parts:
         files = sorted(set(json.loads(parts.read_text(encoding="utf-8"))["weight_map"].values()))
-        found = [path for path in (_local(name, file) for file in files) if path]
-        return hashlib.sha256("\n".join(map(_sha256, found)).encode()).hexdigest()
+        shards = [path for path in (_local(name, file) for file in files) if path]
+        return hashlib.sha256("\n".join(map(_sha256, shards)).encode()).hexdigest()
     adapter = _local(name, ADAPTER_WEIGHTS)
     return _sha256(adapter) if adapter else ""
 
@@ -226,44 +227,46 @@ def _local(name: str | Path, file: str) -> Path | None:
         return folder / file if (folder / file).is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(str(name), file)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(str(name), file)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def ancestors(name: str, card, from_scratch: bool) -> list[dict]:
-    """The stages that led to the base of this run, the base itself last.
+def ancestors(name: str, card: RunCard | None, from_scratch: bool) -> list[dict[str, Any]]:
+    """Return the stages that led to the base of this run, the base itself last.
 
     Args:
-        card: the base's run card; None for a model that was not taught here.
+        name: of the base, a folder or a name on the hub.
+        card: the base's run card; None for a model that was not trained here.
+        from_scratch: the base's weights are not used.
     """
     if from_scratch:
         return [{"stage": "base", "model": str(name), "sha256": ""}]
-    own = weights_hash(name)
+    sha256 = weights_hash(name)
     stages = list(card.lineage) if card else []
     if not stages:
-        return [{"stage": "base", "model": str(name), "sha256": own}]
-    if stages[-1].get("sha256") not in ("", own):
+        return [{"stage": "base", "model": str(name), "sha256": sha256}]
+    if stages[-1].get("sha256") not in ("", sha256):
         log(
             f"⚠️ {name} 的權重與它的 run_card.json 記載的不同"
-            f"（{stages[-1]['sha256'][:12]} → {own[:12]}）；來歷記為中斷"
+            f"（{stages[-1]['sha256'][:12]} → {sha256[:12]}）；來歷記為中斷"
         )
-        return [{"stage": "base", "model": str(name), "sha256": own, "claims": stages}]
+        return [{"stage": "base", "model": str(name), "sha256": sha256, "claims": stages}]
     return stages
 
 
-def as_line(stages: list[dict]) -> str:
-    """Base Qwen/Qwen2.5-0.5B (1a2b3c4d5e6f) → cpt taigi.json，1000 步 (…)"""
+def as_line(stages: list[dict[str, Any]]) -> str:
+    """Return stages as text: `base Qwen/Qwen2.5-0.5B（1a2b3c4d5e6f） → cpt taigi.json，1000 步（…）`."""
     shown = []
     for stage in stages:
-        what = f"{stage['model']}" if stage["stage"] == "base" else f"{stage['dataset']}，{stage['steps']} 步"
-        known = f"（{stage['sha256'][:12]}）" if stage.get("sha256") else ""
-        shown.append(f"{stage['stage']} {what}{known}")
+        data = f"{stage['model']}" if stage["stage"] == "base" else f"{stage['dataset']}，{stage['steps']} 步"
+        sha256 = f"（{stage['sha256'][:12]}）" if stage.get("sha256") else ""
+        shown.append(f"{stage['stage']} {data}{sha256}")
     return " → ".join(shown)

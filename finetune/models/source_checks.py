@@ -25,15 +25,18 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", 
 def check_source(
     name: str, flag: str, from_scratch: bool = False, allow_pickle: bool = False, whole: bool = False
 ) -> None:
-    """Looks at a model's name before anything is loaded.
+    """Check a model's folder before anything is loaded; of a hub's name only whether it looks like a folder.
 
     Args:
-        allow_pickle: weights may lie in a pickle.
-        whole: an adapter will not do.
+        name: a folder or a name on the hub.
+        flag: the flag that named it, for messages.
+        from_scratch: no weights are needed.
+        allow_pickle: weights may be in a pickle.
+        whole: an adapter is refused.
 
     Raises:
-        UserError: a folder that is not there, has no config.json or no weights, or holds an adapter where
-            a whole model is needed; one with files that lead out of it, or that needs code of its own.
+        UserError: a folder that does not exist, has no config.json or no weights, or holds an adapter where
+            a whole model is needed; one with links that lead out of it, or that needs code of its own.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() and not recover_replace(folder):
@@ -48,7 +51,8 @@ def check_source(
             raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重，不是完整的模型")
         if flag == "--model_name_or_path":
             raise UserError(
-                f"{flag} {name}：這裡只有 LoRA 的權重，不能接著教；請先不加 --no_merge 訓練，得到合併好的模型"
+                f"{flag} {name}：這裡只有 LoRA 的權重，不能接著訓練；"
+                "請先不加 --no_merge 訓練，得到合併好的模型"
             )
         if not (folder / ADAPTER_WEIGHTS).is_file():
             raise UserError(f"{flag} {name}：沒有 {ADAPTER_WEIGHTS}（pickle 可能夾帶程式，不載入）")
@@ -71,21 +75,25 @@ def check_source(
 
 
 def _check_code(folder: Path, what: str) -> None:
-    """Says that a model's own code is not run. Raises UserError where transformers has none for it."""
+    """Log that a model's own code is not run.
+
+    Raises:
+        UserError: transformers has no code for the model.
+    """
     if untrusted.has_code(folder):
         from transformers import CONFIG_MAPPING
 
         model_type = limits.read(folder / "config.json").get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-            raise UserError(untrusted.not_run(what, model_type))
-        log(untrusted.ignored(what))
+            raise UserError(untrusted.code_refused(what, model_type))
+        log(untrusted.code_ignored(what))
 
 
-def _check_fetched(name: str, flag: str) -> None:
-    """Looks at a model of the hub as `check_source` does at a folder, before its weights are fetched.
+def check_fetched(name: str, flag: str) -> None:
+    """Check a model on the hub as `check_source` checks a folder, before its weights are fetched.
 
     Raises:
-        UserError: an adapter, for which transformers would load another model; shards that lie elsewhere.
+        UserError: an adapter, for which transformers would load another model; shards outside the repository.
     """
     if hub.fetch(name, ADAPTER):
         raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重；請先下載成資料夾，或換成它的底模")
@@ -96,10 +104,10 @@ def _check_fetched(name: str, flag: str) -> None:
 
 
 def base_of(folder: str | Path) -> str:
-    """The model an adapter's folder says it belongs to; "" for a folder that holds no adapter.
+    """Return the base model that an adapter's folder names; "" for a folder that holds no adapter.
 
     Raises:
-        UserError: a file that cannot be understood.
+        UserError: adapter_config.json cannot be read, or names no base.
     """
     path = Path(folder).expanduser() / ADAPTER
     if not path.is_file():
@@ -112,10 +120,10 @@ def base_of(folder: str | Path) -> str:
 
 
 def check_base(folder: str, flag: str, allow_pickle: bool = False) -> str:
-    """The same, once it has been looked at: a stranger's adapter may name any folder here.
+    """Return `base_of` a folder after checking that base: an untrusted adapter may name any folder.
 
     Raises:
-        UserError: it is not there, or no whole model.
+        UserError: the base does not exist, or is no whole model.
     """
     base = base_of(folder)
     if base and hub.looks_local(base) and not Path(base).expanduser().is_dir():

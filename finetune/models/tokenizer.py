@@ -1,8 +1,9 @@
-"""Tokenizers, masked and causal: loaded, and repaired where a model comes with one that would mislead it."""
+"""Load tokenizers of masked and causal models, and repair those that do not match their model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.models.kinds import NEW_HEAD
 from finetune.models.tokenizer_checks import try_tokenizer
@@ -11,7 +12,10 @@ from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.hub import quiet_libraries
 
-# Tokens that models keep for padding, the likeliest first.
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# Tokens that models reserve for padding, the likeliest first.
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>", "<unk>")
 # Families whose positions are counted from the one after padding's id.
 AFTER_PADDING = (
@@ -20,19 +24,23 @@ AFTER_PADDING = (
 )  # fmt: skip
 
 
-def load_tokenizer(name: str, flag: str, kind: str = "masked"):
-    """The model's tokenizer, repaired where its vocabulary has no capital letters.
+def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, and repair it where its vocabulary has no capital letters.
 
     bert-base-chinese is shipped with `do_lower_case=false` and a vocabulary without capitals: `A`, `DNA`
-    and `ATP` all become [UNK]. Lower-casing is switched on when that is so, and is saved with the model.
-    One of a causal model gets a padding token of its own where padding is the end of text, or missing.
+    and `ATP` all become [UNK]. Lower-casing is switched on in such a case, and is saved with the model.
+    The tokenizer of a causal model gets a padding token of its own where padding is missing, or is the end of
+    text.
 
     Args:
-        kind: a model with a new head reads as the base it is put on: one whose tokenizer has a mask token
-            like a masked one, else like a causal one.
+        name: a folder or a name on the hub.
+        flag: the flag that named it, for messages.
+        kind: one of CLASSES. A model with a new head is treated as its base: as masked where the tokenizer
+            has a mask token, else as causal.
 
     Raises:
-        UserError: not to be had, or without a mask token (masked) or an end of text (causal).
+        UserError: the tokenizer cannot be fetched or read, or has no mask token (masked) or no end of text
+            (causal).
     """
     from transformers import AutoTokenizer
 
@@ -48,15 +56,15 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
         raise
     except Exception as error:  # the hub's, its HTTP client's, or files that make no sense: each its own
         if Path(name).expanduser().is_dir():
-            said = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{flag} {name}：讀不到 tokenizer（要有完好的 tokenizer.json 或 vocab.txt）：{said}"
+                f"{flag} {name}：讀不到 tokenizer（要有完好的 tokenizer.json 或 vocab.txt）：{reason}"
             ) from error
         raise hub.cannot_fetch("tokenizer", name, flag, error) from error
-    _tell_of_code(name, flag)
+    _log_ignored_code(name, flag)
     if kind == "causal":
         if tokenizer.eos_token_id is None:
-            _end_of_config(tokenizer, name)
+            _set_eos_from_config(tokenizer, name)
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"{flag} {name}：沒有結束符號，模型學不會停；請在 tokenizer_config.json 寫明 eos_token，"
@@ -75,21 +83,22 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked"):
     return tokenizer
 
 
-def _tell_of_code(name: str, flag: str) -> None:
-    """Says of a model on the hub that its own code is not run; of a folder `models.check_source` says it."""
+def _log_ignored_code(name: str, flag: str) -> None:
+    """Log that the code of a model on the hub is not run; for a folder `check_source` logs it."""
     config = None if Path(name).expanduser().is_dir() else hub.cached(name, "config.json")
     if config and untrusted.has_code(config.parent):
-        log(untrusted.ignored(f"{flag} {name}"))
+        log(untrusted.code_ignored(f"{flag} {name}"))
 
 
-def _end_of_config(tokenizer, name: str) -> None:
-    """The end of text that the model's own configuration names, for a tokenizer that comes without one: a
-    tokenizer.json alone does not say which of its tokens it is.
+def _set_eos_from_config(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give a tokenizer without an EOS token the one that the model's configuration names.
+
+    A tokenizer.json alone does not say which of its tokens is the end of text.
     """
     folder = Path(name).expanduser()
     for file in ("generation_config.json", "config.json"):
-        found = folder / file if folder.is_dir() else hub.cached(name, file)
-        ids = limits.read(found).get("eos_token_id") if found else None
+        path = folder / file if folder.is_dir() else hub.cached(name, file)
+        ids = limits.read(path).get("eos_token_id") if path else None
         for token in ids if isinstance(ids, list) else [ids]:
             if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < len(tokenizer):
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
@@ -97,26 +106,30 @@ def _end_of_config(tokenizer, name: str) -> None:
                 return
 
 
-def separate_padding(tokenizer) -> str:
-    """Gives the tokenizer a padding token that is not its end of text: whoever leaves padding out of a loss
-    by its id would else never teach a model to stop. Returns it; "" where it has one of its own.
+def separate_padding(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the tokenizer a padding token that is not its end of text.
+
+    A loss that ignores padding by its id would otherwise never train a model to stop.
+
+    Returns:
+        The new padding token; "" where the tokenizer has one of its own.
     """
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return ""
-    known = tokenizer.get_vocab()
-    free = [word for word in PADS if word in known and known[word] != tokenizer.eos_token_id]
+    vocabulary = tokenizer.get_vocab()
+    free = [word for word in PADS if word in vocabulary and vocabulary[word] != tokenizer.eos_token_id]
     tokenizer.add_special_tokens({"pad_token": free[0] if free else PADS[0]})
     return tokenizer.pad_token
 
 
-def lacks_capitals(tokenizer) -> bool:
-    """True when `a` is a token and `A` would become [UNK]."""
+def lacks_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether `a` is a token and `A` would become [UNK]."""
     lower, upper = (tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "aA")
     return tokenizer.unk_token_id in upper and tokenizer.unk_token_id not in lower
 
 
-def prompt_length(config, tokenizer, wanted: int) -> int:
-    """The longest prompt in tokens: what was asked for, or what the model's positions allow."""
+def prompt_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
+    """Return the longest prompt in tokens: the wanted length, or what the model's positions allow."""
     positions = getattr(config, "max_position_embeddings", None) or wanted
     if config.model_type in AFTER_PADDING:
         positions -= config.pad_token_id + 1

@@ -1,6 +1,6 @@
-"""Patterns of a stranger's, tried out in a child process before they are used: those by which a tokenizer
-cuts a text, and those by which an adapter names its layers. One that never ends would hold this process for
-good.
+"""Trial of untrusted patterns in a child process: of a tokenizer's rules, and of an adapter's layer names.
+
+A regular expression that never ends would otherwise block this process for good.
 """
 
 from __future__ import annotations
@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from finetune.runtime.errors import UserError
 from finetune.runtime.limits import MEGABYTE, entries
 from finetune.runtime.sandbox import Sandbox
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 LARGEST_PART = 4 * MEGABYTE  # of a tokenizer's rules, as JSON; T5's, the largest kind, take 0.4 MB
 GROWTH = 64  # tokens or characters that one character may become; the longest ligature becomes 18
-# The patterns of GPT-4, Llama 3 and Qwen2: they go through every text in bounded time.
+# The patterns of GPT-4, Llama 3 and Qwen2: they match every text in bounded time.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,20 +27,21 @@ WORDS = (
 KNOWN = {WORDS % r"\p{N}", WORDS % r"\p{N}{1,3}"}
 HARMLESS = re.compile(r"[\w.\-]*\Z", re.ASCII)  # as a regular expression
 SAMPLE = "天地玄黃，宇宙洪荒。The 2 Quick's\r\n\n \t1234567890!? ﷺ 👩‍🚀 é\u0301"
-REPEATED = "aA1 \n天。!'_é"  # each many times over, which is where patterns without end show
-PATTERNS = (  # of peft, around what an adapter's configuration holds
+REPEATED = "aA1 \n天。!'_é"  # each many times over, which exposes patterns that never end
+PATTERNS = (  # that peft builds from the strings of an adapter's configuration
     "{}", r"(.*\.)?({})$", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
 )  # fmt: skip
 
 
-def try_tokenizer(tokenizer, what: str) -> None:
-    """Lets a tokenizer read a few texts, where its rules are not all of known kinds.
+def try_tokenizer(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Run a tokenizer on a few texts, where not all of its rules are known to be harmless.
 
     Args:
+        tokenizer: as it was loaded.
         what: flag and name of the model, for the message.
 
     Raises:
-        UserError: it does not end in time, fails, or makes far too much of a text.
+        UserError: the tokenizer does not end in time, fails, or makes far too many tokens of a text.
     """
     rules = _rules(tokenizer)
     largest = max(map(len, rules), default=0)
@@ -44,7 +49,7 @@ def try_tokenizer(tokenizer, what: str) -> None:
         raise UserError(
             f"{what}：tokenizer.json 的規則有 {largest:,} 個位元組，上限是 {LARGEST_PART:,}，不使用"
         )
-    free = [text for rule in rules for text in _free(json.loads(rule))]
+    free = [text for rule in rules for text in _free_texts(json.loads(rule))]
     if not free:
         return
     repeated = [*REPEATED, *dict.fromkeys("".join(free)[:64]), *re.findall(r"\w{2,8}", " ".join(free))[:16]]
@@ -58,72 +63,74 @@ def try_tokenizer(tokenizer, what: str) -> None:
             worst = max(worst, size // (len(text) + 16))
         return worst
 
-    blamed = f"{what}：tokenizer.json 的規則（normalizer、pre_tokenizer、post_processor、decoder）"
-    trial = Sandbox(read, f"{blamed}試讀幾句話")
+    subject = f"{what}：tokenizer.json 的規則（normalizer、pre_tokenizer、post_processor、decoder）"
+    trial = Sandbox(read, f"{subject}試讀幾句話")
     try:
         worst = trial()
     except ValueError as error:
-        raise UserError(f"{blamed}試讀幾句話就出錯：{' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{subject}試讀幾句話就出錯：{' '.join(str(error).split())[:200]}") from error
     finally:
         trial.close()
     if worst > GROWTH:
-        raise UserError(f"{blamed}把一個字變成 {worst:,} 個，上限是 {GROWTH}，不使用")
+        raise UserError(f"{subject}把一個字變成 {worst:,} 個，上限是 {GROWTH}，不使用")
 
 
-def _rules(tokenizer) -> list[bytes]:
-    """The parts of a tokenizer that hold rules, as JSON."""
+def _rules(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """Return the parts of a tokenizer that hold rules, as JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     return [part.__getstate__() for name in parts if (part := getattr(backend, name, None)) is not None]
 
 
-def _free(rule: object) -> list[str]:
-    """What in a rule can hold any text: patterns, their replacements, tokens around a text. [] where all of
-    it is harmless as it stands.
+def _free_texts(rule: Any) -> list[str]:
+    """Return the parts of a rule that may hold any text: patterns, their replacements, tokens around a text.
+
+    Returns:
+        [] where the rule is known to be harmless.
     """
-    found, longest = [], 1
+    patterns, longest = [], 1
     for key, value in entries(rule):
         if key == "Regex" and value not in KNOWN or key == "precompiled_charsmap":
-            found.append(str(value)[:1000])
+            patterns.append(str(value)[:1000])
         elif key in ("content", "prepend") and isinstance(value, str):
             longest *= max(1, len(value))
         elif isinstance(value, list):
             longest = max(longest, len(value))
-    return found or ["…"] * (longest > GROWTH)
+    return patterns or ["…"] * (longest > GROWTH)
 
 
-def try_patterns(said: dict, names: Sequence[str], what: str) -> None:
-    """Matches the layers of a model with all patterns that an adapter's configuration holds.
+def try_patterns(adapter_config: dict[str, Any], names: Sequence[str], what: str) -> None:
+    """Match the module names of a model with all patterns in an adapter's configuration.
 
     Args:
-        said: adapter_config.json.
+        adapter_config: the contents of adapter_config.json.
         names: of the model's modules.
         what: flag and name of the adapter, for the message.
 
     Raises:
-        UserError: one does not end in time, or is no regular expression.
+        UserError: a pattern does not end in time, or is no regular expression.
     """
     patterns: dict[str, str] = {}
     for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern",
                 "alpha_pattern", "target_parameters"):  # fmt: skip
-        value = said.get(key) or ()
-        for one in [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else ():
-            if isinstance(one, str) and not HARMLESS.match(one):
-                patterns.setdefault(one, key)
-
+        value = adapter_config.get(key) or ()
+        for item in [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else ():
+            if isinstance(item, str) and not HARMLESS.match(item):
+                patterns.setdefault(item, key)
     if not patterns:
         return
     trial = Sandbox(lambda pattern: _match(pattern, names), f"{what}：adapter_config.json 的樣式")
     for pattern, key in patterns.items():
-        trial.what = blamed = f"{what}：adapter_config.json 的 {key!r} 的樣式 {pattern[:80]!r} "
+        trial.what = subject = f"{what}：adapter_config.json 的 {key!r} 的樣式 {pattern[:80]!r} "
         try:
             trial(pattern)
         except ValueError as error:
-            raise UserError(f"{blamed}不是 regular expression：{error}") from error
+            raise UserError(f"{subject}不是 regular expression：{error}") from error
     trial.close()
 
 
 def _match(pattern: str, names: Sequence[str]) -> None:
+    """Match all names with a pattern, in each of the ways in which peft may use it."""
     for around in PATTERNS:
         compiled = re.compile(around.replace("{}", pattern))
         for name in names:

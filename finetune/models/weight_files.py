@@ -1,8 +1,7 @@
-"""What a model's folder holds, looked at before a library opens it: files that are there and whole, weights
-that are numbers this project computes with.
+"""Checks on a model's weight files before a library opens them: complete files, weights in a usable format.
 
-transformers fills what it does not understand with what fits: integers become floats without their scale, a
-quantization it does not know is left out, and the model speaks nonsense.
+transformers adapts weights that it does not understand: integers become floats without their scale, an
+unknown quantization is ignored, and the model's output is nonsense.
 """
 
 from __future__ import annotations
@@ -11,14 +10,18 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.runtime import git_lfs, limits
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 FLOATS = {"F64", "F32", "F16", "BF16"}  # of safetensors
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no more
-# Ends of the names of tables of places and masks, which are no weights.
+# Ends of the names of tables of positions and masks, which are no weights.
 TABLES = ("bias", "mask", "_ids", "_index", "_idx", "inv_freq", "num_batches_tracked")
-# What computes with weights that are no plain floats, by `quant_method`, on a GPU.
+# Libraries that compute on a GPU with weights that are no plain floats, by `quant_method`.
 QUANTIZED = {
     "gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes", "hqq": "hqq", "aqlm": "aqlm",
     "compressed-tensors": "compressed_tensors", "torchao": "torchao", "quanto": "optimum.quanto",
@@ -27,14 +30,17 @@ QUANTIZED = {
 
 
 def problems(folder: Path, weights: Sequence[str]) -> list[str]:
-    """What is wrong with a model's files.
+    """Return what is wrong with a model's files.
 
     Args:
-        weights: names under which its weights may lie, alone or listed; the first that is there is looked at.
+        folder: the model.
+        weights: names of the weight file or of its index; the first that exists is checked.
     """
-    found = [git_lfs.told(file) for file in sorted(folder.iterdir()) if git_lfs.is_pointer(file)]
-    if found:
-        return found
+    messages = [
+        git_lfs.pointer_problem(file) for file in sorted(folder.iterdir()) if git_lfs.is_pointer(file)
+    ]
+    if messages:
+        return messages
     main = next((folder / name for name in weights if (folder / name).is_file()), None)
     files = [main] if main is not None else []
     if main is not None and main.name.endswith(".json"):
@@ -44,62 +50,65 @@ def problems(folder: Path, weights: Sequence[str]) -> list[str]:
             named = "、".join(lost[:10]) + "…" * (len(lost) > 10)
             counted = f"{main.name} 列了 {len(files)} 個，少 {len(lost)} 個"
             return [f"少了權重檔 {named}（{counted}）；請重新下載"]
-        found = [git_lfs.told(file) for file in files if git_lfs.is_pointer(file)]
-    return found or [text for file in files if file.suffix == ".safetensors" for text in _spoilt(file)][:10]
+        messages = [git_lfs.pointer_problem(file) for file in files if git_lfs.is_pointer(file)]
+    if messages:
+        return messages
+    return [text for file in files if file.suffix == ".safetensors" for text in _header_problems(file)][:10]
 
 
-def _spoilt(file: Path) -> Iterator[str]:
-    """What is wrong with a file of safetensors, by its header."""
+def _header_problems(file: Path) -> Iterator[str]:
+    """Yield what is wrong with a safetensors file, by its header."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > LONGEST_HEADER or 8 + length > size:
-            said = f"有 {size:,} 個位元組，檔頭說單是目錄就有 {length:,} 個"
-            yield f"{file.name} 不完整，或不是 safetensors：{said}；請重新下載"
+            sizes = f"有 {size:,} 個位元組，檔頭說單是目錄就有 {length:,} 個"
+            yield f"{file.name} 不完整，或不是 safetensors：{sizes}；請重新下載"
             return
         try:
             header = json.loads(stream.read(length))
-            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-            end = 8 + length + max((one["data_offsets"][1] for one in tensors.values()), default=0)
-            kinds = {name: (str(one["dtype"]), len(one["shape"])) for name, one in tensors.items()}
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            formats = {name: (str(entry["dtype"]), len(entry["shape"])) for name, entry in tensors.items()}
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             yield f"{file.name} 的目錄讀不懂，不是 safetensors 或已損壞；請重新下載"
             return
     if size != end:
         yield f"{file.name} 有 {size:,} 個位元組，應有 {end:,} 個：沒有下載完，或磁碟滿過；請重新下載"
-    odd = [
+    not_floats = [
         name
-        for name, (kind, dims) in sorted(kinds.items())
-        if kind not in FLOATS and dims > 1 and not name.endswith(TABLES)
+        for name, (dtype, dims) in sorted(formats.items())
+        if dtype not in FLOATS and dims > 1 and not name.endswith(TABLES)
     ]
-    if odd:
-        kind = kinds[odd[0]][0]
+    if not_floats:
+        dtype = formats[not_floats[0]][0]
         yield (
-            f"{file.name} 的權重不是浮點數：{odd[0]} 是 {kind}（共 {len(odd)} 個張量）；"
+            f"{file.name} 的權重不是浮點數：{not_floats[0]} 是 {dtype}（共 {len(not_floats)} 個張量）；"
             "這是量化或壓縮過的權重，請換未量化的原版模型"
         )
 
 
-def quantization(config, taught: bool) -> str:
-    """Why weights that a configuration calls quantized cannot be used; "" where they can, or are plain.
+def quantization(config: PreTrainedConfig, training: bool) -> str:
+    """Return why the quantized weights of a model cannot be used; "" where they can, or are not quantized.
 
     Args:
-        taught: the model is to be trained.
+        config: of the model.
+        training: the model is to be trained.
     """
-    told = getattr(config, "quantization_config", None) or getattr(
+    settings = getattr(config, "quantization_config", None) or getattr(
         config.get_text_config(), "quantization_config", None
     )
-    if not told:
+    if not settings:
         return ""
-    told = told if isinstance(told, dict) else told.to_dict()
-    method = str(told.get("quant_method") or "")
-    if not method and (told.get("load_in_8bit") or told.get("load_in_4bit")):
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(settings.get("quant_method") or "")
+    if not method and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
         method = "bitsandbytes"
     named = f"config.json 說權重是量化過的（quantization_config 的 quant_method 是 {method[:40]!r}）"
     way_out = "請換未量化的原版模型，或刪去其實沒有用到的 quantization_config"
     if method not in QUANTIZED:
         return f"{named}，這裡不認得；{way_out}"
-    if taught:
+    if training:
         return f"{named}，不能訓練；請換未量化的原版模型，要省記憶體可加 --lora_rank 16 --load_in_4bit"
     import torch
 

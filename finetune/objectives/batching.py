@@ -1,4 +1,4 @@
-"""Examples become batches: alike lengths together, the same rows per optimizer step however it is cut.
+"""Examples and their batches: similar lengths together, the same rows per optimizer step however it is cut.
 
 An epoch is planned as a list of global batches, a pure function of (lengths, seed, epoch). How a global
 batch is cut into ranks and micro batches changes memory and speed, never the sum of the gradient.
@@ -8,44 +8,46 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from finetune.models.padding import padded, padded_width
 
+Row = TypeVar("Row")
 SORT_WINDOW = 32  # global batches sorted by length together: little padding, and still a shuffle
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the model sees and what it must say.
+    """One training example: the row the model reads and the targets it must predict.
 
-    `targets[i]` is wanted at `positions[i]`: a token id or, when `candidates` is given, an index into
+    `targets[i]` is the target at `positions[i]`: a token id or, when `candidates` is given, an index into
     `candidates` (the only token ids that compete there).
     """
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
     positions: tuple[int, ...]
     targets: tuple[int, ...]
     candidates: tuple[int, ...] = ()
     row: str = ""  # id of the question or statement, for messages
     by_token: bool = False  # every target counts once; else the example does, however many it has
     documents: tuple[int, ...] = ()  # of a packed row: the number of each token's document, from 1
-    segments: tuple[int, ...] = ()  # of a pair of sentences: 0 for the tokens of the first, 1 for the second
+    segments: Sequence[int] = ()  # of a pair of sentences: 0 for the tokens of the first, 1 for the second
     importance: tuple[float, ...] = ()  # of each target, beside the others; () where they are equal
 
     @property
     def weights(self) -> list[float]:
-        """Of each target in the loss."""
+        """Weight of each target in the loss."""
         share = 1.0 if self.by_token else 1.0 / len(self.positions)
         return [share * factor for factor in self.importance or [1.0] * len(self.positions)]
 
 
 @dataclass(frozen=True)
 class MultipleChoiceExample:
-    """A question whose options compete, each read in a row of the model's: their scores are made of `cells`.
+    """A question whose options compete: each is in a row of the model's input, and cells make its score.
 
     A cell (option, row, position, token) is the log-probability of `token` at that position or, of a
     multiple-choice head, the row's one number; an option's score is the mean of its cells.
@@ -64,11 +66,11 @@ class MultipleChoiceExample:
         return self.rows[0]
 
 
-class ExampleIndex(Sequence):
-    """What is to be made of an epoch's rows, as (kind, row): made when asked for; there may be millions.
+class ExampleIndex(Sequence[tuple[str, int]]):
+    """Keys (kind, row) of an epoch's examples, made when they are read; there may be millions.
 
     Args:
-        parts: a kind with the rows that are made so.
+        parts: a kind of example with the rows that become such examples.
     """
 
     def __init__(self, *parts: tuple[str, Sequence[int]]):
@@ -77,7 +79,13 @@ class ExampleIndex(Sequence):
     def __len__(self) -> int:
         return sum(len(rows) for _, rows in self._parts)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, int]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         index = range(len(self))[index]
@@ -85,6 +93,7 @@ class ExampleIndex(Sequence):
             if index < len(rows):
                 return kind, rows[index]
             index -= len(rows)
+        raise AssertionError("an index of a range lies in one of the parts")
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,12 @@ class EpochPlan(Sequence):
     """The global batches of an epoch.
 
     Args:
-        batches: of each, which of the entries.
+        entries: keys of the epoch's examples.
+        batches: of each batch, which of the entries.
     """
 
     entries: Sequence
-    batches: list[Sequence[int]]
+    batches: Sequence[Sequence[int]]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -109,7 +119,7 @@ class EpochPlan(Sequence):
 
 @dataclass
 class Batch:
-    """B padded rows of length T with M targets, up to K candidates each."""
+    """Batch of B padded rows of length T with M targets, up to K candidates each."""
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, T): 0 is padding; of packed rows, the number of the document
@@ -125,7 +135,8 @@ class Batch:
     segments: Tensor | None = None  # (B, T), of pairs of sentences
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
+        """Return the batch with its tensors on a device."""
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
@@ -134,40 +145,54 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What a forward pass takes, see models/forward.py."""
-        more = () if self.segments is None else (self.segments,)
-        return (self.input_ids, self.attention_mask, self.rows, self.cols, *more)
+        """Arguments of a forward pass, see models/forward.py."""
+        segments = () if self.segments is None else (self.segments,)
+        return (self.input_ids, self.attention_mask, self.rows, self.cols, *segments)
 
     @property
     def tokens(self) -> int:
+        """Number of tokens, padding left out."""
         return int((self.attention_mask > 0).sum())
+
+
+def _no_indices() -> Tensor:
+    return torch.empty(0, dtype=torch.long)
 
 
 @dataclass
 class MultipleChoiceBatch(Batch):
-    """Contests: M cells make the scores of Q questions with up to K options. `targets` (Q,) are the answers,
-    `weights` (Q,).
+    """Batch of Q questions with up to K options, whose scores are made of M cells.
+
+    `targets` (Q,) are the answers, `weights` (Q,).
     """
 
-    wanted: Tensor | None = None  # (M,) token ids
-    slots: Tensor | None = None  # (M,) question × K + option
+    wanted: Tensor = field(default_factory=_no_indices)  # (M,) token ids
+    slots: Tensor = field(default_factory=_no_indices)  # (M,) question × K + option
     width: int = 0  # K
 
 
 def collate(examples: Sequence[Example | MultipleChoiceExample | None], pad_id: int) -> Batch:
-    """Examples as one batch. None is a row that weighs nothing, and keeps this rank in step with others."""
-    real = [example for example in examples if example is not None]
-    if real and isinstance(real[0], MultipleChoiceExample):
-        return _collate_multiple_choice(examples, pad_id)
+    """Collate examples into one batch.
+
+    Args:
+        examples: all of one class; None is a row of no weight, which keeps this rank in step with others.
+        pad_id: id of the padding token.
+    """
+    if any(isinstance(example, MultipleChoiceExample) for example in examples):
+        questions = [
+            example for example in examples if example is None or isinstance(example, MultipleChoiceExample)
+        ]
+        return _collate_multiple_choice(questions, pad_id)
+    real = [example for example in examples if isinstance(example, Example)]
     stand_in = real[0] if real else Example((pad_id, pad_id), (0,), (0,))
-    filled = [stand_in if example is None else example for example in examples]
+    filled = [example if isinstance(example, Example) else stand_in for example in examples]
     input_ids, attention_mask = padded([example.ids for example in filled], pad_id)
     if any(example.documents for example in filled):
         attention_mask = padded([example.documents or [1] * len(example.ids) for example in filled], 0)[0]
     widest = max(1, *(len(example.candidates) for example in filled))
     flat = [
-        (row, position, target, 0.0 if given is None else weight, example.candidates)
-        for row, (given, example) in enumerate(zip(examples, filled, strict=True))
+        (row, position, target, 0.0 if original is None else weight, example.candidates)
+        for row, (original, example) in enumerate(zip(examples, filled, strict=True))
         for position, target, weight in zip(example.positions, example.targets, example.weights, strict=True)
     ]
     segments = None
@@ -189,27 +214,30 @@ def collate(examples: Sequence[Example | MultipleChoiceExample | None], pad_id: 
 
 
 def _collate_multiple_choice(
-    contests: Sequence[MultipleChoiceExample | None], pad_id: int
+    examples: Sequence[MultipleChoiceExample | None], pad_id: int
 ) -> MultipleChoiceBatch:
-    real = [contest for contest in contests if contest is not None]
-    filled = [contest or real[0] for contest in contests]
-    width = max(contest.options for contest in filled)
-    cells, at = [], 0
-    for number, contest in enumerate(filled):
-        cells += [(at + row, place, token, number * width + i) for i, row, place, token in contest.cells]
-        at += len(contest.rows)
-    input_ids, attention_mask = padded([ids for contest in filled for ids in contest.rows], pad_id)
+    real = [example for example in examples if example is not None]
+    filled = [example or real[0] for example in examples]
+    width = max(example.options for example in filled)
+    cells, first_row = [], 0
+    for number, example in enumerate(filled):
+        cells += [
+            (first_row + row, position, token, number * width + option)
+            for option, row, position, token in example.cells
+        ]
+        first_row += len(example.rows)
+    input_ids, attention_mask = padded([ids for example in filled for ids in example.rows], pad_id)
     rows, cols, wanted, slots = torch.tensor(cells).T
     return MultipleChoiceBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         rows=rows,
         cols=cols,
-        targets=torch.tensor([contest.answer for contest in filled]),
-        weights=torch.tensor([0.0 if contest is None else 1.0 for contest in contests]),
+        targets=torch.tensor([example.answer for example in filled]),
+        weights=torch.tensor([0.0 if example is None else 1.0 for example in examples]),
         candidates=torch.empty(0, 1, dtype=torch.long),
         num_targets=len(real),
-        names=[contest.row for contest in real],
+        names=[example.row for example in real],
         wanted=wanted,
         slots=slots,
         width=width,
@@ -217,50 +245,55 @@ def _collate_multiple_choice(
 
 
 def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The global batches of an epoch: every row once, alike lengths together, batches in random order."""
+    """Plan the global batches of an epoch: every row once, similar lengths together, in random order."""
     rng = random.Random(f"plan:{seed}:{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
     window = SORT_WINDOW * batch_size
     batches = []
     for start in range(0, len(order), window):
-        alike = sorted(order[start : start + window], key=lambda row: lengths[row])
-        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+        by_length = sorted(order[start : start + window], key=lambda row: lengths[row])
+        batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     rng.shuffle(batches)
     return batches
 
 
 def split_micro_batches(
-    batch: Sequence[int], rank: int, world_size: int, micro_batches: int
-) -> list[list[int | None]]:
-    """This rank's share of a global batch as `micro_batches` parts, equally many on every rank.
+    batch: Sequence[Row], rank: int, world_size: int, micro_batches: int
+) -> list[list[Row | None]]:
+    """Split this rank's share of a global batch into `micro_batches` parts, as many on every rank.
 
     A batch too small to give every part a row (the last of an epoch) is filled up with None.
     """
-    mine: list[int | None] = list(batch[rank::world_size])
-    mine += [None] * (max(micro_batches, -(-len(batch) // world_size)) - len(mine))
-    size = -(-len(mine) // micro_batches)
-    parts = [mine[i * size : (i + 1) * size] for i in range(micro_batches)]
+    rows: list[Row | None] = list(batch[rank::world_size])
+    rows += [None] * (max(micro_batches, -(-len(batch) // world_size)) - len(rows))
+    size = -(-len(rows) // micro_batches)
+    parts = [rows[i * size : (i + 1) * size] for i in range(micro_batches)]
     return [part or [None] for part in parts]
 
 
 def split_by_tokens(
-    batch: Sequence, length: Callable[[object], int], rank: int, world_size: int, most: int
+    batch: Sequence, length: Callable[[Any], int], rank: int, world_size: int, most: int
 ) -> list[list]:
-    """This rank's share of a global batch, rows of like length together, in as few parts as hold `most`
-    tokens with padding (a single row may be longer); equally many on every rank, and filled up with None.
+    """Split this rank's share of a global batch into as few parts as `most` tokens allow.
+
+    Rows of similar length stand together; there are as many parts on every rank, filled up with None.
 
     Args:
+        batch: the global batch.
         length: of a row, in tokens.
+        rank: this one.
+        world_size: number of ranks.
+        most: tokens of a part, with padding (a single row may be longer).
     """
-    shares = [_within(sorted(batch[at::world_size], key=length), length, most) for at in range(world_size)]
-    mine = shares[rank]
-    return mine + [[None]] * (max(map(len, shares)) - len(mine))
+    parts = [_within(sorted(batch[at::world_size], key=length), length, most) for at in range(world_size)]
+    return parts[rank] + [[None]] * (max(map(len, parts)) - len(parts[rank]))
 
 
 def _within(rows: Sequence, length: Callable, most: int) -> list[list]:
-    """Sorted rows in parts within `most` tokens. The shortest rows come first, and the parts are filled from
-    the longest, so that what is left over is short.
+    """Split sorted rows into parts within `most` tokens, the shortest rows first.
+
+    The parts are filled from the longest rows, so that what is left over is short.
     """
     parts: list[list] = []
     for row in reversed(rows):

@@ -1,5 +1,6 @@
-"""What is taught to a causal model: texts to go on from, and replies to what is asked. Both become examples
-whose targets are next tokens, each counting once.
+"""Objectives of a causal language model: continued pre-training on texts, fine-tuning on replies.
+
+Both make examples whose targets are next tokens, each counting once.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ import random
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from finetune.data.cleaning import Text
 from finetune.data.instructions import Instruction
@@ -20,11 +22,14 @@ from finetune.prompts.chat import Chat, Passage
 from finetune.prompts.exam import Prompt, PromptTooLongError
 from finetune.prompts.option_order import shuffled
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def next_tokens(
     ids: Sequence[int], wanted: Sequence[int], row: str, documents: Sequence[int] = ()
 ) -> Example:
-    """The example that asks for the tokens at `wanted`, each at the position before it."""
+    """Return the example whose targets are the tokens at `wanted`, each predicted one position before."""
     return Example(
         tuple(ids), tuple(at - 1 for at in wanted), tuple(ids[at] for at in wanted), row=row, by_token=True,
         documents=tuple(documents),
@@ -32,21 +37,27 @@ def next_tokens(
 
 
 class CausalLMObjective:
-    """Texts, several to a row; no document sees another. Each ends with EOS, so that the model learns to end.
+    """Next-token prediction of texts, several to a row; no document attends to another.
 
-    A text longer than `max_length` tokens is cut into pieces of that length.
+    Each ends with EOS, so that the model learns to end. A text longer than `max_length` tokens is cut into
+    pieces of that length.
 
     Args:
-        rows: to be taught.
+        tokenizer: of the model.
+        rows: to train or validate on.
         max_length: of a row, in tokens.
         packed: False gives every piece a row of its own.
     """
 
     name = "cpt"
     truncated = 0
+    refused: Sequence[str] = ()
+    remarks: Mapping[str, int] = {}
 
-    def __init__(self, tokenizer, rows: Sequence[Text], max_length: int, packed: bool = True):
-        self.rows, self.too_long, self.packed = list(rows), [], packed
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Text], max_length: int, packed: bool = True
+    ):
+        self.rows, self.too_long, self.packed = list(rows), list[str](), packed
         self.pieces: list[array] = []
         self.characters = sum(len(row.text) for row in rows)
         # as the tokenizer opens a text of its own (BOS), but closed with EOS alone
@@ -57,18 +68,18 @@ class CausalLMObjective:
             ids = [*self.start, *plain, tokenizer.eos_token_id]
             for at in range(0, len(ids), max_length):
                 piece = array("l", ids[at : at + max_length])
-                if len(piece) > 1:  # a lone token has none before it to be said from
+                if len(piece) > 1:  # a lone token has none before it to be predicted from
                     self.pieces.append(piece)
         sizes = [len(piece) for piece in self.pieces]
         self.packs = pack_documents(sizes, max_length) if packed else [[i] for i in range(len(sizes))]
         self.lengths = [sum(len(self.pieces[i]) for i in row) for row in self.packs]
 
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
-        """The packed rows of an epoch: always the same ones."""
+        """Return the packed rows of an epoch: always the same ones."""
         return [("text", row) for row in range(len(self.packs))]
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
-        """One packed row."""
+        """Return one packed row."""
         ids: list[int] = []
         documents: list[int] = []
         wanted: list[int] = []
@@ -80,18 +91,20 @@ class CausalLMObjective:
 
 
 class InstructionObjective:
-    """Replies: the loss is on what the assistant says, its end included.
+    """Next-token prediction of replies: the loss is on what the assistant says, its end included.
 
     An instruction that is too long loses the tail of its last reply and the replies after it, but never all
-    of them; a question loses the middle of its stem. What cannot be taught even so goes to `too_long`.
+    of them; a question loses the middle of its stem. What does not fit even so goes to `too_long`.
 
     Args:
+        prompts: writes conversations and questions as token ids.
         rows: instructions, or questions that are answered with a letter, options in a new order each epoch.
         on_prompt: the loss is on the prompt too; not on that of a row that has replies it must not learn.
         seed: of the orders. The same (seed, epoch, row) gives the same example.
 
     Attributes:
-        remarks: how many rows were written otherwise than a person may expect, by what was done.
+        refused: id and error of each row that the chat template does not accept.
+        remarks: how many rows were written otherwise than one may expect, by what was done.
     """
 
     name = "sft"
@@ -127,9 +140,9 @@ class InstructionObjective:
         self.rows = pick(rows, kept)
 
     def _add(self, row: Instruction | Question, number: int) -> None:
-        """Writes the examples of a row, the `number`th that is kept."""
+        """Add the examples of a row, the `number`th that is kept."""
         if isinstance(row, Question):
-            prompt = self._listed(row, range(len(row.options)))
+            prompt = self._mcq_prompt(row, range(len(row.options)))
             self.truncated += prompt.cut > 0
             self.lengths.append(len(prompt.ids) + 1 + len(self.chat.end_ids))
             self._row_of.append(number)
@@ -140,7 +153,8 @@ class InstructionObjective:
         fitting = [passage for passage in passages if passage.reply_spans[0].start < limit]
         if not fitting:
             raise PromptTooLongError(f"提示有 {passages[0].reply_spans[0].start} 個 token，上限 {limit}")
-        self.truncated += len(fitting) < len(passages) or any(len(one.ids) > limit for one in fitting)
+        cut = any(len(passage.ids) > limit for passage in fitting)
+        self.truncated += len(fitting) < len(passages) or cut
         for passage in fitting:
             self.lengths.append(min(len(passage.ids), limit))
             self._row_of.append(number)
@@ -148,55 +162,58 @@ class InstructionObjective:
         self._remark(row, len(passages))
 
     def _cut(self, passage: Passage, limit: int, on_prompt: bool) -> tuple[array, array, array]:
-        """The passage within `limit`, what it asks for and where."""
+        """Return the token ids of a passage within `limit`, positions and targets."""
         ids = passage.ids[:limit]
         wanted = {at - 1: token for at, token in enumerate(ids) if at} if on_prompt else {}
-        for spoken in passage.reply_spans:
-            wanted.update((at - 1, passage.ids[at]) for at in spoken if at < limit)
-            if spoken.stop <= limit:
-                wanted[spoken.stop - 2] = self.chat.end
+        for span in passage.reply_spans:
+            wanted.update((at - 1, passage.ids[at]) for at in span if at < limit)
+            if span.stop <= limit:
+                wanted[span.stop - 2] = self.chat.end
         return array("l", ids), array("l", wanted), array("l", wanted.values())
 
     def _remark(self, row: Instruction, passages: int) -> None:
         self.remarks.update(self.chat.remarks(row.messages))
         if passages > 1:
             self.remarks[
-                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：分成幾例教，前文都與作答時一樣"
+                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：分成幾例訓練，前文都與作答時一樣"
             ] += 1
         if self.on_prompt and row.untaught:
-            self.remarks["有不教的回答：只教其他的回答，提示不教（--train_on_prompt）"] += 1
+            self.remarks["有不訓練的回答：只訓練其他的回答，提示不算損失（--train_on_prompt）"] += 1
 
     def epoch(self, epoch: int) -> ExampleIndex:
-        """Every row once."""
+        """Return every example once."""
         return ExampleIndex(("reply", range(len(self.lengths))))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
-        """One example. A constant `epoch` gives the same order of options each time, as validation needs."""
+        """Return one example. A constant `epoch` gives the same order of options each time."""
         row = self.rows[self._row_of[index]]
         if written := self._written[index]:
-            ids, positions, targets = map(tuple, written)
-            return Example(ids, positions, targets, row=row.id, by_token=True)
-        ids, spoken = self._question(row, epoch)
-        return next_tokens(ids, range(1, len(ids)) if self.on_prompt else spoken, row.id)
+            ids, positions, targets = written
+            return Example(tuple(ids), tuple(positions), tuple(targets), row=row.id, by_token=True)
+        question_ids, reply = self._question(row, epoch)
+        wanted = range(1, len(question_ids)) if self.on_prompt else reply
+        return next_tokens(question_ids, wanted, row.id)
 
     def _question(self, question: Question, epoch: int) -> tuple[list[int], range]:
+        """Return the token ids of a question with its answer, and the span of the answer."""
         rng = random.Random(f"reply:{self.seed}:{epoch}:{question.id}")
         order = shuffled(question.options, rng)
-        prompt = self._listed(question, order)
+        prompt = self._mcq_prompt(question, order)
         letter = self.prompts.verbalizer_ids(len(order))[order.index(question.answer)]
         ids = [*prompt.ids, letter, *self.chat.end_ids]
         return ids, range(len(prompt.ids), len(ids))
 
-    def _listed(self, question: Question, order: Sequence[int]) -> Prompt:
-        """The question with room left for its letter and the end."""
+    def _mcq_prompt(self, question: Question, order: Sequence[int]) -> Prompt:
+        """Return the prompt of a question with room left for its letter and the end."""
         return self.prompts.mcq_prompt(question, order, spare=1 + len(self.chat.end_ids))
 
 
 def pack_documents(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Which documents share a row: best-fit decreasing (arXiv:2404.10830, section 3.2). No document is cut.
+    """Pack documents into rows by best-fit decreasing (arXiv:2404.10830, section 3.2), uncut.
 
     Args:
-        lengths: of the documents, each at most `size`.
+        lengths: of the documents in tokens, each at most `size`.
+        size: of a row, in tokens.
 
     Returns:
         indices of the documents of each row.

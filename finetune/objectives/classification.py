@@ -1,33 +1,47 @@
-"""What is taught to a classifier: texts, or pairs of them, and their labels."""
+"""Objective of a classifier: texts, or pairs of them, and their labels."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from finetune.data.labelled import Labelled
 from finetune.evaluation.classification import encode
 from finetune.objectives.batching import Example
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class ClassificationObjective:
-    """Labelled texts as examples.
+    """Classification of labelled texts.
 
-    One label each: softmax over the classes. Several (`multi`): every class is asked for with a yes or a no.
+    One label each: softmax over the classes. Several (`multi`): for every class a yes or a no.
 
     Args:
         tokenizer: writes a pair with its own separator.
+        rows: to train or validate on.
         max_length: of a row, in tokens; of a longer one the end is left out, of a pair that of the longer.
         count: of classes.
+        multi: a row may have any number of labels.
         weights: of each class in the loss: of the rows that have it or, of `multi`, of its yes. None: equal.
     """
 
     name = "classify"
-    refused = ()
+    packed = False
+    refused: Sequence[str] = ()
+    remarks: Mapping[str, int] = {}
 
     def __init__(
-        self, tokenizer, rows: Sequence[Labelled], max_length: int, count: int, multi: bool, weights=None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Labelled],
+        max_length: int,
+        count: int,
+        multi: bool,
+        weights: Sequence[float] | None = None,
     ):
         self.rows, self.count, self.multi = list(rows), count, multi
         self.weights = weights or [1.0] * count
@@ -37,36 +51,40 @@ class ClassificationObjective:
         self.truncated = sum(row.cut for row in self.encoded)
 
     def guess(self) -> tuple[float, float]:
-        """The loss of always giving each class its share of these rows, weighted as the loss is; and what one
-        decision is worth that knows nothing: ln K, of several labels ln 2. Nats.
+        """Return the losses of two guesses that read no text, in nats a decision.
+
+        Returns:
+            the loss of always giving each class its share of these rows, weighted as the loss is; and that of
+            a uniform guess: ln K, of several labels ln 2.
         """
-        n, found = len(self.rows), Counter(label for row in self.rows for label in row.labels)
-        masses = [self.weights[at] * found[at] for at in range(self.count)]
+        n, counts = len(self.rows), Counter(label for row in self.rows for label in row.labels)
+        masses = [self.weights[label] * counts[label] for label in range(self.count)]
         if not self.multi:
             return _entropy(masses) / n, math.log(self.count)
-        each = [_entropy([mass, n - found[at]]) / n for at, mass in enumerate(masses)]
-        return sum(each) / self.count, math.log(2)
+        entropies = [_entropy([mass, n - counts[label]]) / n for label, mass in enumerate(masses)]
+        return sum(entropies) / self.count, math.log(2)
 
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
-        """Every row once."""
+        """Return every row once."""
         return [("label", index) for index in range(len(self.rows))]
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
-        """One row. There is nothing to draw."""
+        """Return one row. There is nothing to draw."""
         row, labels = self.encoded[index], self.rows[index].labels
+        positions: tuple[int, ...] = (0,)
+        targets = labels
+        importance = [self.weights[labels[0]]] if not self.multi else []
         if self.multi:
-            classes = range(self.count)
-            wanted = [int(at in labels) for at in classes]
-            importance = [self.weights[at] if yes else 1.0 for at, yes in zip(classes, wanted, strict=True)]
-        else:
-            classes, wanted, importance = (0,), labels, [self.weights[labels[0]]]
+            positions = tuple(range(self.count))
+            targets = tuple(int(label in labels) for label in positions)
+            importance = [self.weights[label] if label in labels else 1.0 for label in positions]
         return Example(
-            row.ids, tuple(classes), tuple(wanted), row=self.rows[index].id, segments=row.segments,
+            row.ids, positions, targets, row=self.rows[index].id, segments=row.segments,
             importance=tuple(importance),
         )  # fmt: skip
 
 
 def _entropy(masses: Sequence[float]) -> float:
-    """−Σ m ln(m / Σ m)"""
+    """Return −Σ m ln(m / Σ m), in nats."""
     total = sum(masses)
     return -sum(mass * math.log(mass / total) for mass in masses if mass)

@@ -1,10 +1,10 @@
-"""What is taught: questions and statements become examples, logits become a loss.
+"""Objective of exam questions and statements that a masked language model is fine-tuned on.
 
 `answer`      the letter of the right option at the blank, options in a new order each epoch (answer-token
               prediction, arXiv:2502.03793); only the letters of the options compete.
 `answer+mlm`  the same, and one example in five is plain masked-language-model work on the question with
               its answer.
-`mlm`         the question with its right answer written out, and some of it hidden: with `--masking answer`
+`mlm`         the question with its right answer written out, and some of it masked: with `--masking answer`
               the whole answer in most examples and characters at random in the others, else characters,
               words or spans at random. Statements, if any, are read the same way.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from finetune.data.question import Question, Statement
@@ -26,21 +26,25 @@ from finetune.prompts.exam import ExamPrompts, Prompt, PromptTooLongError, mask_
 from finetune.prompts.option_order import shuffled
 
 MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
-ANSWER_HIDDEN = 0.9  # of the examples, in mlm: the whole answer is the blank
+ANSWER_MASKED = 0.9  # of the examples, in mlm: the whole answer is the blank
 ANSWER = MaskingConfig("answer")
-WORDS_KEPT = 1 << 15  # rows whose words are remembered from epoch to epoch
+WORDS_KEPT = 1 << 15  # rows whose words are kept from epoch to epoch
 
 
 class ExamObjective:
-    """Examples of one kind of teaching over one set of rows.
+    """Examples of one objective over one set of rows.
 
     Args:
-        name: one of `methods.OF_OBJECTIVE`.
+        name: `answer`, `answer+mlm` or `mlm`.
         prompts: writes the rows as token ids.
         rows: questions and, for `mlm`, statements.
         seed: of every draw. The same (seed, epoch, row) gives the same example, in any process, at any time.
-        hiding: how words are hidden; masking `answer` hides the answer of `mlm`.
+        masking_config: how words are masked; masking `answer` masks the answer of `mlm`.
     """
+
+    packed = False
+    refused: Sequence[str] = ()
+    remarks: Mapping[str, int] = {}
 
     def __init__(
         self,
@@ -48,22 +52,20 @@ class ExamObjective:
         prompts: ExamPrompts,
         rows: Sequence[Question | Statement],
         seed: int,
-        hiding: MaskingConfig = ANSWER,
+        masking_config: MaskingConfig = ANSWER,
     ):
         self.name, self.prompts, self.seed = name, prompts, seed
-        self.hides_answer = name == "mlm" and hiding.masking == ANSWER.masking
-        if hiding.masking == ANSWER.masking:
-            # beside whole answers single characters, as pseudo-log-likelihoods ask for them
-            hiding = replace(hiding, masking="token" if self.hides_answer else "word")
-        self.hiding = hiding
-        self._words: dict[int, list[list[int]]] = {}  # of a row, found when they are first hidden
+        self.masks_answer = name == "mlm" and masking_config.masking == ANSWER.masking
+        if masking_config.masking == ANSWER.masking:
+            # beside whole answers single characters, as pseudo-log-likelihoods need them
+            masking_config = replace(masking_config, masking="token" if self.masks_answer else "word")
+        self.masking_config = masking_config
+        self._words: dict[int, list[Sequence[int]]] = {}  # of a row, made when they are first masked
         self.too_long: list[str] = []
         self.truncated = 0
         self.lengths = array("I")
-        self._special, self._vocab = (
-            set(prompts.tokenizer.all_special_ids),
-            ordinary_token_ids(prompts.tokenizer),
-        )
+        self._special = set(prompts.tokenizer.all_special_ids)
+        self._vocab = ordinary_token_ids(prompts.tokenizer)
         kept = array("I")
         for index, row in enumerate(warm_cache(prompts, rows, answers=name == "mlm")):
             try:
@@ -77,7 +79,7 @@ class ExamObjective:
         self.rows = pick(rows, kept)
 
     def epoch(self, epoch: int) -> ExampleIndex:
-        """The examples of an epoch as (kind, row): every row, and in `answer+mlm` some again as `mlm`."""
+        """Return the examples of an epoch: every row, and in `answer+mlm` some again as `mlm`."""
         kind = "mlm" if self.name == "mlm" else "answer"
         every = range(len(self.rows))
         if self.name != "answer+mlm":
@@ -87,7 +89,7 @@ class ExamObjective:
         return ExampleIndex((kind, every), ("mlm", rng.sample(every, extra)))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
-        """One example. A constant `epoch` gives the same masks and orders each time, as validation needs."""
+        """Return one example. A constant `epoch` gives the same masks and orders each time."""
         row = self.rows[index]
         rng = random.Random(f"{kind}:{self.seed}:{epoch}:{row.id}")
         return self._answer(row, rng) if kind == "answer" else self._masked(index, rng)
@@ -97,32 +99,41 @@ class ExamObjective:
             return self.prompts.statement_prompt(row)
         if answer:
             return self.prompts.mcq_prompt(row, range(len(row.options)))
-        return self.prompts.cloze_prompt(row, row.answer)
+        return self.prompts.cloze_prompt(row, _answer_of(row))
 
     def _answer(self, question: Question, rng: random.Random) -> Example:
         order = shuffled(question.options, rng)
         prompt = self.prompts.mcq_prompt(question, order)
         letters = self.prompts.verbalizer_ids(len(order))
-        return Example(prompt.ids, prompt.blank, (order.index(question.answer),), tuple(letters), question.id)
+        target = order.index(_answer_of(question))
+        return Example(prompt.ids, prompt.blank, (target,), tuple(letters), question.id)
 
     def _masked(self, index: int, rng: random.Random) -> Example:
-        row, how = self.rows[index], self.hiding
+        row = self.rows[index]
         prompt = self._prompt(row, answer=False)
-        if self.hides_answer and rng.random() < ANSWER_HIDDEN:
+        if self.masks_answer and rng.random() < ANSWER_MASKED:
             seen, chosen = mask_positions(prompt.ids, prompt.blank, self.prompts.mask), prompt.blank
         else:
             if index not in self._words:
                 if len(self._words) >= WORDS_KEPT:
                     self._words.clear()
                 self._words[index] = self._words_of(row, prompt)
+            words = self._words[index]
             seen, chosen = apply_mask(
-                prompt.ids, self._words[index], self.prompts.mask, self._vocab, rng,
-                how.rate, how.masking, how.all_masked,
-            )  # fmt: skip
+                prompt.ids, words, self.prompts.mask, self._vocab, rng, self.masking_config
+            )
         return Example(seen, chosen, tuple(prompt.ids[i] for i in chosen), row=row.id)
 
-    def _words_of(self, row: Question | Statement, prompt: Prompt) -> list[list[int]]:
-        """Groups of positions that are hidden together; the blank where there is nothing but [UNK]."""
-        told = isinstance(row, Statement)
-        words = self.prompts.words_told(row) if told else self.prompts.words(row, row.answer, prompt)
+    def _words_of(self, row: Question | Statement, prompt: Prompt) -> list[Sequence[int]]:
+        """Return the positions that are masked together; the blank where there is nothing but [UNK]."""
+        if isinstance(row, Statement):
+            words = self.prompts.statement_words(row)
+        else:
+            words = self.prompts.cloze_words(row, _answer_of(row), prompt)
         return maskable_units(words, prompt.ids, self._special) or [[at] for at in prompt.blank]
+
+
+def _answer_of(question: Question) -> int:
+    """Return the index of the right option; questions without a key never reach an objective."""
+    assert question.answer is not None
+    return question.answer

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from finetune.objectives.batching import Batch, MultipleChoiceBatch
 
 
 def token_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each target, in nats, fp32. logits (M, V) -> (M,).
+    """Return the negative log-likelihood of each target, in nats, fp32. logits (M, V) -> (M,).
 
     Where candidates are given, only they compete: softmax over the letters of the options, not over the
-    vocabulary. In a contest the options do, by their scores: one target a question. Logits (M,) are each the
-    log-odds of a yes.
+    vocabulary. In a `MultipleChoiceBatch` the options do, by their scores: one target a question, (Q,).
+    Logits (M,) are each the log-odds of a yes.
     """
     logits = logits.float()
     if isinstance(batch, MultipleChoiceBatch):
-        return F.cross_entropy(option_scores(logits, batch), batch.targets, reduction="none")
+        return functional.cross_entropy(option_scores(logits, batch), batch.targets, reduction="none")
     if logits.ndim == 1:
-        return F.binary_cross_entropy_with_logits(logits, batch.targets.float(), reduction="none")
+        return functional.binary_cross_entropy_with_logits(logits, batch.targets.float(), reduction="none")
     choosing = batch.candidates[:, 0] >= 0  # (M,)
     if not choosing.any():  # no copy of what may be 150,000 logits wide
-        return F.cross_entropy(logits, batch.targets, reduction="none")
+        return functional.cross_entropy(logits, batch.targets, reduction="none")
     losses = logits.new_zeros(len(logits))
     if choosing.any():
         among = batch.candidates[choosing]  # (N, K)
         scores = logits[choosing].gather(1, among.clamp_min(0)).masked_fill(among < 0, float("-inf"))
-        losses[choosing] = F.cross_entropy(scores, batch.targets[choosing], reduction="none")
+        losses[choosing] = functional.cross_entropy(scores, batch.targets[choosing], reduction="none")
     if not choosing.all():
-        losses[~choosing] = F.cross_entropy(logits[~choosing], batch.targets[~choosing], reduction="none")
+        losses[~choosing] = functional.cross_entropy(
+            logits[~choosing], batch.targets[~choosing], reduction="none"
+        )
     return losses
 
 
 def option_scores(logits: Tensor, batch: MultipleChoiceBatch) -> Tensor:
-    """Scores (Q, K) of a contest's options; -inf where a question has fewer than K. logits (M, V), or (M, 1)
-    of a multiple-choice head.
+    """Return the scores (Q, K) of the options of questions; -inf where a question has fewer than K.
+
+    Args:
+        logits: (M, V), or (M, 1) of a multiple-choice head.
+        batch: of Q questions with M cells.
     """
     if logits.shape[1] == 1:
         cells = logits[:, 0]
@@ -51,36 +56,40 @@ def option_scores(logits: Tensor, batch: MultipleChoiceBatch) -> Tensor:
 
 @torch.no_grad()
 def correct(logits: Tensor, batch: Batch) -> Tensor:
-    """How far each target is what the logits say, 0 to 1: 1/k where it is one of k that share the highest.
-    (M,), as `token_losses` has losses.
+    """Return how far each target is predicted, 0 to 1: 1/k where it is one of k that share the highest.
+
+    Shaped as the losses of `token_losses`.
     """
     if isinstance(batch, MultipleChoiceBatch):
         return _share_of_best(option_scores(logits.float(), batch), batch.targets)
     if logits.ndim == 1:
         return ((logits > 0) == batch.targets.bool()).float()
     choosing = batch.candidates[:, 0] >= 0
-    said = _share_of_best(logits, batch.targets)
+    by_vocabulary = _share_of_best(logits, batch.targets)
     if not choosing.any():
-        return said
+        return by_vocabulary
     among = logits.gather(1, batch.candidates.clamp_min(0)).masked_fill(batch.candidates < 0, float("-inf"))
-    return torch.where(choosing, _share_of_best(among, batch.targets.clamp_max(among.shape[1] - 1)), said)
+    by_candidate = _share_of_best(among, batch.targets.clamp_max(among.shape[1] - 1))
+    return torch.where(choosing, by_candidate, by_vocabulary)
 
 
 def _share_of_best(scores: Tensor, targets: Tensor) -> Tensor:
-    """Scores (M, K), targets (M,) -> (M,)."""
+    """Return 1/k for a target that shares the highest score with k-1 others, else 0; (M, K), (M,) -> (M,)."""
     best = scores == scores.max(1, keepdim=True).values
     return best.gather(1, targets[:, None])[:, 0] / best.sum(1)
 
 
 def summed_loss(losses: Tensor, batch: Batch) -> Tensor:
-    """The batch's share of the loss: each target's, times its weight. Divided once, by the mass of the whole
-    global batch (or validation set), so no batch boundary changes it.
+    """Return the batch's share of the loss: the sum of each target's, times its weight.
+
+    It is divided once, by the number of targets of the whole global batch (or validation set), so no batch
+    boundary changes it.
     """
     return (losses * batch.weights).sum()
 
 
 def loss_stats(losses: Tensor, batch: Batch) -> Tensor:
-    """What the log needs, to be added up over batches and ranks: (num_targets, summed loss, tokens)."""
+    """Return (num_targets, summed loss, tokens) in float64, to be added up over batches and ranks."""
     return torch.stack(
         [
             torch.tensor(float(batch.num_targets)),

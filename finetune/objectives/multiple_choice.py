@@ -1,9 +1,9 @@
-"""Questions whose options compete by their own text: the listwise objectives of the exam.
+"""Listwise objectives of exam questions, whose options compete by their own text.
 
 `choice`  a multiple-choice head gives one number to the stem with an option, softmax over the options
           (`AutoModelForMultipleChoice`): the usual way, and the control that the ways through the masked
           language model's own head are held against.
-`cloze`   the score of an option is the mean log-probability of its tokens where they are all hidden
+`cloze`   the score of an option is the mean log-probability of its tokens where they are all masked
           (scoring's `joint`), softmax over the options.
 
 The options are never shown side by side, so their order does not matter; a question may have any number.
@@ -12,7 +12,7 @@ The options are never shown side by side, so their order does not matter; a ques
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from finetune.data.question import Question
 from finetune.data.question_store import pick
@@ -21,7 +21,7 @@ from finetune.prompts.exam import ExamPrompts, PromptTooLongError, mask_position
 
 
 class MultipleChoiceObjective:
-    """Questions as contests, for one of the two objectives.
+    """Softmax over the options of a question, by one of the two objectives.
 
     Args:
         name: `choice` or `cloze`.
@@ -29,7 +29,9 @@ class MultipleChoiceObjective:
         rows: questions; statements have no options and are left out.
     """
 
-    refused = ()
+    packed = False
+    refused: Sequence[str] = ()
+    remarks: Mapping[str, int] = {}
 
     def __init__(self, name: str, prompts: ExamPrompts, rows: Sequence):
         self.name, self.prompts = name, prompts
@@ -51,26 +53,28 @@ class MultipleChoiceObjective:
         self.rows = pick(rows, kept)
 
     def epoch(self, epoch: int) -> ExampleIndex:
-        """Every question once."""
+        """Return every question once."""
         return ExampleIndex((self.name, range(len(self.rows))))
 
     def example(self, kind: str, index: int, epoch: int) -> MultipleChoiceExample:
-        """One question. There is nothing to draw."""
+        """Return one question. There is nothing to draw."""
         question = self.rows[index]
         options = range(len(question.options))
         if self.name == "choice":
             rows = tuple(self.prompts.cloze_prompt(question, option).ids for option in options)
             cells = [(option, option, 0, 0) for option in options]
         else:
-            rows, cells = self._hidden(question)
+            rows, cells = self._masked(question)
         return MultipleChoiceExample(rows, tuple(cells), len(options), question.answer, question.id)
 
-    def _hidden(self, question: Question) -> tuple[tuple[tuple[int, ...], ...], list]:
-        """Options of one length look alike once they are hidden, and share a row."""
+    def _masked(
+        self, question: Question
+    ) -> tuple[tuple[tuple[int, ...], ...], list[tuple[int, int, int, int]]]:
+        """Return rows and cells of the masked options; those of one length look alike and share a row."""
         rows: dict[tuple[int, ...], int] = {}
         cells = []
         for option in range(len(question.options)):
-            text = self.prompts.text_of(question, option)
+            text = self.prompts.option_ids(question, option)
             prompt = self.prompts.cloze_prompt_ids(question, text)
             row = rows.setdefault(mask_positions(prompt.ids, prompt.blank, self.prompts.mask), len(rows))
             cells += [(option, row, at, token) for at, token in zip(prompt.blank, text, strict=True)]

@@ -1,17 +1,16 @@
-"""A loaded causal model with all that is needed to talk to it: how messages are written for it, how it
-answers questions with a letter, how it goes on from a text.
-"""
+"""Predictor for causal language models: chat prompts, option letters, generation."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
-from finetune.evaluation.scoring import Scores
-from finetune.models.generation import Decoding, eos_ids, generate, stream
+from finetune.evaluation.scoring import Prior, Progress, Scores
+from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.run_card import RunCard
 from finetune.models.streaming import STOPS
 from finetune.predict.predictor import Predictor
@@ -22,18 +21,28 @@ from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune.runtime.distributed import Distributed
+
 LETTER_TOKENS = 16  # of a reply that is to name a letter
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
-def style_of(tokenizer, card: RunCard | None) -> str:
-    """How messages are written for a model: as its card says, else by its chat template, else UNTOLD."""
+def style_of(tokenizer: PreTrainedTokenizerBase, card: RunCard | None) -> str:
+    """Return how messages are written: as the run card says, else by the chat template, else NO_TEMPLATE."""
     return card.chat if card and card.chat else "chat" if tokenizer.chat_template else NO_TEMPLATE
 
 
-def exam_prompts_for(tokenizer, card: RunCard | None, max_length: int) -> CausalExamPrompts:
-    """How a causal model is asked questions, in prompts of at most `max_length` tokens; one without a
-    template in the plain form.
+def exam_prompts_for(
+    tokenizer: PreTrainedTokenizerBase, card: RunCard | None, max_length: int
+) -> CausalExamPrompts:
+    """Build the exam prompts of a causal model; one without a template gets the plain form.
+
+    Args:
+        max_length: of a prompt, in tokens.
     """
     style = style_of(tokenizer, card)
     chat = Chat(tokenizer, style if style in STYLES else "plain", "--model_path")
@@ -41,40 +50,70 @@ def exam_prompts_for(tokenizer, card: RunCard | None, max_length: int) -> Causal
 
 
 class CausalLMPredictor(Predictor):
-    """Args: as `Examinee`.
+    """A causal language model: chats, or continues texts, and answers questions with a letter.
+
+    Args: as `Predictor`.
 
     Attributes:
         style: how messages are written: as the run card says, else the tokenizer's chat template where it has
-            one, else UNTOLD.
+            one, else NO_TEMPLATE.
+        chat: the writer of messages.
     """
 
-    def _prompts(self) -> CausalExamPrompts:
-        self.style = style_of(self.tokenizer, self.card)
-        prompts = exam_prompts_for(self.tokenizer, self.card, self.longest)
-        self.chat = prompts.chat
-        return prompts
+    prompts: CausalExamPrompts
 
-    def method(self, wanted: str = "auto") -> str:
-        """Raises UserError for a method that fills blanks."""
-        meant = "letter" if wanted == "auto" else str(parse(wanted))
-        if meant not in CAUSAL:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | str,
+        name: str = "",
+    ):
+        super().__init__(model, tokenizer, device, name)
+        self.style = style_of(tokenizer, self.card)
+        self.prompts = exam_prompts_for(tokenizer, self.card, self.longest)
+        self.chat = self.prompts.chat
+
+    def method(self, requested: str = "auto") -> str:
+        """Return the scoring method; `auto` is `letter`. Raises UserError for a method that fills blanks."""
+        method = "letter" if requested == "auto" else str(parse(requested))
+        if method not in CAUSAL:
             raise UserError(
-                f"--scoring {wanted}：這是因果模型，可用的是 {'、'.join(CAUSAL)}；{wanted} 要有 [MASK] 的模型"
+                f"--scoring {requested}：這是因果模型，可用的是 {'、'.join(CAUSAL)}；"
+                f"{requested} 要有 [MASK] 的模型"
             )
-        return meant
+        return method
 
-    def score(self, questions: Sequence[Question], method: str, orders: str, **more) -> Scores:
-        """By letters as `scoring.score_options`; by `generate`, what the reply names: the chosen option has
-        0, the others -1, which is an order and no probability.
+    def _prompt_settings(self) -> list[str]:
+        return [str(self.prompts.template), str(self.prompts.max_length)]
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        method: str,
+        orders: str,
+        prior: Prior | None = None,
+        world: Distributed | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Score the options by letters as `scoring.Scorer`, or by what a generated reply names.
+
+        By `generate` the chosen option has 0, the others -1, which is an order and no probability.
         """
         if self.method(method) != GENERATE:
-            return super().score(questions, method, orders, **more)
-        return self._generated(questions, more.get("world"), more.get("progress"))
+            return super().score(questions, method, orders, prior, world, progress)
+        return self._score_replies(questions, world, progress)
 
-    def _generated(self, questions: Sequence[Question], world, progress) -> Scores:
+    def _score_replies(
+        self,
+        questions: Sequence[Question],
+        world: Distributed | None,
+        progress: Progress | None,
+    ) -> Scores:
+        """Generate a reply to each question, shared among the ranks, and read the chosen letter from it."""
         scores = Scores([0.0] * len(question.options) for question in questions)
         scores.by_order = [[] for _ in questions]
-        asked: dict[int, list[int]] = {}
+        prompts: dict[int, list[int]] = {}
         for index, question in enumerate(questions):
             order = range(len(question.options))
             try:
@@ -84,12 +123,14 @@ class CausalLMPredictor(Predictor):
                 continue
             if prompt.cut:
                 scores.truncated.add(index)
-            asked[index] = list(prompt.ids[: len(prompt.ids) - self.prompts.shared(len(order))])
-        mine = list(asked) if world is None else list(asked)[world.rank :: world.size]
+            prompts[index] = list(
+                prompt.ids[: len(prompt.ids) - self.prompts.letter_prefix_length(len(order))]
+            )
+        rank_indices = list(prompts) if world is None else list(prompts)[world.rank :: world.size]
         decoding = Decoding(max_new_tokens=LETTER_TOKENS)
-        replies = self.generate([asked[index] for index in mine], decoding, progress)
-        found = list(zip(mine, replies, strict=True))
-        for index, reply in world.all_gather(found) if world else found:
+        generated = self.generate([prompts[index] for index in rank_indices], decoding, progress)
+        replies = list(zip(rank_indices, generated, strict=True))
+        for index, reply in world.all_gather(replies) if world else replies:
             scores.replies[index] = reply
             chosen = chosen_letter(reply, len(questions[index].options))
             if chosen is None:
@@ -100,33 +141,33 @@ class CausalLMPredictor(Predictor):
 
     @property
     def has_chat_template(self) -> bool:
-        """It is told a conversation, and answers; else it goes on from a text."""
+        """True for a model that replies to a conversation; else it continues a text."""
         return self.style != NO_TEMPLATE
 
     @property
     def ends(self) -> set[int]:
-        """The tokens that end what it says."""
-        own = {self.chat.end} if self.style in STYLES else set()
-        return eos_ids(self.model, self.tokenizer) | own
+        """Ids of the tokens that end a reply."""
+        style_end = {self.chat.end} if self.style in STYLES else set()
+        return eos_ids(self.model, self.tokenizer) | style_end
 
-    def encode(self, said: str | Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, or of a conversation that the user spoke last in.
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Return the token ids of a prompt, or of a conversation whose last message is the user's.
 
         Raises:
             UserError: the chat template refuses it; half characters, which no tokenizer can read.
         """
         try:
-            if not isinstance(said, str):
-                said = parse_instruction({"messages": list(said)}, need_answer=False).messages
-            texts = [said] if isinstance(said, str) else [one["content"] for one in said]
+            if not isinstance(prompt, str):
+                prompt = parse_instruction({"messages": list(prompt)}, need_answer=False).messages
+            texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
             "".join(texts).encode()
             if reason := too_long(*texts):
                 raise UserError(f"句子{reason}")
-            if isinstance(said, str):
-                if self.style == NO_TEMPLATE:
-                    return self.tokenizer(said, split_special_tokens=True)["input_ids"]  # as texts are taught
-                said = [user(said)]
-            return self.chat.prompt(said)
+            if isinstance(prompt, str):
+                if self.style == NO_TEMPLATE:  # as texts are written in training
+                    return self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+                prompt = [user(prompt)]
+            return self.chat.prompt(prompt)
         except UnicodeEncodeError:
             raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
         except ValueError as error:
@@ -138,27 +179,30 @@ class CausalLMPredictor(Predictor):
         decoding: Decoding,
         on_done: Callable[[int], object] | None = None,
     ) -> list[str]:
-        """What it says after each prompt, given as token ids. Raises UserError for one that does not fit."""
-        found = generate(
-            self.model, self.tokenizer, prompts, decoding, STOPS, on_done=on_done, ends=self.ends
-        )
-        return found if self.style == NO_TEMPLATE else ["".join(self._said([text])) for text in found]
+        """Generate a reply to each prompt, given as token ids. Raises UserError for one that does not fit."""
+        replies = self._generator(decoding).generate(prompts, on_done)
+        if self.style == NO_TEMPLATE:
+            return replies
+        return ["".join(self._without_template([reply])) for reply in replies]
 
     def stream(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
-        """The same of one prompt, piece by piece."""
-        pieces = stream(self.model, self.tokenizer, prompt, decoding, self.ends, STOPS)
-        return pieces if self.style == NO_TEMPLATE else self._said(pieces)
+        """Generate the reply to one prompt, piece by piece."""
+        pieces = self._generator(decoding).stream(prompt)
+        return pieces if self.style == NO_TEMPLATE else self._without_template(pieces)
 
-    def _said(self, pieces: Iterable[str]) -> Iterator[str]:
-        """What it says without what its template writes around it."""
+    def _generator(self, decoding: Decoding) -> Generator:
+        return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)
+
+    def _without_template(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Remove what the chat template writes around a reply."""
         return _stripped(self.chat.cleaned(pieces))
 
     def warn(self, *texts: str) -> None:
-        """Nothing to say: a causal model's tokenizer reads every character."""
+        """Log nothing: a causal model's tokenizer reads every character."""
 
 
 def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces of a text without the white space around it, which waits until more text follows."""
+    """Yield the pieces of a text without the white space around it, which waits until more text follows."""
     begun, held = False, ""
     for piece in pieces:
         held += piece
@@ -179,16 +223,16 @@ ALONE = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])")
 
 
 def chosen_letter(reply: str, count: int) -> int | None:
-    """The index of the option that a reply names, None when it does not plainly name one.
+    """Return the index of the option that a reply names, None when it does not plainly name one.
 
     The first line must open with a letter of the `count` options, alone or followed by a mark or a space, and
     no other option's letter may stand alone in it: `A或B` and `A and B` are no answers, nor is `b or c`.
     """
     lines = unicodedata.normalize("NFKC", reply).strip().splitlines()
-    found = OPENS.match(lines[0]) if lines else None
-    if not found:
+    match = OPENS.match(lines[0]) if lines else None
+    if not match:
         return None
-    index = LETTERS.index(found[1].upper())
-    line = lines[0].upper() if found[1].islower() else lines[0]  # else a small one is a word: `B. a planet`
+    index = LETTERS.index(match[1].upper())
+    line = lines[0].upper() if match[1].islower() else lines[0]  # else a small one is a word: `B. a planet`
     others = set(ALONE.findall(line)) & set(LETTERS[:count]) - {LETTERS[index]}
     return None if index >= count or others else index

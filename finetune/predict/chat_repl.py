@@ -1,15 +1,13 @@
-"""Talking to a causal model in the terminal: what it says appears as it is written, and it remembers what was
-said before; multiple-choice questions as with any model.
-"""
+"""Interactive session with a causal model: streamed replies, conversation history, questions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
+from finetune.data.instructions import Message
 from finetune.models.generation import Decoding
 from finetune.predict.causal import CausalLMPredictor
-from finetune.predict.repl import Repl, decode_entry, int_between
+from finetune.predict.repl import Answer, Repl, decode_entry, int_between
 from finetune.runtime.console import print_result
 from finetune.runtime.errors import UserError
 
@@ -37,20 +35,22 @@ HELP = """
   quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或停住正在寫的回答）
 """
 
+ROOM = 64  # tokens left for a reply before the oldest turns are dropped
 
-ROOM = 64  # tokens left for a reply before the oldest words are forgotten
 
+class ChatRepl(Repl[CausalLMPredictor]):
+    """Session with a causal model.
 
-class ChatRepl(Repl):
-    """Args: as `Terminal`; `decoding`: how the model writes."""
+    Args: as `Repl`; `decoding`: how replies are generated, at first.
+    """
 
     def __init__(
-        self, speaker: CausalLMPredictor, answer: Callable, method: str, orders: str, decoding: Decoding
+        self, predictor: CausalLMPredictor, answer: Answer, method: str, orders: str, decoding: Decoding
     ):
-        super().__init__(speaker, answer, 1, method, orders, 1)
-        self.speaker, self.decoding = speaker, decoding
-        self.messages: list[dict[str, str]] = []
-        self.has_chat_template = speaker.has_chat_template
+        super().__init__(predictor, answer, 1, method, orders)
+        self.decoding = decoding
+        self.messages: list[Message] = []
+        self.has_chat_template = predictor.has_chat_template
         self.greeting = GREETING.format(what=CHATS if self.has_chat_template else GOES_ON)
         self.commands = {
             "sample": self._sample, "temperature": self._temperature, "tokens": self._tokens,
@@ -58,6 +58,7 @@ class ChatRepl(Repl):
         }  # fmt: skip
 
     def handle(self, entry: str) -> None:
+        """Handle one entry as `Repl.handle`; `reset` clears the conversation."""
         if decode_entry(entry) == "reset" or entry.lower() in ("/clear", "/new"):
             self.messages = []
             cleared = "忘掉前面說的了" if self.has_chat_template else "這個模型本來就不記得前面說的"
@@ -66,6 +67,7 @@ class ChatRepl(Repl):
             super().handle(entry)
 
     def help(self) -> str:
+        """Return the list of commands with the current settings."""
         return ((CHATS_HELP if self.has_chat_template else GOES_ON_HELP) + HELP).format(
             turns=len(self.messages) // 2,
             sample="on" if self.decoding.samples else "off",
@@ -76,21 +78,22 @@ class ChatRepl(Repl):
         )
 
     def respond(self, entry: str) -> None:
-        """What the model says to an entry, on the screen as it comes. A Ctrl-C stops it there. What was said
-        first is forgotten once the conversation no longer fits.
+        """Print the reply to an entry as it is generated; Ctrl-C stops it there.
+
+        The oldest turns are dropped once the conversation no longer fits.
 
         Raises:
             UserError: the entry alone does not fit the model.
         """
-        asked = [*self.messages, {"role": "user", "content": entry}]
-        ids = self.speaker.encode(asked if self.has_chat_template else entry)
-        while len(asked) > 1 and len(ids) + ROOM > self.speaker.longest:
-            asked = asked[2:]
-            ids = self.speaker.encode(asked)
+        messages: list[Message] = [*self.messages, {"role": "user", "content": entry}]
+        ids = self.predictor.encode(messages if self.has_chat_template else entry)
+        while len(messages) > 1 and len(ids) + ROOM > self.predictor.longest:
+            messages = messages[2:]
+            ids = self.predictor.encode(messages)
             print_result("  （對話太長，忘掉最早的一個來回）")
         pieces: list[str] = []
         try:
-            for piece in self.speaker.stream(ids, self.decoding):
+            for piece in self.predictor.stream(ids, self.decoding):
                 print_result(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
@@ -98,11 +101,11 @@ class ChatRepl(Repl):
         except KeyboardInterrupt:
             print_result("…（停在這裡）", end="")
             if not pieces:
-                return  # nothing was said
+                return  # no reply to keep
         finally:
             print_result("\n")
         if self.has_chat_template:
-            self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+            self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _sample(self, value: str) -> None:
         if value not in ("on", "off"):

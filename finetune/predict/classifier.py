@@ -1,8 +1,9 @@
-"""A loaded classifier with all that is needed to use it: texts, or pairs of them, become ranked labels."""
+"""Predictor for classifiers: texts, or pairs of texts, become ranked labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.columns import column_names
 from finetune.evaluation.classification import THRESHOLD, encode, probabilities
@@ -15,100 +16,126 @@ from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune.runtime.distributed import Distributed
+
 Ranked = list[tuple[str, float]]  # every label with its probability, best first
+TextOrPair = str | tuple[str, str]
 
 
 class ClassifierPredictor(Predictor):
-    """Args: as `Examinee`.
+    """A sequence classifier, single-label or multi-label.
+
+    Args: as `Predictor`.
 
     Attributes:
         names: the labels, by class.
         multi: a text may have no label, or several: each has a probability of its own.
         max_length: tokens of a text that are read; as the run card says, as far as the model can.
-        told_of_cut: a text that was longer has been spoken of.
-        taught_columns: of the texts it was taught, two for pairs; none where that is not known.
+        truncation_logged: the warning about a text that was too long was given.
+        trained_columns: the text columns of the training data, two for pairs; none where that is not known.
 
     Raises:
-        UserError: a head that gives one number, which is a regression and no choice of labels.
+        UserError: a head with one output, which is a regression and has no labels.
     """
 
-    def __init__(self, model, tokenizer, device, name: str = ""):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | str,
+        name: str = "",
+    ):
         super().__init__(model, tokenizer, device, name)
-        self.names = names_of(model.config)
-        self.multi = is_multi(model.config)
+        self.names: list[str] = names_of(model.config)
+        self.multi: bool = is_multi(model.config)
         if len(self.names) < 2 and not self.multi:
             raise UserError(f"{name or '這個模型'} 的輸出只有一個數（迴歸），沒有類別可分")
-        self.max_length = prompt_length(model.config, tokenizer, (self.card or RunCard()).max_length)
-        self.told_of_cut = False
-        self.taught_columns = column_names(str((self.card or RunCard()).flags.get("text_column") or ""))
+        card = self.card or RunCard()
+        self.max_length: int = prompt_length(model.config, tokenizer, card.max_length)
+        self.truncation_logged = False
+        self.trained_columns = column_names(str(card.flags.get("text_column") or ""))
 
     def warn(self, *texts: str) -> None:
+        """Log unknown characters, and texts that come singly or in pairs unlike the training data."""
         super().warn(*texts)
         self.warn_of_count(len(texts))
 
     def warn_of_count(self, count: int) -> None:
-        """Says when a model that was taught pairs gets single texts, or the other way round."""
-        taught, kinds = len(self.taught_columns), {1: "一段文字", 2: "句對"}
-        if taught and taught != count:
-            log(f"⚠️ 這個模型學的是{kinds[taught]}，這裡給的是{kinds[count]}，答案可能沒有意義")
+        """Warn when a model trained on pairs gets single texts, or the other way round.
 
-    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[Ranked]:
-        """The labels of each text or pair of texts: a softmax or, of a multi-label model, independent
-        sigmoids. Labels that are equal keep the order of the classes. A text that is too long loses its end,
-        of a pair the longer one; that is said once.
+        Args:
+            count: texts of a row, 1 or 2.
+        """
+        trained, titles = len(self.trained_columns), {1: "一段文字", 2: "句對"}
+        if trained and trained != count:
+            log(f"⚠️ 這個模型是以{titles[trained]}訓練的，這裡給的是{titles[count]}，答案可能沒有意義")
+
+    def classify(self, texts: Sequence[TextOrPair]) -> list[Ranked]:
+        """Return the labels of each text or pair, ranked by probability.
+
+        The probabilities are a softmax or, of a multi-label model, independent sigmoids. Labels that are
+        equal keep the order of the classes. A text that is too long loses its end, of a pair the longer one;
+        that is logged once.
 
         Raises:
             UserError: what is no text, half characters.
         """
-        return [self.ranked(row) for row in self.shares(texts)]
+        return [self.ranked(row) for row in self.probabilities(texts)]
 
-    def ranked(self, shares: Sequence[float]) -> Ranked:
-        """Labels with their probabilities, best first."""
-        return sorted(zip(self.names, shares, strict=True), key=lambda one: -one[1])
+    def ranked(self, probabilities: Sequence[float]) -> Ranked:
+        """Return the labels with their probabilities, best first."""
+        return sorted(zip(self.names, probabilities, strict=True), key=lambda pair: -pair[1])
 
-    def shares(self, texts: Sequence[str | tuple[str, str]], world=None) -> list[list[float]]:
-        """The probabilities of the classes, (n, K), in their order; see `classify`.
+    def probabilities(
+        self, texts: Sequence[TextOrPair], world: Distributed | None = None
+    ) -> list[list[float]]:
+        """Return the probabilities of the classes, (n, K), in their order; see `classify`.
 
         Args:
-            world: shares the rows among the processes; every process gets all of them.
+            world: shares the rows among the ranks; every rank gets all of them.
         """
-        rows = [encode(self.tokenizer, *_both(text), self.max_length) for text in texts]
-        if not self.told_of_cut and any(row.cut for row in rows):
-            self.told_of_cut = True
+        rows = [encode(self.tokenizer, *_as_pair(text), self.max_length) for text in texts]
+        if not self.truncation_logged and any(row.cut for row in rows):
+            self.truncation_logged = True
             log(f"⚠️ 有文字超過 {self.max_length} 個 token，超過的部分沒有讀")
-        # Not the tokenizer's: by this one a decoder finds where a row ends.
-        pad = getattr(self.model.config, "pad_token_id", None)
-        pad = self.tokenizer.pad_token_id if pad is None else pad
-        return probabilities(self.forward, self.model.config, pad, rows, self.device, world)
+        # The model's pad id, not the tokenizer's: a decoder finds the end of a row by it.
+        pad_id = getattr(self.model.config, "pad_token_id", None)
+        pad_id = self.tokenizer.pad_token_id if pad_id is None else pad_id
+        return probabilities(self.forward, self.model.config, pad_id, rows, self.device, world)
 
-    def chosen(self, ranked: Ranked) -> str | list[str]:
-        """The label or, of a multi-label model, all those from THRESHOLD on, of which there may be none."""
+    def chosen_labels(self, ranked: Ranked) -> list[str]:
+        """Return the best label or, of a multi-label model, those of at least THRESHOLD, perhaps none."""
         if self.multi:
-            return [label for label, share in ranked if share >= THRESHOLD]
-        return ranked[0][0]
+            return [label for label, probability in ranked if probability >= THRESHOLD]
+        return [ranked[0][0]]
 
-    def to_record(self, ranked: Ranked, top_k: int | None = None) -> dict:
-        """What a file is told of a text: `label` or `labels`, and `probabilities` by label, of `top_k`."""
-        shares = {label: round(share, 6) for label, share in ranked[:top_k]}
-        return {"labels" if self.multi else "label": self.chosen(ranked), "probabilities": shares}
+    def to_record(self, ranked: Ranked, top_k: int | None = None) -> dict[str, Any]:
+        """Return `label` or, of a multi-label model, `labels`; and the `probabilities` of `top_k` labels."""
+        labels = self.chosen_labels(ranked)
+        chosen: dict[str, Any] = {"labels": labels} if self.multi else {"label": labels[0]}
+        return chosen | {"probabilities": {label: round(share, 6) for label, share in ranked[:top_k]}}
 
-    def method(self, wanted: str = "auto") -> str:
-        """Raises UserError: it does not answer questions."""
+    def method(self, requested: str = "auto") -> str:
+        """Raise UserError: a classifier does not answer questions."""
         raise UserError(f"{self.name or '這個模型'} 是分類模型，只會分類，不會答選擇題；請用 classify")
 
-    def _manner(self) -> list[str]:
+    def _prompt_settings(self) -> list[str]:
         return [*self.names, str(self.multi), str(self.max_length)]
 
 
-def _both(text: object) -> tuple[str, str]:
-    """A text, or a pair of them, as two; the second may be empty. Raises UserError."""
-    both = (text, "") if isinstance(text, str) else text
-    if not isinstance(both, (tuple, list)) or [type(one) for one in both] != [str, str]:
+def _as_pair(text: object) -> tuple[str, str]:
+    """Return a text or a pair of texts as two; the second may be empty. Raises UserError."""
+    pair = (text, "") if isinstance(text, str) else text
+    if not isinstance(pair, (tuple, list)) or [type(part) for part in pair] != [str, str]:
         raise UserError(f"每一筆應是一段文字，或兩段一組 (甲, 乙)，得到 {str(text)[:40]!r}")
     try:
-        "".join(both).encode()
+        "".join(pair).encode()
     except UnicodeEncodeError:
         raise UserError("文字不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
-    if reason := too_long(*both):
+    if reason := too_long(*pair):
         raise UserError(f"文字{reason}")
-    return both[0], both[1]
+    return pair[0], pair[1]

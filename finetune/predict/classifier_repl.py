@@ -1,4 +1,4 @@
-"""Sorting texts into classes in the terminal; how ranked labels are shown."""
+"""Interactive session with a classifier, and how ranked labels are printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from finetune.runtime.console import as_json, plain, print_result
 from finetune.runtime.errors import UserError
 
 BETWEEN = "|||"  # the two sentences of a pair
-LISTED = 8  # labels that the greeting names
+LISTED = 8  # labels in the greeting
 GREETING = """
 ============================================================
 🤖 {what}：{labels}
@@ -25,27 +25,30 @@ HELP = """
 """
 
 
-class ClassifierRepl(Repl):
-    """Args: `top_k`: labels that are listed."""
+class ClassifierRepl(Repl[ClassifierPredictor]):
+    """Session with a classifier.
 
-    asks = "💬 請輸入文字: "
+    Args: `top_k`: labels that are listed.
+    """
 
-    def __init__(self, labeller: ClassifierPredictor, top_k: int):
-        super().__init__(labeller, None, top_k)
-        self.labeller = labeller
-        names = labeller.names
+    input_prompt = "💬 請輸入文字: "
+
+    def __init__(self, predictor: ClassifierPredictor, top_k: int):
+        super().__init__(predictor, None, top_k)
+        names = predictor.names
         labels = plain("、".join(names[:LISTED]), lines=False)
         labels += f" 等 {len(names)} 個標籤" if len(names) > LISTED else ""
-        what, task = ("多標籤分類", "有哪些標籤") if labeller.multi else ("文字分類", "最像哪一類")
+        what, task = ("多標籤分類", "有哪些標籤") if predictor.multi else ("文字分類", "最像哪一類")
         self.greeting = GREETING.format(what=what, labels=labels, task=task)
         self.commands = {"top": self._top}
 
     def help(self) -> str:
-        several = f"；✓ 是機率 {THRESHOLD} 以上的標籤" if self.labeller.multi else ""
-        return HELP.format(top_k=self.top_k, count=len(self.labeller.names), several=several)
+        """Return the list of commands with the current settings."""
+        several = f"；✓ 是機率 {THRESHOLD} 以上的標籤" if self.predictor.multi else ""
+        return HELP.format(top_k=self.top_k, count=len(self.predictor.names), several=several)
 
     def respond(self, entry: str) -> None:
-        """The labels of an entry, a text or a pair of them.
+        """Print the labels of an entry, a text or a pair of them.
 
         Raises:
             UserError: what is wrong with it.
@@ -53,36 +56,36 @@ class ClassifierRepl(Repl):
         texts = [text.strip() for text in entry.split(BETWEEN)]
         if len(texts) > 2 or not all(texts):
             raise UserError(f"一對句子寫成 甲 {BETWEEN} 乙：{BETWEEN} 只有一個，兩邊都要有字")
-        self.labeller.told_of_cut = False  # who types hears it of every entry
-        ranked = self.labeller.classify([tuple(texts) if len(texts) > 1 else texts[0]])[0]
-        self.labeller.warn(*texts)
+        self.predictor.truncation_logged = False  # in a session every long entry is warned of
+        ranked = self.predictor.classify([(texts[0], texts[1]) if len(texts) > 1 else texts[0]])[0]
+        self.predictor.warn(*texts)
         print_result("\n🔮 ", end="")
-        print_labels(self.labeller, ranked, self.top_k)
+        print_labels(self.predictor, ranked, self.top_k)
         print_result()
 
-    def _ask(self) -> None:
+    def _ask_question(self) -> None:
         raise UserError("這是分類模型，不會答選擇題；請直接輸入要分類的文字")
 
 
-def show_labels(flags, labeller: ClassifierPredictor) -> None:
-    """The answer to --prompt, of a pair with --pair."""
-    asked = {"text": flags.prompt} | ({} if flags.pair is None else {"pair": flags.pair})
-    ranked = labeller.classify([flags.prompt if flags.pair is None else (flags.prompt, flags.pair)])[0]
-    labeller.warn(*asked.values())
+def show_labels(flags, predictor: ClassifierPredictor) -> None:
+    """Print the labels of --prompt, of a pair with --pair."""
+    texts = {"text": flags.prompt} | ({} if flags.pair is None else {"pair": flags.pair})
+    ranked = predictor.classify([flags.prompt if flags.pair is None else (flags.prompt, flags.pair)])[0]
+    predictor.warn(*texts.values())
     if flags.json:
         top_k = flags.top_k if "top_k" in flags.given else None
-        print_result(as_json(asked | labeller.to_record(ranked, top_k)))
+        print_result(as_json(texts | predictor.to_record(ranked, top_k)))
         return
     print_result(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
-    print_labels(labeller, ranked, flags.top_k)
+    print_labels(predictor, ranked, flags.top_k)
 
 
-def print_labels(labeller: ClassifierPredictor, ranked: Ranked, top_k: int) -> None:
-    """The best `top_k` labels; of a multi-label model also which of all it gives the text."""
+def print_labels(predictor: ClassifierPredictor, ranked: Ranked, top_k: int) -> None:
+    """Print the best `top_k` labels; of a multi-label model also all those of at least THRESHOLD."""
     print_result(f"分類（Top {len(ranked[:top_k])}）:")
-    for place, (label, share) in enumerate(ranked[:top_k], 1):
-        mark = " ✓" if labeller.multi and share >= THRESHOLD else ""
-        print_result(f"  {place}. {plain(label, lines=False)} (機率: {share:.4f}){mark}")
-    if labeller.multi:
-        chosen = plain("、".join(labeller.chosen(ranked)), lines=False)
+    for place, (label, probability) in enumerate(ranked[:top_k], 1):
+        mark = " ✓" if predictor.multi and probability >= THRESHOLD else ""
+        print_result(f"  {place}. {plain(label, lines=False)} (機率: {probability:.4f}){mark}")
+    if predictor.multi:
+        chosen = plain("、".join(predictor.chosen_labels(ranked)), lines=False)
         print_result(f"  ✓ 機率 {THRESHOLD} 以上的標籤：{chosen or '一個也沒有'}")

@@ -1,6 +1,4 @@
-"""A look at questions before any time is spent on them: how many, how balanced, which occur twice, what a
-model cannot read, what would be cut, which rows are suspect.
-"""
+"""Inspect an exam before training (--inspect): sizes, balance, duplicates, coverage, suspect rows."""
 
 from __future__ import annotations
 
@@ -11,11 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 from finetune.data.contamination import NEAR, TrainedQuestions
 from finetune.data.exam import Exam
 from finetune.data.question import LETTERS, Question, normalised
 from finetune.data.subjects import subject_title
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, unknown_parts
 from finetune.prompts.option_order import PromptError, refers_to_other_options
 from finetune.runtime.console import as_json, print_result
@@ -26,21 +26,21 @@ UNKNOWN_SHOWN = 40  # characters a model does not know
 ROWS_SHOWN = 20  # of each kind, on the screen; JSON has them all
 
 
-def show_exam(flags, exam: Exam, load: Callable[[], ExamPrompts]) -> int:
-    """--inspect: prints what was found. Returns the exit code, 2 when rows are unusable.
+def show_exam(flags, exam: Exam, load: Callable[[], ExamPrompts | CausalExamPrompts]) -> int:
+    """Print the inspection of an exam. Returns the exit code, 2 when rows are unusable.
 
     Args:
-        load: -> how the model of --model_path writes questions, asked for only when it was given.
+        load: makes the exam prompts of the model of --model_path; called only when that was given.
     """
-    found = inspect_exam(exam)
+    inspection = inspect_exam(exam)
     if "model_path" in flags.given:
-        found["model"] = {"path": flags.model_path, **tokenizer_coverage(exam, load())}
-    print_result(as_json(found) if flags.json else as_text(found))
-    return 2 if found["unusable"] else 0
+        inspection["model"] = {"path": flags.model_path, **tokenizer_coverage(exam, load())}
+    print_result(as_json(inspection) if flags.json else as_text(inspection))
+    return 2 if inspection["unusable"] else 0
 
 
-def inspect_exam(exam: Exam) -> dict:
-    """All that can be said without a model. Rows are named by their ids: subject/split/line."""
+def inspect_exam(exam: Exam) -> dict[str, Any]:
+    """Inspect an exam without a model. Rows are named by their ids: subject/split/line."""
     splits = {split or "all": rows for split, rows in exam.questions.items() if rows}
     everything = [(split, question) for split, rows in splits.items() for question in rows]
     keyless = {split or "all": len(rows) for split, rows in exam.keyless.items() if rows}
@@ -61,15 +61,15 @@ def inspect_exam(exam: Exam) -> dict:
 
 
 def _all(exam: Exam) -> list[Question]:
-    """Every question, those without an answer last."""
+    """Return every question, those without an answer last."""
     return [
         question for parts in (exam.questions, exam.keyless) for rows in parts.values() for question in rows
     ]
 
 
-def _balance(rows: Sequence[Question]) -> dict:
-    """rows, subjects, and the share of each letter in the key."""
-    key = Counter(LETTERS[question.answer] for question in rows)
+def _balance(rows: Sequence[Question]) -> dict[str, Any]:
+    """Count rows and subjects, and the share of each letter in the key."""
+    key = Counter(LETTERS[question.answer] for question in rows if question.answer is not None)
     return {
         "rows": len(rows),
         "subjects": len({question.subject for question in rows}),
@@ -78,6 +78,7 @@ def _balance(rows: Sequence[Question]) -> dict:
 
 
 def _subjects(splits: dict[str, Sequence[Question]]) -> dict[str, dict[str, int]]:
+    """Count the questions of each subject, by split."""
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for split, rows in splits.items():
         for subject, count in Counter(question.subject for question in rows).items():
@@ -85,19 +86,23 @@ def _subjects(splits: dict[str, Sequence[Question]]) -> dict[str, dict[str, int]
     return dict(sorted(counts.items()))
 
 
-def _duplicates(everything: list[tuple[str, Question]]) -> dict:
-    """Groups of the same question; `between` splits they would let an exam be learnt by heart. `contradict`:
-    groups whose keys differ.
+def _duplicates(everything: list[tuple[str, Question]]) -> dict[str, list[list[str]]]:
+    """Group the ids of questions that are the same.
+
+    `within` one split; `between` splits, which leaks test questions into training; `contradict`: groups whose
+    keys differ.
     """
     groups: dict[str, list[tuple[str, Question]]] = defaultdict(list)
     for split, question in everything:
         groups[question.fingerprint].append((split, question))
-    twice = [group for group in groups.values() if len(group) > 1]
+    repeated = [group for group in groups.values() if len(group) > 1]
     return {
-        "within": [_ids(group) for group in twice if len({split for split, _ in group}) == 1],
-        "between": [_ids(group) for group in twice if len({split for split, _ in group}) > 1],
+        "within": [_ids(group) for group in repeated if len({split for split, _ in group}) == 1],
+        "between": [_ids(group) for group in repeated if len({split for split, _ in group}) > 1],
         "contradict": [
-            _ids(group) for group in twice if len({normalised(q.options[q.answer]) for _, q in group}) > 1
+            _ids(group)
+            for group in repeated
+            if len({normalised(q.options[q.answer]) for _, q in group if q.answer is not None}) > 1
         ],
     }
 
@@ -107,35 +112,36 @@ def _ids(group: Iterable[tuple[str, Question]]) -> list[str]:
 
 
 def _near_duplicates(everything: list[tuple[str, Question]]) -> list[str]:
-    """Questions that share NEAR or more of their 5-grams with another one."""
+    """Return the ids of questions that share NEAR or more of their 5-grams with another one."""
     known = TrainedQuestions.of(question for _, question in everything)
     return [question.id for _, question in everything if known.find(question, exact=False)[0]]
 
 
 def _suspect(questions: list[Question]) -> dict[str, list[str]]:
-    """Rows that can be asked, but that someone should look at: kind -> ids."""
-    signs = {
+    """Return rows that are usable, but that someone should look at: kind -> ids."""
+    signs: dict[str, Callable[[Question], bool]] = {
         "equal_options": lambda q: len({" ".join(text.split()) for text in q.options}) < len(q.options),
         "more_than_four_options": lambda q: len(q.options) > USUAL_OPTIONS,
         "fewer_than_four_options": lambda q: len(q.options) < USUAL_OPTIONS,
         "short_stem": lambda q: len(normalised(q.stem)) < SHORT_STEM,
-        "odd_characters": lambda q: any(map(_odd, (q.stem, *q.options))),
+        "odd_characters": lambda q: any(map(_has_bad_characters, (q.stem, *q.options))),
     }
     return {kind: [q.id for q in questions if sign(q)] for kind, sign in signs.items()}
 
 
-def _odd(text: str) -> bool:
-    """Holds what should not be in a text: a replacement character, a control or private-use character."""
+def _has_bad_characters(text: str) -> bool:
+    """Return True for a text with a replacement, control or private-use character."""
     return any(c == "\ufffd" or (unicodedata.category(c) in ("Cc", "Co") and c not in "\n\r\t") for c in text)
 
 
 # ---- with a model ------------------------------------------------------------------------------------------
 
 
-def tokenizer_coverage(exam: Exam, prompts: ExamPrompts) -> dict:
-    """What a model's tokenizer makes of the questions: characters it does not know, lengths in tokens, how
-    many would be shortened or could not be asked at the length of `prompts`, which have options that are the
-    same to it.
+def tokenizer_coverage(exam: Exam, prompts: ExamPrompts | CausalExamPrompts) -> dict[str, Any]:
+    """Check how a model's tokenizer reads the questions.
+
+    Characters it does not know, lengths in tokens, which questions would be shortened or could not be used at
+    the length of `prompts`, which have options that are the same to it.
 
     Raises:
         UserError: the tokenizer has no token that can stand for an option.
@@ -146,7 +152,10 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts) -> dict:
     tokenizer = prompts.tokenizer
     unknown: Counter[str] = Counter()
     subjects: dict[str, list[bool]] = defaultdict(list)
-    lengths, shortened, refused, same = [], [], [], []
+    lengths: list[int] = []
+    shortened: list[str] = []
+    refused: list[str] = []
+    same: list[str] = []
     whole = replace(prompts, max_length=sys.maxsize)
     for question in questions:
         missing = [
@@ -189,42 +198,45 @@ KINDS = {
 }  # fmt: skip
 
 
-def as_text(found: dict) -> str:
-    """What was found, as tables for the screen (they are Markdown too)."""
-    letters = sorted({letter for split in found["splits"].values() for letter in split["answers"]})
-    lines = [f"題庫 {found['origin']}：{found['rows']} 題，{len(found['subjects'])} 科"]
-    if found["keyless"]:
-        counts = "、".join(f"{split} {count}" for split, count in found["keyless"].items())
+def as_text(inspection: dict[str, Any]) -> str:
+    """Format an inspection as tables for the screen (they are Markdown too)."""
+    letters = sorted({letter for split in inspection["splits"].values() for letter in split["answers"]})
+    lines = [f"題庫 {inspection['origin']}：{inspection['rows']} 題，{len(inspection['subjects'])} 科"]
+    if inspection["keyless"]:
+        counts = "、".join(f"{split} {count}" for split, count in inspection["keyless"].items())
         lines.append(f"另有沒有答案的題目：{counts}")
-    lines += [f"讀法：{note}" for note in found["read_as"]] + [""]
+    lines += [f"讀法：{note}" for note in inspection["read_as"]] + [""]
     lines += table(
         ["部分", "題數", "科數", *(f"答案 {letter}" for letter in letters)],
         [
             [name, row["rows"], row["subjects"], *(f"{row['answers'].get(x, 0):.1%}" for x in letters)]
-            for name, row in found["splits"].items()
+            for name, row in inspection["splits"].items()
         ],
     )
-    names = list(found["splits"])
+    names = list(inspection["splits"])
     lines += table(
         ["科目", *names],
         [
             [subject_title(subject), *(counts.get(name, 0) for name in names)]
-            for subject, counts in found["subjects"].items()
+            for subject, counts in inspection["subjects"].items()
         ],
     )
-    twice = found["duplicates"]
+    duplicates = inspection["duplicates"]
     checks = [
-        ("用不了的列", found["unusable"]),
-        ("同一部分裡重複的題目", [" = ".join(group) for group in twice["within"]]),
-        ("跨部分重複的題目（訓練與測驗會互相洩題）", [" = ".join(group) for group in twice["between"]]),
-        ("重複而答案互相矛盾", [" ≠ ".join(group) for group in twice["contradict"]]),
-        (f"幾乎相同的題目（5-gram 重疊 {NEAR:.0%} 以上）", found["near_duplicates"]),
-        *((KINDS[kind], ids) for kind, ids in found["suspect"].items()),
+        ("用不了的列", inspection["unusable"]),
+        ("同一部分裡重複的題目", [" = ".join(group) for group in duplicates["within"]]),
+        ("跨部分重複的題目（訓練與測驗會互相洩題）", [" = ".join(group) for group in duplicates["between"]]),
+        ("重複而答案互相矛盾", [" ≠ ".join(group) for group in duplicates["contradict"]]),
+        (f"幾乎相同的題目（5-gram 重疊 {NEAR:.0%} 以上）", inspection["near_duplicates"]),
+        *((KINDS[kind], ids) for kind, ids in inspection["suspect"].items()),
     ]
     lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
-    lines += [f"選項提到別的選項（以上皆是、A與C）：{found['speaks_of_others']} 題，換順序時留在原位", ""]
-    if model := found.get("model"):
-        lines += _legible_lines(model)
+    lines += [
+        f"選項提到別的選項（以上皆是、A與C）：{inspection['speaks_of_others']} 題，換順序時留在原位",
+        "",
+    ]
+    if model := inspection.get("model"):
+        lines += _coverage_lines(model)
     if any(rows for _, rows in checks):
         lines += ["題目的編號是 科目（或檔名）/部分/行號。", ""]
     for name, rows in checks:
@@ -234,7 +246,8 @@ def as_text(found: dict) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _legible_lines(model: dict) -> list[str]:
+def _coverage_lines(model: dict[str, Any]) -> list[str]:
+    """Format what `tokenizer_coverage` returned."""
     tokens = model["tokens"]
     shown = list(model["unknown"].items())[:UNKNOWN_SHOWN]
     worst = [(subject, rate) for subject, rate in model["with_unknown_by_subject"].items() if rate][:5]
@@ -254,8 +267,8 @@ def _legible_lines(model: dict) -> list[str]:
     return [*lines, ""]
 
 
-def table(header: list, rows: list[list]) -> list[str]:
-    """Lines of a Markdown table, and an empty one."""
+def table(header: list[str], rows: list[list[Any]]) -> list[str]:
+    """Return the lines of a Markdown table, and an empty one."""
     body = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(_width, column)) for column in zip(*body, strict=True)]
     lines = [
@@ -268,5 +281,5 @@ def table(header: list, rows: list[list]) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: a Chinese character takes two."""
+    """Return the columns a text takes on a terminal: a Chinese character takes two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

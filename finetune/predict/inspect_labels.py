@@ -1,6 +1,4 @@
-"""A look at labelled texts before a model is fine-tuned on them: classes, splits, texts that stand twice or
-contradict one another, lengths, rows that cannot be used.
-"""
+"""Inspect labelled texts before training (--inspect): classes, splits, duplicates, lengths, bad rows."""
 
 from __future__ import annotations
 
@@ -9,26 +7,27 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from finetune.data.bad_rows import abridged
 from finetune.data.columns import LABELS, LOOKED, find_columns
 from finetune.data.data_files import data_file, data_files
-from finetune.data.labelled import Labelled, LabelledDataset, read_labelled
-from finetune.data.question_columns import looks_asked
+from finetune.data.labelled import Labelled, LabelledDataset, LabelledOptions, read_labelled
+from finetune.data.question_columns import looks_like_question
 from finetune.predict.inspect_exam import ROWS_SHOWN, table
 from finetune.runtime.console import as_json, print_result
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_readable
 
-# Names of a label column that a text to read has no use for: news has a `category`, and is text all the same.
-TELLING = {*LABELS} - {"category", "class", "類別", "分類"}
+# Names that only a label column has: news has a `category` too, and is text for pre-training.
+UNAMBIGUOUS_LABELS = {*LABELS} - {"category", "class", "類別", "分類"}
 
 
 def holds_labels(source: str, text_column: str = "") -> bool:
-    """True for a local file or folder of texts with a column of labels, and of no questions.
+    """Return True for a local file or folder of texts with a column of labels, and of no questions.
 
     Args:
-        text_column: that of the texts; "" finds it.
+        text_column: of the texts; "" finds it.
     """
     path = Path(source).expanduser()
     files = data_files(path) if path.is_dir() else data_file(path) if is_readable(path) else []
@@ -36,8 +35,8 @@ def holds_labels(source: str, text_column: str = "") -> bool:
         rows = [row for _, row in islice(file.rows(), LOOKED) if isinstance(row, dict)]
         if not rows:
             continue
-        there = {str(name).strip().lower() for row in rows for name in row}
-        if not there & TELLING or any(map(looks_asked, rows)):
+        columns = {str(name).strip().lower() for row in rows for name in row}
+        if not columns & UNAMBIGUOUS_LABELS or any(map(looks_like_question, rows)):
             return False
         try:
             return bool(find_columns(rows, text_column, "", False, source).texts)
@@ -47,86 +46,93 @@ def holds_labels(source: str, text_column: str = "") -> bool:
 
 
 def show_labels_report(source: str, in_json: bool, text_column: str = "", label_column: str = "") -> int:
-    """--inspect: prints what was found. Returns the exit code, 2 when rows are unusable.
+    """Print the inspection of labelled texts. Returns the exit code, 2 when rows are unusable.
 
     Args:
-        text_column, label_column: as in `labels.read_labelled`.
+        text_column, label_column: as in `labelled.read_labelled`.
 
     Raises:
-        UserError: what `labels.read_labelled` cannot read at all.
+        UserError: what `labelled.read_labelled` cannot read at all.
     """
-    columns = {"text_column": text_column, "label_column": label_column}
-    found = inspect_labels(read_labelled(source, **columns, on_bad_rows="skip", flag="--inspect"))
-    print_result(as_json(found) if in_json else as_text(found))
-    return 2 if found["unusable"] else 0
+    options = LabelledOptions(text_column, label_column)
+    inspection = inspect_labels(read_labelled(source, None, options, on_bad_rows="skip", flag="--inspect"))
+    print_result(as_json(inspection) if in_json else as_text(inspection))
+    return 2 if inspection["unusable"] else 0
 
 
-def inspect_labels(catalogue: LabelledDataset) -> dict:
-    """Everything that can be said without a model. Rows are named by their ids, or file and line."""
-    rows = {split or "all": some for split, some in catalogue.rows.items()}
-    names = catalogue.names
+def inspect_labels(dataset: LabelledDataset) -> dict[str, Any]:
+    """Inspect labelled texts without a model. Rows are named by their ids, or file and line."""
+    splits = {split or "all": rows for split, rows in dataset.rows.items()}
     return {
-        "origin": catalogue.origin,
-        "rows": len(catalogue),
-        "text_column": list(filter(None, (catalogue.text_column, catalogue.pair_column))),
-        "label_column": list(catalogue.label_columns),
-        "multi_label": catalogue.multi,
-        "unusable": catalogue.skipped,
+        "origin": dataset.origin,
+        "rows": len(dataset),
+        "text_column": list(filter(None, (dataset.text_column, dataset.pair_column))),
+        "label_column": list(dataset.label_columns),
+        "multi_label": dataset.multi,
+        "unusable": dataset.skipped,
         "classes": {
-            name: {split: sum(place in row.labels for row in some) for split, some in rows.items()}
-            for place, name in enumerate(names)
+            name: {split: sum(index in row.labels for row in rows) for split, rows in splits.items()}
+            for index, name in enumerate(dataset.names)
         },
-        "splits": {split: len(some) for split, some in rows.items()},
-        "characters": _lengths([row for some in rows.values() for row in some]),
-        **_twice(rows),
+        "splits": {split: len(rows) for split, rows in splits.items()},
+        "characters": _lengths([row for rows in splits.values() for row in rows]),
+        **_duplicates(splits),
     }
 
 
-def _lengths(rows: Sequence[Labelled]) -> dict:
-    """Characters of a row's texts together."""
+def _lengths(rows: Sequence[Labelled]) -> dict[str, Any]:
+    """Return median, 90 % and maximum of the characters of a row's texts together."""
     counts = sorted(len(row.text) + len(row.pair) for row in rows)
     return {"median": median(counts), "p90": counts[int(len(counts) * 0.9)], "longest": counts[-1]}
 
 
-def _twice(rows: dict[str, list[Labelled]]) -> dict:
-    """Groups of ids whose texts are the same: within one split, across several, with other labels."""
+def _duplicates(splits: dict[str, list[Labelled]]) -> dict[str, list[list[str]]]:
+    """Group the ids of rows with the same texts: within one split, across several, with other labels."""
     groups: dict[str, list[tuple[str, Labelled]]] = defaultdict(list)
-    for split, some in rows.items():
-        for row in some:
+    for split, rows in splits.items():
+        for row in rows:
             groups[row.fingerprint].append((split, row))
-    found: dict[str, list[list[str]]] = {"same_within": [], "same_across": [], "contradict": []}
+    duplicates: dict[str, list[list[str]]] = {"same_within": [], "same_across": [], "contradict": []}
     for group in groups.values():
         ids = [f"{split}/{row.id}" for split, row in group]
         if max(Counter(split for split, _ in group).values()) > 1:
-            found["same_within"].append(ids)
+            duplicates["same_within"].append(ids)
         if len({split for split, _ in group}) > 1:
-            found["same_across"].append(ids)
+            duplicates["same_across"].append(ids)
         if len({row.labels for _, row in group}) > 1:
-            found["contradict"].append(ids)
-    return found
+            duplicates["contradict"].append(ids)
+    return duplicates
 
 
-def as_text(found: dict) -> str:
-    """What was found, as tables for the screen (they are Markdown too)."""
-    splits, several = list(found["splits"]), "（一列可有零到多個）" if found["multi_label"] else ""
-    columns = (
-        f"文字欄 {' 與 '.join(found['text_column'])}，標籤欄 {'、'.join(found['label_column'])}{several}"
+def as_text(inspection: dict[str, Any]) -> str:
+    """Format an inspection as tables for the screen (they are Markdown too)."""
+    splits, several = list(inspection["splits"]), "（一列可有零到多個）" if inspection["multi_label"] else ""
+    texts, labels = " 與 ".join(inspection["text_column"]), "、".join(inspection["label_column"])
+    columns = f"文字欄 {texts}，標籤欄 {labels}{several}"
+    lines = [
+        f"分類資料 {inspection['origin']}：{inspection['rows']} 列，{len(inspection['classes'])} 類",
+        columns,
+        "",
+    ]
+    lines += table(
+        ["類別", *splits], [[name, *counts.values()] for name, counts in inspection["classes"].items()]
     )
-    lines = [f"分類資料 {found['origin']}：{found['rows']} 列，{len(found['classes'])} 類", columns, ""]
-    lines += table(["類別", *splits], [[name, *counts.values()] for name, counts in found["classes"].items()])
-    length = found["characters"]
+    length = inspection["characters"]
     most = f"九成以下 {length['p90']}，最長 {length['longest']} 個字"
     lines += [f"一列的長度：中位數 {length['median']:g}，{most}", ""]
     checks = [
-        ("用不了的列", found["unusable"]),
-        ("同一部分裡重複的文字", [" = ".join(group) for group in found["same_within"]]),
-        ("跨部分重複的文字（訓練與測驗會互相洩題）", [" = ".join(group) for group in found["same_across"]]),
-        ("文字相同、標籤不同", [" ≠ ".join(group) for group in found["contradict"]]),
+        ("用不了的列", inspection["unusable"]),
+        ("同一部分裡重複的文字", [" = ".join(group) for group in inspection["same_within"]]),
+        (
+            "跨部分重複的文字（訓練與測驗會互相洩題）",
+            [" = ".join(group) for group in inspection["same_across"]],
+        ),
+        ("文字相同、標籤不同", [" ≠ ".join(group) for group in inspection["contradict"]]),
     ]
-    lines += table(["檢查", "筆數"], [[name, len(some)] for name, some in checks])
-    for name, some in checks:
-        if some:
-            listed = abridged(some) if name == checks[0][0] else some[:ROWS_SHOWN]
-            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(some) > ROWS_SHOWN else ""
-            lines += [f"{name}{more}：", *(f"  - {row}" for row in listed), ""]
+    lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
+    for name, rows in checks:
+        if rows:
+            shown = abridged(rows) if name == checks[0][0] else rows[:ROWS_SHOWN]
+            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(rows) > ROWS_SHOWN else ""
+            lines += [f"{name}{more}：", *(f"  - {row}" for row in shown), ""]
     return "\n".join(lines).rstrip()

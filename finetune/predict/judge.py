@@ -1,5 +1,7 @@
-"""A causal language model as judge of two answers. An exam with a key needs no judge: its accuracy is exact
-and is printed beside; the judge is for answers in free text, and its scores are one model's opinion.
+"""LLM-as-a-judge: a causal language model scores two answers to the same question.
+
+An exam with a key needs no judge: its accuracy is exact and is reported beside. The judge is for answers in
+free text, and its scores are one model's opinion.
 """
 
 from __future__ import annotations
@@ -8,10 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.question import Question
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.predict.causal import CausalLMPredictor
 
 JUDGE = "Qwen/Qwen2.5-3B-Instruct"
 FULL_SCORE = 10
@@ -26,40 +32,41 @@ VERDICT = re.compile(r"Model A:\s*(\d{1,2})\s*/\s*10\s*[,，;；]?\s*Model B:\s*
 
 
 @lru_cache(maxsize=1)
-def load_judge(name: str, device: str | None):
-    """The judge as a `speaker.Speaker`. Raises UserError when the model is none, or cannot chat."""
+def load_judge(name: str, device: str | None) -> CausalLMPredictor:
+    """Load the judge. Raises UserError for what is no model, or a model that cannot chat."""
     from finetune.runtime import hub
 
-    name = hub.located(name)
+    name = hub.resolve_cache_folder(name)
     hub.prepare_for(name)
     import torch
 
     from finetune.models.forward import is_causal
-    from finetune.models.loading import load
+    from finetune.models.loading import LoadOptions, load
     from finetune.models.run_card import RunCard
     from finetune.models.source_checks import check_source
     from finetune.predict.causal import NO_TEMPLATE, CausalLMPredictor
 
     check_source(name, "model_name")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model, tokenizer = load(name, "model_name", dtype="auto")
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, tokenizer = load(name, "model_name", LoadOptions(from_pretrained={"dtype": "auto"}))
     if not is_causal(model):
         raise UserError(f"評審模型 {name} 是填空的遮罩模型，不能當評審；請換一個 Instruct 模型")
+    model = model.to(torch_device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     model.run_card = RunCard.read(name)
-    speaker = CausalLMPredictor.of(model.to(device).eval(), tokenizer, device)
-    if speaker.style == NO_TEMPLATE:
+    predictor = CausalLMPredictor.of(model, tokenizer, torch_device)
+    if predictor.style == NO_TEMPLATE:
         raise UserError(f"評審模型 {name} 沒有對話樣板（chat template），不能當評審；請換一個 Instruct 模型")
-    return speaker
+    return predictor
 
 
 class EvalLLm:
-    """Judges two answers to one question.
+    """Score two answers to one question with a judge.
 
     Args:
         model_a_resp, model_b_resp: the answers; anything, shown as text.
         ground_truth: the right answer, shown to the judge; None when there is none.
         prompt: the question, used when `evaluation` gets none.
-        model_name: the judge, a causal model that chats; one that was taught here too.
+        model_name: the judge, a causal model that chats; one that was fine-tuned here too.
         device: of the judge; None takes the GPU if there is one.
     """
 
@@ -77,21 +84,21 @@ class EvalLLm:
         self.ground_truth, self.prompt = ground_truth, prompt
 
     def evaluation(self, question: str | None = None, max_new_tokens: int = 512) -> list[int]:
-        """[score of A, score of B], 1 to 10 each; [] and a word of it when the reply cannot be read."""
+        """Return [score of A, score of B], 1 to 10 each; [] and a warning for a reply that cannot be read."""
         from finetune.models.generation import Decoding
 
         reference = f"[Reference Answer]: {self.ground_truth}\n" if self.ground_truth else ""
-        asked = PROMPT.format(
+        prompt = PROMPT.format(
             question=question or self.prompt, reference=reference, a=self.model_a_resp, b=self.model_b_resp
         )
-        (reply,) = self.judge.generate([self.judge.encode(asked)], Decoding(max_new_tokens=max_new_tokens))
+        (reply,) = self.judge.generate([self.judge.encode(prompt)], Decoding(max_new_tokens=max_new_tokens))
         scores = parse_scores(reply)
         if not scores:
             log(f"⚠️ 評審的回答讀不出分數，不計：{reply.strip()[:120]!r}")
         return scores
 
-    def judgement(self, scores: list, full_score: int = FULL_SCORE) -> dict:
-        """Sums up scores: of one question ([a, b]) or of many ([[a, b], …]).
+    def judgement(self, scores: list, full_score: int = FULL_SCORE) -> dict[str, Any]:
+        """Summarize scores of one question ([a, b]) or of many ([[a, b], …]).
 
         Returns:
             n, mean score of each model, and how often each was better. n is 0 when nothing could be read.
@@ -110,83 +117,86 @@ class EvalLLm:
 
 
 def parse_scores(reply: str) -> list[int]:
-    """[a, b] from a reply with the asked-for line exactly once, scores 1 to 10; [] from any other."""
-    found = VERDICT.findall(reply)
-    if len(found) != 1:
+    """Return [a, b] from a reply with exactly one line as required, scores 1 to 10; [] from any other."""
+    matches = VERDICT.findall(reply)
+    if len(matches) != 1:
         return []
-    scores = [int(score) for score in found[0]]
+    scores = [int(score) for score in matches[0]]
     return scores if all(1 <= score <= FULL_SCORE for score in scores) else []
 
 
 @dataclass(frozen=True)
 class JudgedRow:
-    """What both models are asked: a question with options, or a conversation that the user spoke last in."""
+    """A row of a test set: a question with options, or a conversation whose last message is the user's."""
 
-    text: str  # as the judge is told it
+    text: str  # as it is shown to the judge
     question: Question | None = None
-    messages: tuple = ()
+    messages: tuple[dict[str, Any], ...] = ()
     reference: str = ""  # the right answer in words, "" where it is not known
 
     @classmethod
     def of(cls, item: object) -> JudgedRow:
-        """A row of a test set: with options as `as_question` takes it; else Alpaca's (instruction, input,
-        output), a chat's (messages), or a `prompt`.
+        """Read a row: a question with options, Alpaca's, a chat's (messages), or a `prompt`.
+
+        Args:
+            item: a question as `as_question` takes it; Alpaca's has instruction, input and output.
 
         Raises:
             UserError: with the reason.
         """
         from finetune.data.instructions import parse_instruction
-        from finetune.data.turns import is_told
+        from finetune.data.turns import is_chat
 
-        if is_told(item):
+        if is_chat(item):
             try:
                 messages = parse_instruction(item, need_answer=False).messages
             except ValueError as error:
                 raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
-            return cls(messages[-1]["content"], None, tuple(messages), _answer_to(messages, item))
+            return cls(str(messages[-1]["content"]), None, tuple(messages), _answer_to(messages, item))
         question = as_question(item)
         key = "" if question.answer is None else question.options[question.answer]
         return cls(question.stem, question, reference=key)
 
 
-def _answer_to(messages: list, row: dict) -> str:
-    """What the row itself answers to these messages, "" where it does not."""
+def _answer_to(messages: list[dict[str, Any]], row: object) -> str:
+    """Return the row's own answer to these messages, "" where it has none."""
     from finetune.data.instructions import parse_instruction
 
     try:
-        *asked, reply = parse_instruction(row).messages
+        *before, reply = parse_instruction(row).messages
     except ValueError:
         return ""
-    same = [one["content"] for one in asked] == [one["content"] for one in messages]
+    same = [message["content"] for message in before] == [message["content"] for message in messages]
     return str(reply["content"]) if same else ""
 
 
 def compare(
     rows: Sequence, answer: Sequence[Callable[[JudgedRow], str]], judge: str, max_length: int
-) -> dict:
-    """Two models answer every row; the key counts, the judge scores.
+) -> dict[str, Any]:
+    """Have two models answer every row; the key gives the accuracy, the judge gives scores.
 
     Args:
-        rows: as `Asked.of` takes them.
-        answer: of the untuned and of the tuned model: what is asked -> the text of the option chosen, or the
-            reply.
+        rows: as `JudgedRow.of` takes them.
+        answer: of the untuned and of the tuned model: row -> the text of the option chosen, or the reply.
         max_length: of the judge's reply, in tokens.
 
     Returns:
         as `fine_tuning_llm.exe_chat`.
     """
-    right, keyed, scores, unreadable, verdict = [0, 0], 0, [], 0, None
-    everything = [JudgedRow.of(row) for row in rows]
-    for asked in everything:
-        replies = [model(asked) for model in answer]
-        if asked.question is not None and asked.question.answer is not None:
+    right, keyed, unreadable = [0, 0], 0, 0
+    scores: list[list[int]] = []
+    verdict: EvalLLm | None = None
+    judged_rows = [JudgedRow.of(row) for row in rows]
+    for row in judged_rows:
+        reply_a, reply_b = (model(row) for model in answer)
+        if row.question is not None and row.question.answer is not None:
             keyed += 1
-            right = [count + (reply == asked.reference) for count, reply in zip(right, replies, strict=True)]
-        verdict = EvalLLm(*replies, asked.reference or None, asked.text, judge)
+            right = [right[0] + (reply_a == row.reference), right[1] + (reply_b == row.reference)]
+        verdict = EvalLLm(reply_a, reply_b, row.reference or None, row.text, judge)
         pair = verdict.evaluation(max_new_tokens=max_length)
         scores, unreadable = scores + [pair] * bool(pair), unreadable + (not pair)
     return {
-        "n": len(everything),
+        "n": len(judged_rows),
         "untuned_accuracy": right[0] / keyed if keyed else None,
         "tuned_accuracy": right[1] / keyed if keyed else None,
         "judge": verdict.judgement(scores) if verdict else None,
@@ -195,8 +205,11 @@ def compare(
 
 
 def as_question(item: object) -> Question:
-    """A row of a test set in any form people have: test_qa_data.json of this project or of its predecessor
-    (options in the question's text, the answer as text), or one text `question:…\\nA:…\\nanswer:B`.
+    r"""Read a question of a test set, in any of the known forms.
+
+    Args:
+        item: a row of test_qa_data.json of this project or of its predecessor (options in the question's
+            text, the answer as text), or one text `question:…\nA:…\nanswer:B`.
 
     Raises:
         UserError: with the reason.

@@ -1,15 +1,16 @@
-"""A saved classifier before labelled texts: `--exam labelled.csv --report DIR`."""
+"""Evaluate a saved classifier on labelled texts: `--exam labelled.csv --report DIR`."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finetune.cli.inference_args import default_folder
 from finetune.data.columns import column_names
 from finetune.data.exam import SPLITS
-from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, read_labelled
+from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, LabelledOptions, read_labelled
 from finetune.data.question import seeded_hash
 from finetune.evaluation.classification import compute_metrics
 from finetune.predict.classifier import ClassifierPredictor
@@ -20,120 +21,125 @@ from finetune.runtime.console import as_json, log, print_result
 from finetune.runtime.errors import UserError, listed
 from finetune.runtime.files import atomic_open
 
+if TYPE_CHECKING:
+    from finetune.runtime.distributed import Distributed
 
-def run_label_exam(flags, labeller: ClassifierPredictor, world) -> None:
-    """The model names the labels of the texts; figures, answers and a page are written.
+
+def run_label_exam(flags, predictor: ClassifierPredictor, world: Distributed) -> None:
+    """Classify the texts; write metrics, predictions and a report page.
 
     Raises:
         UserError: no labelled texts, no such split, no label that the model knows.
     """
-    card = labeller.card
-    taught = card.flags if card else {}
+    card = predictor.card
+    train_flags = card.flags if card else {}
     hub.prepare_for(flags.exam)
-    columns = flags.text_column or _where_there(flags.exam, taught.get("text_column"))
+    text_column = flags.text_column or _trained_columns(flags.exam, train_flags.get("text_column"))
+    options = LabelledOptions(text_column, flags.label_column, predictor.multi)
+    revision = flags.revision if "revision" in flags.given else None
     try:
-        found = read_labelled(
-            flags.exam, flags.revision if "revision" in flags.given else None, columns, flags.label_column,
-            labeller.multi, "", flags.on_bad_rows, "--exam", learn=False,
-        )  # fmt: skip
+        dataset = read_labelled(flags.exam, revision, options, flags.on_bad_rows, "--exam", learn=False)
     except UserError as error:
-        meant = f"{labeller.name} 是分類模型，只會分類：--exam 要有標籤的文字，不是選擇題"
-        raise UserError([*error.problems, meant]) from error
-    split, rows = _choose(found, flags.split)
+        needed = f"{predictor.name} 是分類模型，只會分類：--exam 要有標籤的文字，不是選擇題"
+        raise UserError([*error.problems, needed]) from error
+    split, rows = _select_split(dataset, flags.split)
     if flags.exam_limit:
         rows = sorted(rows, key=lambda row: seeded_hash(0, row.fingerprint))[: flags.exam_limit]
-    places, note = _places(found.names, labeller.names)
-    known = [row for row in rows if all(label in places for label in row.labels)]
-    unknown = Counter(found.names[label] for row in rows for label in row.labels if label not in places)
+    classes, note = _map_labels(dataset.names, predictor.names)
+    known = [row for row in rows if all(label in classes for label in row.labels)]
+    unknown = Counter(dataset.names[label] for row in rows for label in row.labels if label not in classes)
     if not known:
         raise UserError(
-            f"--exam {flags.exam}：標籤 {listed(unknown)} 模型一個也沒有，它的是 {listed(labeller.names)}"
+            f"--exam {flags.exam}：標籤 {listed(unknown)} 模型一個也沒有，它的是 {listed(predictor.names)}"
         )
-    labeller.warn_of_count(2 if found.pair_column else 1)
-    shares = labeller.shares([(row.text, row.pair) for row in rows], world)
+    predictor.warn_of_count(2 if dataset.pair_column else 1)
+    probabilities = predictor.probabilities([(row.text, row.pair) for row in rows], world)
     if not world.is_main:
         return
-    place_of = {id(row): place for place, row in enumerate(rows)}
-    truth = [tuple(sorted(places[label] for label in row.labels)) for row in known]
-    asked = [shares[place_of[id(row)]] for row in known]
-    figures = compute_metrics(truth, asked, labeller.names, labeller.multi)
+    index_of = {id(row): index for index, row in enumerate(rows)}
+    truth = [tuple(sorted(classes[label] for label in row.labels)) for row in known]
+    scored = [probabilities[index_of[id(row)]] for row in known]
+    metrics = compute_metrics(truth, scored, predictor.names, predictor.multi)
     notes = [note] if note else []
     if unknown:
-        named = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))
+        names = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))
         left = len(rows) - len(known)
-        worst = figures["right"] / len(rows)
-        notes.append(f"{left} 列的標籤是模型沒有的（{named}），沒有列入；算它們答錯的話是 {worst:.3f}")
-    if found.skipped:
-        notes.append(f"有 {len(found.skipped)} 列讀不了，沒有列入（--on_bad_rows skip）")
-    facts = {"模型": labeller.name, "資料": found.origin, "題目": f"{title_of(split)} {len(rows)} 列"}
+        worst = metrics["right"] / len(rows)
+        notes.append(f"{left} 列的標籤是模型沒有的（{names}），沒有列入；算它們答錯的話是 {worst:.3f}")
+    if dataset.skipped:
+        notes.append(f"有 {len(dataset.skipped)} 列讀不了，沒有列入（--on_bad_rows skip）")
+    facts = {"模型": predictor.name, "資料": dataset.origin, "題目": f"{title_of(split)} {len(rows)} 列"}
     if card:
         facts |= {"底模": card.base_model, "訓練資料": card.dataset}
-    written = report.Report(facts, {}, {}, notes=notes, labels={split: figures})
+    page = report.Report(facts, {}, {}, notes=notes, labels={split: metrics})
     folder = Path(flags.report or default_folder(flags.exam))
     if (folder / "results.json").exists():
         log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
-    report.write(folder, written)
-    _write_predictions(folder, rows, found, labeller, shares)
+    report.write(folder, page)
+    _write_predictions(folder / "predictions.jsonl", rows, dataset, predictor, probabilities)
     if flags.json:
-        print_result(as_json({"report": str(folder), "facts": facts, "notes": notes, split: figures}))
+        print_result(as_json({"report": str(folder), "facts": facts, "notes": notes, split: metrics}))
     else:
-        for line in [*verdict(written.labels), *notes]:
+        for line in [*verdict(page.labels), *notes]:
             print_result(line)
     log(f"報告：{folder / 'index.html'}")
 
 
-def _where_there(source: str, columns: object) -> str:
-    """The text columns that the model was taught from, where a file's first row has them; else "", and the
-    obvious ones are found.
-    """
+def _trained_columns(source: str, columns: object) -> str:
+    """Return the text columns of the training data, where a file's first row has them; else ""."""
     from finetune.data.tables import read_table
 
-    wanted = column_names(str(columns or ""))
-    if not wanted or not Path(source).is_file():
+    names = column_names(str(columns or ""))
+    if not names or not Path(source).is_file():
         return ""
     first = next((row for _, row in read_table(Path(source)) if isinstance(row, dict)), {})
-    return ",".join(wanted) if {*wanted} <= {*first} else ""
+    return ",".join(names) if {*names} <= {*first} else ""
 
 
-def _choose(found: LabelledDataset, split: str) -> tuple[str, list[Labelled]]:
-    """The rows of a split, and its name. A file without splits is one. Raises UserError."""
-    rows = {name: some for name, some in found.rows.items() if some}
-    if split == "all" or set(rows) == {""}:
-        return "all", [row for some in rows.values() for row in some]
+def _select_split(dataset: LabelledDataset, split: str) -> tuple[str, list[Labelled]]:
+    """Return the name of a split, and its rows. A file without splits is one. Raises UserError."""
+    splits = {name: rows for name, rows in dataset.rows.items() if rows}
+    if split == "all" or set(splits) == {""}:
+        return "all", [row for rows in splits.values() for row in rows]
     name = SPLITS[split]
-    if name not in rows:
-        there = "、".join(f"{known or '不分'}（{len(some)} 列）" for known, some in rows.items())
-        raise UserError(f"--split {split}：這份資料沒有這一部分，有的是 {there}；或用 all")
-    return name, rows[name]
+    if name not in splits:
+        known = "、".join(f"{known or '不分'}（{len(rows)} 列）" for known, rows in splits.items())
+        raise UserError(f"--split {split}：這份資料沒有這一部分，有的是 {known}；或用 all")
+    return name, splits[name]
 
 
-def _places(theirs: list[str], ours: list[str]) -> tuple[dict[int, int], str]:
-    """The model's class of each label of the data that it knows; and what must be said of it. Labels that are
-    all numbers of classes, where no name fits, are such.
+def _map_labels(data_names: list[str], model_names: list[str]) -> tuple[dict[int, int], str]:
+    """Map the labels of the data to the classes of the model, as far as it knows them.
+
+    Labels that are all numbers of classes, where no name fits, are such numbers.
+
+    Returns:
+        index in `data_names` -> index in `model_names`; and a note for the report, "" for none.
     """
-    found = {at: ours.index(name) for at, name in enumerate(theirs) if name in ours}
-    numbers = {str(place): place for place in range(len(ours))}
-    if found or not {*theirs} <= numbers.keys():
-        return found, ""
-    listed_as = "、".join(f"{number} = {ours[place]}" for number, place in list(numbers.items())[:SHOWN])
-    return {
-        at: numbers[name] for at, name in enumerate(theirs)
-    }, f"資料的標籤是編號，照模型的順序：{listed_as}"
+    by_name = {index: model_names.index(name) for index, name in enumerate(data_names) if name in model_names}
+    numbers = {str(number): number for number in range(len(model_names))}
+    if by_name or not {*data_names} <= numbers.keys():
+        return by_name, ""
+    shown = "、".join(f"{text} = {model_names[number]}" for text, number in list(numbers.items())[:SHOWN])
+    by_number = {index: numbers[name] for index, name in enumerate(data_names)}
+    return by_number, f"資料的標籤是編號，照模型的順序：{shown}"
 
 
 def _write_predictions(
-    folder: Path,
+    path: Path,
     rows: list[Labelled],
-    found: LabelledDataset,
-    labeller: ClassifierPredictor,
-    shares: list[list[float]],
+    dataset: LabelledDataset,
+    predictor: ClassifierPredictor,
+    probabilities: list[list[float]],
 ) -> None:
-    """predictions.jsonl: of each row its texts, the true label, the model's and its probabilities."""
-    key = "labels" if labeller.multi else "label"
-    with atomic_open(folder / "predictions.jsonl") as stream:
-        for row, share in zip(rows, shares, strict=True):
-            names = [found.names[label] for label in row.labels]
-            record = {"id": row.id, "text": row.text, **({"pair": row.pair} if row.pair else {})}
-            record[f"true_{key}"] = names if labeller.multi else names[0]
-            record |= labeller.to_record(labeller.ranked(share))
+    """Write predictions.jsonl: the texts of each row, the true label, the model's and its probabilities."""
+    key = "labels" if predictor.multi else "label"
+    with atomic_open(path) as stream:
+        for row, shares in zip(rows, probabilities, strict=True):
+            names = [dataset.names[label] for label in row.labels]
+            record: dict[str, Any] = {"id": row.id, "text": row.text} | (
+                {"pair": row.pair} if row.pair else {}
+            )
+            record[f"true_{key}"] = names if predictor.multi else names[0]
+            record |= predictor.to_record(predictor.ranked(shares))
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")

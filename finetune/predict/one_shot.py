@@ -1,28 +1,41 @@
-"""Answers to --prompt on the screen, by kind of model."""
+"""Predictions for --prompt on the screen, by kind of model."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from finetune.predict.classifier import ClassifierPredictor
 from finetune.predict.classifier_repl import show_labels
-from finetune.predict.predictor import Predictor
+from finetune.predict.predictor import MaskedLMPredictor, Predictor
 from finetune.predict.repl import show_words
 from finetune.runtime import console
 
-
-def show_prompt(flags, examinee: Predictor) -> None:
-    """The answer to --prompt."""
-    shows = {"masked": show_words, "causal": show_reply, "classifier": show_labels}
-    shows[examinee.kind](flags, examinee)
+if TYPE_CHECKING:  # a single prompt starts without what other kinds of models need
+    from finetune.predict.causal import CausalLMPredictor
 
 
-def show_reply(flags, speaker) -> None:
-    """The answer of a causal model to --prompt, on the screen as it is written."""
-    ids = speaker.encode(flags.prompt)
+def show_prompt(flags, predictor: Predictor) -> None:
+    """Print the prediction for --prompt."""
+    if isinstance(predictor, MaskedLMPredictor):
+        show_words(flags, predictor)
+    elif isinstance(predictor, ClassifierPredictor):
+        show_labels(flags, predictor)
+    else:
+        from finetune.predict.causal import CausalLMPredictor
+
+        assert isinstance(predictor, CausalLMPredictor)  # `check_kind` refuses --prompt for the others
+        show_reply(flags, predictor)
+
+
+def show_reply(flags, predictor: CausalLMPredictor) -> None:
+    """Print the reply of a causal model to --prompt as it is generated."""
+    ids = predictor.encode(flags.prompt)
     if flags.json:
-        reply = speaker.generate([ids], flags.decoding)[0]
+        reply = predictor.generate([ids], flags.decoding)[0]
         console.print_result(console.as_json({"prompt": flags.prompt, "response": reply}))
         return
-    asked, told = ("問題", "回答") if speaker.has_chat_template else ("開頭", "接著寫")
-    console.print_result(f"{asked}: {flags.prompt}\n\n{told}: ", end="")
-    for piece in speaker.stream(ids, flags.decoding):
+    prompt_title, reply_title = ("問題", "回答") if predictor.has_chat_template else ("開頭", "接著寫")
+    console.print_result(f"{prompt_title}: {flags.prompt}\n\n{reply_title}: ", end="")
+    for piece in predictor.stream(ids, flags.decoding):
         console.print_result(piece, end="")
     console.print_result()

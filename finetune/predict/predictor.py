@@ -1,113 +1,160 @@
-"""A loaded model with all that is needed to ask it: its forward pass, its way of writing questions, and the
-method it was taught for.
+"""Predictors: a loaded model with its forward pass, prompts and scoring method, one class per kind of model.
+
+`CausalLMPredictor` is in predict/causal.py, `ClassifierPredictor` in predict/classifier.py.
 """
 
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
-from finetune.evaluation.queries import LogprobRunner
-from finetune.evaluation.scoring import Ranking, Scorer, Scores, estimate_prior, score_options
+from finetune.evaluation.scoring import Prior, Progress, Ranking, Scorer, Scores, ScoringConfig
 from finetune.models import cpu
-from finetune.models.forward import ROW_CLASSES, bf16_forward, forward_of, is_causal
+from finetune.models.forward import ROW_CLASSES, TokenLogits, bf16_forward, forward_of, is_causal
 from finetune.models.run_card import RunCard, hash_texts
 from finetune.models.tokenizer import prompt_length
-from finetune.predict.fill_mask import (
-    Blanks,
-    Filling,
-    fill_first_blanks,
-    fill_words,
-    rank_candidates,
-    read_blanks,
-)
+from finetune.predict.fill_mask import Blanks, Filling, FillMask, read_blanks
 from finetune.prompts.exam import ExamPrompts, unknown_parts
 from finetune.prompts.scoring_methods import CHOICE, GENERATE, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune.runtime.distributed import Distributed
+
 CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
-DEFAULT_METHOD = "pll"  # asks any masked language model
+DEFAULT_METHOD = "pll"  # works with any masked language model
 
 
-def asks_for_words(blanks: Blanks, word_length: int, candidates: Sequence[str] | None) -> bool:
-    """False for one blank that becomes one token, which has a probability of its own."""
-    return bool(candidates) or word_length > 1 or len(blanks.places) > 1
+def needs_word_search(blanks: Blanks, word_length: int, candidates: Sequence[str] | None) -> bool:
+    """Return False for one blank that becomes one token, which has a probability of its own."""
+    return bool(candidates) or word_length > 1 or len(blanks.positions) > 1
 
 
-def prompts_for(config, tokenizer, card: RunCard | None, max_length: int | None = None) -> ExamPrompts:
-    """How a model is asked: the way its card says, or in the default words; `max_length` tokens, else as its
-    card says.
+def prompts_for(
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    card: RunCard | None,
+    max_length: int | None = None,
+) -> ExamPrompts:
+    """Build the exam prompts of a masked model: the template of its run card, or the default one.
+
+    Args:
+        max_length: of a prompt, in tokens; None takes the run card's.
     """
     card = card or RunCard()
     length = prompt_length(config, tokenizer, max_length or card.max_length)
     return ExamPrompts(tokenizer, length, card.template, CACHE_SIZE)
 
 
-def kind_of(model) -> str:
-    """One of `kinds.CLASSES`, by what the model is now; a configuration may still say what its base was."""
+def kind_of(model: torch.nn.Module) -> str:
+    """Return one of `kinds.CLASSES` by the model's class: a configuration may still name its base's class."""
     name = type(model).__name__
     heads = zip(ROW_CLASSES, ("classifier", "choice"), strict=True)
-    found = next((kind for ending, kind in heads if name.endswith(ending)), "masked")
-    return "causal" if is_causal(model) else found
+    kind = next((kind for ending, kind in heads if name.endswith(ending)), "masked")
+    return "causal" if is_causal(model) else kind
 
 
-class Predictor:
-    """What all kinds of models have in common.
+class Predictor(ABC):
+    """Base of all predictors: model, tokenizer, forward pass and option scoring.
 
-    Args: as `inference.load_model` returns them. `name`: what reports call it.
+    Args:
+        model, tokenizer, device: as `inference.load_model` returns them.
+        name: what reports call the model.
 
     Attributes:
         kind: see `kind_of`.
-        longest: tokens it can read.
+        card: the run card of the training run; None for a model that was not trained here.
+        forward: logits at chosen positions.
+        precision: `auto`, `fp32`, `bf16` or `fp16`; "" before it is decided.
+        bf16: the forward pass computes in bf16.
+        longest: tokens the model can read.
         prompts: how questions are written for it; None for a model that answers none.
     """
 
-    def __init__(self, model, tokenizer, device, name: str = ""):
+    prompts: Any = None  # ExamPrompts or CausalExamPrompts, by the subclass
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | str,
+        name: str = "",
+    ):
         self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
         self.kind = kind_of(model)
         self.card: RunCard | None = getattr(model, "run_card", None)
-        self.forward = forward_of(model).eval()
-        self.precision = ""  # not decided yet
+        self.forward: torch.nn.Module = forward_of(model).eval()
+        self.precision = ""
         self.bf16 = False
-        self.longest = prompt_length(model.config, tokenizer, 1 << 30)
-        self.prompts = self._prompts()
-
-    def _prompts(self):
-        return None
+        self.longest: int = prompt_length(model.config, tokenizer, 1 << 30)
 
     @classmethod
-    def of(cls, model, tokenizer, device) -> Predictor:
-        """The one of this model, made once for a tokenizer, a device and a card."""
-        known = getattr(model, "_examinee", None)
-        same = (tokenizer, device, getattr(model, "run_card", None))
-        if known is None or (known.tokenizer, known.device, known.card) != same:
-            known = cls(model, tokenizer, device)
-            object.__setattr__(model, "_examinee", known)  # not a submodule: no cycle
-        return known
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device | str
+    ) -> Self:
+        """Return the predictor of a model, made once for a tokenizer, a device and a run card."""
+        predictor = getattr(model, "_predictor", None)
+        key = (tokenizer, device, getattr(model, "run_card", None))
+        if predictor is None or (predictor.tokenizer, predictor.device, predictor.card) != key:
+            predictor = cls(model, tokenizer, device)
+            object.__setattr__(model, "_predictor", predictor)  # not a submodule: no cycle
+        return predictor
 
     def use_bf16(self) -> None:
-        """Computes in bf16 from now on, where that is faster here and the model's family can be read so."""
+        """Compute in bf16 from now on, where that is faster here and the model family has a bf16 pass."""
         if self.bf16 or self.kind != "masked" or torch.device(self.device).type != "cpu":
             return
-        if self.forward.has_fast_path and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
+        fast = isinstance(self.forward, TokenLogits) and self.forward.has_fast_path
+        if fast and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
             self.forward, self.bf16 = bf16_forward(self.model), True
 
     @property
     def is_causal(self) -> bool:
-        """It goes on from texts."""
+        """True for a model that continues texts."""
         return self.kind == "causal"
 
-    def score(self, questions: Sequence[Question], method: str, orders: str, **more) -> Scores:
-        """`scoring.score_options` of this model."""
-        return score_options(
-            self.forward, self.tokenizer, questions, self.method(method), orders, prompts=self.prompts,
-            device=self.device, **more,
-        )  # fmt: skip
+    @abstractmethod
+    def method(self, requested: str = "auto") -> str:
+        """Return the name of the scoring method that a request stands for.
+
+        Raises:
+            UserError: a method this kind of model cannot be scored by.
+        """
+
+    @abstractmethod
+    def _prompt_settings(self) -> list[str]:
+        """Return what decides how inputs are written for the model, for `digest`."""
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        method: str,
+        orders: str,
+        prior: Prior | None = None,
+        world: Distributed | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Score the options of questions with `scoring.Scorer`.
+
+        Args:
+            questions: of 2 to 10 options.
+            method: of scoring, or `auto`.
+            orders: of the options, see `scoring.ScoringConfig`.
+            prior: of `letter+prior`, see `prior`; estimated from these questions when None.
+            world: ranks that share the questions.
+            progress: called with the number of questions finished.
+        """
+        config = ScoringConfig(self.method(method), orders, prior)  # refuses first what cannot be scored
+        return Scorer.of(self.forward, self.prompts, self.device, world).score(questions, config, progress)
 
     def rank(
         self,
@@ -117,14 +164,14 @@ class Predictor:
         method: str = "auto",
         orders: str = "cyclic",
     ) -> Ranking:
-        """The options of one question, best first.
+        """Rank the options of one question, best first.
 
         Args:
             options: label -> text, 2 to 10 of them.
 
         Raises:
-            UserError: a question or options that cannot be asked; by `generate`, a reply that
-                names no option.
+            UserError: a question or options that cannot be scored; by `generate`, a reply that names no
+                option.
         """
         try:
             row = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
@@ -134,111 +181,135 @@ class Predictor:
         if scores.skipped:
             raise UserError(f"這一題問不了：{scores.skipped[0]}")
         if scores.unparsable:
-            said = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
-            raise UserError(f"{said}；可改用 letter（--scoring letter，對話中是 method letter）")
-        return Ranking.of(options, scores[0], top_k)
+            message = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
+            raise UserError(f"{message}；可改用 letter（--scoring letter，對話中是 method letter）")
+        return Ranking.of(dict(options), scores[0], top_k)
 
     def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
-        """The model's preference for letters, see `scoring.estimate_prior`."""
-        prober = LogprobRunner(self.forward, self.tokenizer.pad_token_id, self.device)
-        return estimate_prior(Scorer(self.prompts, prober), questions)[0]
+        """Estimate the model's preference for letters, see `Scorer.estimate_prior`."""
+        return Scorer.of(self.forward, self.prompts, self.device).estimate_prior(questions)
 
     def digest(self) -> str:
-        """A hash of the weights and of how they are asked; wherever the folder lies."""
-        sums = []
+        """Hash the weights and the prompt settings; the same wherever the folder lies."""
+        checksums = []
         for name, tensor in self.model.named_parameters():
-            plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            sums.append(f"{name}{zlib.crc32(plain)}")
-        return hash_texts([*sums, *self._manner(), *["bf16"] * self.bf16])
-
-    def _manner(self) -> list[str]:
-        """How it is asked, for `digest`."""
-        return [str(self.prompts.template), str(self.prompts.max_length)]
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            checksums.append(f"{name}{zlib.crc32(data)}")
+        return hash_texts([*checksums, *self._prompt_settings(), *["bf16"] * self.bf16])
 
     def warn(self, *texts: str) -> None:
-        """Says which characters of these texts the model does not know: it reads them all as the same one."""
-        found = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
-        if found:
-            log(f"⚠️ 這個模型不認得：{'、'.join(list(found)[:20])}（都讀成 [UNK]）")
+        """Log which characters of these texts the tokenizer does not know: it reads them all as [UNK]."""
+        unknown = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
+        if unknown:
+            log(f"⚠️ 這個模型不認得：{'、'.join(list(unknown)[:20])}（都讀成 [UNK]）")
 
 
-class MaskedLMPredictor(Predictor):
+AnyPredictor = TypeVar("AnyPredictor", bound=Predictor)
+
+
+class EncoderPredictor(Predictor):
+    """Base of the predictors whose questions are written by `ExamPrompts`."""
+
+    prompts: ExamPrompts
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | str,
+        name: str = "",
+    ):
+        super().__init__(model, tokenizer, device, name)
+        self.prompts = prompts_for(model.config, tokenizer, self.card)
+
+    def _prompt_settings(self) -> list[str]:
+        return [str(self.prompts.template), str(self.prompts.max_length)]
+
+
+class MaskedLMPredictor(EncoderPredictor):
     """A masked language model: fills blanks, and scores options by them."""
 
-    def _prompts(self) -> ExamPrompts:
-        return prompts_for(self.model.config, self.tokenizer, self.card)
-
-    def method(self, wanted: str = "auto") -> str:
-        """`auto` is what the run card says the model was taught for, else UNTAUGHT.
+    def method(self, requested: str = "auto") -> str:
+        """Return the scoring method; `auto` is the one the run card names, else DEFAULT_METHOD.
 
         Raises:
             UserError: a method that has the model write, or that needs a head of its own.
         """
-        if wanted == "auto":
-            wanted = (self.card and self.card.scoring) or DEFAULT_METHOD
-        if wanted == GENERATE:
-            raise UserError(f"--scoring {wanted}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等")
-        if wanted == CHOICE:
+        if requested == "auto":
+            requested = (self.card and self.card.scoring) or DEFAULT_METHOD
+        if requested == GENERATE:
+            raise UserError(
+                f"--scoring {requested}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等"
+            )
+        if requested == CHOICE:
             raise UserError(
                 f"{self.name or '這個模型'} 是填空的遮罩模型，沒有選擇題的輸出層，不能以 {CHOICE} 作答，"
                 "也無從與有這一層的模型比較；可用 letter、pll 等"
             )
-        return str(parse(wanted))
+        return str(parse(requested))
+
+    @property
+    def search(self) -> FillMask:
+        """The fill-mask search over the current forward pass."""
+        return FillMask(self.forward, self.tokenizer, self.device, self.longest)
 
     def read(self, prompt: str) -> Blanks:
-        """A prompt's blanks. Raises UserError when it does not fit."""
+        """Find the blanks of a prompt. Raises UserError when it does not fit."""
         return read_blanks(self.tokenizer, prompt, self.longest)
 
     def fill_first(self, prompt: str, top_k: int) -> list[str]:
-        """At most `top_k` words for the first [MASK] of a prompt, best first; one is added if there
-        is none.
+        """Return at most `top_k` words for the first [MASK] of a prompt, best first.
+
+        A prompt without [MASK] gets one at its end.
         """
         blanks = self.read(prompt)
-        if blanks.meant:
-            self.tell_of(blanks)
+        if blanks.lookalike:
+            self.log_blanks(blanks)
         return [word for word, _ in self.fill([blanks], top_k)[0]]
 
     def fill(self, prompts: Sequence[Blanks], top_k: int) -> list[list[tuple[str, float]]]:
-        """(word, probability) for the first blank of each, see `filling.fill_first_blanks`."""
-        return fill_first_blanks(self.forward, self.tokenizer, prompts, top_k, self.device)
+        """Return (word, probability) for the first blank of each, see `FillMask.first_blanks`."""
+        return self.search.first_blanks(prompts, top_k)
 
     def words(
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
     ) -> list[Filling]:
-        """Words for all blanks, see `filling.fill_words`; or all `candidates`, ranked for the first."""
-        where = self.longest, self.device
+        """Return words for all blanks, see `FillMask.words`; or all `candidates`, ranked for the first."""
         if candidates:
-            return rank_candidates(self.forward, self.tokenizer, prompt, candidates, *where)
-        return fill_words(self.forward, self.tokenizer, prompt, top_k, word_length, *where)
+            return self.search.rank(prompt, candidates)
+        return self.search.words(prompt, top_k, word_length)
 
-    def tell_of(self, blanks: Blanks) -> None:
-        """Says where a blank is that the prompt did not write out, and what was meant for one but is none."""
-        odd = f"{blanks.meant} 不是空格，空格要寫成 [MASK]" if blanks.meant else ""
+    def log_blanks(self, blanks: Blanks) -> None:
+        """Log where a blank was added, and what looks like a blank and is none."""
+        lookalike = f"{blanks.lookalike} 不是空格，空格要寫成 [MASK]" if blanks.lookalike else ""
         if blanks.appended:
-            log("；".join(filter(None, ("句子裡沒有 [MASK]，加在句尾", odd))))
-        elif odd:
-            log(f"⚠️ {odd}")
+            log("；".join(filter(None, ("句子裡沒有 [MASK]，加在句尾", lookalike))))
+        elif lookalike:
+            log(f"⚠️ {lookalike}")
 
     def fill_mask(
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
-    ) -> list[dict]:
-        """What a person is shown for a prompt: `word` and its `probability` for one blank of one token;
-        `word`, `score` (nats per token) and the `sentence` for words.
+    ) -> list[dict[str, Any]]:
+        """Return the predictions for a prompt as a person or --json is shown them.
+
+        Returns:
+            `word` and its `probability` for one blank of one token; else `word`, `score` (nats per token)
+            and the whole `sentence`.
         """
         blanks = self.read(prompt)
         self.warn(*blanks.pieces)
-        self.tell_of(blanks)
-        if asks_for_words(blanks, word_length, candidates):
-            found = self.words(prompt, top_k, word_length, candidates)
-            return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in found]
+        self.log_blanks(blanks)
+        if needs_word_search(blanks, word_length, candidates):
+            fillings = self.words(prompt, top_k, word_length, candidates)
+            return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in fillings]
         return [{"word": word, "probability": p} for word, p in self.fill([blanks], top_k)[0]]
 
 
-class MultipleChoicePredictor(MaskedLMPredictor):
+class MultipleChoicePredictor(EncoderPredictor):
     """A multiple-choice head: chooses among options, and does nothing else."""
 
-    def method(self, wanted: str = "auto") -> str:
-        """Its own head. Raises UserError for any other way."""
-        if wanted not in ("auto", CHOICE):
-            raise UserError(f"--scoring {wanted}：這是選擇題模型，只能以自己的輸出層作答；請用 auto")
+    def method(self, requested: str = "auto") -> str:
+        """Return the method of its own head. Raises UserError for any other one."""
+        if requested not in ("auto", CHOICE):
+            raise UserError(f"--scoring {requested}：這是選擇題模型，只能以自己的輸出層作答；請用 auto")
         return CHOICE

@@ -1,4 +1,4 @@
-"""Asking in the terminal: a sentence with blanks, multiple-choice questions; how answers are shown."""
+"""Interactive terminal sessions (REPLs), and how predictions are printed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, Generic
 
 from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
 from finetune.data.option_syntax import from_lines, labelled, parse_options
-from finetune.predict.predictor import Predictor
+from finetune.evaluation.scoring import Ranking
+from finetune.predict.predictor import AnyPredictor, MaskedLMPredictor, Predictor
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
 from finetune.runtime.console import as_json, first_line, plain, print_result
 from finetune.runtime.errors import UserError, nearest, shown
@@ -44,7 +48,7 @@ QUIZ_HELP = """
   quit          離開
 """
 HISTORY = 1000  # entries kept between sessions
-# What a whole entry says, as `spoken` writes it.
+# Whole entries, as `decode_entry` returns them.
 LEAVE = {"quit", "exit", "q", "bye", "離開", "离开", "結束", "结束", "退出", "wq", "logout"}
 ASKS_HELP = {"help", "?", "h", "幫助", "帮助", "說明", "说明"}
 HINT = "  輸入 help 看可以做什麼，q 離開\n"
@@ -54,55 +58,67 @@ _COMMAND = re.compile(r"[/:\\]?([a-z]+)(?:\s*[=:]\s*|\s+|(?=\d)|$)([!-~]*)")
 _UNKNOWN = re.compile(r"/[a-z]\w*(\s+\S+)?", re.ASCII)
 
 
+# (question, options, method, orders) -> the options ranked, best first
+Answer = Callable[[str, dict[str, str], str, str], Ranking]
+
+
 class QuitError(Exception):
-    """The person says so, in the middle of something."""
+    """The user asked to leave in the middle of an entry."""
 
 
 def decode_entry(entry: str) -> str:
-    """An entry as commands are compared: half-width, small letters; `/exit`, `:q`, `exit()` and `quit.` are
-    the word alone.
+    """Normalize an entry for comparison with commands: half-width, lower case.
+
+    `/exit`, `:q`, `exit()` and `quit.` become the word alone.
     """
     word = unicodedata.normalize("NFKC", entry).strip().lower()
-    found = re.fullmatch(r"[/:\\]?(\w+|\?)(?:\(\))?[!.;。]*", word)
-    return found[1] if found else word
+    match = re.fullmatch(r"[/:\\]?(\w+|\?)(?:\(\))?[!.;。]*", word)
+    return match[1] if match else word
 
 
-class Repl:
-    """Args: `answer(question, options, method, orders)` -> [(label, text, score)], best first; None for a
-    model that answers no questions.
+class Repl(ABC, Generic[AnyPredictor]):
+    """Base of the interactive sessions: commands, multiple-choice questions, and what `respond` does.
+
+    Args:
+        answer: ranks the options of a question; None for a model that answers none.
+        top_k: predictions that are listed.
+        method, orders: of multiple-choice questions, at first.
     """
 
-    asks = "💬 請輸入問題: "
+    input_prompt = "💬 請輸入問題: "
 
     def __init__(
-        self, examinee: Predictor, answer: Callable | None, top_k: int, method: str = "auto",
-        orders: str = "1", words: int = 1,
-    ):  # fmt: skip
-        self.examinee, self.answer = examinee, answer
-        self.top_k, self.method, self.orders, self.word_length = top_k, method, orders, words
+        self,
+        predictor: AnyPredictor,
+        answer: Answer | None,
+        top_k: int,
+        method: str = "auto",
+        orders: str = "1",
+    ):
+        self.predictor, self.answer = predictor, answer
+        self.top_k, self.method, self.orders = top_k, method, orders
         self.greeting = GREETING
-        self.commands = {
-            "top": self._top, "words": self._words, "method": self._method, "orders": self._orders,
-        }  # fmt: skip
+        self.commands: dict[str, Callable[[str], None]] = {}
 
     def run(self) -> None:
-        """Until quit, exit, q, 離開 or Ctrl-D. Whatever is entered, the next is asked for. At a terminal
-        Ctrl-C cancels what is typed, the question that is put or the answer that is worked out, and says how
-        to leave; where nobody types it ends the session.
+        """Read and handle entries until quit, exit, q, 離開 or Ctrl-D, whatever is entered.
+
+        At a terminal Ctrl-C cancels what is being typed, asked or answered, and says how to leave; elsewhere
+        it ends the session.
         """
         save = _line_editing()
         print_result(self.greeting)
-        said = ""
+        notice = ""
         try:
             while True:
                 try:
-                    print_result(said, end="")  # in here: a second Ctrl-C comes soon
-                    said = ""
+                    print_result(notice, end="")  # in here: a second Ctrl-C comes soon
+                    notice = ""
                     self._turn()
                 except KeyboardInterrupt:
                     if not sys.stdin.isatty():
                         raise
-                    said = INTERRUPTED
+                    notice = INTERRUPTED
         except (EOFError, KeyboardInterrupt):
             print_result()
         except QuitError:
@@ -112,13 +128,13 @@ class Repl:
         print_result("👋 再見！")
 
     def _turn(self) -> None:
-        """An entry and its answer.
+        """Read one entry and handle it.
 
         Raises:
-            Leave, EOFError: it was the last one.
+            QuitError, EOFError: it was the last one.
         """
         try:
-            entry = _typed(self.asks).strip()
+            entry = _typed(self.input_prompt).strip()
             if decode_entry(entry) in LEAVE:
                 raise QuitError
             self.handle(entry)
@@ -126,7 +142,7 @@ class Repl:
             print_result(f"⚠️ {error}\n")
         except (EOFError, QuitError):
             raise
-        except BaseException as error:  # of a library, about words that nobody foresaw
+        except BaseException as error:  # of a library, about text that nobody foresaw
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
                 raise
             print_result(
@@ -134,56 +150,55 @@ class Repl:
             )
 
     def handle(self, entry: str) -> None:
-        """One entry: a command, or a sentence to fill.
+        """Handle one entry: a command, or a text to respond to.
 
         Raises:
             UserError: what is wrong with it.
         """
         word = decode_entry(entry)
-        found = _COMMAND.fullmatch(unicodedata.normalize("NFKC", entry).strip().lower())
-        command = self.commands.get(found[1]) if found and "[mask]" not in word else None
+        match = _COMMAND.fullmatch(unicodedata.normalize("NFKC", entry).strip().lower())
+        command = self.commands.get(match[1]) if match and "[mask]" not in word else None
         if not word:
             print_result(HINT)
         elif word == "qa":
-            self._ask()
+            self._ask_question()
         elif word in ASKS_HELP:
             print_result(self.help())
-        elif command:
-            command(found[2])
+        elif match and command:
+            command(match[2])
             print_result()
         elif _UNKNOWN.fullmatch(entry.lower()):
             raise UserError(f"沒有 {shown(entry)} 這個指令；輸入 help 看有哪些")
         else:
             self.respond(entry)
 
+    @abstractmethod
     def help(self) -> str:
-        return HELP.format(**vars(self))
+        """Return the list of commands."""
 
+    @abstractmethod
     def respond(self, entry: str) -> None:
-        """What the model has to say to an entry that is no command."""
-        found = self.examinee.fill_mask(entry, self.top_k, self.word_length)
-        print_result(f"\n🔮 預測結果（Top {self.top_k}）:")
-        print_words(found)
-        print_result()
+        """Print the model's prediction for an entry that is no command.
+
+        Raises:
+            UserError: what is wrong with the entry.
+        """
 
     def _top(self, value: str) -> None:
         self.top_k = int_between("top", value, 1, MOST_WORDS)
         print_result(f"  列出前 {self.top_k} 名")
 
-    def _words(self, value: str) -> None:
-        self.word_length = int_between("words", value, 1, LONGEST_WORD)
-        print_result(f"  一個 [MASK] 最多 {self.word_length} 個字")
-
     def _method(self, value: str) -> None:
-        meant = self.examinee.method(_one_of("method", value, ("auto", *METHODS, *SHORT, GENERATE)))
+        resolved = self.predictor.method(_one_of("method", value, ("auto", *METHODS, *SHORT, GENERATE)))
         self.method = value
-        print_result(f"  作答方式 {self.method}" + (f"（{meant}）" if meant != self.method else ""))
+        print_result(f"  作答方式 {self.method}" + (f"（{resolved}）" if resolved != self.method else ""))
 
     def _orders(self, value: str) -> None:
         self.orders = _one_of("orders", value, ORDERS)
         print_result(f"  選項順序 {self.orders}")
 
-    def _ask(self) -> None:
+    def _ask_question(self) -> None:
+        """Ask for a multiple-choice question and its options, and print the ranking."""
         question = _typed("❓ 問題: ").strip()
         if decode_entry(question) in LEAVE:
             raise QuitError
@@ -199,15 +214,18 @@ class Repl:
         if not options:
             print_result("  沒有選項，取消了這一題\n")
             return
-        self.examinee.warn(question, *options.values())
+        self.predictor.warn(question, *options.values())
+        assert self.answer is not None  # sessions without it refuse `qa`
         ranked = self.answer(question, options, self.method, self.orders)
         print_result("\n🎯 預測結果（按可能性排序）:")
         print_ranking(ranked)
         print_result()
 
     def _options(self) -> dict[str, str]:
-        """On one line; or, after an empty line or a first `A:…` alone, one a line until an empty one. {} when
-        there is nothing but empty lines.
+        """Read options from one line; or, after an empty line or a lone `A:…`, one a line until an empty one.
+
+        Returns:
+            label -> text; {} when there is nothing but empty lines.
         """
         first = _typed("選項: ")
         if decode_entry(first) in LEAVE:
@@ -220,24 +238,64 @@ class Repl:
         return from_lines(lines) if lines else {}
 
 
-class McqRepl(Repl):
-    """Of a model that answers multiple-choice questions and does nothing else. Args: as `Terminal`."""
+class FillMaskRepl(Repl[MaskedLMPredictor]):
+    """Session with a masked language model.
 
-    def __init__(self, examinee: Predictor, answer: Callable):
-        super().__init__(examinee, answer, 1)
-        self.greeting = QUIZ
-        self.commands = {}
+    Args: as `Repl`; `word_length`: characters that one blank may become.
+    """
+
+    def __init__(
+        self,
+        predictor: MaskedLMPredictor,
+        answer: Answer | None,
+        top_k: int,
+        method: str = "auto",
+        orders: str = "1",
+        word_length: int = 1,
+    ):
+        super().__init__(predictor, answer, top_k, method, orders)
+        self.word_length = word_length
+        self.commands = {
+            "top": self._top,
+            "words": self._words,
+            "method": self._method,
+            "orders": self._orders,
+        }
 
     def help(self) -> str:
+        """Return the list of commands with the current settings."""
+        return HELP.format(**vars(self))
+
+    def respond(self, entry: str) -> None:
+        """Print the likeliest words for the blanks of an entry."""
+        predictions = self.predictor.fill_mask(entry, self.top_k, self.word_length)
+        print_result(f"\n🔮 預測結果（Top {self.top_k}）:")
+        print_words(predictions)
+        print_result()
+
+    def _words(self, value: str) -> None:
+        self.word_length = int_between("words", value, 1, LONGEST_WORD)
+        print_result(f"  一個 [MASK] 最多 {self.word_length} 個字")
+
+
+class McqRepl(Repl[Predictor]):
+    """Session with a multiple-choice model, which answers questions only. Args: as `Repl`."""
+
+    def __init__(self, predictor: Predictor, answer: Answer):
+        super().__init__(predictor, answer, 1)
+        self.greeting = QUIZ
+
+    def help(self) -> str:
+        """Return the list of commands."""
         return QUIZ_HELP
 
     def respond(self, entry: str) -> None:
-        """Raises UserError: it is asked by `qa` alone."""
+        """Raise UserError: a question is asked by `qa` alone."""
         raise UserError("這是選擇題模型，只答選擇題；輸入 qa 問一題")
 
 
 def _typed(prompt: str) -> str:
-    """A line from the terminal.
+    """Read a line from the terminal.
 
     Raises:
         UserError: half characters, which no tokenizer can read.
@@ -248,30 +306,35 @@ def _typed(prompt: str) -> str:
         line.encode()
     except UnicodeError:
         raise UserError("這一行不是 UTF-8，看不懂；請把終端機的編碼改成 UTF-8") from None
-    except Exception as error:  # the terminal has gone; asked again, it would be gone for ever
+    except Exception as error:  # the terminal is gone, and would be gone for every later line
         raise EOFError(str(error)) from error
     return line
 
 
-def show_words(flags, examinee: Predictor) -> None:
-    """The answer to --prompt."""
-    found = examinee.fill_mask(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
+def show_words(flags, predictor: MaskedLMPredictor) -> None:
+    """Print the predictions of a masked language model for --prompt."""
+    predictions = predictor.fill_mask(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
     if flags.json:
-        print_result(as_json({"prompt": flags.prompt, "predictions": found}))
+        print_result(as_json({"prompt": flags.prompt, "predictions": predictions}))
     else:
-        print_result(f"問題: {flags.prompt}\n\n預測結果（Top {len(found)}）:")
-        print_words(found, bare=True)  # `  1. 好`: programs read it so
+        print_result(f"問題: {flags.prompt}\n\n預測結果（Top {len(predictions)}）:")
+        print_words(predictions, bare=True)  # `  1. 好`: programs read it so
 
 
-def print_words(found: list[dict], bare: bool = False) -> None:
-    """Args: `bare` leaves out the probability of a word of one blank."""
-    for place, row in enumerate(found, 1):
-        what, value = ("分數", row["score"]) if "score" in row else ("機率", row["probability"])
-        beside = "" if bare and what == "機率" else f" ({what}: {value:.4f})"
-        print_result(f"  {place}. {plain(row['word'], lines=False)}{beside}")
+def print_words(predictions: list[dict[str, Any]], bare: bool = False) -> None:
+    """Print the words of `MaskedLMPredictor.fill_mask`, numbered.
+
+    Args:
+        bare: leave out the probability of a word of one blank.
+    """
+    for place, row in enumerate(predictions, 1):
+        title, value = ("分數", row["score"]) if "score" in row else ("機率", row["probability"])
+        suffix = "" if bare and title == "機率" else f" ({title}: {value:.4f})"
+        print_result(f"  {place}. {plain(row['word'], lines=False)}{suffix}")
 
 
-def print_ranking(ranked) -> None:
+def print_ranking(ranked: Ranking) -> None:
+    """Print ranked options, numbered, and which of them share the highest score."""
     for place, (label, text, score) in enumerate(ranked, 1):
         print_result(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
     if tied := getattr(ranked, "tied", ()):
@@ -279,13 +342,14 @@ def print_ranking(ranked) -> None:
 
 
 def int_between(name: str, value: str, low: int, high: int) -> int:
-    """A whole number that was entered after a command. Raises UserError with what it should be."""
+    """Parse the integer after a command. Raises UserError with the range it should be in."""
     if not value.isdecimal() or len(value) > 9 or not low <= int(value) <= high:
         raise UserError(f"{name} {value[:20]}：應為 {low} 到 {high} 的整數，例如 {name} {low + 1}")
     return int(value)
 
 
-def _one_of(name: str, value: str, known) -> str:
+def _one_of(name: str, value: str, known: Iterable[str]) -> str:
+    """Return a value that is one of those known. Raises UserError with the nearest one, or all."""
     if value not in known:
         guess = nearest(value, known)
         hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(known)}"
@@ -294,25 +358,21 @@ def _one_of(name: str, value: str, known) -> str:
 
 
 def _line_editing() -> Callable[[], None]:
-    """Arrow keys and a history that outlasts the session. Returns what saves it."""
+    """Enable arrow keys and a history that outlasts the session. Returns the function that saves it."""
     try:
         import readline
     except ImportError:  # not there on Windows
         return lambda: None
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     path = Path(state) / "fine-tuning-llm/history"
-    try:
+    with suppress(OSError, UnicodeError):  # the first session, or a file that is no history
         readline.read_history_file(path)
-    except (OSError, UnicodeError):
-        pass  # the first session, or a file that is no history
     readline.set_history_length(HISTORY)
 
     def save() -> None:
-        try:
+        with suppress(OSError):  # nowhere to keep it: the session itself lacked nothing
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             readline.write_history_file(path)
             path.chmod(0o600)
-        except OSError:
-            pass  # nowhere to keep it: the session itself lacked nothing
 
     return save

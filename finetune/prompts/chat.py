@@ -1,8 +1,8 @@
-"""What is said to a causal model, as token ids: messages through the tokenizer's own chat template, or in the
-plain form `User: …\\nAssistant: …` where it has none and the person said so.
+r"""Chat prompts for causal models, as token ids.
 
-Training and asking go through the same functions, so a model is asked exactly as it was taught. Text of a
-message is data: `<|im_end|>` inside it is broken up, never obeyed.
+Messages go through the tokenizer's own chat template or, where it has none and the user chose so, the plain
+form `User: …\nAssistant: …`. Training and inference use the same functions, so a model is prompted exactly as
+it was trained. The text of a message is data: a `<|im_end|>` inside it is escaped, never interpreted.
 """
 
 from __future__ import annotations
@@ -11,55 +11,66 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.instructions import Message
 from finetune.runtime.errors import UserError
 from finetune.runtime.sandbox import Sandbox
 from finetune.runtime.strict_json import too_long
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 STYLES = ("chat", "plain")
-SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}  # of the plain form
-# What a template is tried with: texts that no template holds itself.
-ASKED, ANSWER, SYSTEM, THOUGHT = "甲乙丙丁", "子丑寅卯", "乾坤震巽", "金木水火"
-THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # by which templates know what was thought
-LEAD = re.compile(r"(?:<think>\s*</think>\s*| *)\Z")  # what a model says itself before its words
+SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}  # in the plain form
+# Contents of the messages that a template is probed with: texts that no template contains.
+QUESTION, ANSWER, SYSTEM, THOUGHT = "甲乙丙丁", "子丑寅卯", "乾坤震巽", "金木水火"
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")  # message keys of reasoning in chat templates
+PREFIX = re.compile(r"(?:<think>\s*</think>\s*| *)\Z")  # text that the model generates before its answer
 
 
 def user(content: str) -> Message:
+    """Make a message of the user."""
     return {"role": "user", "content": content}
 
 
-def assistant(content: str, **more) -> Message:
-    return {"role": "assistant", "content": content, **more}
+def assistant(content: str, **kwargs: str) -> Message:
+    """Make a message of the assistant, with further keys such as its reasoning."""
+    return {"role": "assistant", "content": content, **kwargs}
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a template writes what the assistant says.
+class TemplateForm:
+    """Form in which a template writes a reply of the assistant.
 
     Attributes:
-        lead: stands between the place where the assistant is to speak and its words: a space, or ""; the
-            assistant says it.
-        tail: stands between its words and their end.
-        end: the token that ends them: the first special one after them, else the tokenizer's EOS.
-        adds: the template takes no notice of `add_generation_prompt`: what opens the assistant's turn is
-            taken from a turn that it writes.
-        thinks: the place where the assistant is to speak lies inside an open `<think>`.
-        joins: what is written where the assistant spoke begins with what was asked.
+        reply_prefix: text between the generation prompt and the reply, which the model generates: a space, or
+            "".
+        suffix: text between the reply and its end token.
+        end_id: the token that ends the reply: the first special one after it, else the tokenizer's EOS.
+        ignores_generation_prompt: the template does nothing with `add_generation_prompt`: the opening of the
+            assistant's turn is taken from a finished turn.
+        opens_thought: the generation prompt ends inside an open `<think>`.
+        continues_prompt: a finished turn begins with the text of the generation prompt.
     """
 
     reply_prefix: str
-    tail: str
-    end: int
-    adds: bool
-    thinks: bool
-    joins: bool
+    suffix: str
+    end_id: int
+    ignores_generation_prompt: bool
+    opens_thought: bool
+    continues_prompt: bool
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids to learn from. `spoken`: where the assistant speaks and learns; the last place of each range
-    asks for the end, whatever stands there (a template may write none between two turns).
+    """Token ids to train on.
+
+    Attributes:
+        ids: token ids.
+        reply_spans: positions of the assistant's replies, the targets of the loss; the target at the last
+            position of each span is the end token, whatever the passage holds there (a template may write
+            none between two turns).
     """
 
     ids: list[int]
@@ -70,13 +81,15 @@ class Chat:
     """Writes messages for one tokenizer.
 
     Args:
-        style: `chat`, the tokenizer's template, or `plain`.
+        tokenizer: of the model.
+        style: `chat` for the tokenizer's template, or `plain`.
+        flag: named in error messages.
 
     Raises:
         UserError: `chat` where the tokenizer has no template.
     """
 
-    def __init__(self, tokenizer, style: str, flag: str = "--template chat"):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, style: str, flag: str = "--template chat"):
         template = tokenizer.chat_template if style == "chat" else ""
         if style == "chat" and not template:
             raise UserError(
@@ -107,52 +120,52 @@ class Chat:
     # ---- messages as text ----------------------------------------------------------------------------------
 
     def text(self, messages: Sequence[Message], reply: bool) -> str:
-        """The messages written out; `reply`: up to where the assistant is to speak.
+        """Render the messages; with `reply`, also the opening of the assistant's next turn.
 
         Raises:
-            ValueError: the template refuses them (roles that must take turns, say).
+            ValueError: the template refuses them (roles that must alternate, say).
         """
-        fitted = self._fitted(messages)
+        adapted = self._adapt(messages)
         if not reply:
-            return self._render(fitted, False)
-        if not self.form.adds:
-            return self._render(fitted, True)
-        before = self._render([*fitted, assistant(ANSWER)], False).rpartition(ANSWER)[0]
-        return LEAD.sub("", before)
+            return self._render(adapted, False)
+        if not self.form.ignores_generation_prompt:
+            return self._render(adapted, True)
+        before = self._render([*adapted, assistant(ANSWER)], False).rpartition(ANSWER)[0]
+        return PREFIX.sub("", before)
 
     def _render(self, messages: Sequence[Message], reply: bool) -> str:
         if self.style == "chat":
             try:
-                written = self._apply(messages, reply)
+                text = self._apply(messages, reply)
             except ValueError as error:  # a template is a program: it may divide by 0
                 raise ValueError(f"對話樣板不接受：{error}") from error
-            if reason := too_long(written):
+            if reason := too_long(text):
                 raise ValueError(f"對話樣板寫出的文字{reason}")
-            return written
+            return text
         lines = [f"{SPEAKERS[message['role']]}: {message['content']}" for message in messages]
         for at, message in enumerate(messages):
             if message["role"] == "assistant":
                 lines[at] += self.tokenizer.eos_token
         return "\n".join([*lines, "Assistant:"] if reply else lines)
 
-    def _fitted(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the template takes them, without special tokens; `remarks` says of it."""
-        fitted: list[Message] = []
-        waiting: list[str] = []  # of the system, where the template has no place for it
+    def _adapt(self, messages: Sequence[Message]) -> list[Message]:
+        """Adapt messages to what the template supports, special tokens escaped; see `remarks`."""
+        adapted: list[Message] = []
+        pending: list[str] = []  # system messages, where the template has no place for them
         for message in messages:
             role, content = message["role"], self.escape_special_tokens(message["content"])
             if role == "system" and not self.takes_system:
-                waiting.append(content)
+                pending.append(content)
             elif role == "assistant":
-                if self.opens or any(one["role"] == "user" for one in fitted):
-                    fitted.append(self._answer(content, message.get("reasoning_content") or ""))
+                if self.assistant_first or any(earlier["role"] == "user" for earlier in adapted):
+                    adapted.append(self._reply_message(content, message.get("reasoning_content") or ""))
             else:
-                fitted.append({"role": role, "content": "\n\n".join([*waiting, content])})
-                waiting = []
-        return fitted
+                adapted.append({"role": role, "content": "\n\n".join([*pending, content])})
+                pending = []
+        return adapted
 
-    def _answer(self, content: str, thought: str) -> Message:
-        """What the assistant said and, where the template has a place for it, thought."""
+    def _reply_message(self, content: str, thought: str) -> Message:
+        """Make the assistant's message, with its reasoning where the template has a place for it."""
         content, thought = content.strip(), self.escape_special_tokens(thought).strip()
         if thought and self.thought_key:
             return assistant(content, **{self.thought_key: thought})
@@ -161,155 +174,165 @@ class Chat:
         return assistant(content)
 
     def remarks(self, messages: Sequence[Message]) -> set[str]:
-        """What is not written as the messages have it."""
-        said, roles = set(), [message["role"] for message in messages]
+        """Describe how the messages are changed to fit the template."""
+        changes, roles = set(), [message["role"] for message in messages]
         if "system" in roles and not self.takes_system:
-            said.add("對話樣板沒有 system 的位置：併入下一句使用者的話")
-        if next((role for role in roles if role != "system"), "") == "assistant" and not self.opens:
-            said.add("對話樣板不讓模型先開口：略去招呼")
+            changes.add("對話樣板沒有 system 的位置：併入下一句使用者的話")
+        if next((role for role in roles if role != "system"), "") == "assistant" and not self.assistant_first:
+            changes.add("對話樣板不讓模型先開口：略去招呼")
         if any(message.get("reasoning_content") for message in messages) and not self.writes_thought:
-            said.add("對話樣板沒有思考（reasoning_content）的位置：不教思考，只教回答")
-        return said
+            changes.add("對話樣板沒有思考（reasoning_content）的位置：不訓練思考，只訓練回答")
+        return changes
 
     def notes(self) -> list[str]:
-        """What is to be known of the template itself."""
-        said = []
+        """Describe the peculiarities of the template."""
+        notes = []
         if "strftime_now" in self.template:
-            said.append("對話樣板會寫進當天的日期：訓練時寫的是今天，以後問的是那一天")
-        if self.form.adds:
-            said.append("對話樣板不理會 add_generation_prompt：模型開口的地方依它寫回答的方式補上")
-        elif not self.form.joins:
-            said.append("對話樣板寫回答的方式接不上它請模型開口的地方：照請模型開口的地方教")
-        return said
+            notes.append("對話樣板會寫進當天的日期：訓練時寫的是今天，推論時寫的是推論當天")
+        if self.form.ignores_generation_prompt:
+            notes.append("對話樣板不理會 add_generation_prompt：模型開口的地方依它寫回答的方式補上")
+        elif not self.form.continues_prompt:
+            notes.append("對話樣板寫回答的方式接不上它請模型開口的地方：照請模型開口的地方訓練")
+        return notes
 
     def escape_special_tokens(self, text: str) -> str:
-        """Special tokens in a text, each broken by a space, so that they are read as the letters they are."""
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        """Break each special token in a text by a space, so that it is tokenized as ordinary characters."""
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
-    # ---- what the template does ----------------------------------------------------------------------------
+    # ---- abilities of the template -------------------------------------------------------------------------
 
     @cached_property
-    def form(self) -> Form:
-        """Raises UserError where the template cannot write a question and its answer."""
+    def form(self) -> TemplateForm:
+        """Form of a reply, found by rendering a question with and without an answer.
+
+        Raises:
+            UserError: the template cannot write a question and its answer.
+        """
         try:
-            closed, asked, whole = self._tried([user(ASKED)])
+            closed, prompt, answered = self._probe([user(QUESTION)])
         except ValueError as error:
-            try:  # a template may insist on a system
-                closed, asked, whole = self._tried([{"role": "system", "content": SYSTEM}, user(ASKED)])
+            try:  # a template may require a system message
+                closed, prompt, answered = self._probe(
+                    [{"role": "system", "content": SYSTEM}, user(QUESTION)]
+                )
             except ValueError:
                 message = f"{self.flag}：{error}；一問一答也寫不出來，請換一個對話樣板"
                 raise UserError(message) from error
-        before, _, after = whole.rpartition(ANSWER)
-        joins = before.startswith(asked)
-        adds = asked == closed and bool(not joins or before[len(asked) :].strip())
-        if adds:
-            lead = LEAD.search(before)[0]
-            asked, joins = before[: len(before) - len(lead)], True
-        else:
-            lead = before[len(asked) :] if joins else ""
-        thinks = bool(re.search(r"<think>\s*\Z", asked))
-        if thinks and not joins:
-            lead = "\n</think>\n\n"
+        before, _, after = answered.rpartition(ANSWER)
+        continues = before.startswith(prompt)
+        ignores = prompt == closed and bool(not continues or before[len(prompt) :].strip())
+        if ignores:
+            prompt, continues = PREFIX.sub("", before), True
+        prefix = before[len(prompt) :] if continues else ""
+        opens_thought = bool(re.search(r"<think>\s*\Z", prompt))
+        if opens_thought and not continues:
+            prefix = "\n</think>\n\n"
         end = self._special.search(after)
-        token = self.tokenizer.convert_tokens_to_ids(end[0]) if end else self.tokenizer.eos_token_id
-        return Form(lead, after[: end.start()] if end else "", token, adds, thinks, joins)
+        end_id: Any = self.tokenizer.convert_tokens_to_ids(end[0]) if end else self.tokenizer.eos_token_id
+        suffix = after[: end.start()] if end else ""
+        return TemplateForm(prefix, suffix, end_id, ignores, opens_thought, continues)
 
-    def _tried(self, question: Sequence[Message]) -> tuple[str, str, str]:
-        """A question without and with the place for its answer, and with an answer. Raises ValueError."""
-        whole = self._render([*question, assistant(ANSWER)], False)
-        if ANSWER not in whole:
+    def _probe(self, question: Sequence[Message]) -> tuple[str, str, str]:
+        """Render a question alone, with the generation prompt, and with an answer.
+
+        Raises:
+            ValueError: the template refuses one of them, or drops the answer.
+        """
+        answered = self._render([*question, assistant(ANSWER)], False)
+        if ANSWER not in answered:
             raise ValueError("對話樣板不寫模型的回答")
-        return self._render(question, False), self._render(question, True), whole
+        return self._render(question, False), self._render(question, True), answered
 
-    def _shows(self, messages: Sequence[Message], *texts: str) -> bool:
-        """True when the template writes all these texts."""
+    def _renders(self, messages: Sequence[Message], *texts: str) -> bool:
+        """Return True when the template accepts the messages and writes all these texts."""
         try:
-            written = self._render(messages, False)
+            rendered = self._render(messages, False)
         except ValueError:
             return False
-        return all(text in written for text in texts)
+        return all(text in rendered for text in texts)
 
     @cached_property
     def takes_system(self) -> bool:
-        """The template has a place for what the system says: it neither refuses nor drops it."""
-        return self._shows([{"role": "system", "content": SYSTEM}, user(ASKED)], SYSTEM)
+        """True if the template has a place for a system message: it neither refuses nor drops it."""
+        return self._renders([{"role": "system", "content": SYSTEM}, user(QUESTION)], SYSTEM)
 
     @cached_property
-    def opens(self) -> bool:
-        """The template lets the assistant speak first."""
-        return self._shows([assistant(ANSWER), user(ASKED)], ANSWER, ASKED)
+    def assistant_first(self) -> bool:
+        """True if the template lets the assistant speak first."""
+        return self._renders([assistant(ANSWER), user(QUESTION)], ANSWER, QUESTION)
 
     @cached_property
     def thought_key(self) -> str:
-        """The key by which the template writes what was thought; "" where it knows none."""
+        """Message key under which the template reads the reasoning; "" where it reads none."""
         if self.style == "plain":
             return ""
         return next(
             (
                 key
                 for key in THOUGHT_KEYS
-                if self._shows([user(ASKED), assistant(ANSWER, **{key: THOUGHT})], THOUGHT)
+                if self._renders([user(QUESTION), assistant(ANSWER, **{key: THOUGHT})], THOUGHT)
             ),
             "",
         )
 
     @property
     def tags_thought(self) -> bool:
-        """The template knows thoughts as `<think>…</think>` inside what is said."""
+        """True if the template handles reasoning as `<think>…</think>` inside the content."""
         return "</think>" in self.template
 
     @property
     def writes_thought(self) -> bool:
+        """True if the template has a place for reasoning."""
         return bool(self.thought_key) or self.tags_thought
 
     @property
     def reply_prefix(self) -> str:
+        """Text that the model generates before its reply, see `TemplateForm`."""
         return self.form.reply_prefix
 
     @property
     def end(self) -> int:
-        return self.form.end
+        """Token id that ends a reply."""
+        return self.form.end_id
 
     # ---- text as tokens ------------------------------------------------------------------------------------
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text that `text` wrote."""
+        """Tokenize a text rendered by `text`, without adding special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @cached_property
     def start(self) -> list[int]:
-        """What stands before everything: BOS where the tokenizer adds one and no template writes it."""
+        """Token ids before everything else: BOS where the tokenizer adds one and no template writes it."""
         tokenizer = self.tokenizer
-        begins = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
-        return [tokenizer.bos_token_id] if self.style == "plain" and begins else []
+        adds_bos = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+        return [tokenizer.bos_token_id] if self.style == "plain" and adds_bos else []
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """All up to where the assistant is to speak. Raises ValueError as `text` does."""
+        """Return the token ids of the messages with the generation prompt. Raises ValueError as `text`."""
         return self.start + self.ids(self.text(messages, reply=True))
 
     def reply(self, before: str, content: str) -> list[int]:
-        """Token ids of what the assistant says after `before`, without the end."""
-        return self._after(before, self.reply_prefix + self.escape_special_tokens(content))
+        """Return the token ids of a reply after the text `before`, without the end token."""
+        return self._ids_after(before, self.reply_prefix + self.escape_special_tokens(content))
 
-    def _after(self, before: str, said: str, prompt: list[int] | None = None) -> list[int]:
-        """Token ids of `said` where it follows `before`, whose ids are `prompt`."""
-        prompt, whole = prompt or self.ids(before), self.ids(before + said)
-        # Read together, as the model will write it, unless the seam would change the prompt's own tokens.
-        return whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(said)
+    def _ids_after(self, before: str, text: str, prompt: list[int] | None = None) -> list[int]:
+        """Return the token ids of `text` where it follows `before`, whose ids are `prompt`."""
+        prompt, joined = prompt or self.ids(before), self.ids(before + text)
+        # Tokenized together, as the model generates it, unless that changes the tokens of the prompt.
+        return joined[len(prompt) :] if joined[: len(prompt)] == prompt else self.ids(text)
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """Token ids that end what the assistant says: what the template writes after it, if anything, and
-        `end`.
-        """
-        said = self.text([user(ASKED)], reply=True) + self.reply_prefix + ANSWER
-        return [*self._after(said, self.form.tail), self.end]
+        """Token ids that end a reply: the suffix that the template writes after it, if any, and `end`."""
+        reply = self.text([user(QUESTION)], reply=True) + self.reply_prefix + ANSWER
+        return [*self._ids_after(reply, self.form.suffix), self.end]
 
     def conversation(self, messages: Sequence[Message]) -> list[Passage]:
-        """A whole conversation for training: every answer after the very tokens that it is asked with.
+        """Tokenize a conversation for training: every reply follows the very tokens of its prompt.
 
-        Answers share a passage as long as each is asked after the tokens of those before it. Where the
-        template rewrites what came before (it drops what a model thought, say), a new passage begins.
+        Replies share a passage as long as the prompt of each begins with the tokens of those before it. Where
+        the template rewrites earlier turns (it drops their reasoning, say), a new passage begins.
 
         Raises:
             ValueError: the template refuses it.
@@ -319,65 +342,69 @@ class Chat:
             if message["role"] != "assistant" or not message.get("train", True):
                 continue
             before = self.text(messages[:at], reply=True)
-            asked = self.ids(before)
-            said = self._after(before, self._words(before, messages[: at + 1]), asked)
-            prompt = self.start + asked
-            spoken = range(len(prompt), len(prompt) + len(said) + 1)
+            before_ids = self.ids(before)
+            reply = self._ids_after(before, self._reply_text(before, messages[: at + 1]), before_ids)
+            prompt = self.start + before_ids
+            span = range(len(prompt), len(prompt) + len(reply) + 1)
             last = passages[-1] if passages else None
             if last and prompt[: len(last.ids)] == last.ids:
-                passages[-1] = Passage([*prompt, *said], [*last.reply_spans, spoken])
+                passages[-1] = Passage([*prompt, *reply], [*last.reply_spans, span])
             else:
-                passages.append(Passage([*prompt, *said], [spoken]))
+                passages.append(Passage([*prompt, *reply], [span]))
         for passage in passages:
             passage.ids.append(self.end)
         return passages
 
-    def _words(self, before: str, messages: Sequence[Message]) -> str:
-        """What the assistant says last in these messages, as the template writes it after `before`; as it
-        stands there, where the template would write something else in that place, or drop its thoughts.
-        """
-        content = self._fitted(messages)[-1]["content"]
-        thought, _, words = content.rpartition("</think>")
-        written = self._render(self._fitted(messages), False)
-        if written.startswith(before):
-            written = written[len(before) :]
-            end = written.find(self.tokenizer.decode([self.end]))
-            said = written[:end] if end >= 0 else written[: written.rfind(content) + len(content)]
-            if words.strip() in said and thought.removeprefix("<think>").strip() in said:
-                return said
-        if self.form.thinks and "</think>" in content:
-            return content.removeprefix("<think>").lstrip("\n") + self.form.tail
-        lead = "" if content.startswith("<think>") and "<think>" in self.reply_prefix else self.reply_prefix
-        return lead + content + self.form.tail
+    def _reply_text(self, before: str, messages: Sequence[Message]) -> str:
+        """Return the text of the last message, a reply, as the template writes it after `before`.
 
-    # ---- what a model said ---------------------------------------------------------------------------------
+        Where the template writes something else in that place, or drops the reasoning, the content itself is
+        used, with the reply's prefix and suffix.
+        """
+        content = self._adapt(messages)[-1]["content"]
+        thought, _, answer = content.rpartition("</think>")
+        rendered = self._render(self._adapt(messages), False)
+        if rendered.startswith(before):
+            rendered = rendered[len(before) :]
+            end = rendered.find(str(self.tokenizer.decode([self.end])))
+            reply = rendered[:end] if end >= 0 else rendered[: rendered.rfind(content) + len(content)]
+            if answer.strip() in reply and thought.removeprefix("<think>").strip() in reply:
+                return reply
+        if self.form.opens_thought and "</think>" in content:
+            return content.removeprefix("<think>").lstrip("\n") + self.form.suffix
+        prefix = "" if content.startswith("<think>") and "<think>" in self.reply_prefix else self.reply_prefix
+        return prefix + content + self.form.suffix
+
+    # ---- generated text ------------------------------------------------------------------------------------
 
     def cleaned(self, pieces: Iterable[str]) -> Iterator[str]:
-        """What a model said, piece by piece, without what the template and not the model means by it: the
-        lead of an answer, a `<think>` without a thought. A thought that was opened in the prompt is whole.
+        """Strip what the template requires at the start of a generated reply, piece by piece.
+
+        That is the reply's prefix, or a `<think>` without a thought. A thought that was opened in the prompt
+        gets its `<think>` back.
         """
-        lead = self.tokenizer.decode(self.ids(self.reply_prefix), skip_special_tokens=True)
-        residues = [_dense(lead), "</think>" if self.form.thinks else "<think></think>"]
-        held, opened = "", False
+        prefix = str(self.tokenizer.decode(self.ids(self.reply_prefix), skip_special_tokens=True))
+        residues = [_without_spaces(prefix), "</think>" if self.form.opens_thought else "<think></think>"]
+        held, started = "", False
         for piece in pieces:
-            if opened:
+            if started:
                 yield piece
                 continue
             held += piece
-            dense = _dense(held)
-            found = next((one for one in residues if one and dense.startswith(one)), "")
-            if not found and any(one.startswith(dense) for one in residues):
-                continue  # it may become one
-            yield self._opening(held, found)
-            held, opened = "", True
+            compact = _without_spaces(held)
+            residue = next((text for text in residues if text and compact.startswith(text)), "")
+            if not residue and any(text.startswith(compact) for text in residues):
+                continue  # it may still become one
+            yield self._clean_start(held, residue)
+            held, started = "", True
         if held:
-            yield self._opening(held, "")
+            yield self._clean_start(held, "")
 
-    def _opening(self, held: str, residue: str) -> str:
+    def _clean_start(self, held: str, residue: str) -> str:
         if residue:
             return re.sub(r"\A\s*" + r"\s*".join(map(re.escape, residue)) + r"\s*", "", held)
-        return f"<think>\n{held.lstrip()}" if self.form.thinks and held.strip() else held
+        return f"<think>\n{held.lstrip()}" if self.form.opens_thought and held.strip() else held
 
 
-def _dense(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

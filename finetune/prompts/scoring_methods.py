@@ -1,4 +1,4 @@
-"""The ways of scoring an option, by name. What each computes: evaluation/scoring.py.
+"""Scoring methods for options, by name; evaluation/scoring.py computes them.
 
 A name is a base, then `_sum` (sum over the option's tokens instead of their mean), then a correction:
 
@@ -11,18 +11,24 @@ from dataclasses import dataclass
 
 TEXT = ("joint", "pll", "pll_l2r", "pll_word_l2r", "first")  # bases that score the option's own text
 ORDERS = ("1", "cyclic", "all")
-SHORT = {"pmi": "pll_sum+pmi", "prior": "letter+prior"}  # a correction alone names its usual base
+SHORT = {"pmi": "pll_sum+pmi", "prior": "letter+prior"}  # aliases: a correction with its usual base
 GENERATE = "generate"  # what a causal model writes, read by predict/replies.py
 CHOICE = "choice"  # the number that a multiple-choice head gives
-CAUSAL = ("letter", "letter+prior", GENERATE)  # those a causal model can be asked by
-METHOD_OF_OBJECTIVE = {  # how each is asked
+CAUSAL = ("letter", "letter+prior", GENERATE)  # methods for causal models
+METHOD_OF_OBJECTIVE = {  # training objective -> default scoring method
     "answer+mlm": "letter", "answer": "letter", "mlm": "joint", "cloze": "joint", "choice": CHOICE,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Method:
-    """`base`: letter or one of TEXT. `summed`: sum over tokens, else mean. `correction`: "", pmi or prior."""
+    """Scoring method, parsed.
+
+    Attributes:
+        base: "letter" or one of TEXT.
+        summed: sum over the option's tokens, else their mean.
+        correction: "", "pmi" or "prior".
+    """
 
     base: str
     summed: bool = False
@@ -33,12 +39,16 @@ class Method:
 
     @property
     def by_letter(self) -> bool:
-        """True when the options are listed and the answer is a letter, so that their order matters."""
+        """Return True when the options are listed and the answer is a letter, so that their order matters."""
         return self.base == "letter"
 
 
 def parse(name: str | Method) -> Method:
-    """Raises ValueError for a name that is none."""
+    """Return the method of a name.
+
+    Raises:
+        ValueError: it names no method.
+    """
     if isinstance(name, Method):
         return name
     try:
@@ -47,12 +57,12 @@ def parse(name: str | Method) -> Method:
         raise ValueError(f"unknown scoring method {name!r}; known: {', '.join(METHODS)}") from None
 
 
-def _every() -> list[Method]:
+def _all_methods() -> list[Method]:
     letters = [Method("letter"), Method("letter", correction="prior")]
-    summed = [(base, total) for base in TEXT for total in (False, True) if (base, total) != ("first", True)]
-    return letters + [Method(base, total, fix) for fix in ("", "pmi") for base, total in summed]
+    bases = [(base, summed) for base in TEXT for summed in (False, True) if (base, summed) != ("first", True)]
+    return letters + [Method(*base, correction) for correction in ("", "pmi") for base in bases]
 
 
-_BY_NAME = {str(method): method for method in _every()}
+_BY_NAME = {str(method): method for method in _all_methods()}
 METHODS = tuple(_BY_NAME)
 _BY_NAME |= {GENERATE: Method(GENERATE), CHOICE: Method(CHOICE)}

@@ -1,6 +1,6 @@
 """index.html of a report: one page that needs nothing but itself, and how a figure is written.
 
-The words and figures are those of `report.chapters()`; the look is report.html.j2, where every text is
+The words and figures are those of `report.sections()`; the look is report.html.j2, where every text is
 escaped. Charts are HTML and SVG with real text: they grow with the screen, print, and can be searched.
 """
 
@@ -14,30 +14,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.subjects import subject_title
 from finetune.evaluation import evaluator
 from finetune.reports import classification as classification_report
 from finetune.reports import perplexity, plots
 
-WRITING = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from finetune.reports.report import Report
+    from finetune.reports.sections import Section
+
+SCRIPTS = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
 
 
-def render(report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str:
-    """The page of a `report.Report` as HTML.
+def render(report: Report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """Return the page of a report as HTML.
 
     Args:
-        heat_maps: PNG of the confusion of each set of labels. It is shown where the classes are too many for
+        report: to be written.
+        heat_maps: PNG of the confusion matrix of each set of labels, shown where the classes are too many for
             a table.
     """
     template = _template()
-    chapters = report.chapters()
-    told = {
+    sections = report.sections()
+    variables = {
         "report": report,
-        "chapters": chapters,
-        "mistakes": {chapter.name: evaluator.mistakes(chapter.sitting) for chapter in chapters},
-        "taught": {chapter.name: taught(chapter) for chapter in chapters},
-        "reliability": {chapter.name: reliability(chapter.found["calibration"]) for chapter in chapters},
+        "sections": sections,
+        "mistakes": {section.name: evaluator.mistakes(section.result) for section in sections},
+        "trained": {section.name: trained_questions(section) for section in sections},
+        "reliability": {section.name: reliability(section.metrics["calibration"]) for section in sections},
         "training": training(report.history),
         "perplexity": perplexity,
         "classes": classification_report,
@@ -45,52 +53,52 @@ def render(report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str
         "share": percent,
         "heat_maps": {name: data_address("image/png", picture) for name, picture in heat_maps.items()},
     }
-    return template.render(told, font=embedded(template.render(told, font="")))
+    return template.render(variables, font=embedded(template.render(variables, font="")))
 
 
 @functools.cache
-def _template():
-    """report.html.j2, compiled once a process."""
+def _template() -> Template:
+    """Return report.html.j2, compiled once a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    house = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    house.filters |= {
+    environment.filters |= {
         "percent": lambda share: unbroken(percent(share)),
         "unbroken": unbroken,
         "counted": counted,
         "subject": subject_title,
     }
-    return house.get_template("report.html.j2")
+    return environment.get_template("report.html.j2")
 
 
 # ---- figures as text ---------------------------------------------------------------------------------------
 
 
 def percent(share: float) -> str:
-    """0.9484 as 94.8 %."""
+    """Write a share as a percentage: 0.9484 as 94.8 %."""
     return f"{share:.1%}".replace("%", " %")
 
 
 def small(share: float) -> str:
-    """The same in running text: 0.25 as 25 %."""
+    """Write a share as a percentage in running text: 0.25 as 25 %."""
     return percent(share).replace(".0 %", " %")
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points: 0.0746 as +7.5."""
+    """Write a difference of shares in percentage points: 0.0746 as +7.5."""
     return f"{100 * difference:+.1f}"
 
 
 def counted(right: float) -> str:
-    """How many are right: a whole number, or with one decimal where ties counted in part."""
+    """Write a number of right answers, with one decimal where ties counted in part."""
     return f"{right:.1f}".removesuffix(".0")
 
 
 def unbroken(text: str) -> str:
-    """The same text, whose figures a line end does not part from what they count."""
+    """Return the text with no line break between a figure and its unit."""
     return text.replace(" %", "\u00a0%").replace(" 題", "\u00a0題").replace(" 列", "\u00a0列")
 
 
@@ -99,25 +107,38 @@ def unbroken(text: str) -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """A chart's frame: values to places in an SVG of 340 × 240, whose text is legible on a telephone."""
+    """Frame of a chart: values to places in an SVG of 340 × 240, whose text is legible on a telephone.
 
-    across: Sequence[float]  # ticks, from one end to the other
+    Args:
+        across: ticks of the x axis, from one end to the other.
+        up: ticks of the y axis.
+    """
+
+    across: Sequence[float]
     up: Sequence[float]
 
     LEFT, RIGHT, TOP, BOTTOM = 36, 318, 30, 198
 
     def x(self, value: float) -> float:
+        """Return the horizontal place of a value, in SVG units."""
         share = (value - self.across[0]) / (self.across[-1] - self.across[0])
         return round(self.LEFT + share * (self.RIGHT - self.LEFT), 1)
 
     def y(self, value: float) -> float:
+        """Return the vertical place of a value, in SVG units."""
         share = (value - self.up[0]) / (self.up[-1] - self.up[0])
         return round(self.BOTTOM - share * (self.BOTTOM - self.TOP), 1)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line through points (x, y); `look` names its colour in the template."""
+    """Line through points (x, y).
+
+    Args:
+        label: in the legend.
+        look: name of its colour in the template.
+        points: (x, y) in the units of the axes.
+    """
 
     label: str
     look: str
@@ -128,14 +149,14 @@ SHARES = (0, 0.25, 0.5, 0.75, 1)
 WHOLE = Axes(SHARES, SHARES)
 
 
-def reliability(found: dict) -> list[tuple[str, Axes, dict]]:
-    """(title, axes, figures) of every reliability diagram: as scored, and at the fitted temperature."""
+def reliability(calibration: dict[str, Any]) -> list[tuple[str, Axes, dict[str, Any]]]:
+    """Return (title, axes, figures) of each reliability diagram: as scored, at the fitted temperature."""
     titles = {"as_scored": "原本的分數", "fitted": "調整溫度後"}
-    return [(title, WHOLE, found[key]) for key, title in titles.items() if found[key]]
+    return [(title, WHOLE, calibration[key]) for key, title in titles.items() if calibration[key]]
 
 
-def training(history: Sequence[dict]) -> list[tuple[str, Axes, list[Curve]]]:
-    """(title, axes, curves) of every chart of a training run; none without a history."""
+def training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Axes, list[Curve]]]:
+    """Return (title, axes, curves) of every chart of a training run; none without a history."""
     from matplotlib.ticker import MaxNLocator
 
     def curve(label: str, look: str, key: str) -> list[Curve]:
@@ -145,44 +166,47 @@ def training(history: Sequence[dict]) -> list[tuple[str, Axes, list[Curve]]]:
     if not history:
         return []
     losses = curve("訓練", "other", "train_loss") + curve("驗證", "model", "validation_loss")
-    steps = MaxNLocator(4, integer=True).tick_values(0, max(entry["step"] for entry in history))
-    highest = max((value for one in losses for _, value in one.points), default=1)
-    charts = [("損失", Axes(steps.tolist(), MaxNLocator(4).tick_values(0, highest).tolist()), losses)]
+    last_step = max(entry["step"] for entry in history)
+    steps = [float(tick) for tick in MaxNLocator(4, integer=True).tick_values(0, last_step)]
+    highest = max((value for line in losses for _, value in line.points), default=1)
+    values = [float(tick) for tick in MaxNLocator(4).tick_values(0, highest)]
+    charts = [("損失", Axes(steps, values), losses)]
     for title, key in (("驗證巨觀 F1", "validation_macro_f1"), ("驗證正確率", "validation_accuracy")):
-        if checked := curve("驗證", "model", key):
-            charts.append((f"{title}（%）", Axes(steps.tolist(), SHARES), checked))
+        if validation := curve("驗證", "model", key):
+            charts.append((f"{title}（%）", Axes(steps, SHARES), validation))
             break
     return charts
 
 
-def taught(chapter) -> list[dict]:
-    """The questions of a `report.Chapter` that were taught too, each with its stem."""
-    stems = {question.id: question.stem for question in chapter.sitting.questions}
-    return [{**row, "stem": stems[row["id"]]} for row in chapter.found["contamination"].get("rows", ())]
+def trained_questions(section: Section) -> list[dict[str, Any]]:
+    """Return the questions of a section that the model was trained on too, each with its stem."""
+    stems = {question.id: question.stem for question in section.result.questions}
+    return [{**row, "stem": stems[row["id"]]} for row in section.metrics["contamination"].get("rows", ())]
 
 
 # ---- the font ----------------------------------------------------------------------------------------------
 
 
 def embedded(characters: Iterable[str]) -> str:
-    """A font with these characters, as a data: address; empty where there is no font to cut it from."""
+    """Return a font with these characters as a data: address; empty where there is no font to cut it from."""
     source = plots.bundled_font()
     if source is None:
         return ""
     from fontTools import subset
 
     options = subset.Options(
-        flavor="woff", layout_features=["locl"], layout_scripts=WRITING, hinting=False, desubroutinize=True,
+        flavor="woff", layout_features=["locl"], layout_scripts=SCRIPTS, hinting=False, desubroutinize=True,
         drop_tables=["BASE", "GPOS", "VORG", "vhea", "vmtx", "DSIG"], notdef_outline=True, name_IDs=[],
     )  # fmt: skip
     font = subset.load_font(str(source), options)
     cutter = subset.Subsetter(options)
     cutter.populate(unicodes={ord(character) for character in set(characters)})
     cutter.subset(font)
-    held = io.BytesIO()
-    subset.save_font(font, held, options)
-    return data_address("font/woff", held.getvalue())
+    buffer = io.BytesIO()
+    subset.save_font(font, buffer, options)
+    return data_address("font/woff", buffer.getvalue())
 
 
-def data_address(kind: str, held: bytes) -> str:
-    return f"data:{kind};base64," + base64.b64encode(held).decode()
+def data_address(media_type: str, content: bytes) -> str:
+    """Return a data: address with this content."""
+    return f"data:{media_type};base64," + base64.b64encode(content).decode()

@@ -1,8 +1,9 @@
-"""What a model folder tells people and programs beside its run card: README.md and all_results.json."""
+"""Model card: README.md and all_results.json of a model folder, beside its run card."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from finetune.evaluation.classification import headlines
 from finetune.evaluation.sets import ORDER, in_order
@@ -10,17 +11,17 @@ from finetune.models.run_card import FILE, TASK_TITLES, RunCard, as_line
 from finetune.prompts.scoring_methods import CHOICE
 from finetune.reports import perplexity
 from finetune.reports.classification import escaped, table, title_of, verdict
-from finetune.reports.report import write_json
+from finetune.reports.report import TrainingRecord, write_json
 from finetune.reports.sections import NOT_COMPARABLE, TITLES
 from finetune.runtime.files import atomic_write
 
-FIRST = {name: TITLES[name] for name in ORDER}  # the sets a training run examines on
-REPEATED = (  # flags that decide what a model becomes
+FIRST = {name: TITLES[name] for name in ORDER}  # the sets a training run evaluates on
+TRAINING_FLAGS = (  # flags that decide what a model becomes
     "learning_rate", "train_batch_size", "num_epochs", "max_steps", "max_length", "warmup_ratio",
     "weight_decay", "split_ratio", "freeze", "train_only", "unfreeze_every", "layer_lr_decay", "lora_rank",
     "lora_alpha", "seed",
 )  # fmt: skip
-OF_TASK = {  # and those of one task alone
+TASK_FLAGS = {  # and those of one task alone
     "classify": ("text_column", "label_column", "multi_label", "class_weights"),
     "cpt": ("text_column",),
     "exam": ("objective", "masking", "mask_rate", "all_masked"),
@@ -41,40 +42,40 @@ CLASSIFY = (
 )
 
 
-def write(folder: Path, card: RunCard, progress) -> None:
-    """The run card with its results, README.md and all_results.json."""
+def write(folder: Path, card: RunCard, progress: TrainingRecord) -> None:
+    """Write the run card with its results, README.md and all_results.json into a model folder."""
     card.write(folder)
     atomic_write(folder / "README.md", model_card(card))
     write_json(folder / "all_results.json", all_results(card.results, progress, card))
 
 
 def model_card(card: RunCard) -> str:
-    """README.md of the model folder: what it is, how it was taught, how good it became, how to ask it."""
+    """Return README.md of the model folder: base model, data, training, metrics and how to use it."""
     if card.task == "classify":
         return classifier_card(card)
     return masked_card(card) if card.task == "exam" else reader_card(card)
 
 
-def repeated(card: RunCard) -> str:
-    """The flags that decided what the model became, as one would give them again."""
+def training_flags(card: RunCard) -> str:
+    """Return the flags that decided what the model became, as they stand on a command line."""
     words = [f"--task {card.task}"]
-    for name in (*REPEATED, *OF_TASK.get(card.task, ())):
+    for name in (*TRAINING_FLAGS, *TASK_FLAGS.get(card.task, ())):
         value = card.flags.get(name)
         if value is True:
             words.append(f"--{name}")
         elif value not in (None, "", 0, False) and not (name == "layer_lr_decay" and value == 1):
-            written = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            words.append(f"--{name} {written}")
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words.append(f"--{name} {text}")
     return " ".join(words)
 
 
 def code(text: str) -> str:
-    """A code span of Markdown, which ends where the text does."""
+    """Return a code span of Markdown that ends where the text does."""
     return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 def classifier_card(card: RunCard) -> str:
-    """Of a model that says which class a text is of."""
+    """Return the card of a classifier."""
     lines = [
         "---",
         "language: zh",
@@ -89,19 +90,21 @@ def classifier_card(card: RunCard) -> str:
         f"- 底模：{code(card.base_model)}",
         f"- 資料：{escaped(card.dataset)}",
         f"- 來歷：{escaped(as_line(card.lineage))}",
-        f"- 訓練 {card.step} 步：{code(repeated(card))}",
+        f"- 訓練 {card.step} 步：{code(training_flags(card))}",
     ]
-    if names := list(next(iter(card.labels.values()), {}).get("per_class", ())):
+    first: dict[str, Any] = next(iter(card.labels.values()), {})
+    if names := list(first.get("per_class", ())):
         lines.append(f"- {len(names)} 類：{'、'.join(map(escaped, names))}")
     lines += ["", "## 成績", ""]
     lines += [f"- {escaped(line)}" for line in verdict(card.labels)]
-    for name, found in in_order(card.labels).items():
-        lines += ["", f"### {title_of(name)}", "", *table(found)]
+    for name, metrics in in_order(card.labels).items():
+        lines += ["", f"### {title_of(name)}", "", *table(metrics)]
     return "\n".join([*lines, "", "## 使用", "", *CLASSIFY, ""])
 
 
 def reader_card(card: RunCard) -> str:
-    """Of a model that was taught texts or replies."""
+    """Return the card of a language model trained on texts or replies."""
+    written_as = f"訊息寫法：`{card.chat}`；" if card.chat else ""
     lines = [
         "---",
         "language: zh",
@@ -115,20 +118,20 @@ def reader_card(card: RunCard) -> str:
         f"- 底模：{code(card.base_model)}",
         f"- 資料：{escaped(card.dataset)}",
         f"- 來歷：{escaped(as_line(card.lineage))}",
-        f"- {f'訊息寫法：`{card.chat}`；' if card.chat else ''}訓練 {card.step} 步：{code(repeated(card))}",
+        f"- {written_as}訓練 {card.step} 步：{code(training_flags(card))}",
         "",
     ]
     if card.growth.get("sets"):
         lines += ["## 困惑度", "", *perplexity.table(card.growth), ""]
     if any(card.results.values()):
         lines += ["## 成績", "", *exam_table(card), ""]
-    ask = {"": "今天天氣很[MASK]。", "none": "今天天氣"}.get(card.chat, "請介紹臺灣")
-    command = f'python inference.py --model_path 這個資料夾 --prompt "{ask}"'
+    prompt = {"": "今天天氣很[MASK]。", "none": "今天天氣"}.get(card.chat, "請介紹臺灣")
+    command = f'python inference.py --model_path 這個資料夾 --prompt "{prompt}"'
     return "\n".join([*lines, "## 使用", "", "```bash", command, "```", ""])
 
 
 def masked_card(card: RunCard) -> str:
-    """Of a model that fills blanks."""
+    """Return the card of a masked or multiple-choice model trained on exam questions."""
     lines = [
         "---",
         "language: zh",
@@ -142,7 +145,7 @@ def masked_card(card: RunCard) -> str:
         f"- 底模：{code(card.base_model)}",
         f"- 資料：{escaped(card.dataset)}",
         f"- 目標：`{card.objective}`；作答方式：`{card.scoring}`",
-        f"- 訓練 {card.step} 步：{code(repeated(card))}",
+        f"- 訓練 {card.step} 步：{code(training_flags(card))}",
         f"- 訓練題數：{len(card.fingerprints)}（指紋存於 `{FILE}`）",
         "",
         "## 成績",
@@ -160,26 +163,31 @@ def masked_card(card: RunCard) -> str:
 
 
 def exam_table(card: RunCard) -> list[str]:
-    """The figures of each set of questions, in Markdown."""
-    results = card.results
+    """Return the lines of the table of metrics of each set of questions, in Markdown."""
     lines = [f"> **{NOT_COMPARABLE}**", ""] if card.pool == "all" else []
     lines += [
         "| 題目 | 題數 | 微調後 | 95 % 區間 | 微調前 | McNemar p | 亂猜 | 全答一個字母 | 全選最長 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, title in FIRST.items():
-        if figures := results.get(name):
-            tuned, (low, high) = figures["model"], figures["model"]["interval_95"]
-            shown = [tuned["accuracy"], f"{low:.3f}–{high:.3f}", figures["other"]["accuracy"]]
-            shown += [f"{figures['paired']['p_value']:.2g}", tuned["chance"]]
-            shown += [tuned["majority_letter"], tuned["longest_option"]]
-            cells = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in shown]
+        if metrics := card.results.get(name):
+            tuned, (low, high) = metrics["model"], metrics["model"]["interval_95"]
+            values = [tuned["accuracy"], f"{low:.3f}–{high:.3f}", metrics["other"]["accuracy"]]
+            values += [f"{metrics['paired']['p_value']:.2g}", tuned["chance"]]
+            values += [tuned["majority_letter"], tuned["longest_option"]]
+            cells = [value if isinstance(value, str) else f"{value:.3f}" for value in values]
             lines.append("| " + " | ".join([title, str(tuned["n"]), *cells]) + " |")
     return lines
 
 
-def all_results(results: dict, progress, card: RunCard) -> dict:
-    """The figures by flat names, for programs: accuracies 0..1, losses in nats, train_runtime in seconds."""
+def all_results(results: dict[str, Any], progress: TrainingRecord, card: RunCard) -> dict[str, Any]:
+    """Return the metrics by flat names: accuracies 0..1, losses in nats, train_runtime in seconds.
+
+    Args:
+        results: metrics of each set of questions.
+        progress: of training.
+        card: of the run.
+    """
     last = progress.history[-1] if progress.history else {}
     flat = {
         "train_runtime": round(progress.seconds, 2),
@@ -194,21 +202,21 @@ def all_results(results: dict, progress, card: RunCard) -> dict:
     }
     if progress.best_accuracy >= 0:
         flat |= {"validation_accuracy": progress.best_accuracy, "validation_loss": progress.best_loss}
-    for name, found in card.growth.get("sets", {}).items():
-        for who, figures in found.items():
-            prefix = "" if who == "tuned" else "untuned_"
-            flat |= {f"{prefix}{name}_{key}": value for key, value in figures.items()}
-    for name, found in card.labels.items():
-        flat |= {f"{name}_{key}": value for key, value in headlines(found).items()}
-    for name, figures in results.items():
-        if figures:
+    for name, models in card.growth.get("sets", {}).items():
+        for model, metrics in models.items():
+            prefix = "" if model == "tuned" else "untuned_"
+            flat |= {f"{prefix}{name}_{key}": value for key, value in metrics.items()}
+    for name, metrics in card.labels.items():
+        flat |= {f"{name}_{key}": value for key, value in headlines(metrics).items()}
+    for name, metrics in results.items():
+        if metrics:
             flat |= {
-                f"{name}_accuracy": figures["model"]["accuracy"],
-                f"{name}_interval_95": figures["model"]["interval_95"],
-                f"{name}_questions": figures["model"]["n"],
-                f"untuned_{name}_accuracy": figures["other"]["accuracy"],
-                f"{name}_p_value": figures["paired"]["p_value"],
+                f"{name}_accuracy": metrics["model"]["accuracy"],
+                f"{name}_interval_95": metrics["model"]["interval_95"],
+                f"{name}_questions": metrics["model"]["n"],
+                f"untuned_{name}_accuracy": metrics["other"]["accuracy"],
+                f"{name}_p_value": metrics["paired"]["p_value"],
             }
-            if figures["macro_4"]:
-                flat[f"{name}_macro_4"] = figures["macro_4"]["macro_4"]
+            if metrics["macro_4"]:
+                flat[f"{name}_macro_4"] = metrics["macro_4"]["macro_4"]
     return flat

@@ -1,20 +1,21 @@
-"""What a language model gained, in figures and words: perplexity of what it was not taught, before and after.
+"""Report of a language model: perplexity of texts it was not trained on, before and after training.
 
-A growth, as training/growth.py measures it and a run card keeps it: `sets`: validation, held_back -> tuned,
+`growth`, as training/evaluate.py measures it and a run card keeps it: `sets`: validation, held_back -> tuned,
 untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of a masked one: the
-share of the hidden tokens that it says are there); `samples`: prompt, wanted, untuned, tuned.
+share of the masked tokens that it predicts); `samples`: prompt, wanted, untuned, tuned.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finetune.evaluation.sets import in_order
 
 TITLES = {"held_back": "保留", "validation": "驗證"}
 PARTS = (("提示", "prompt"), ("原文", "wanted"), ("微調前", "untuned"), ("微調後", "tuned"))  # of a sample
-COLUMNS = ("沒教過的資料", "token", "困惑度（前）", "困惑度（後）", "變化")
+COLUMNS = ("未參與訓練的資料", "token", "困惑度（前）", "困惑度（後）", "變化")
 BITS, RESTORED = "每字位元（後）", "還原（前 → 後）"
 TITLE = "困惑度"
 MEANING = "每個 token 的平均負對數概似取指數：模型在每一步平均猶豫於幾個 token 之間。越低越好。"
@@ -23,12 +24,12 @@ NONE = "沒有留下驗證資料（--split_ratio），不知道學得多好。"
 
 
 def perplexity(loss: float) -> float:
-    """exp(mean negative log-likelihood of a token, nats); inf where that is beyond a float."""
+    """Return exp(mean negative log-likelihood of a token, nats); inf where that is beyond a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def table(growth: dict) -> list[str]:
-    """The figures in Markdown."""
+def table(growth: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the table in Markdown."""
     if not growth["sets"]:
         return [NONE]
     lines = [f"| {' | '.join(columns(growth))} |", "|---|--:|--:|--:|--:|--:|"]
@@ -36,61 +37,64 @@ def table(growth: dict) -> list[str]:
     return lines
 
 
-def columns(growth: dict) -> list[str]:
-    """Of the table, by what was measured."""
+def columns(growth: Mapping[str, Any]) -> list[str]:
+    """Return the head of the table, which depends on the kind of model."""
     return [*COLUMNS, RESTORED if hides(growth) else BITS]
 
 
-def hides(growth: dict) -> bool:
-    """True of a masked model: tokens were hidden, and are restored."""
+def hides(growth: Mapping[str, Any]) -> bool:
+    """Return True for a masked model, whose masked tokens are restored."""
     return any("restored" in figures["tuned"] for figures in growth["sets"].values())
 
 
-def meaning(growth: dict) -> str:
-    """What the columns say."""
+def meaning(growth: Mapping[str, Any]) -> str:
+    """Return what the columns mean, in words."""
     return MEANING + (HIDDEN if hides(growth) else "")
 
 
-def samples_title(growth: dict) -> str:
+def samples_title(growth: Mapping[str, Any]) -> str:
+    """Return the title of the samples."""
     return "填回去的字（【】是遮住的）" if hides(growth) else "寫出來的文字（greedy）"
 
 
-def rows(growth: dict) -> list[list[str]]:
-    """Of each set, what stands below `columns`."""
-    found = []
+def rows(growth: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row of the table for each set, with the cells of `columns`."""
+    lines = []
     for name, figures in in_order(growth["sets"]).items():
         before, after = figures["untuned"], figures["tuned"]
         last = f"{after['bits_per_character']:.3f}" if "bits_per_character" in after else "—"
         if "restored" in after:
             last = restored(before, after)
         cells = [f"{after['tokens']:,}", small(before), small(after), change(before, after), last]
-        found.append([TITLES[name], *cells])
-    return found
+        lines.append([TITLES[name], *cells])
+    return lines
 
 
-def verdict(growth: dict) -> list[str]:
-    """One sentence a set, for the screen."""
+def verdict(growth: Mapping[str, Any]) -> list[str]:
+    """Return one sentence a set, for the screen."""
     if not growth["sets"]:
         return [NONE]
     return [
-        f"{TITLES[name]}資料（{found['tuned']['tokens']:,} 個 token）：困惑度 {small(found['untuned'])} → "
-        f"{small(found['tuned'])}（{change(found['untuned'], found['tuned'])}）"
-        + (f"，遮住的字還原 {restored(found['untuned'], found['tuned'])}" if hides(growth) else "")
-        for name, found in in_order(growth["sets"]).items()
+        f"{TITLES[name]}資料（{of['tuned']['tokens']:,} 個 token）：困惑度 {small(of['untuned'])} → "
+        f"{small(of['tuned'])}（{change(of['untuned'], of['tuned'])}）"
+        + (f"，遮住的字還原 {restored(of['untuned'], of['tuned'])}" if hides(growth) else "")
+        for name, of in in_order(growth["sets"]).items()
     ]
 
 
-def restored(before: dict, after: dict) -> str:
+def restored(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return the shares of masked tokens restored before and after training, as text."""
     return f"{100 * before['restored']:.1f} % → {100 * after['restored']:.1f} %"
 
 
-def small(found: dict) -> str:
-    value = found["perplexity"]
+def small(figures: Mapping[str, Any]) -> str:
+    """Return the perplexity of one set as text, to four digits."""
+    value = figures["perplexity"]
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def change(before: dict, after: dict) -> str:
-    """降低 42.0 %"""
+def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return the relative change of the perplexity as text, e.g. 降低 42.0 %."""
     if not math.isfinite(before["perplexity"]) or not before["perplexity"]:
         return "—"
     share = after["perplexity"] / before["perplexity"] - 1
@@ -99,8 +103,8 @@ def change(before: dict, after: dict) -> str:
     return f"{'降低' if share < 0 else '升高'} {abs(share):.1%}".replace("%", " %")
 
 
-def samples(growth: dict) -> list[str]:
-    """The answers side by side, in Markdown."""
+def samples(growth: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the samples in Markdown, before and after training."""
     lines: list[str] = []
     for number, sample in enumerate(growth["samples"], 1):
         lines += [f"### 例 {number}", ""]
@@ -110,5 +114,5 @@ def samples(growth: dict) -> list[str]:
 
 
 def quoted(text: str) -> Sequence[str]:
-    """As a code block, so that nothing in the text is taken for Markdown."""
+    """Return the lines of a code block, so that nothing in the text is taken for Markdown."""
     return ["    " + line for line in (text or "（空白）").splitlines()] or ["    （空白）"]

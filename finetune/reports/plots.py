@@ -1,4 +1,4 @@
-"""Pictures with labels in Chinese, in a font that has every character of them."""
+"""Plots with Chinese labels, in a font that has every character of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.runtime.files import atomic_open
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 CHINESE_FONTS = (
     "Noto Sans CJK TC", "Noto Sans TC", "Source Han Sans TC", "PingFang TC", "Microsoft JhengHei", "Heiti TC",
@@ -23,14 +29,42 @@ MOST_CELLS = 30  # classes of a confusion whose cells still hold text
 SHORT = 20  # characters of a name in running text
 
 
-def _save(figure, path: Path, dpi: int) -> None:
+class IntervalRow(Protocol):
+    """Accuracy with its interval, as `plot_intervals` draws it; sections.ScoreRow is one."""
+
+    @property
+    def label(self) -> str:
+        """Name of what was measured."""
+        ...
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy, 0 to 1."""
+        ...
+
+    @property
+    def interval(self) -> Sequence[float]:
+        """Low and high end of the 95 % interval."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Number of questions."""
+        ...
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> None:
     with atomic_open(path, "wb") as stream:
         figure.savefig(stream, format="png", dpi=dpi)
 
 
-def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
-    """Training and validation loss over steps, macro F1 or accuracy on a second axis, the best step
-    marked.
+def plot_curve(path: Path, history: Sequence[dict[str, Any]], best_step: int) -> None:
+    """Plot training and validation loss over steps, macro F1 or accuracy on a second axis.
+
+    Args:
+        path: of the picture.
+        history: entries with `step` and what was measured then.
+        best_step: is marked.
     """
     import matplotlib
 
@@ -43,23 +77,21 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
         figure, left = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         marker = "o" if len(history) < 3 else None
 
-        def curve(axes, entries: Sequence[dict], key: str, name: str, color: str) -> list:
-            at, values = [entry["step"] for entry in entries], [entry[key] for entry in entries]
-            return axes.plot(at, values, color=color, label=label[name], marker=marker)
+        def curve(axes: Axes, key: str, name: str, color: str) -> list[Line2D]:
+            entries = [entry for entry in history if key in entry]
+            steps, values = [entry["step"] for entry in entries], [entry[key] for entry in entries]
+            return axes.plot(steps, values, color=color, label=label[name], marker=marker)
 
-        taught = [entry for entry in history if "train_loss" in entry]
-        lines = curve(left, taught, "train_loss", "train", "tab:gray")
-        checked = [entry for entry in history if "validation_loss" in entry]
+        lines = curve(left, "train_loss", "train", "tab:gray")
+        validated = [entry for entry in history if "validation_loss" in entry]
         left.set(xlabel=label["step"], ylabel=label["loss"], title=label["title"])
-        how_good = next((name for name in ("macro_f1", "accuracy") if _known(checked, name)), "")
-        if checked:
+        if validated:
             best = f"{label['best']}（{best_step}）" if font else f"{label['best']} ({best_step})"
-            lines += curve(left, checked, "validation_loss", "validation", "tab:blue")
-            if how_good:  # texts have a loss alone
+            lines += curve(left, "validation_loss", "validation", "tab:blue")
+            if metric := _metric_of(validated):  # texts have a loss alone
                 right = left.twinx()
-                right.set(ylabel=label[how_good], ylim=(0, 1))
-                examined = _known(checked, how_good)
-                lines += curve(right, examined, f"validation_{how_good}", how_good, "tab:orange")
+                right.set(ylabel=label[metric], ylim=(0, 1))
+                lines += curve(right, f"validation_{metric}", metric, "tab:orange")
             lines.append(left.axvline(best_step, color="tab:green", linestyle="--", label=best))
         left.set_ylim(bottom=0)  # once all curves are there: it fixes the top too
         left.grid(alpha=0.3)
@@ -68,16 +100,21 @@ def plot_curve(path: Path, history: Sequence[dict], best_step: int) -> None:
         pyplot.close(figure)
 
 
-def _known(entries: Sequence[dict], name: str) -> list[dict]:
-    """Those of which validation found this."""
-    return [entry for entry in entries if f"validation_{name}" in entry]
+def _metric_of(entries: Sequence[dict[str, Any]]) -> str:
+    """Return the metric that validation measured: macro_f1, accuracy or ""."""
+    for name in ("macro_f1", "accuracy"):
+        if any(f"validation_{name}" in entry for entry in entries):
+            return name
+    return ""
 
 
-def plot_intervals(path: Path, rows: Sequence, chance: float) -> bool:
-    """Accuracies with their intervals, one below the other, and a line at chance.
+def plot_intervals(path: Path, rows: Sequence[IntervalRow], chance: float) -> bool:
+    """Plot accuracies with their intervals, one below the other, and a line at chance.
 
     Args:
-        rows: each with a `label`, an `accuracy`, an `interval` (low, high) and `n`, in the order shown.
+        path: of the picture.
+        rows: in the order shown.
+        chance: accuracy of guessing.
 
     Returns:
         False where no font has every label: nothing is drawn then.
@@ -113,10 +150,13 @@ def plot_intervals(path: Path, rows: Sequence, chance: float) -> bool:
 
 
 def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str]) -> bool:
-    """A heat map: how many of a class, and which share of it, were taken for which. Up to MOST_CELLS classes
-    the cells say so too; of more, colours alone.
+    """Plot a confusion matrix as a heat map: of each class, which share was predicted as which.
+
+    Of up to MOST_CELLS classes the cells hold counts and shares; of more, colours alone.
 
     Args:
+        path: of the picture.
+        names: of the classes.
         confusion: (K, K) counts, a row for each true class.
 
     Returns:
@@ -142,7 +182,9 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequen
     with pyplot.rc_context({"font.family": [font], "font.size": size}):
         figure, axes = pyplot.subplots(figsize=(side + 2.4, side + 1.5), layout="constrained")
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        turn = {"rotation": 90} if many else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        if many:
+            turn = {"rotation": 90}
         axes.set_xticks(every, [labels[i] for i in every], parse_math=False, **turn)
         axes.set_yticks(every, [labels[i] for i in every], parse_math=False)
         axes.set_xlabel("模型的答案", fontsize=max(size, 9))
@@ -168,13 +210,13 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequen
 
 
 def short(name: str, limit: int = SHORT) -> str:
-    """A name as part of one line, of at most `limit` characters."""
+    """Return a name as part of one line, of at most `limit` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in name).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def chinese_font(text: str) -> str | None:
-    """A font with every character of `text`: the system's, else the one a package bundles, else None.
+    """Return a font with every character of `text`: the system's, else a package's, else None.
 
     Labels are then in English: boxes are never drawn.
     """
@@ -184,7 +226,7 @@ def chinese_font(text: str) -> str | None:
 
 @functools.cache
 def _installed() -> tuple[tuple[str, str], ...]:
-    """Name and file of each of CHINESE_FONTS that this machine has, matplotlib told of the bundled one."""
+    """Return name and file of each of CHINESE_FONTS here; the bundled one is added to matplotlib's."""
     from matplotlib import font_manager
 
     bundled = bundled_font()
@@ -196,14 +238,14 @@ def _installed() -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def _characters_of(file: str) -> frozenset[int]:
-    """Code points that a font file has a glyph for; some 20 ms for the 44,000 of a Chinese one."""
+    """Return the code points that a font file has a glyph for: some 20 ms for a Chinese font's 44,000."""
     from matplotlib import ft2font
 
     return frozenset(ft2font.FT2Font(file).get_charmap())
 
 
 def bundled_font() -> Path | None:
-    """Noto Sans CJK as the package mplfonts brings it; None where that is not installed."""
-    found = importlib.util.find_spec("mplfonts")  # not imported: it changes matplotlib's settings
-    path = Path(found.origin).parent / "fonts/NotoSansCJKsc-Regular.otf" if found and found.origin else None
+    """Return Noto Sans CJK as the package mplfonts brings it; None where that is not installed."""
+    spec = importlib.util.find_spec("mplfonts")  # not imported: it changes matplotlib's settings
+    path = Path(spec.origin).parent / "fonts/NotoSansCJKsc-Regular.otf" if spec and spec.origin else None
     return path if path and path.is_file() else None

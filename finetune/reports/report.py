@@ -1,5 +1,6 @@
-"""What an exam leaves for people to read: results.json and predictions.jsonl for programs, report.md and
-index.html for people, and the verdict on the screen.
+"""Report of an evaluation, and the verdict on the screen.
+
+results.json and predictions.jsonl are for programs, report.md and index.html for people.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
@@ -65,68 +67,115 @@ OURS = re.compile(
 )
 
 
+class TrainingRecord(Protocol):
+    """What reports need to know of a training run; training.state.TrainingState has it.
+
+    Attributes:
+        step: optimizer steps finished.
+        epoch: epochs finished.
+        seconds: spent training.
+        best_step: of the best model.
+        best_accuracy: of the best model on the validation rows, 0..1; -1 where it was not measured.
+        best_loss: validation loss of the best model, nats.
+        history: an entry an epoch.
+    """
+
+    step: int
+    epoch: int
+    seconds: float
+    best_step: int
+    best_accuracy: float
+    best_loss: float
+    history: list[dict]
+
+    @property
+    def course(self) -> list[dict]:
+        """The history, after the metrics from before the first step, where there are any."""
+        ...
+
+
 @dataclass
 class Report:
-    """An exam and what it is to be read with.
+    """Results of an evaluation and what they are to be read with.
 
     Args:
         facts: label -> value, of the model and the exam, in Chinese.
-        results: figures of each set of questions (`examining.figures`), by its name.
-        sittings: of each set, the model's sitting and the other model's, or None.
+        results: metrics of each set of questions (`evaluator.compute_metrics`), by its name.
+        exam_results: of each set, the answers of the model and of the other one, or None.
         other: what the other model is called: 微調前, or a path.
         other_key: of the other model's answers in predictions.jsonl.
         history: of training, an entry an epoch; empty when it is not known.
         best_step: of training.
         notes: sentences that must stand beside every figure.
-        growth: what a causal model gained on texts or replies.
-        labels: how good a classifier is, figures by set.
-        unscored: of questions without a key; their answers stand in predictions.jsonl.
+        growth: perplexity of a language model before and after training, see reports/perplexity.py.
+        labels: metrics of a classifier by set, see reports/classification.py.
+        unscored: answers to questions without a key, for predictions.jsonl alone.
     """
 
     facts: dict[str, str]
-    results: dict[str, dict]
-    sittings: dict[str, tuple[ExamResult, ExamResult | None]]
+    results: dict[str, dict[str, Any]]
+    exam_results: dict[str, tuple[ExamResult, ExamResult | None]]
     other: str = BASE_MODEL_TITLE
     other_key: str = "untuned"
-    history: Sequence[dict] = ()
+    history: Sequence[dict[str, Any]] = ()
     best_step: int = 0
     notes: list[str] = field(default_factory=list)
-    growth: dict = field(default_factory=dict)  # of a causal model, see reports/perplexity.py
-    labels: dict = field(default_factory=dict)  # see reports/classification.py
+    growth: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
 
     @property
     def heading(self) -> str:
-        return "測驗報告" if self.asked() else "分類報告" if self.labels else "訓練報告"
+        """Title of the report."""
+        return "評測報告" if self.exam_sets() else "分類報告" if self.labels else "訓練報告"
 
     def __post_init__(self):
         self.labels = in_order(self.labels)
 
-    def asked(self) -> dict[str, dict]:
-        """The sets that hold questions."""
-        return in_order({name: found for name, found in self.results.items() if found})
+    def exam_sets(self) -> dict[str, dict[str, Any]]:
+        """Return the metrics of the sets that hold questions."""
+        return in_order({name: metrics for name, metrics in self.results.items() if metrics})
 
-    def chapters(self) -> list[Section]:
-        """What is told of each set that holds questions."""
-        return [
-            Section(
-                name, title_of(name), found, self.sittings[name][0], verdict_sentence(self, found),
-                section_notes(self, found), score_rows(self, found), comparison(self, found),
-                ranked(found["categories"]), ranked(found["subjects"]), order_bias(found), calibration(found),
-            )
-            for name, found in self.asked().items()
-        ]  # fmt: skip
+    def sections(self) -> list[Section]:
+        """Return a section for each set that holds questions."""
+        return [self._section(name, metrics) for name, metrics in self.exam_sets().items()]
+
+    def _section(self, name: str, metrics: dict[str, Any]) -> Section:
+        return Section(
+            name=name,
+            title=title_of(name),
+            metrics=metrics,
+            result=self.exam_results[name][0],
+            verdict=verdict_sentence(self, metrics),
+            notes=section_notes(self, metrics),
+            score_rows=score_rows(self, metrics),
+            comparison=comparison(self, metrics),
+            categories=ranked(metrics["categories"]),
+            subjects=ranked(metrics["subjects"]),
+            order_bias=order_bias(metrics),
+            calibration=calibration(metrics),
+        )
 
 
-def of_training(card: RunCard, sittings: dict[str, Sequence[ExamResult]], progress) -> Report:
-    """The report of the exam that ends a training run."""
-    aim = card.objective or TASK_TITLES[card.task]
+def of_training(
+    card: RunCard, exam_results: Mapping[str, Sequence[ExamResult]], progress: TrainingRecord
+) -> Report:
+    """Make the report of the evaluation that ends a training run.
+
+    Args:
+        card: of the run, with its results.
+        exam_results: of each set, the answers of the tuned and the untuned model.
+        progress: of training.
+    """
+    objective = card.objective or TASK_TITLES[card.task]
     facts = {
-        "底模": card.base_model, "資料": card.dataset, "目標": aim,
+        "底模": card.base_model, "資料": card.dataset, "目標": objective,
         **({"作答方式": card.scoring} if any(card.results.values()) else {}),
         "訓練": f"{progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
     }  # fmt: skip
-    pairs = {name: tuple(sat[:2]) for name, sat in sittings.items()}
+    pairs: dict[str, tuple[ExamResult, ExamResult | None]] = {
+        name: (tuned, untuned) for name, (tuned, untuned, *_) in exam_results.items()
+    }
     notes = [NOT_COMPARABLE] if card.pool == "all" else []
     if card.lineage:
         facts["來歷"] = as_line(card.lineage)
@@ -137,7 +186,11 @@ def of_training(card: RunCard, sittings: dict[str, Sequence[ExamResult]], progre
 
 
 def check_folder(folder: str | Path, flag: str) -> None:
-    """Refuses a folder in which this report would take the place of something else.
+    """Refuse a folder in which this report would replace something else.
+
+    Args:
+        folder: of the report.
+        flag: that named it, for the message.
 
     Raises:
         UserError: a file of the same name that is of no report written here; no folder; not to be written.
@@ -147,27 +200,30 @@ def check_folder(folder: str | Path, flag: str) -> None:
         raise UserError(f"{flag} {folder} 是一個檔案，應為資料夾")
     if not writable(folder):
         raise UserError(f"{flag} {folder} 不能寫入（唯讀，或沒有權限）；請換一個資料夾")
-    there = [name for name in FILES if os.path.lexists(folder / name)]
-    if there and not _is_report(folder):
-        named = "、".join(there)
+    existing = [name for name in FILES if os.path.lexists(folder / name)]
+    if existing and not _is_report(folder):
+        names = "、".join(existing)
         raise UserError(
-            f"{flag} {folder} 裡已有 {named}，而且不是這支程式寫的報告，會被換掉；請換一個資料夾或先移開"
+            f"{flag} {folder} 裡已有 {names}，而且不是這支程式寫的報告，會被換掉；請換一個資料夾或先移開"
         )
 
 
 def _is_report(folder: Path) -> bool:
     try:
-        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "facts" in found
+    return isinstance(results, dict) and "facts" in results
 
 
 def write(folder: Path, report: Report, way_on: str = "請清出空間，或換一個資料夾") -> None:
-    """Writes everything into `folder`: results.json, predictions.jsonl, report.md with its pictures,
-    index.html. A reader sees the former report or this one.
+    """Write results.json, predictions.jsonl, report.md with its pictures and index.html into `folder`.
+
+    A reader sees the former report or this one.
 
     Args:
+        folder: of the report.
+        report: to be written.
         way_on: what can be done when it cannot be written.
 
     Raises:
@@ -188,8 +244,9 @@ def write(folder: Path, report: Report, way_on: str = "請清出空間，或換�
 
 
 def _is_replaced(folder: Path) -> bool:
-    """Whether a report takes the place of the whole folder: nothing but a report is in it, nobody works in
-    it, and it can be exchanged.
+    """Return True if a report may replace the whole folder.
+
+    Then nothing but a report is in it, it is no working directory or mount point, and its parent is writable.
     """
     if not folder.is_dir():
         return True
@@ -202,7 +259,7 @@ def _is_replaced(folder: Path) -> bool:
 
 
 def _move_in(half: Path, folder: Path) -> None:
-    """Puts the files of a report among others, and takes away those of the former one that it has not."""
+    """Move the files of a report among others, and remove those of the former report that it lacks."""
     flush_tree(half)
     names = os.listdir(half)
     for name in names:
@@ -220,15 +277,15 @@ def _write(folder: Path, report: Report) -> None:
     if report.labels:
         summary["labels"] = report.labels
     write_json(folder / "results.json", summary)
-    if report.asked() or report.unscored:
+    if report.exam_sets() or report.unscored:
         _write_predictions(folder, report)
-    if report.unscored and not report.asked():
+    if report.unscored and not report.exam_sets():
         return  # nothing to draw
     pictures = {}
-    for chapter in report.chapters():
-        file = f"subjects_{chapter.name}.png" if len(report.asked()) > 1 else "subjects.png"
-        if plots.plot_intervals(folder / file, chapter.subjects, chapter.found["model"]["chance"]):
-            pictures[chapter.name] = file
+    for section in report.sections():
+        file = f"subjects_{section.name}.png" if len(report.exam_sets()) > 1 else "subjects.png"
+        if plots.plot_intervals(folder / file, section.subjects, section.metrics["model"]["chance"]):
+            pictures[section.name] = file
     heat = _heat_maps(folder, report.labels)
     atomic_write(folder / "report.md", markdown(report, {**pictures, **heat}))
     shown = {name: (folder / file).read_bytes() for name, file in heat.items()}
@@ -236,97 +293,99 @@ def _write(folder: Path, report: Report) -> None:
 
 
 def _write_predictions(folder: Path, report: Report) -> None:
-    """predictions.jsonl, an object a question."""
-    answered = [(name, *pair) for name, pair in report.sittings.items()]
-    answered += [("unscored", report.unscored, None)] if report.unscored else []
+    """Write predictions.jsonl, an object a question."""
+    answers = [(name, *pair) for name, pair in report.exam_results.items()]
+    answers += [("unscored", report.unscored, None)] if report.unscored else []
     with atomic_open(folder / "predictions.jsonl") as stream:
-        for name, sitting, other in answered:
-            for record in evaluator.records(sitting, other, report.other_key):
+        for name, result, other in answers:
+            for record in evaluator.records(result, other, report.other_key):
                 stream.write(dumps({"set": name, **record}) + "\n")
 
 
-def _heat_maps(folder: Path, labels: dict) -> dict[str, str]:
-    """Draws who was taken for whom in each set of single labels. Returns the files, by the set's name."""
+def _heat_maps(folder: Path, labels: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Draw the confusion matrix of each set of single labels. Return the files, by the set's name."""
     files = {}
-    for name, found in labels.items():
+    for name, metrics in labels.items():
         file = f"confusion_{name}.png" if len(labels) > 1 else "confusion.png"
-        names = list(found["per_class"])
-        if not found["multi"] and plots.plot_confusion(folder / file, found["confusion"], names):
+        classes = list(metrics["per_class"])
+        if not metrics["multi"] and plots.plot_confusion(folder / file, metrics["confusion"], classes):
             files[name] = file
     return files
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write a value as an indented JSON file."""
     atomic_write(path, dumps(value, indent=1) + "\n")
 
 
 def verdict(report: Report) -> list[str]:
-    """The outcome in a few lines, for the screen: the sentence, then what it rests on."""
+    """Return the outcome in a few lines, for the screen: a sentence a set, then the metrics it rests on."""
     lines = []
-    for name, found in report.asked().items():
-        lines.append(f"{title_of(name)}：{verdict_sentence(report, found)}")
-        mine, (low, high) = found["model"], found["model"]["interval_95"]
-        line = f"  {title_of(name)} {mine['n']} 題：{our_name(report, found)} "
-        line += f"{mine['accuracy']:.3f}（95 % 區間 {low:.3f}–{high:.3f}），"
-        if found["other"]:
-            line += f"{report.other} {found['other']['accuracy']:.3f}，"
+    for name, metrics in report.exam_sets().items():
+        lines.append(f"{title_of(name)}：{verdict_sentence(report, metrics)}")
+        model, (low, high) = metrics["model"], metrics["model"]["interval_95"]
+        line = f"  {title_of(name)} {model['n']} 題：{our_name(report, metrics)} "
+        line += f"{model['accuracy']:.3f}（95 % 區間 {low:.3f}–{high:.3f}），"
+        if metrics["other"]:
+            line += f"{report.other} {metrics['other']['accuracy']:.3f}，"
         line += (
-            f"亂猜 {mine['chance']:.3f}，全答 {mine['majority_letter_is']} {mine['majority_letter']:.3f}，"
-            f"全選最長 {mine['longest_option']:.3f}"
+            f"亂猜 {model['chance']:.3f}，全答 {model['majority_letter_is']} {model['majority_letter']:.3f}，"
+            f"全選最長 {model['longest_option']:.3f}"
         )
-        if found["option_only"]:
-            line += f"，只看選項 {found['option_only']['accuracy']:.3f}"
-        if found["paired"]:
-            line += f"；McNemar p = {found['paired']['p_value']:.2g}"
+        if metrics["option_only"]:
+            line += f"，只看選項 {metrics['option_only']['accuracy']:.3f}"
+        if metrics["paired"]:
+            line += f"；McNemar p = {metrics['paired']['p_value']:.2g}"
         lines.append(line)
-        if macro := found["macro_4"]:
+        if macro := metrics["macro_4"]:
             whole = "，與公布的算法相同" if macro["subjects"] == len(SUBJECTS) else "；公布的是 66 科"
             low, high = macro["interval_95"]
             line = f"  四大類平均（macro-4，{macro['subjects']} 科{whole}）{macro['macro_4']:.3f}"
             line += f"（{low:.3f}–{high:.3f}）"
-            if found["other"]:
-                line += f"，{report.other} {found['other_macro_4']['macro_4']:.3f}"
+            if metrics["other"]:
+                line += f"，{report.other} {metrics['other_macro_4']['macro_4']:.3f}"
             lines.append(line)
-        if bias := found["order_bias"]:
+        if bias := metrics["order_bias"]:
             lines.append(
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
-        lines += [f"  {line}" for line in caveats(found)]
+        lines += [f"  {line}" for line in caveats(metrics)]
     return [*lines, *report.notes]
 
 
 def markdown(report: Report, pictures: dict[str, str]) -> str:
-    """report.md: the verdict on each set, its figures, every category and subject with its interval.
+    """Return report.md: the verdict on each set, its metrics, categories and subjects with their intervals.
 
     Args:
+        report: to be written.
         pictures: file of a set's subjects or of its confusion, by the set's name.
     """
     lines = [
         f"# {report.heading}",
         "",
-        ("選項順序與校準的圖、最有把握的錯題、" if report.asked() else "")
+        ("選項順序與校準的圖、最有把握的錯題、" if report.exam_sets() else "")
         + "訓練曲線等等，見 [index.html](index.html)。",
         "",
     ]
     lines += [f"- {label}：{escaped(value)}" for label, value in report.facts.items()]
-    for chapter in report.chapters():
-        lines += ["", f"## {escaped(chapter.title)}", "", f"**{escaped(chapter.verdict)}**", ""]
-        lines += [f"- {escaped(remark)}" for remark in chapter.notes]
-        lines += _table("", chapter.score_rows)
-        lines += ["", *(f"- {escaped(label)}：{value}" for label, value in chapter.comparison)]
-        lines += [f"- 選項順序：{chapter.order_bias}", f"- 校準：{chapter.calibration}"]
-        if chapter.name in pictures:
-            lines += ["", f"![各科正確率]({pictures[chapter.name]})"]
-        lines += _table("類別", chapter.categories) + _table("科目", chapter.subjects)
-    for name, found in report.labels.items():
+    for section in report.sections():
+        lines += ["", f"## {escaped(section.title)}", "", f"**{escaped(section.verdict)}**", ""]
+        lines += [f"- {escaped(remark)}" for remark in section.notes]
+        lines += _table("", section.score_rows)
+        lines += ["", *(f"- {escaped(label)}：{value}" for label, value in section.comparison)]
+        lines += [f"- 選項順序：{section.order_bias}", f"- 校準：{section.calibration}"]
+        if section.name in pictures:
+            lines += ["", f"![各科正確率]({pictures[section.name]})"]
+        lines += _table("類別", section.categories) + _table("科目", section.subjects)
+    for name, metrics in report.labels.items():
         lines += ["", f"## {classification_report.title_of(name)}", ""]
-        lines += [f"**{escaped(label_verdict(found, small))}**", ""]
+        lines += [f"**{escaped(label_verdict(metrics, small))}**", ""]
         lines += [
-            f"- {escaped(remark)}" for remark in [*report.notes, *classification_report.notes(name, found)]
+            f"- {escaped(remark)}" for remark in [*report.notes, *classification_report.notes(name, metrics)]
         ]
-        lines += ["", *overview_table(found, percent), "", *table(found, percent)]
-        lines += ["", *confusion_table(found)]
+        lines += ["", *overview_table(metrics, percent), "", *table(metrics, percent)]
+        lines += ["", *confusion_table(metrics)]
         if name in pictures:
             lines += ["", f"![混淆矩陣]({pictures[name]})"]
     if report.labels:
@@ -346,11 +405,11 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _table(what: str, rows: Sequence[ScoreRow]) -> list[str]:
-    """Lines of a table, an empty one before it; none without rows."""
+def _table(title: str, rows: Sequence[ScoreRow]) -> list[str]:
+    """Return the lines of a table, an empty one before it; none without rows."""
     if not rows:
         return []
-    lines = ["", f"| {what} | 題數 | 正確率 | 95 % 區間 |", "|---|--:|--:|--:|"]
+    lines = ["", f"| {title} | 題數 | 正確率 | 95 % 區間 |", "|---|--:|--:|--:|"]
     for row in rows:
         interval = "–".join(map(percent, row.interval))
         lines.append(f"| {escaped(row.label)} | {row.n or ''} | {percent(row.accuracy)} | {interval} |")

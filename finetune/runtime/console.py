@@ -1,4 +1,7 @@
-"""Flags, messages and exit codes of both scripts. Imports nothing heavy: `--help` answers at once."""
+"""Messages, results and exit codes of both scripts.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,33 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from finetune.runtime import streams
 from finetune.runtime.errors import RunError, Stopped, UserError, reason
 from finetune.runtime.strict_json import dumps
 
-MODEL_FOLDER = "./my_bert_finetuned_model_hf_format"  # where one script puts the model, the other finds it
+MODEL_FOLDER = "./my_bert_finetuned_model_hf_format"  # written by fine_tuning_llm.py, read by inference.py
 
 
 def is_main_process() -> bool:
-    """True in the process that speaks for all: launchers set RANK."""
+    """Return True in the only process that logs: rank 0, by the RANK that launchers set."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 
-# What a terminal obeys instead of showing it: control characters (C0, DEL, C1) but tab and line feed, the
-# separators of lines and paragraphs, the marks that turn the direction of writing (CVE-2021-42574); and half
-# characters, which cannot be written at all.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Characters that a terminal executes instead of showing: control characters (C0, DEL, C1) except tab and line
+# feed, line and paragraph separators, bidirectional marks (CVE-2021-42574); and lone surrogates, which cannot
+# be written at all.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: object, lines: bool = True) -> str:
-    """A text that came from outside, for the terminal: what it would obey is shown as \\x1b or \\u202e.
+    r"""Escape the characters of an untrusted text that a terminal would execute, as \x1b or \u202e.
 
     Args:
-        lines: tabs and line feeds stay. False shows them too: the text is to stand in one line.
+        lines: keep tabs and line feeds. False escapes them too, so that the text takes one line.
     """
-    shown = _OBEYED.sub(lambda found: _escape(found[0]), str(text))
+    shown = _UNSAFE.sub(lambda match: _escape(match[0]), str(text))
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -45,30 +48,32 @@ def _escape(character: str) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
-def as_json(value: object, **more) -> str:
-    """JSON for the terminal: Chinese as it is where stdout can write it, what a terminal would obey as
-    \\u009b. Takes what `json.dumps` takes.
+def as_json(value: object, **kwargs: Any) -> str:
+    r"""Serialize a value as JSON that is safe to print to the terminal.
+
+    Chinese stays as it is where stdout can write it; characters that a terminal would execute are escaped as
+    \u009b. `kwargs` are those of `json.dumps`.
     """
-    written = dumps(value, **more)
+    written = dumps(value, **kwargs)
     try:
         written.encode(getattr(sys.stdout, "encoding", None) or "utf-8", "surrogatepass")
     except UnicodeError:
-        written = dumps(value, **{"ensure_ascii": True, **more})
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
+        written = dumps(value, **{"ensure_ascii": True, **kwargs})
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
 def log(text: str = "") -> None:
-    """One line of progress or log: stderr, so that stdout holds results alone; from the main process only."""
+    """Print a line of progress to stderr, from the main process only; stdout holds results alone."""
     if is_main_process():
         print(plain(text), file=sys.stderr, flush=True)
 
 
 def print_result(text: object = "", end: str = "\n") -> None:
-    """A result, or what the REPL says: stdout.
+    """Print a result or a reply of the REPL to stdout.
 
     Raises:
-        BrokenPipeError: nobody reads it any more.
-        RunError: it cannot be written.
+        BrokenPipeError: the reader of stdout is gone.
+        RunError: stdout cannot be written.
     """
     try:
         if "stdout" in streams.closed:
@@ -82,7 +87,7 @@ def print_result(text: object = "", end: str = "\n") -> None:
 
 
 def print_optional(text: object = "") -> None:
-    """A result that is in a file already: stdout, where nobody needs to read it."""
+    """Print to stdout a result that is in a file already, so that a failure to print is no error."""
     try:
         print_result(text)
     except BrokenPipeError:
@@ -92,54 +97,54 @@ def print_optional(text: object = "") -> None:
 
 
 def run(body: Callable[[], int | None], debug: bool = False) -> int:
-    """Runs a script's body and turns how it ended into an exit code; no traceback unless `debug`.
+    """Run a script's body and turn how it ended into an exit code; no traceback unless `debug`.
 
     Returns:
         0 done, 1 the run failed, 2 bad flag or bad input, 130 Ctrl-C, 143 SIGTERM.
     """
-    streams.steady()
+    streams.make_robust()
     try:
         return body() or 0
-    except SystemExit as left:  # of argparse, once it has shown the help
+    except SystemExit as error:  # raised by argparse once it has shown the help
         streams.flush()
-        return left.code if isinstance(left.code, int) else int(bool(left.code))
+        return error.code if isinstance(error.code, int) else int(bool(error.code))
     except (UserError, RunError, Stopped) as error:
         if debug:
-            _trace()
+            _print_traceback()
         lines = error.problems if isinstance(error, UserError) else [str(error)]
-        _complain("■" if isinstance(error, Stopped) else "✗", lines)
+        _print_problems("■" if isinstance(error, Stopped) else "✗", lines)
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("■", ["已中斷"])
+        _print_problems("■", ["已中斷"])
         return 130
-    except BrokenPipeError:  # the reader of our stdout went away (`| head`)
+    except BrokenPipeError:  # the reader of our stdout is gone (`| head`)
         streams.silence(sys.stdout)
         return 1
     except Exception as error:
         if debug:
-            _trace()
-        rank = "" if is_main_process() else f"行程 {os.environ['RANK']} "
+            _print_traceback()
+        rank = "" if is_main_process() else f"rank {os.environ['RANK']}："
         text = f"✗ {rank}{_one_message(_in_chinese(error))}\n  加上 --debug 可看完整的錯誤經過"
         print(text, file=sys.stderr, flush=True)
         return 1
-    except BaseException as error:  # Rust's panics are no Exception, and cannot be imported by name
+    except BaseException as error:  # a panic of Rust is not an Exception, and has no importable class
         if type(error).__name__ != "PanicException":
             raise
         if debug:
-            _trace()
-        _complain(
+            _print_traceback()
+        _print_problems(
             "✗", [f"tokenizer 讀不了這段文字：{first_line(error)[:200]}；它的 tokenizer.json 可能有問題"]
         )
         return 2
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends this process with `code`, what was printed and what waits at exit done.
+    """End this process with `code`, after flushing the streams and running the atexit functions.
 
-    One rank among several skips the end of the interpreter. A thread of gloo that still lives by then, as it
-    does after an error and wherever a library holds the process group, aborts the process about one time in
-    thirty (SIGABRT, "terminate called without an active exception"), and the launcher reports that instead
-    of `code`.
+    A rank of a parallel run skips the finalization of the interpreter. A gloo thread that is still alive by
+    then, as it is after an error and wherever a library holds the process group, aborts the process about
+    one time in thirty (SIGABRT, "terminate called without an active exception"), and the launcher reports
+    that instead of `code`.
     """
     if "RANK" in os.environ:
         atexit._run_exitfuncs()
@@ -149,50 +154,54 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-# What gloo and NCCL say of a rank that is gone.
-_OF_ANOTHER = re.compile(
+# Error messages of gloo and NCCL when another rank is gone.
+_PEER_FAILURE = re.compile(
     "Connection closed by peer|Connection reset by peer|remote process exited|Broken pipe"
 )
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says."""
+    """Return the first line of the exception message."""
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def of_another(error: BaseException) -> bool:
-    """Whether it is the end of another process that this one tells of."""
-    return not isinstance(error, OSError) and bool(_OF_ANOTHER.search(str(error)))
+def is_peer_failure(error: BaseException) -> bool:
+    """Return True if the error only reports that another rank died."""
+    return not isinstance(error, OSError) and bool(_PEER_FAILURE.search(str(error)))
 
 
 def _in_chinese(error: Exception) -> str:
-    """What happened, for the failures a person can do something about; the library's words for the others."""
+    """Describe a failure: in Chinese where the user can act on it, else in the library's own words."""
     if type(error).__name__ == "OutOfMemoryError":
-        return f"GPU 記憶體不足；把 --micro_batch_size 減半（每一步的題數不變）。{first_line(error)}"
+        return f"GPU 記憶體不足；把 --micro_batch_size 減半（每步的批次大小不變）。{first_line(error)}"
     if isinstance(error, OSError) and error.filename:
         return f"檔案操作失敗：{error.filename}（{reason(error)}）"
-    if of_another(error):
-        return f"別的行程先結束了，這個行程也停下（{first_line(error)[:200]}）"
+    if is_peer_failure(error):
+        return f"別的 rank 先結束了，這個 rank 也停下（{first_line(error)[:200]}）"
     return f"執行失敗（{type(error).__name__}）：{error}"
 
 
 def _one_message(text: str) -> str:
-    """For the terminal; its further lines are indented, so that none passes for a message of its own."""
+    """Indent the second and later lines of a message, so that none looks like a message of its own."""
     return re.sub(r"\n(?=\S)", "\n    ", plain(text))
 
 
-def _trace() -> None:
-    """The traceback of what is being handled; a library's words may hold anything too."""
+def _print_traceback() -> None:
+    """Print the traceback of the error being handled, escaped: its text may hold anything."""
     print(plain(traceback.format_exc()), file=sys.stderr, end="", flush=True)
 
 
-def _complain(mark: str, lines: list[str]) -> None:
-    """One message; several problems as a list. Each node says it once: the ranks of a run find the same."""
+def _print_problems(mark: str, problems: list[str]) -> None:
+    """Print one problem as a message, several as a list.
+
+    Each node prints them once, since all ranks of a run find the same ones.
+    """
     if os.environ.get("LOCAL_RANK", "0") not in ("", "0"):
-        time.sleep(2)  # a launcher ends all ranks once one has ended: the one that speaks comes first
+        time.sleep(2)  # a launcher ends all ranks once one has ended: let local rank 0 print first
         if mark == "■":
             return
-        lines = [f"行程 {os.environ.get('RANK', '?')}：{line}" for line in lines]  # no other has found it
-    lines = [_one_message(line) for line in lines]
-    many = [f"{mark} 有 {len(lines)} 個問題：", *(f"  - {line}" for line in lines)]
-    print("\n".join(many if len(lines) > 1 else [f"{mark} {lines[0]}"]), file=sys.stderr, flush=True)
+        # still running after local rank 0 had its turn: only this rank has found the problem
+        problems = [f"rank {os.environ.get('RANK', '?')}：{problem}" for problem in problems]
+    lines = [_one_message(problem) for problem in problems]
+    listed = [f"{mark} 有 {len(lines)} 個問題：", *(f"  - {line}" for line in lines)]
+    print("\n".join(listed if len(lines) > 1 else [f"{mark} {lines[0]}"]), file=sys.stderr, flush=True)

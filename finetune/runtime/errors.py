@@ -1,7 +1,6 @@
-"""The ways a run can end other than well, each with its exit code.
+"""Exceptions that end a run, each with its exit code, and helpers to word their messages.
 
-Messages are in Traditional Chinese, because the person reads them; they name the flag, the value seen and
-the way out.
+Messages are in Traditional Chinese, for the user; they name the flag, the value and the way out.
 """
 
 from __future__ import annotations
@@ -11,61 +10,62 @@ import errno
 import shutil
 from collections.abc import Iterable
 
-REASONS = {  # of the machine, in Chinese
+REASONS = {  # errno name -> explanation in Chinese
     "ENOSPC": "磁碟滿了", "EDQUOT": "超過了配額", "EFBIG": "檔案超過了大小的上限", "EROFS": "檔案系統唯讀",
     "EACCES": "沒有權限", "EPERM": "不准這樣做", "EIO": "磁碟或終端機讀寫失敗", "EBADF": "關著，或不能寫",
     "ENOENT": "不在那裡", "EISDIR": "是一個資料夾", "ENOTDIR": "路徑中有一段不是資料夾",
     "ELOOP": "是一個連結", "EMFILE": "開了太多檔案", "ENOTEMPTY": "資料夾裡還有東西", "EBUSY": "正在使用中",
 }  # fmt: skip
 LONGEST_SHOWN = 80  # characters of a value in a message
-ALIKE = 0.75  # of a word that is guessed; below it guesses are wrong more often than right
+ALIKE = 0.75  # lowest similarity of a suggested word; below it guesses are wrong more often than right
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: `repr`, cut where it is long. A text is cut first: it may have millions
-    of characters.
+    """Return the `repr` of a value for a message, cut where it is long.
+
+    A text is cut before `repr`, since it may have millions of characters.
     """
     try:
         text = repr(value[:LONGEST_SHOWN] if isinstance(value, (str, bytes)) else value)
-    except (ValueError, RecursionError):  # of a number with thousands of digits, or what holds itself
+    except (ValueError, RecursionError):  # thousands of digits, or an object that contains itself
         return f"（{type(value).__name__}，太長）"
     cut = len(value) > LONGEST_SHOWN if isinstance(value, (str, bytes)) else len(text) > LONGEST_SHOWN
     return text[:LONGEST_SHOWN] + "…" if cut else text
 
 
 def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names that a message lists: the first ones, each cut where it is long."""
-    names = [name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "…" for name in map(str, names)]
-    more = f"…等 {len(names)} 個" if len(names) > most else ""
-    return "、".join(names[:most]) + more or "（無）"
+    """Join names for a message: at most `most` of them, each cut where it is long."""
+    texts = [text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…" for text in map(str, names)]
+    total = f"…等 {len(texts)} 個" if len(texts) > most else ""
+    return "、".join(texts[:most]) + total or "（無）"
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The words of `known` that look most like `word`; empty when none looks like it."""
+    """Return the words of `known` most similar to `word`; empty when none is similar."""
     return difflib.get_close_matches(word[:LONGEST_SHOWN], list(known), n=count, cutoff=ALIKE)
 
 
 def reason(error: BaseException, where: bool = False) -> str:
-    """Why something could not be read or written, in a few words; the machine's own beside them.
+    """Explain briefly why something could not be read or written: in Chinese, then the system's words.
 
     Args:
-        where: which file it was too.
+        where: append the name of the file.
     """
-    if isinstance(error, shutil.Error):  # of many files, each with its reason
+    if isinstance(error, shutil.Error):  # a list of files, each with its reason
         return str(error.args[0][0][2]) if error.args and error.args[0] else str(error)
     if isinstance(error, OSError):
-        said = error.strerror or str(error)
+        text = error.strerror or str(error)
         chinese = REASONS.get(errno.errorcode.get(error.errno or 0, ""))
-        said = f"{chinese}，{said}" if chinese else said
-        return f"{said}：{error.filename}" if where and error.filename else said
+        text = f"{chinese}，{text}" if chinese else text
+        return f"{text}：{error.filename}" if where and error.filename else text
     return f"{type(error).__name__}：{(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 class UserError(Exception):
-    """Something the person can mend: a flag, a file, a model that does not fit the task. Exit code 2.
+    """Error that the user can fix: a flag, a file, a model that does not fit the task. Exit code 2.
 
     Args:
-        problems: one sentence, or all that was found wrong at once.
+        problems: one sentence, or one for each problem found.
     """
 
     exit_code = 2
@@ -76,18 +76,20 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """The run itself failed: the loss is not a number, a saved file does not read back. Exit code 1."""
+    """Failure of the run itself: the loss is NaN, a saved file does not read back. Exit code 1."""
 
     exit_code = 1
 
 
 class NonFiniteError(RunError):
-    """The loss or the gradient is no finite number; nothing was changed by it."""
+    """Non-finite loss or gradient; the weights were not updated with it."""
 
 
 class Stopped(BaseException):
-    """A signal ended the run; once training had begun, after a resumable checkpoint was written. Exit code
-    128 + its number. Like KeyboardInterrupt it passes by whoever expects errors.
+    """End of the run by a signal. Exit code 128 + the signal's number.
+
+    Once training has begun it is raised after a resumable checkpoint was written. Like KeyboardInterrupt it
+    is no `Exception`, so that handlers of errors let it pass.
     """
 
     def __init__(self, signum: int, message: str):
@@ -99,7 +101,7 @@ class Stopped(BaseException):
 
 
 class Problems:
-    """Collects what several checks find wrong, so that a person hears all of it at once.
+    """Collects the problems that several checks find, to report them all at once.
 
     problems = Problems()
     with problems:
@@ -122,5 +124,6 @@ class Problems:
         return False
 
     def report(self) -> None:
+        """Raise one UserError with all problems, if there are any."""
         if self.found:
-            raise UserError(dict.fromkeys(self.found))  # several checks may meet the same mistake
+            raise UserError(dict.fromkeys(self.found))  # several checks may find the same problem

@@ -1,4 +1,4 @@
-"""Kinds of files by their names: which can be read, and what to do with the others."""
+"""File types by suffix: which can be read, and advice for the others."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SAVE = "在 Excel 按「另存新檔」，存檔類型選「CSV UTF-8」"
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # that are written too
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # both read and written
 READABLE = (*SUFFIXES, ".arrow", ".xlsx")
 UNPACK = "請先解壓縮，再指定裡面的檔案"
 IN_A_SHEET = "把表格貼到試算表，存成 CSV UTF-8"
 PICKLED = "是 pickle，打開它會執行裡面的程式；改用 to_json(orient='records', lines=True)"
-WAYS_OUT = {  # kinds of files that are not read, and what to do
+WAYS_OUT = {  # suffix of a file that cannot be read -> what it is, and what to do
     ".xls": f"是舊的 Excel 格式；{SAVE}",
     ".xlsm": f"是有巨集的 Excel；{SAVE}",
     ".xlsb": f"是二進位的 Excel；{SAVE}",
@@ -34,19 +34,19 @@ WAYS_OUT = {  # kinds of files that are not read, and what to do
 
 
 def suffix_of(file: Path) -> str:
-    """What a file's name says it is: `.csv` of x.csv and of x.csv.gz, in small letters."""
+    """Return the type suffix of a file name in lower case: `.csv` for x.csv and for x.csv.gz."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in PACKED:
         return "".join(suffixes[-2:-1]) or suffixes[-1]
     return suffixes[-1] if suffixes else ""
 
 
-def is_readable(file: Path, *more: str) -> bool:
-    """True for a file that its name says can be read: a table, or one of the suffixes named."""
-    return suffix_of(file) in (*READABLE, *more)
+def is_readable(file: Path, *extra: str) -> bool:
+    """Return True for the name of a readable table, or of a file with one of the `extra` suffixes."""
+    return suffix_of(file) in (*READABLE, *extra)
 
 
 def is_named_as_file(name: str) -> bool:
-    """True where a name can only be that of a file, of whatever kind."""
+    """Return True when a name can only be that of a file, readable or not."""
     suffix = Path(name).suffix.lower()
     return suffix in (*READABLE, ".txt", *PACKED, *WAYS_OUT) or suffix_of(Path(name)) in (*READABLE, ".txt")

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there, whenever a run is killed or a disk is full.
+"""Atomic writes of files and folders, safe against kills and full disks.
 
-What is new is written beside its place under a hidden name, flushed to the disk, and renamed: a reader sees
-the old one or the new one.
+New content is written next to its target under a hidden name, flushed to the disk, and renamed: a reader
+sees either the old one or the new one.
 """
 
 from __future__ import annotations
@@ -9,40 +9,42 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from finetune.runtime.errors import RunError, UserError, reason
+from finetune.runtime.strict_json import decode
 
-AT_FDCWD = -100  # of Linux: names are taken from the current folder
-EXCHANGE = 2  # RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS
+AT_FDCWD = -100  # Linux: relative names start at the current folder
+EXCHANGE = 2  # RENAME_EXCHANGE on Linux; RENAME_SWAP on macOS
 LONGEST_NAME = 255  # bytes, on every file system
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not there on Windows, where only administrators make links
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # missing on Windows, where only administrators make links
 
 
 @contextlib.contextmanager
-def atomic_open(path: str | Path, mode: str = "w", **how) -> Iterator[IO]:
-    """A stream to write a file to, which stands in its place once the block has ended well.
+def atomic_open(path: str | Path, mode: str = "w", **kwargs: Any) -> Iterator[IO]:
+    """Open a file for writing that replaces `path` only when the block ends without an error.
 
     Args:
-        how: as `open` takes it; text is UTF-8.
+        path: the file to write.
+        mode: of `open`, with "w".
+        kwargs: passed on to `open`; the default encoding is UTF-8.
 
     Raises:
-        OSError: no room, no permission; the error names the file, which is as it was.
+        OSError: no room or no permission; the error names `path`, which stays unchanged.
     """
     path = Path(path)
     half = hidden(path, "half")
     if "b" not in mode:
-        how = {"encoding": "utf-8", **how}
+        kwargs = {"encoding": "utf-8", **kwargs}
     try:
-        half.unlink(missing_ok=True)  # of a run that was killed; a link there is not followed
-        with half.open(mode.replace("w", "x"), **how) as stream:
+        half.unlink(missing_ok=True)  # left by a run that was killed; a link there is not followed
+        with half.open(mode.replace("w", "x"), **kwargs) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -57,22 +59,24 @@ def atomic_open(path: str | Path, mode: str = "w", **how) -> Iterator[IO]:
 
 
 def hidden(path: Path, what: str) -> Path:
-    """The hidden name beside a file or folder under which what is to take its place is written, or what it
-    takes the place of is kept; short enough where the name itself is as long as a name may be.
+    """Return the hidden sibling `.name.what` of a path, used for unfinished or replaced content.
+
+    The name is shortened where it would exceed the limit of the file system.
     """
     name = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(what) - 2])
     return path.with_name(f".{name}.{what}")
 
 
-def own_file(path: Path, mode: str, **how) -> IO:
-    """Opens a file to be written to by its own name. A link that somebody put there is not followed.
+def open_no_follow(path: Path, mode: str, **kwargs: Any) -> IO:
+    """Open a regular file for writing in place, refusing to follow a symbolic link.
 
     Raises:
-        OSError: it is a link, no ordinary file, or cannot be written.
+        OSError: it is a link, not a regular file, or cannot be written.
     """
     if os.name == "nt" and path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    stream = open(path, mode, opener=lambda name, flags: os.open(name, flags | NO_FOLLOW, 0o666), **how)
+    opener = lambda name, flags: os.open(name, flags | NO_FOLLOW, 0o666)  # noqa: E731
+    stream = open(path, mode, opener=opener, **kwargs)  # noqa: SIM115  the caller closes it
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
         raise OSError(errno.EINVAL, "不是一般的檔案", str(path))
@@ -80,13 +84,13 @@ def own_file(path: Path, mode: str, **how) -> IO:
 
 
 def atomic_write(path: str | Path, text: str) -> None:
-    """A text file, as `whole_file` writes it."""
+    """Write a text file atomically, see `atomic_open`."""
     with atomic_open(path) as stream:
         stream.write(text)
 
 
 def new_folder(folder: Path) -> Path:
-    """An empty folder in the place of whatever an earlier run left there."""
+    """Create an empty folder, deleting whatever an earlier run left there."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
     elif folder.exists():
@@ -97,10 +101,10 @@ def new_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def write_errors(failed: str, way_on: str) -> Iterator[None]:
-    """Says of what cannot be written which it is, why, and how to go on.
+    """Turn an OSError into a RunError that says what failed, why, and how to go on.
 
     Raises:
-        RunError: in the place of an OSError.
+        RunError: the block raised an OSError.
     """
     try:
         yield
@@ -109,8 +113,8 @@ def write_errors(failed: str, way_on: str) -> Iterator[None]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a power failure."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
+    """Sync the entries of a folder to the disk, so that they survive a power failure."""
+    with contextlib.suppress(OSError):  # Windows cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -119,24 +123,25 @@ def flush_folder(folder: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Makes everything below a folder last through a power failure.
+    """Sync everything below a folder to the disk, so that it survives a power failure.
 
     Raises:
         OSError: the disk did not take it.
     """
-    for place, _, files in os.walk(folder):
+    for parent, _, files in os.walk(folder):
         for name in files:
-            handle = os.open(Path(place) / name, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+            handle = os.open(Path(parent) / name, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        flush_folder(Path(place))
+        flush_folder(Path(parent))
 
 
 def give_usual_modes(folder: Path) -> None:
-    """Gives the weights in a folder the mode that any new file has here: safetensors leaves them to their
-    owner alone, and then no colleague and no server can read the model.
+    """Give the weight files in a folder the mode of any new file.
+
+    safetensors makes them readable by their owner alone; then no colleague and no server could load them.
     """
     weights = list(folder.rglob("*.safetensors"))
     if os.name == "nt" or not weights:
@@ -151,11 +156,11 @@ def give_usual_modes(folder: Path) -> None:
 
 
 def replace_folder(new: Path, target: Path, keep_as: Path | None = None) -> None:
-    """Puts a finished folder in the place of an older one, which is deleted once the new one stands, or kept
-    under another name.
+    """Replace the folder `target` by the finished folder `new`.
 
-    Linux and macOS exchange the two in one step. Where a file system cannot, there is a moment in which the
-    older one has a hidden name only: `rescue` gives it its own back.
+    The old folder is deleted once the new one is in place, or kept as `keep_as`. Linux and macOS exchange
+    the two in one step. Where a file system cannot, the old folder has only a hidden name for a moment:
+    after a kill, `recover_replace` gives it its own name back.
     """
     new, target = Path(new), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +183,7 @@ def replace_folder(new: Path, target: Path, keep_as: Path | None = None) -> None
 
 
 def recover_replace(target: str | Path) -> bool:
-    """Gives a folder back its name, if a run was killed while it replaced it. True when it did."""
+    """Finish a folder replacement that a kill interrupted; True when there is a folder again."""
     target = Path(target)
     if (
         not target.name
@@ -195,15 +200,19 @@ def recover_replace(target: str | Path) -> bool:
 
 
 def writable(path: str | Path) -> bool:
-    """Whether something can be written at a place that may not be there yet."""
-    path = Path(path).resolve()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+    """Return True if something can be written at `path`, which need not exist yet."""
+    while True:
+        place = Path(path).resolve()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        answer = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        if answer or place.exists():
+            return answer
+        # another process has just deleted the folder that was looked at: look again
 
 
 def remove_tree(folder: Path) -> None:
-    """Deletes a folder. It loses its name first, so that what is left of it by a kill passes for nothing."""
+    """Delete a folder, renaming it first so that the rest left by a kill is not taken for a valid one."""
     if folder.is_symlink():
         folder.unlink()
     if not folder.exists():
@@ -225,21 +234,25 @@ def _rename(one: Path, other: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step. False where that cannot be done."""
+    """Exchange two paths in one step; False where the system cannot."""
     names = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
             return library.renamex_np(*names, EXCHANGE) == 0
         return library.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE) == 0
-    except (AttributeError, OSError, TypeError):  # another C library; Windows
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return False
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file. Raises UserError when it is none."""
+    """Read a JSON object from a file.
+
+    Raises:
+        UserError: the file cannot be read, or holds no JSON object.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = decode(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} 讀不懂：{error}") from error
     if not isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""The Hugging Face hub: is it there, and a data set from it as one snapshot of files.
+"""Access to the Hugging Face hub: is it reachable, and which files does it or its cache have.
 
-Every look-up against a hub that is away costs 23 to 46 seconds of retries, so it is asked once, with a time
+Every look-up at an unreachable hub costs 23 to 46 seconds of retries, so it is probed once, with a time
 limit, before `transformers` or `huggingface_hub` are imported (they read HF_HUB_OFFLINE at import).
 """
 
@@ -21,22 +21,24 @@ from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_named_as_file
 
-PROBE_SECONDS = 6.0  # for name look-up, connection and first byte together
+PROBE_SECONDS = 6.0  # limit for DNS look-up, connection and first byte together
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
 def endpoint() -> str:
-    """The hub's address: HF_ENDPOINT (a mirror) or the public one."""
+    """Return the hub's address: HF_ENDPOINT (a mirror) or the public one."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def is_offline() -> bool:
+    """Return True when HF_HUB_OFFLINE is set, so that the cache alone is used."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def looks_local(name: str) -> bool:
-    """True for what can only be a path: `./x`, `/x`, `~/x`, `a/b/c`, `x.csv`, `x.xls`, `考題`. A hub name is
-    `name` or `owner/name` of letters, digits, `-`, `_` and `.`.
+    """Return True for what can only be a path: `./x`, `/x`, `~/x`, `a/b/c`, `x.csv`, `x.xls`, `考題`.
+
+    A hub name is `name` or `owner/name` of letters, digits, `-`, `_` and `.`.
     """
     return (
         name.startswith((".", "/", "~"))
@@ -47,13 +49,14 @@ def looks_local(name: str) -> bool:
 
 
 def is_local(name: str) -> bool:
-    """True for a file or folder that is there, or that can only be meant as one."""
+    """Return True for a file or folder that exists, or for a name that can only be a path."""
     return Path(name).expanduser().exists() or looks_local(name)
 
 
-def located(name: str) -> str:
-    """The folder of a model that is meant by a folder of the hub's cache, models--owner--name: its snapshot
-    of `main`, or the only one there; any other name as it is.
+def resolve_cache_folder(name: str) -> str:
+    """Resolve a folder of the hub's cache (models--owner--name) to a snapshot; leave other names as they are.
+
+    The snapshot is that of `main`, or the only one there is.
     """
     folder = Path(name).expanduser()
     if not (folder / "snapshots").is_dir() or (folder / "config.json").is_file():
@@ -63,16 +66,16 @@ def located(name: str) -> str:
         commit = main.read_text(encoding="ascii").strip()
         if re.fullmatch("[0-9a-f]{40}", commit) and (folder / "snapshots" / commit).is_dir():
             return str(folder / "snapshots" / commit)
-    there = _snapshots(folder)
-    return str(there[0]) if len(there) == 1 else name
+    snapshots = _snapshots(folder)
+    return str(snapshots[0]) if len(snapshots) == 1 else name
 
 
 def no_snapshot(folder: Path) -> str:
-    """Why a folder of the hub's cache says nothing of which snapshot is meant."""
-    there = "、".join(path.name for path in _snapshots(folder)[:5])
-    if not there:
+    """Explain why no snapshot can be chosen from a folder of the hub's cache."""
+    names = "、".join(path.name for path in _snapshots(folder)[:5])
+    if not names:
         return "這是 hub 的快取資料夾，裡面沒有下載好的版本（snapshots）；請重新下載"
-    return f"這是 hub 的快取資料夾，有好幾個版本，不知道是哪一個；請指到 snapshots 下的一個：{there}"
+    return f"這是 hub 的快取資料夾，有好幾個版本，不知道是哪一個；請指到 snapshots 下的一個：{names}"
 
 
 def _snapshots(folder: Path) -> list[Path]:
@@ -80,13 +83,13 @@ def _snapshots(folder: Path) -> list[Path]:
 
 
 def prepare_for(name: str) -> None:
-    """To be called before `name` is loaded: a hub that is away is found out once, not at every look-up."""
+    """Probe the hub before `name` is loaded from it, so that an unreachable one costs its time limit once."""
     if not is_local(name):
         go_offline_if_unreachable()
 
 
 def go_offline_if_unreachable() -> bool:
-    """Asks the hub once; when it does not answer, HF_HUB_OFFLINE is set: the cache is used without a wait.
+    """Probe the hub once; set HF_HUB_OFFLINE when it does not answer, so that the cache is used at once.
 
     Returns:
         True when the hub answered.
@@ -95,21 +98,21 @@ def go_offline_if_unreachable() -> bool:
         return False
     answered = threading.Event()
 
-    def ask():
+    def probe() -> None:
         request = urllib.request.Request(endpoint(), method="HEAD", headers={"User-Agent": "fine-tuning-llm"})
         try:
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
         except urllib.error.HTTPError:
-            pass  # a refusal is an answer too
-        except (OSError, ValueError, http.client.HTTPException):  # away, or HF_ENDPOINT is no address
+            pass  # an error status is an answer too
+        except (OSError, ValueError, http.client.HTTPException):  # unreachable, or HF_ENDPOINT is invalid
             return
         answered.set()
 
-    thread = threading.Thread(target=ask, daemon=True)  # name look-up has no time limit of its own
+    thread = threading.Thread(target=probe, daemon=True)  # a DNS look-up has no time limit of its own
     thread.start()
     thread.join(PROBE_SECONDS)
     if answered.is_set():
-        hub_client.use()
+        hub_client.install_limits()
         return True
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "huggingface_hub" in sys.modules:  # it read the variable at its import
@@ -119,19 +122,22 @@ def go_offline_if_unreachable() -> bool:
 
 
 def fetch(model: str, file: str) -> Path | None:
-    """A file of a model on the hub, from the cache or fetched; None where the model has none, or the hub is
-    away. Imports transformers.
+    """Return a file of a model on the hub, from the cache or downloaded. Imports transformers.
+
+    None where the model has no such file, or the hub is unreachable.
     """
     from transformers.utils import cached_file
 
     quiet = ("gated_repo", "missing_entries", "connection_errors")
-    found = cached_file(model, file, **{f"_raise_exceptions_for_{what}": False for what in quiet})
-    return Path(found) if found else None
+    path = cached_file(model, file, **{f"_raise_exceptions_for_{what}": False for what in quiet})
+    return Path(path) if path else None
 
 
 def fetch_small(model: str) -> Path | None:
-    """The folder of a model's files but its weights, to be looked at before any of them is used; None where
-    they cannot be had, which whoever needs one says. Imports huggingface_hub.
+    """Download all files of a model except its weights and return their folder. Imports huggingface_hub.
+
+    They are checked before any of them is used. None where they cannot be downloaded: the caller that needs
+    one reports it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -141,28 +147,28 @@ def fetch_small(model: str) -> Path | None:
     patterns = ["*.json", "*.jinja", "vocab.txt", "merges.txt"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*.json"]))
-    except Exception:  # the hub's, its HTTP client's or the disk's: at least the file that all begins with
-        with contextlib.suppress(Exception):  # which cannot be had either: whoever needs it says why
-            found = fetch(model, "config.json")
-            return found.parent if found else None
+    except Exception:  # of the hub, its HTTP client or the disk: try config.json at least
+        with contextlib.suppress(Exception):  # the caller that needs the file reports why it is missing
+            config = fetch(model, "config.json")
+            return config.parent if config else None
         return None
 
 
 def cached(model: str, file: str) -> Path | None:
-    """The same of what has been fetched already."""
+    """Return a file of a model from the cache; None when it has not been downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.utils import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model, file)
-    except HFValidationError:  # no name that the hub could have
+        path = try_to_load_from_cache(model, file)
+    except HFValidationError:  # not a valid name of a hub repository
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
-    """The error for a model or data set that could not be had, with the three ways on."""
-    why = hub_client.MANNERS.reason and f"hub {hub_client.MANNERS.reason}" or why
+    """Word the error for a model or dataset that could not be downloaded, with the ways to go on."""
+    why = f"hub {hub_client.HEALTH.reason}" if hub_client.HEALTH.reason else why
     reason = " ".join(str(why).split())[:200] or type(why).__name__
     ways = ["用鏡像站：HF_ENDPOINT=https://鏡像站網址 python …"]
     if flag in ("--model_path", "--compare_with"):
@@ -175,15 +181,17 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
             "不下載任何東西，先跑內建示範：--demo",
         ]
     listed = "".join(f"\n      {number}. {way}" for number, way in enumerate(ways, 1))
-    here = "" if "/" in name else f"這裡沒有名叫 {name} 的檔案或資料夾，hub 上"
-    return UserError(f"{flag} {name}：{here}拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}")
+    where = "" if "/" in name else f"這裡沒有名叫 {name} 的檔案或資料夾，hub 上"
+    return UserError(
+        f"{flag} {name}：{where}拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}"
+    )
 
 
 def quiet_libraries() -> None:
-    """Transformers reports by log lines and bars of its own; what matters is checked here and said once."""
+    """Silence the log lines and progress bars of transformers: this package reports what matters itself."""
     from transformers.utils import logging
 
-    # Else a model of the hub without safetensors is sent to a service to be made anew, and that is loaded.
+    # Else transformers asks a hub service to convert a model without safetensors, and loads the conversion.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     logging.set_verbosity_error()
     if not sys.stderr.isatty():

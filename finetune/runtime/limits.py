@@ -1,7 +1,8 @@
-"""How much a stranger's model may hold: bytes of its files, numbers in them, entries of their lists. Looked
-at before any library opens them, for a number alone can ask for a billion layers. Imports nothing heavy.
+"""Limits on untrusted models: bytes of their files, numbers in them, lengths of their lists.
 
-Each bound lies several times above the largest published model that we know of (its value stands beside it).
+They are checked before any library opens the files, since a single number can request a billion layers.
+Imports nothing heavy. Each limit is several times the largest published model that we know of (its value is
+in the comment).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from finetune.runtime.errors import shown
 
 MEGABYTE = 1 << 20
-FILES = {  # name or ending -> bytes
+FILES = {  # name or suffix -> bytes
     "tokenizer.json": 80 * MEGABYTE,  # Gemma 3: 33 MB
-    "run_card.json": 128 * MEGABYTE,  # ours of two million questions: 40 MB
+    "run_card.json": 128 * MEGABYTE,  # ours for two million questions: 40 MB
     ".index.json": 40 * MEGABYTE,  # DeepSeek-V3: 9 MB
     ".json": 16 * MEGABYTE,  # vocab.json of Qwen2.5: 3 MB
     "merges.txt": 24 * MEGABYTE,  # Qwen2.5: 2 MB
@@ -25,17 +27,17 @@ FILES = {  # name or ending -> bytes
     ".model": 64 * MEGABYTE,  # sentencepiece, Gemma 3: 5 MB
     ".jinja": MEGABYTE // 4,  # gpt-oss: 16 kB
 }
-HEADER = 16 * MEGABYTE  # of a safetensors file; 100 bytes a tensor
-SHARDS = 4096  # files of weights; DeepSeek-V3 has 163
+HEADER = 16 * MEGABYTE  # bytes of a safetensors header; 100 bytes a tensor
+SHARDS = 4096  # weight files; DeepSeek-V3 has 163
 TEMPLATE = MEGABYTE // 4  # characters of a chat template
-ADDED = 1 << 17  # tokens beside a vocabulary; models of speech have 66,000
-SPARE = 1024  # of them, beyond a model's vocabulary, are left to be told by its real size
+ADDED = 1 << 17  # added tokens of a tokenizer; speech models have 66,000
+SPARE = 1024  # added tokens beyond vocab_size that are let through here: the embedding's size decides later
 LAYERS = 1024  # Llama 3.1 405B: 126
 RANKED = re.compile(r"lora_(embedding_)?A")  # a tensor whose first dimension is the rank
-ENTRIES = 1 << 17  # of an object in a configuration, labels most of all
-ITEMS = 1 << 16  # of a list in one
-ROUNDS = 64  # of a loop that prepares an adapter
-# What a key is called -> the largest number it may hold. The first that fits counts.
+ENTRIES = 1 << 17  # entries of an object in a configuration (id2label has the most)
+ITEMS = 1 << 16  # items of a list in a configuration
+ROUNDS = 64  # iterations of an adapter's initialization
+# Pattern of a key -> the largest number it may hold. The first matching pattern counts.
 NUMBERS = (
     (re.compile(r"theta|base$|_token_ids?$"), 1 << 62),
     (re.compile(r"layers?$|blocks?$|depths?$"), LAYERS),
@@ -50,7 +52,7 @@ NUMBERS = (
 
 
 def check_sizes(folder: Path, what: str) -> list[str]:
-    """What is wrong with the sizes of a folder's files.
+    """List the files of a folder that are too large.
 
     Args:
         what: flag and name of the model, for the message.
@@ -65,66 +67,74 @@ def check_sizes(folder: Path, what: str) -> list[str]:
 
 
 def most_bytes(name: str) -> int:
-    """The largest size of a file of a model, by its name; 0 is any."""
-    return next((most for ending, most in FILES.items() if name == ending or name.endswith(ending)), 0)
+    """Return the largest allowed size in bytes of a model file with this name; 0 means no limit."""
+    return next((most for suffix, most in FILES.items() if name == suffix or name.endswith(suffix)), 0)
 
 
-def check_numbers(said: object, what: str) -> list[str]:
-    """What asks for too much in a configuration, by its key.
+def check_numbers(config: object, what: str) -> list[str]:
+    """List the numbers and lengths in a configuration that exceed their limit, by key; 5 at most.
 
     Args:
+        config: the JSON value.
         what: flag, name and file, for the message.
     """
     problems = []
-    for key, value in entries(said):
-        most, found = 0, value
+    for key, value in entries(config):
+        most: int = 0
+        amount: float = 0
         if isinstance(value, dict):
-            most, found = ENTRIES, len(value)
+            most, amount = ENTRIES, len(value)
         elif isinstance(value, list):
-            most, found = ITEMS, len(value)
+            most, amount = ITEMS, len(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            most = next((bound for pattern, bound in NUMBERS if pattern.search(key)), 0)
-        if most and found > most:
-            whole = f"{value:,}" if isinstance(value, int) and value < 1e30 else shown(value)
-            counted = f"有 {found:,} 項" if isinstance(value, (dict, list)) else f"是 {whole}"
-            problems.append(f"{what} 的 {key[:80]!r} {counted}，上限是 {most:,}，不載入")
+            most, amount = next((limit for pattern, limit in NUMBERS if pattern.search(key)), 0), value
+        if most and amount > most:
+            number = f"{value:,}" if isinstance(value, int) and value < 1e30 else shown(value)
+            excess = f"有 {amount:,} 項" if isinstance(value, (dict, list)) else f"是 {number}"
+            problems.append(f"{what} 的 {key[:80]!r} {excess}，上限是 {most:,}，不載入")
             if len(problems) == 5:
                 break
     return problems
 
 
-def entries(said: object) -> Iterator[tuple[str, object]]:
-    """Every key of a JSON object with its value, those inside others too. The items of a list stand under its
-    key; one that is longer than a list may be is not gone through.
+def entries(config: object) -> Iterator[tuple[str, object]]:
+    """Yield every key of a JSON object with its value, nested ones included.
+
+    The items of a list are yielded under its key; a list or object above the limit is not descended into.
     """
-    waiting = [("", said)]
-    while waiting:
-        key, value = waiting.pop()
+    pending = [("", config)]
+    while pending:
+        key, value = pending.pop()
         if key:
             yield key, value
         if isinstance(value, dict) and len(value) <= ENTRIES:
-            waiting += value.items()
+            pending += value.items()
         elif isinstance(value, list) and len(value) <= ITEMS:
-            waiting += [(key, item) for item in value if isinstance(item, (dict, list, int, float))]
+            pending += [(key, item) for item in value if isinstance(item, (dict, list, int, float))]
 
 
-def check_tokens(folder: Path, said: dict, config: dict, what: str) -> list[str]:
-    """What is wrong with the number of tokens that a tokenizer adds to its vocabulary, which is part of the
-    model's own; and with the length of its chat templates.
+def check_tokens(
+    folder: Path, tokenizer_config: dict[str, Any], config: dict[str, Any], what: str
+) -> list[str]:
+    """List what is too large in a tokenizer: the tokens it adds, and its chat templates.
+
+    The added tokens are part of the model's vocabulary, so vocab_size limits them.
 
     Args:
-        said: tokenizer_config.json.
+        folder: of the tokenizer's files.
+        tokenizer_config: tokenizer_config.json.
         config: config.json.
+        what: flag and name of the model, for the message.
     """
     sizes = [value for key, value in entries(config) if key == "vocab_size" and type(value) is int]
     most = min(ADDED, max(sizes, default=ADDED) + SPARE)
     counts = {
         f"tokenizer_config.json 的 {key!r}": len(value)
-        for key, value in said.items()
+        for key, value in tokenizer_config.items()
         if isinstance(value, (dict, list))
     }
-    counts["tokenizer.json 的 'added_tokens'"] = _added(folder / "tokenizer.json")
-    counts["tokenizer.json 的 'post_processor'"] = _around(folder / "tokenizer.json")
+    counts["tokenizer.json 的 'added_tokens'"] = _count_added(folder / "tokenizer.json")
+    counts["tokenizer.json 的 'post_processor'"] = _count_template_pieces(folder / "tokenizer.json")
     counts["added_tokens.json"] = len(read(folder / "added_tokens.json"))
     for key, value in entries(read(folder / "special_tokens_map.json")):
         if isinstance(value, (dict, list)):
@@ -134,9 +144,9 @@ def check_tokens(folder: Path, said: dict, config: dict, what: str) -> list[str]
         for where, count in counts.items()
         if count > most
     ]
-    template = said.get("chat_template")
-    for one in template if isinstance(template, list) else [template]:
-        text = one.get("template") if isinstance(one, dict) else one
+    templates = tokenizer_config.get("chat_template")
+    for template in templates if isinstance(templates, list) else [templates]:
+        text = template.get("template") if isinstance(template, dict) else template
         if isinstance(text, str) and len(text) > TEMPLATE:
             problems.append(
                 f"{what}：tokenizer_config.json 的 'chat_template' 有 {len(text):,} 個字，"
@@ -145,9 +155,11 @@ def check_tokens(folder: Path, said: dict, config: dict, what: str) -> list[str]
     return problems
 
 
-def _added(file: Path) -> int:
-    """How many tokens tokenizer.json adds. Each has a field of this name; only where letters are written as
-    numbers is the whole file decoded, which takes seconds where it is large.
+def _count_added(file: Path) -> int:
+    r"""Count the added tokens in tokenizer.json by their field "single_word".
+
+    The whole file is decoded, which takes seconds for a large one, only where it escapes ASCII letters as
+    \u00xx, which could hide the field's name.
     """
     try:
         raw = file.read_bytes()
@@ -155,23 +167,26 @@ def _added(file: Path) -> int:
             return raw.count(b'"single_word"')
         return len(json.loads(raw)["added_tokens"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return 0  # whoever needs it says what is wrong with it
+        return 0  # the code that needs the file reports what is wrong with it
 
 
-def _around(file: Path) -> int:
-    """Pieces in the templates of tokenizer.json around a text; each has a field of this name."""
+def _count_template_pieces(file: Path) -> int:
+    """Count the pieces of the post-processor templates in tokenizer.json by their field "type_id"."""
     try:
         return file.read_bytes().count(b'"type_id"')
     except OSError:
         return 0
 
 
-def check_weights(folder: Path, said: dict, what: str) -> list[str]:
-    """What is wrong with the headers of safetensors files, beside the layers that config.json names: each has
-    a tensor at least.
+def check_weights(folder: Path, config: dict[str, Any], what: str) -> list[str]:
+    """List what is wrong with the headers of safetensors files.
+
+    There must be at least one tensor for each layer that config.json promises.
 
     Args:
-        said: config.json.
+        folder: of the weights.
+        config: config.json.
+        what: flag and name of the model, for the message.
     """
     problems, tensors = [], 0
     for path in sorted(folder.glob("*.safetensors")):
@@ -181,7 +196,7 @@ def check_weights(folder: Path, said: dict, what: str) -> list[str]:
             problems.append(
                 f"{what}：{path.name} 的檔頭（header）有 {size:,} 個位元組，上限是 {HEADER:,}，不載入"
             )
-    layers = said.get("num_hidden_layers")
+    layers = config.get("num_hidden_layers")
     if not problems and isinstance(layers, int) and 0 < tensors < layers:
         problems.append(
             f"{what}：config.json 的 'num_hidden_layers' 是 {layers:,}，權重檔卻只有 {tensors:,} 個張量"
@@ -189,57 +204,61 @@ def check_weights(folder: Path, said: dict, what: str) -> list[str]:
     return problems
 
 
-def check_adapter(folder: Path, said: dict, what: str) -> list[str]:
-    """What a LoRA adapter asks for beyond what its weights hold, or without end.
+def check_adapter(folder: Path, config: dict[str, Any], what: str) -> list[str]:
+    """List what a LoRA adapter requests beyond what its weights hold, or without limit.
 
     Args:
-        said: adapter_config.json; {} where there is none.
+        folder: of the adapter.
+        config: adapter_config.json; {} where there is none.
         what: flag, name and file, for the message.
     """
-    problems = check_numbers(said, what)
-    if not said or problems:
+    problems = check_numbers(config, what)
+    if not config or problems:
         return problems
-    kind, init = said.get("peft_type"), said.get("init_lora_weights")
+    kind, init = config.get("peft_type"), config.get("init_lora_weights")
     if kind != "LORA":
         problems.append(f"{what} 的 'peft_type' 是 {shown(kind)}，只讀 LoRA（'LORA'）")
     if isinstance(init, str) and (rounds := re.search(r"niter_(\d+)", init)) and len(rounds[1]) > 2:
         problems.append(f"{what} 的 'init_lora_weights' 是 {shown(init)}，niter 上限是 99，不載入")
-    ranks = {"r": said.get("r"), **_object(said.get("rank_pattern"))}
-    most = _rank(folder / "adapter_model.safetensors")
+    ranks = {"r": config.get("r"), **_object(config.get("rank_pattern"))}
+    most = _largest_rank(folder / "adapter_model.safetensors")
     for key, rank in ranks.items():
         if most and isinstance(rank, (int, float)) and rank > most:
-            problems.append(f"{what} 的 {key[:80]!r} 是 {shown(rank)}，權重檔裡最大的秩（rank）是 {most:,}")
+            problems.append(f"{what} 的 {key[:80]!r} 是 {shown(rank)}，權重檔裡最大的 rank 是 {most:,}")
             break
-    copies = said.get("layer_replication")
-    if isinstance(copies, list) and sum(_length(one) for one in copies) > LAYERS:
+    spans = config.get("layer_replication")
+    if isinstance(spans, list) and sum(_layers_in(span) for span in spans) > LAYERS:
         problems.append(f"{what} 的 'layer_replication' 複製出的層數超過上限 {LAYERS:,}，不載入")
     return problems
 
 
-def _object(value: object) -> dict:
+def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _length(span: object) -> int:
-    """Layers from the first of a pair of numbers to the second; an empty one counts too."""
-    numbers = isinstance(span, list) and len(span) == 2 and all(type(one) is int for one in span)
-    return 1 + max(0, span[1] - span[0]) if numbers else 1
+def _layers_in(span: object) -> int:
+    """Count the layers of a span [first, end), plus one so that empty spans count too."""
+    if isinstance(span, list) and len(span) == 2 and all(type(number) is int for number in span):
+        return 1 + max(0, span[1] - span[0])
+    return 1
 
 
-def _rank(path: Path) -> int:
-    """The largest rank in an adapter's weights; 0 where none can be read."""
+def _largest_rank(path: Path) -> int:
+    """Return the largest LoRA rank in an adapter's weights; 0 where none can be read."""
     try:
         with path.open("rb") as stream:
             size = struct.unpack("<Q", stream.read(8))[0]
             tensors = json.loads(stream.read(size)) if size <= HEADER else {}
-        return max((one["shape"][0] for key, one in tensors.items() if RANKED.search(key)), default=0)
+        return max((tensor["shape"][0] for key, tensor in tensors.items() if RANKED.search(key)), default=0)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError):
         return 0
 
 
 def _header(path: Path) -> tuple[int, int]:
-    """Bytes of a safetensors file's header, and how many tensors it names: each has a field of this name. 0
-    where there is less of the file than that, which whoever reads it says.
+    """Return the header size in bytes and the number of tensors of a safetensors file.
+
+    Tensors are counted by their field "data_offsets". (0, 0) where the file is shorter than its header: the
+    code that loads it reports that.
     """
     try:
         with path.open("rb") as stream:
@@ -251,10 +270,10 @@ def _header(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def read(file: Path) -> dict:
-    """A JSON object; {} where there is none that can be read, which whoever needs it says."""
+def read(file: Path) -> dict[str, Any]:
+    """Read a JSON object; {} where there is no readable one: the code that needs it reports that."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -1,8 +1,8 @@
-"""Locks: a place that a run writes to belongs to that run alone until it ends.
+"""Exclusive locks on the files and folders that a run writes to.
 
 The kernel holds the lock (flock; on NFS, Linux makes a byte-range lock of it that other machines see), so
-that it is gone whenever the process is, however it ended. The lock file says for people which process that
-is. Where a file system knows no locks, one line says so and the run goes on.
+that it is released when the process ends, however it ends. The lock file names the process for people to
+read. Where a file system has no locks, a log line says so and the run goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,32 +23,34 @@ from finetune.runtime.errors import UserError
 from finetune.runtime.files import NO_FOLLOW, hidden, writable
 
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
-INTRODUCTION = 0.5  # seconds in which a process that has just taken a lock writes down who it is
-TRIES = 1000  # at a place that others come to and leave at the same moment
-FAR = 1 << 30  # where Windows locks a byte, since what is locked there cannot be read
+OWNER_SECONDS = 0.5  # time that a process which has just taken a lock has to write down its id
+TRIES = 1000  # for a lock file that other processes create and delete at the same moment
+FAR = 1 << 30  # offset of the byte that Windows locks: what is locked there cannot be read
 
 
 @contextlib.contextmanager
-def held(places: Iterable[tuple[str, Path]]) -> Iterator[None]:
-    """Holds places for this run; of several ranks the first one does. A place that cannot be written is none
-    to be held: whoever writes there says so.
+def hold_locks(targets: Iterable[tuple[str, Path]]) -> Iterator[None]:
+    """Hold the locks of this run, on its first rank, while the block runs.
+
+    A lock file that cannot be written is skipped: the code that writes there reports the problem.
 
     Args:
-        places: (what a message calls it, its lock file).
+        targets: (name for messages, lock file).
 
     Raises:
-        UserError: another process has one of them. Nothing was touched.
+        UserError: another process holds one of them. Nothing was touched.
     """
     with contextlib.ExitStack() as stack:
-        # all in one order: of two runs that begin together one wins
-        for name, path in sorted(places, key=lambda place: str(place[1])) if is_main_process() else ():
-            stack.enter_context(_held(name, path))
+        # always in the same order: of two runs that start together one gets all locks
+        for name, path in sorted(targets, key=lambda target: str(target[1])) if is_main_process() else ():
+            stack.enter_context(_hold(name, path))
         yield
 
 
-def beside(path: str | Path) -> Path:
-    """The lock file of a file or folder that is replaced as a whole: beside it or, where nothing can be
-    written there, in the folder.
+def lock_path(path: str | Path) -> Path:
+    """Return the lock file of a file or folder that is replaced as a whole.
+
+    It lies next to it or, where nothing can be written there, in the folder.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir() and (not path.name or os.path.ismount(path) or not writable(path.parent)):
@@ -56,12 +59,12 @@ def beside(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _held(name: str, path: Path) -> Iterator[None]:
+def _hold(name: str, path: Path) -> Iterator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     handle = None
     try:
         try:
-            if writable(path.parent):  # else whoever writes there says so
+            if writable(path.parent):  # else the code that writes there reports it
                 handle = _take(name, path)
         except OSError as error:
             if error.errno == errno.ELOOP or path.is_symlink():
@@ -70,53 +73,54 @@ def _held(name: str, path: Path) -> Iterator[None]:
     finally:
         if handle is not None:
             if os.name != "nt":
-                path.unlink(missing_ok=True)  # before the lock is gone: who waits for this file looks again
+                # before the lock is released: a process that takes it then sees that the file is gone
+                path.unlink(missing_ok=True)
             os.close(handle)
         for folder in made:
-            with contextlib.suppress(OSError):  # there is something in it now
+            with contextlib.suppress(OSError):  # not empty any more
                 folder.rmdir()
 
 
 def _take(name: str, path: Path) -> int:
-    """An open file that this process has locked.
+    """Open and lock the lock file; return its descriptor.
 
     Raises:
-        UserError: another process has.
-        OSError: it cannot be opened.
+        UserError: another process holds the lock.
+        OSError: the file cannot be opened.
     """
     for _ in range(TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = _opened(path)
-        except FileNotFoundError:  # whoever made the folder has just deleted it again
+            handle = _open(path)
+        except FileNotFoundError:  # the process that made the folder has just deleted it again
             continue
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise UserError(f"{name}：{path} 不是一般的檔案；請移開它")
-            if not _locked(handle, path):
-                raise UserError(f"{name} 正由另一次執行使用{_holder(handle)}；等它結束，或換一個地方")
+            if not _try_lock(handle, path):
+                raise UserError(f"{name} 正由另一次執行使用{_describe_owner(handle)}；等它結束，或換一個地方")
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False)):
-                    _introduce(handle)
+                    _write_owner(handle)
                     return handle
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # whoever held it has just ended, and deleted it
-    raise UserError(f"{name}：{path} 一直在換人；稍後再試")
+        os.close(handle)  # its holder has just ended, and deleted the file
+    raise UserError(f"{name}：{path} 不斷被其他執行建立又刪除；稍後再試")
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
-    except PermissionError:  # another user's, of a run that was killed: to lock it, reading is enough
+    except PermissionError:  # left by another user's killed run: read access is enough to lock it
         return os.open(path, os.O_RDONLY | NO_FOLLOW)
 
 
-def _locked(handle: int, path: Path) -> bool:
-    """Takes the lock. False when another process has it."""
+def _try_lock(handle: int, path: Path) -> bool:
+    """Take the lock; return False when another process holds it."""
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(handle, FAR, os.SEEK_SET)
@@ -132,22 +136,23 @@ def _locked(handle: int, path: Path) -> bool:
     return True
 
 
-def _introduce(handle: int) -> None:
-    """Writes down who holds the lock."""
-    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+def _write_owner(handle: int) -> None:
+    """Write the id of this process into the lock file."""
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, json.dumps(who).encode())
+        os.write(handle, json.dumps(owner).encode())
 
 
-def _holder(handle: int) -> str:
-    """Who holds the lock, in words; "" when that cannot be read."""
-    ends = time.monotonic() + INTRODUCTION
-    while time.monotonic() < ends:
+def _describe_owner(handle: int) -> str:
+    """Name the process that holds the lock, for a message; "" when that cannot be read."""
+    deadline = time.monotonic() + OWNER_SECONDS
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             os.lseek(handle, 0, os.SEEK_SET)
-            who = json.loads(os.read(handle, 4096))
-            return f"（行程 {int(who['pid'])}，主機 {str(who['host'])[:80]}，{str(who['since'])[:20]} 開始）"
+            owner = json.loads(os.read(handle, 4096))
+            pid, host, since = int(owner["pid"]), str(owner["host"])[:80], str(owner["since"])[:20]
+            return f"（行程 {pid}，主機 {host}，{since} 開始）"
         time.sleep(0.02)
     return ""

@@ -1,8 +1,8 @@
-"""What a finished folder holds: `manifest.json`, with size and SHA-256 of every file, written last.
+"""Manifest of a finished folder: `manifest.json`, with size and SHA-256 of every file, written last.
 
-A folder without one was never finished. One flipped byte anywhere in the folder, the manifest's own included,
-is found: the manifest is compared with the only text that would say the same, and that has a hash of itself.
-It is no signature: it finds what broke, not who wrote it.
+A folder without one was never finished. One flipped byte anywhere in the folder is found, in the manifest
+too: it is compared with its canonical text, which holds a hash of itself. It is no signature: it detects
+damage, not who wrote the folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FILE = "manifest.json"
 FORMAT = 1
 LARGEST = 1 << 24  # bytes of a manifest
 BLOCK = 1 << 20  # bytes read at a time
-NOT_OURS = {"Thumbs.db", "desktop.ini"}  # what file managers leave; hidden files are passed over too
+NOT_OURS = {"Thumbs.db", "desktop.ini"}  # written by file managers; hidden files are skipped too
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the manifest of a finished folder, after all else is on the disk.
+    """Write the manifest of a finished folder, after all other files are on the disk.
 
     Raises:
         OSError: the disk did not take it.
@@ -38,7 +38,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """What is wrong with a folder, file by file; [] when it is as it was sealed. Reads every byte."""
+    """List the files of a folder that do not match its manifest; [] when all do. Reads every byte."""
     folder = Path(folder)
     try:
         return _problems(folder)
@@ -58,61 +58,64 @@ def _problems(folder: Path) -> list[str]:
     files = _read(raw)
     if files is None or raw != _text(files).encode():
         return [f"{FILE} 壞了"]
-    there = dict(_files(folder))
-    found = [f"多了 {name}" for name in there if name not in files]
-    for name, told in files.items():
-        if name not in there:
-            found.append(f"少了 {name}")
-        elif (size := there[name].stat().st_size) != told["size"]:
-            found.append(f"{name} 是 {size:,} 個位元組，應為 {told['size']:,}")
-        elif _hash(there[name]) != told["sha256"]:
-            found.append(f"{name} 的內容變了（SHA-256 不符）")
-    return found
+    paths = dict(_files(folder))
+    problems = [f"多了 {name}" for name in paths if name not in files]
+    for name, entry in files.items():
+        if name not in paths:
+            problems.append(f"少了 {name}")
+        elif (size := paths[name].stat().st_size) != entry["size"]:
+            problems.append(f"{name} 是 {size:,} 個位元組，應為 {entry['size']:,}")
+        elif _hash(paths[name]) != entry["sha256"]:
+            problems.append(f"{name} 的內容變了（SHA-256 不符）")
+    return problems
 
 
 def _read(raw: bytes) -> dict[str, dict] | None:
-    """The files that a manifest names; None when it is none. Names are only compared, never opened."""
+    """Return the files that a manifest names, None when it is invalid.
+
+    The names are only compared, never opened.
+    """
     try:
-        card = json.loads(raw)
-        files = card["files"]
-        fine = all(
-            isinstance(name, str) and type(told["size"]) is int and isinstance(told["sha256"], str)
-            for name, told in files.items()
+        files = json.loads(raw)["files"]
+        valid = all(
+            isinstance(name, str) and type(entry["size"]) is int and isinstance(entry["sha256"], str)
+            for name, entry in files.items()
         )
-        name = "".join(files).encode()  # half a surrogate pair is no name
+        "".join(files).encode()  # raises on a lone surrogate, which no file name holds
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return files if fine and name is not None else None
+    return files if valid else None
 
 
 def _text(files: dict[str, dict]) -> str:
-    card = {"format": FORMAT, "files": {name: files[name] for name in sorted(files)}}
-    own = hashlib.sha256(dumps(card).encode()).hexdigest()
-    return dumps({**card, "sha256": own}, indent=1) + "\n"
+    content = {"format": FORMAT, "files": {name: files[name] for name in sorted(files)}}
+    digest = hashlib.sha256(dumps(content).encode()).hexdigest()
+    return dumps({**content, "sha256": digest}, indent=1) + "\n"
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """(name with /, path) of every file below a folder but the manifest; a link is a file that is too many.
-    What a person put beside a model is no part of it.
+    """List (name with /, path) of every file below a folder except the manifest.
+
+    Files that the user put into a model folder are not part of it.
 
     Raises:
-        OSError: a link, or something else that is no file.
+        OSError: a link, or something else that is not a regular file.
     """
-    found = []
-    model = (folder / "run_card.json").is_file()
-    for place, folders, names in os.walk(folder, onerror=_raise):
-        if model and Path(place) == folder:
+    files = []
+    is_model = (folder / "run_card.json").is_file()
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        if is_model and Path(parent) == folder:
             folders[:] = [name for name in folders if not is_own(name)]
             names = [name for name in names if not is_own(name)]
         for name in [*names, *folders]:
-            path = Path(place) / name
-            if name.startswith(".") or name in NOT_OURS or (name == FILE and Path(place) == folder):
+            path = Path(parent) / name
+            if name.startswith(".") or name in NOT_OURS or (name == FILE and Path(parent) == folder):
                 continue
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise OSError(0, "不是一般檔案", str(path))
             if path.is_file():
-                found.append((path.relative_to(folder).as_posix(), path))
-    return sorted(found)
+                files.append((path.relative_to(folder).as_posix(), path))
+    return sorted(files)
 
 
 def _raise(error: OSError) -> None:
@@ -120,8 +123,8 @@ def _raise(error: OSError) -> None:
 
 
 def _hash(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
-"""Files that a person put into a model folder: notes, a .git, what another tool made of the model. The folder
-is replaced as a whole by the next run; they are not this program's to delete.
+"""Files that the user put into a model folder: notes, a .git, another tool's conversion of the model.
+
+The next run replaces the folder as a whole; these files must survive that.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
-# What transformers, peft, tokenizers and this program write to a model folder.
-OF_MODELS = re.compile(
+# Files that transformers, peft, tokenizers and this program write to a model folder.
+MODEL_FILES = re.compile(
     r"config\.json|generation_config\.json|adapter_config\.json|run_card\.json|all_results\.json|manifest\.json"
     r"|(adapter_)?(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
@@ -21,19 +22,21 @@ OF_MODELS = re.compile(
 
 
 def own_files(folder: Path) -> list[str]:
-    """Names in a model folder that are no part of the model."""
+    """List the names in a model folder that are not part of the model."""
     if not folder.is_dir():
         return []
     return sorted(name for name in os.listdir(folder) if is_own(name))
 
 
 def is_own(name: str) -> bool:
-    return not OF_MODELS.fullmatch(name)
+    """Return True for the name of a file that the user put there."""
+    return not MODEL_FILES.fullmatch(name)
 
 
 def carry_over(former: Path, new: Path) -> list[str]:
-    """Puts a person's files of the former folder into the one that is to take its place; returns their names.
-    They are there twice until the former one is deleted: whenever a run is killed, none is lost.
+    """Link or copy the user's files of the former folder into the new one; return their names.
+
+    They exist twice until the former folder is deleted, so that none is lost whenever a run is killed.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -49,7 +52,7 @@ def carry_over(former: Path, new: Path) -> list[str]:
 
 
 def _link(path: str, to: str, *, follow_symlinks: bool = False) -> None:
-    """A second name for a file or, where the file system knows none, a copy."""
+    """Make a hard link to a file or, where the file system has none, a copy."""
     try:
         os.link(path, to, follow_symlinks=False)
     except (OSError, NotImplementedError):

@@ -1,12 +1,13 @@
-"""What a stranger's file can make the processor do without end, done in a child process with bounds on its
-time and its memory: chat templates, which are programs, and tokenizers, whose patterns may never end.
+"""Untrusted work in a child process with limits on its CPU time and memory.
 
-No bound can be set on one call from within: a pattern, or `"a" * 10**9` in a template, holds the interpreter
-until it is done. Imports nothing heavy.
+It is meant for chat templates, which are programs, and for tokenizers, whose patterns may backtrack for ever.
+No call can be limited from within the same process: a pattern, or `"a" * 10**9` in a template, holds the
+interpreter until it is done. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,74 +17,74 @@ import struct
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from finetune.runtime.errors import UserError
 
-try:
+with contextlib.suppress(ImportError):  # missing on Windows, where nothing is forked
     import resource
-except ImportError:  # Windows, where nothing is forked
-    resource = None
 
-SECONDS = 5  # of the processor, for one call; honest ones take milliseconds
-PATIENCE = 12.0  # seconds to wait for it, on a machine with much else to do
-MEGABYTES = 768  # that a child may need beyond what it shares with its parent
+SECONDS = 5  # CPU time for one call; ordinary ones take milliseconds
+PATIENCE = 12.0  # seconds to wait for an answer, on a busy machine too
+MEGABYTES = 768  # memory of the child beyond what it shares with its parent
 LONGEST = 1 << 24  # bytes of an answer
-_HEAD = struct.Struct("<Q")  # length of a message that follows
+_LENGTH = struct.Struct("<Q")  # length in bytes of the message that follows
 
 
 class Sandbox:
-    """A function whose calls are made in a child process, which is forked at the first one and kept.
+    """Callable that runs a function in a child process, forked at the first call and kept.
+
+    Where processes cannot be forked (Windows) the function is called directly, without limits.
 
     Args:
-        function: takes and returns what JSON holds.
-        what: is blamed in the message: flag, file and key.
-
-    Where processes cannot be forked (Windows) it is called as it is, without bounds.
+        function: takes and returns JSON values.
+        what: named in the error message as the cause: flag, file and key.
     """
 
     def __init__(self, function: Callable, what: str):
         self._function, self.what = function, what
         self._child = self._owner = 0  # process ids
-        self._ears = self._mouth = -1  # file descriptors
-        self._over = ""  # why nothing is tried any more
+        self._answers = self._requests = -1  # file descriptors of the pipes from and to the child
+        self._failure = ""  # why no more calls are made
 
-    def __call__(self, *given):
-        """What the function returns.
+    def __call__(self, *args: Any) -> Any:
+        """Call the function in the child process and return its result.
 
         Raises:
-            UserError: it took too long or too much memory; so will every later call.
-            ValueError: the function raised an error, with its words.
+            UserError: it took too long or too much memory; every later call raises this too.
+            ValueError: the function raised an error; it has the same message.
         """
-        if self._over:
-            raise UserError(self._over)
+        if self._failure:
+            raise UserError(self._failure)
         if not hasattr(os, "fork"):
-            return self._function(*given)
-        if self._owner != os.getpid():  # a fork of ours has no child yet
+            return self._function(*args)
+        if self._owner != os.getpid():  # this process is itself a fork: the child belongs to its parent
             self._child = 0
         if not self._child:
             self._start()
         try:
-            answer = self._ask(json.dumps(given).encode())
+            answer = self._request(json.dumps(args).encode())
         except (OSError, EOFError):
             answer = None
-        except BaseException:  # Ctrl-C: an answer would come that nobody waits for
+        except BaseException:  # Ctrl-C: the pending answer would be taken for that of the next call
             self.close()
             raise
         if answer is None:
             self.close()
             bounds = f"{SECONDS} 秒、{MEGABYTES} MB"
-            self._over = f"{self.what}：執行超過上限（{bounds}），不使用"
-            raise UserError(self._over)
+            self._failure = f"{self.what}：執行超過上限（{bounds}），不使用"
+            raise UserError(self._failure)
         value, error = json.loads(answer)
         if error is not None:
             raise ValueError(error)
         return value
 
     def close(self) -> None:
-        """Ends the child."""
+        """End the child process."""
         if self._child and self._owner == os.getpid():
-            os.close(self._mouth)
-            os.close(self._ears)
+            os.close(self._requests)
+            os.close(self._answers)
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
         self._child = 0
@@ -91,79 +92,87 @@ class Sandbox:
     __del__ = close
 
     def _start(self) -> None:
-        theirs, self._mouth = os.pipe()
-        self._ears, answers = os.pipe()
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forks beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # about a fork while there are threads
             self._child = os.fork()
         self._owner = os.getpid()
         if not self._child:
             try:
-                os.close(self._mouth)
-                os.close(self._ears)
-                _bound_memory()
-                _serve(self._function, theirs, answers)
+                os.close(self._requests)
+                os.close(self._answers)
+                _limit_memory()
+                _serve(self._function, requests, answers)
             finally:
                 os._exit(0)
-        os.close(theirs)
+        os.close(requests)
         os.close(answers)
 
-    def _ask(self, question: bytes) -> bytes | None:
-        """None when time is up."""
-        end = time.monotonic() + PATIENCE
-        waiting = memoryview(_HEAD.pack(len(question)) + question)
-        os.set_blocking(self._mouth, False)
-        while waiting:
-            if not select.select([], [self._mouth], [], max(0.0, end - time.monotonic()))[1]:
+    def _request(self, message: bytes) -> bytes | None:
+        """Send a message to the child and return its answer; None when time is up."""
+        deadline = time.monotonic() + PATIENCE
+        unsent = memoryview(_LENGTH.pack(len(message)) + message)
+        os.set_blocking(self._requests, False)
+        while unsent:
+            if not select.select([], [self._requests], [], max(0.0, deadline - time.monotonic()))[1]:
                 return None
-            waiting = waiting[os.write(self._mouth, waiting) :]
-        head = _read(self._ears, _HEAD.size, end)
-        return head and _read(self._ears, _HEAD.unpack(head)[0], end)
+            unsent = unsent[os.write(self._requests, unsent) :]
+        length = _read(self._answers, _LENGTH.size, deadline)
+        return _read(self._answers, _LENGTH.unpack(length)[0], deadline) if length else None
 
 
-def _read(source: int, size: int, end: float = float("inf")) -> bytes | None:
-    """So many bytes; None when time is up. Raises EOFError when the other side is gone."""
-    found = bytearray()
-    while len(found) < size:
-        left = end - time.monotonic()
-        if left <= 0 or (left < float("inf") and not select.select([source], [], [], left)[0]):
+def _read(source: int, size: int, deadline: float = math.inf) -> bytes | None:
+    """Read exactly `size` bytes; None when the deadline passes.
+
+    Raises:
+        EOFError: the other process is gone.
+    """
+    data = bytearray()
+    while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0 or (left < math.inf and not select.select([source], [], [], left)[0]):
             return None
-        piece = os.read(source, min(size - len(found), 1 << 20))
-        if not piece:
+        chunk = os.read(source, min(size - len(data), 1 << 20))
+        if not chunk:
             raise EOFError
-        found += piece
-    return bytes(found)
+        data += chunk
+    return bytes(data)
 
 
-def _serve(function: Callable, questions: int, answers: int) -> None:
-    """The child: answers until its parent is gone. What ends a run is its parent's to heed."""
+def _serve(function: Callable, requests: int, answers: int) -> None:
+    """Answer requests until the parent is gone: the loop of the child process.
+
+    It ignores the signals that end a run; the parent handles them.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    silent = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
-        os.dup2(silent, stream)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
+        os.dup2(null, stream)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of its pool were not forked
     while True:
-        given = json.loads(_read(questions, _HEAD.unpack(_read(questions, _HEAD.size))[0]))
+        length = _read(requests, _LENGTH.size) or b""  # never None without a deadline
+        args = json.loads(_read(requests, _LENGTH.unpack(length)[0]) or b"")
         used = math.ceil(time.process_time())
         resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, resource.RLIM_INFINITY))
         try:
-            said = json.dumps([function(*given), None]).encode()
+            answer = json.dumps([function(*args), None]).encode()
         except MemoryError:
             return
-        except BaseException as error:  # a panic of Rust is no Exception
-            said = json.dumps([None, str(error)[:2000] or type(error).__name__]).encode()
-        if len(said) > LONGEST:
+        except BaseException as error:  # a panic of Rust is not an Exception
+            answer = json.dumps([None, str(error)[:2000] or type(error).__name__]).encode()
+        if len(answer) > LONGEST:
             return
-        waiting = memoryview(_HEAD.pack(len(said)) + said)
-        while waiting:
-            waiting = waiting[os.write(answers, waiting) :]
+        unsent = memoryview(_LENGTH.pack(len(answer)) + answer)
+        while unsent:
+            unsent = unsent[os.write(answers, unsent) :]
 
 
-def _bound_memory() -> None:
-    """Of address space, so much beyond what there is now; where the system counts none, time alone bounds."""
+def _limit_memory() -> None:
+    """Limit the address space to MEGABYTES beyond its present size; no limit without /proc."""
     try:
-        pages = int(open("/proc/self/statm").read().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except OSError:
         return
     limit = pages * os.sysconf("SC_PAGE_SIZE") + (MEGABYTES << 20)

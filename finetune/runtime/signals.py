@@ -1,4 +1,4 @@
-"""Signals that end a run: as a wish, granted between two steps."""
+"""Signals that end a run: during training they are deferred to the end of the current step."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 from finetune.runtime.console import is_main_process
 from finetune.runtime.errors import Stopped
 
 ECHO_SECONDS = 2.0  # a second signal within this time is the launcher's echo of the first
-# SIGUSR1 is what Slurm sends before the time of a job is up (--signal=USR1@120), SIGHUP what a terminal sends
-# that is closed; Windows has neither.
+# Slurm sends SIGUSR1 before the time of a job is up (--signal=USR1@120), a terminal that is closed sends
+# SIGHUP; Windows has neither.
 OUTSIDE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 SIGNALS = (signal.SIGINT, *OUTSIDE)
 
 
 class StopRequest:
-    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP. They end the run in order, as `Stopped`; but within `patient` they
-    are a wish, granted between two steps. A second one there ends the process at once. A SIGHUP that was
-    ignored when the process started, as under nohup, stays ignored.
+    """Context manager that handles SIGINT, SIGTERM, SIGUSR1 and SIGHUP.
 
-    A launcher passes a Ctrl-C on as a SIGTERM right after the terminal's own SIGINT: that is one wish, not
-    two.
+    A signal raises `Stopped`; within `patient` it is only recorded, for the training loop to stop between two
+    steps, and a second one there ends the process at once. A SIGHUP that was ignored when the process
+    started, as under nohup, stays ignored. A launcher passes a Ctrl-C on as a SIGTERM right after the
+    terminal's own SIGINT: the two count as one signal.
 
     Args:
-        signals: those to be taken; OUTSIDE leaves Ctrl-C a KeyboardInterrupt.
+        signals: those to handle; OUTSIDE leaves Ctrl-C a KeyboardInterrupt.
 
-    `signum`: that of the wish, SIGTERM for all but SIGINT; 0 without one.
+    Attributes:
+        signum: SIGINT, or SIGTERM for every other signal received; 0 without one.
+        asked_at: time of the signal, by time.monotonic.
     """
 
     def __init__(self, signals: tuple[int, ...] = SIGNALS):
@@ -39,13 +43,13 @@ class StopRequest:
         self.signum = 0
         self.asked_at = math.inf
         self._patient = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # handlers to restore
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
             for signum in self.signals:
                 if signum != getattr(signal, "SIGHUP", 0) or signal.getsignal(signum) != signal.SIG_IGN:
-                    self._before[signum] = signal.signal(signum, self._note)
+                    self._before[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
@@ -54,23 +58,23 @@ class StopRequest:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Within it a signal is a wish."""
+        """Record a signal instead of raising `Stopped` while the block runs."""
         self._patient = True
         try:
             yield
         finally:
             self._patient = False
 
-    def _note(self, signum, frame) -> None:
-        wish = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        reported = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
         if self.signum:
             if time.monotonic() - self.asked_at > ECHO_SECONDS:
-                os._exit(128 + wish)
+                os._exit(128 + reported)
             return
-        self.signum = wish  # before any call: the launcher's echo may be handled within it
+        self.signum = reported  # before any call: the launcher's echo may be handled within it
         self.asked_at = time.monotonic()
         if not self._patient:
-            raise Stopped(wish, "已中斷")
-        if is_main_process():  # not `say`: a buffered stream may be in the middle of a line already
+            raise Stopped(reported, "已中斷")
+        if is_main_process():  # not `log`: a buffered stream may be in the middle of a line already
             with contextlib.suppress(OSError):
                 os.write(2, "\n收到停止訊號：做完這一步、存好檢查點就結束（再按一次立刻結束）\n".encode())

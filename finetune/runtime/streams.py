@@ -1,6 +1,4 @@
-"""stdin, stdout and stderr as people really have them: closed, full, read by nobody any more, or in an
-encoding without Chinese.
-"""
+"""Robust stdin, stdout and stderr: closed, full, without a reader, or in an encoding without Chinese."""
 
 from __future__ import annotations
 
@@ -8,18 +6,20 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterable
+from typing import Any
 
-NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}  # there may be some later
+# Temporary failures: there may be room later.
+NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 NAMES = ("stdin", "stdout", "stderr")  # by file descriptor
-closed: set[str] = set()  # those that the process was started without
+closed: set[str] = set()  # streams that the process was started without
 
 
-def steady() -> None:
-    """Makes the streams of this process bear whatever they lead to. What a test or a notebook has put in
-    their place is left alone.
+def make_robust() -> None:
+    r"""Make the standard streams of this process survive whatever they are connected to.
 
-    A character that the encoding lacks is written as \\u6e2c, a byte that is no text is read as half a
-    character; what cannot be logged is lost, and nothing else with it.
+    A character that the encoding lacks is written as \u6e2c, an undecodable byte is read as a lone surrogate;
+    output to stderr that cannot be written is dropped. Replacements by a test or a notebook are left alone.
     """
     for number, name in enumerate(NAMES):
         _open_closed(number, name)
@@ -28,12 +28,13 @@ def steady() -> None:
             continue
         stream.reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
         if name == "stderr":
-            sys.stderr = Unheeded(stream)
+            sys.stderr = LossyStream(stream)
 
 
 def _open_closed(number: int, name: str) -> None:
-    """A stream that is closed leads nowhere. Otherwise the next file that is opened takes its number, and
-    what a library writes to it goes into that file.
+    """Connect a closed stream to the null device.
+
+    Otherwise the next file that is opened would take its descriptor, and receive what libraries print.
     """
     try:
         os.fstat(number)
@@ -50,39 +51,42 @@ def _open_closed(number: int, name: str) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-class Unheeded:
-    """A stream for people, who may have gone away: what cannot be written is lost, and nobody fails by it."""
+class LossyStream:
+    """Wrapper of a log stream that drops what cannot be written instead of raising an error."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Write a text, or drop it."""
         try:
             return self._stream.write(text)
-        except (OSError, ValueError) as error:  # ValueError: it was closed
-            self._lose(error)
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            self._drop(error)
             return len(text)
 
-    def writelines(self, lines) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write lines, dropping those that cannot be written."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
+        """Flush the stream, or drop what is buffered."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
-            self._lose(error)
+            self._drop(error)
 
-    def _lose(self, error: Exception) -> None:
+    def _drop(self, error: Exception) -> None:
         if getattr(error, "errno", 0) not in NO_ROOM:
             silence(self._stream)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def silence(stream) -> None:
-    """What is written to a stream from now on goes nowhere, what waits in it too."""
+def silence(stream: Any) -> None:
+    """Redirect a stream to the null device, together with what is buffered in it."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -90,8 +94,9 @@ def silence(stream) -> None:
 
 
 def flush() -> None:
-    """Empties stdout and stderr before the process ends: the interpreter would end with exit code 120 and
-    words of its own where one of them cannot be written.
+    """Flush stdout and stderr before the process ends.
+
+    Otherwise the interpreter ends with exit code 120 and a message of its own where one cannot be written.
     """
     for stream in (sys.stderr, sys.stdout):
         try:

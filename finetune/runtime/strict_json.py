@@ -1,6 +1,7 @@
-"""JSON as every reader takes it; text and JSON from outside, read strictly and within bounds: a line without
-an end, brackets by the hundred thousand, a name that stands twice in one object are refused, in memory that
-does not grow with them.
+"""Strict JSON: writing what every reader accepts, and reading untrusted text and JSON within limits.
+
+A line without an end, brackets by the hundred thousand and duplicate keys are refused, in memory that does
+not grow with them.
 """
 
 from __future__ import annotations
@@ -11,29 +12,30 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TextIO
+from typing import Any, TextIO
 
 from finetune.runtime.errors import listed
 
-LONGEST = 1 << 24  # characters of a line, of a csv field or of a row of json: twenty novels
+LONGEST = 1 << 24  # characters of a line, of a csv field or of a row of JSON: twenty novels
 LONGEST_TEXT = 1 << 20  # characters of a prompt, a question, an option: beyond every model's context
 DEEPEST = 64  # nested arrays and objects
-BLOCK = 1 << 16  # characters of json at a time
+BLOCK = 1 << 16  # characters of JSON read at a time
 SPACE = re.compile("[ \\t\\n\\r\ufeff]*")
 TOO_DEEP = f"不是 JSON（巢狀超過 {DEEPEST} 層）"
 TOO_MANY_DIGITS = "有一個幾千位的數字"
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON: maybe half a character, which no file of text can hold
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # escape in JSON that may be a lone surrogate, invalid in UTF-8
 
 
 class LineTooLongError(ValueError):
-    """A line that is longer than LONGEST."""
+    """Line of more than LONGEST characters."""
 
     def __init__(self):
         super().__init__(f"這一行超過 {LONGEST:,} 個字；是不是少了換行？")
 
 
 def too_long(*texts: str) -> str:
-    """Why texts are not given to a model: one has more than LONGEST_TEXT characters; "" where none has.
+    """Explain why texts are not given to a model: one exceeds LONGEST_TEXT characters; "" if none does.
+
     A tokenizer would take minutes and gigabytes for it, only to find that it does not fit.
     """
     longest = max(map(len, texts), default=0)
@@ -41,11 +43,13 @@ def too_long(*texts: str) -> str:
 
 
 class BoundedLines:
-    """The lines of a text file, in constant memory. One that is too long is passed over: it raises TooLong,
-    and the next one can be asked for. A BOM where files were joined is no part of a line.
+    """Iterator over the lines of a text file, in constant memory.
+
+    A line that is too long raises LineTooLongError, and iteration can go on with the next one. A BOM at the
+    start of a line, where files were concatenated, is dropped.
 
     Attributes:
-        number: of the line that came last, from 1.
+        number: of the line returned last, from 1.
     """
 
     def __init__(self, stream: TextIO):
@@ -55,7 +59,7 @@ class BoundedLines:
 
     @property
     def torn(self) -> bool:
-        """True where the line that came last has no end: it is the file's last one."""
+        """Return True where the line returned last has no line end: it is the last one of the file."""
         return not self._last.endswith(("\n", "\r"))
 
     def __iter__(self) -> BoundedLines:
@@ -75,11 +79,11 @@ class BoundedLines:
         raise LineTooLongError
 
     def peek(self, count: int, characters: int) -> list[str]:
-        """The next lines, at most so many and about so long together; they are still to come."""
+        """Return the next lines without consuming them: at most `count`, about `characters` in all."""
         total = sum(map(len, self._ahead))
         while len(self._ahead) < count and total < characters:
             if self._ahead and len(self._ahead[-1]) > LONGEST:
-                break  # the rest of that line is still in the stream, to be passed over
+                break  # the rest of that line is still in the stream, to be skipped
             if not (line := self._stream.readline(LONGEST + 1)):
                 break
             self._ahead.append(line)
@@ -87,51 +91,54 @@ class BoundedLines:
         return [line.lstrip("\ufeff") for line in islice(self._ahead, count) if len(line) <= LONGEST]
 
 
-def dumps(value: object, **more) -> str:
-    """JSON for files and programs, Chinese as it is. What is no number (NaN, infinite) is null: `NaN` is no
-    JSON, and most readers refuse a file that holds it. Takes what `json.dumps` takes.
+def dumps(value: object, **kwargs: Any) -> str:
+    """Serialize a value as JSON for files and programs, without escaping Chinese.
+
+    NaN and infinite numbers become null: `NaN` is invalid JSON, and most readers refuse a file that holds it.
+    `kwargs` are those of `json.dumps`.
     """
-    return json.dumps(_finite(value), allow_nan=False, **{"ensure_ascii": False, **more})
+    return json.dumps(_finite(value), allow_nan=False, **{"ensure_ascii": False, **kwargs})
 
 
 def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class JsonError(ValueError):
-    """Why a text is no JSON that is read here, in Chinese."""
+    """Text that is not JSON, or JSON that is refused; the message explains why, in Chinese."""
 
 
 class EndOfJsonError(JsonError):
-    """It breaks off."""
+    """JSON text that ends before its value does."""
 
 
 def _no_duplicate_keys(pairs: list[tuple[str, object]]) -> dict:
-    """Of a name that stands twice, which value is meant?"""
+    """Reject duplicate keys."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise JsonError(twice_named(name for name, _ in pairs))
+        raise JsonError(duplicate_keys_message(name for name, _ in pairs))
     return row
 
 
-def twice_named(names: Iterable[str]) -> str:
+def duplicate_keys_message(names: Iterable[str]) -> str:
+    """Word the message that field names occur twice."""
     return f"欄位 {listed(name for name, count in Counter(names).items() if count > 1)} 出現兩次"
 
 
-# `NaN` and `Infinity`, which Python's own writer puts in, are no JSON: there is no value
+# `NaN` and `Infinity`, which Python's own writer produces, are invalid JSON: they are read as null
 _JSON = json.JSONDecoder(object_pairs_hook=_no_duplicate_keys, parse_constant=lambda name: None)
-_ANY = json.JSONDecoder(parse_constant=str, parse_int=str, parse_float=str)  # only finds where a value ends
+_ANY = json.JSONDecoder(parse_constant=str, parse_int=str, parse_float=str)  # only to find the end of a value
 
 
 def decode(text: str) -> object:
-    """A value written in JSON; null for NaN and Infinity.
+    """Parse a JSON text; NaN and Infinity become None.
 
     Raises:
-        NoJson: it is none, deeper than DEEPEST, has a name twice or half a character.
+        JsonError: invalid JSON, nested deeper than DEEPEST, duplicate keys or lone surrogates.
     """
     try:
         return _checked(_JSON.decode(text), text, 0, len(text))
@@ -141,15 +148,19 @@ def decode(text: str) -> object:
         raise JsonError(TOO_DEEP) from None
     except JsonError:
         raise
-    except ValueError:  # Python's limit of digits
+    except ValueError:  # Python's limit on the digits of an integer
         raise JsonError(TOO_MANY_DIGITS) from None
 
 
 def _checked(value: object, text: str, start: int, end: int) -> object:
-    """The value that stands there in the text. Raises NoJson."""
+    """Return the value parsed from `text[start:end]`, after the checks that the parser does not make.
+
+    Raises:
+        JsonError: nested deeper than DEEPEST, or a lone surrogate.
+    """
     if text.count("[", start, end) + text.count("{", start, end) > DEEPEST and _is_deeper(value, DEEPEST):
         raise JsonError(TOO_DEEP)
-    if HALF.search(text, start, end):
+    if SURROGATE.search(text, start, end):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -160,26 +171,27 @@ def _checked(value: object, text: str, start: int, end: int) -> object:
 def _is_deeper(value: object, levels: int) -> bool:
     if not isinstance(value, (list, dict)):
         return False
-    inside = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inside)
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
-class Values:
-    """The values of a JSON text one after the other, and of its arrays and objects, in constant memory."""
+class JsonStream:
+    """Reader of the successive values, arrays and objects of a JSON text, in constant memory."""
 
     def __init__(self, stream: TextIO):
         self._stream, self._text, self._at, self._ended = stream, "", 0, False
 
     def _fill(self, count: int) -> None:
         rest, self._text = self._text[self._at :], ""
-        more = self._stream.read(count)
-        self._ended = not more
-        self._text, self._at = rest + more, 0
+        block = self._stream.read(count)
+        self._ended = not block
+        self._text, self._at = rest + block, 0
 
-    def next_sign(self) -> str:
-        """The first character of what comes next, "" at the end."""
+    def peek(self) -> str:
+        """Return the first character of the next value or delimiter, "" at the end."""
         while True:
-            self._at = SPACE.match(self._text, self._at).end()
+            if space := SPACE.match(self._text, self._at):  # matches the empty string too
+                self._at = space.end()
             if self._at < len(self._text):
                 return self._text[self._at]
             if self._ended:
@@ -187,13 +199,13 @@ class Values:
             self._fill(BLOCK)
 
     def value(self) -> object:
-        """What comes next, NoJson in its place where it is whole but not to be read.
+        """Read the next value; return a JsonError in its place where it is complete but refused.
 
         Raises:
-            NoJson: it is no JSON.
-            EndOfJsonError: the text ends before it does.
+            JsonError: it is invalid JSON.
+            EndOfJsonError: the text ends before the value does.
         """
-        self.next_sign()
+        self.peek()
         count = BLOCK
         while True:
             try:
@@ -214,7 +226,7 @@ class Values:
             count *= 2
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """True where more text could mend it: a text, a word or a number was cut."""
+        """Return True where more text could make it valid: a string, a literal or a number was cut."""
         near = error.pos > len(self._text) - 16 and self._text[error.pos : error.pos + 1] not in (*"]},:",)
         return near or error.msg.startswith("Unterminated")
 
@@ -226,44 +238,46 @@ class Values:
             raise JsonError(TOO_DEEP) from None
         except json.JSONDecodeError:
             raise
-        except JsonError as error:  # a name twice, half a character
+        except JsonError as error:  # duplicate keys, or a lone surrogate
             return error, _ANY.raw_decode(self._text, self._at)[1]
-        except ValueError:  # Python's limit of digits
+        except ValueError:  # Python's limit on the digits of an integer
             return JsonError(TOO_MANY_DIGITS), _ANY.raw_decode(self._text, self._at)[1]
 
     def items(self) -> Iterator[object]:
-        """Of the array that comes next. Raises as `value`."""
-        self._sign("[")
-        if self.next_sign() == "]":
-            self._sign("]")
+        """Yield the items of the next array. Raises as `value`."""
+        self._take("[")
+        if self.peek() == "]":
+            self._take("]")
             return
         while True:
             yield self.value()
-            if self._sign(",]") == "]":
+            if self._take(",]") == "]":
                 return
 
     def names(self) -> Iterator[str]:
-        """Of the object that comes next; the value of each is to be taken before the next one is asked for.
+        """Yield the keys of the next object; read each value before requesting the next key.
+
         Raises as `value`.
         """
-        self._sign("{")
-        if self.next_sign() == "}":
-            self._sign("}")
+        self._take("{")
+        if self.peek() == "}":
+            self._take("}")
             return
         while True:
-            if self.next_sign() not in ('"', ""):
+            if self.peek() not in ('"', ""):
                 raise JsonError("不是 JSON（欄位名稱要有引號）")
             name = self.value()
-            self._sign(":")
+            self._take(":")
             yield str(name)
-            if self._sign(",}") == "}":
+            if self._take(",}") == "}":
                 return
 
-    def _sign(self, allowed: str) -> str:
-        sign = self.next_sign()
-        if not sign:
+    def _take(self, allowed: str) -> str:
+        """Consume and return the next character, which must be one of `allowed`."""
+        character = self.peek()
+        if not character:
             raise EndOfJsonError("不是 JSON（到檔案結尾還沒有完），或檔案不完整")
-        if sign not in allowed:
-            raise JsonError(f"不是 JSON（應該是 {' 或 '.join(allowed)}，得到 {sign!r}）")
+        if character not in allowed:
+            raise JsonError(f"不是 JSON（應該是 {' 或 '.join(allowed)}，得到 {character!r}）")
         self._at += 1
-        return sign
+        return character

@@ -1,9 +1,9 @@
-"""Tells the ranks of a run when one of them has died, so that none waits for it for hours.
+"""Watchdog that ends the ranks of a run when one of them has died, so that none waits for it for hours.
 
-A collective call waits for its slowest rank, and NCCL cannot tell a slow one from a dead one. So each rank
-keeps a TCP connection to rank 0 through which nothing goes but a last byte. The kernel closes it when the
-process dies, however that happens, and its keep-alive notices a machine that is gone; a rank that is merely
-busy is never taken for dead.
+A collective call waits for its slowest rank, and NCCL cannot distinguish a slow rank from a dead one. So each
+rank keeps a TCP connection to rank 0 that carries nothing but a final byte. The kernel closes it when the
+process dies, however that happens, and TCP keep-alive detects a machine that is gone; a busy rank is never
+taken for dead.
 """
 
 from __future__ import annotations
@@ -17,41 +17,44 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from finetune.runtime.console import log
 
-IDLE, BETWEEN, PROBES = 10, 5, 3  # seconds of silence, seconds between probes of the kernel, how many
-PATIENCE = 10.0  # seconds in which the main thread may say by itself what became of it
-MEETING = 60.0  # seconds that ranks have to connect
-BYE, FAILED, DIED = b"B", b"F", b"D"  # the last byte: done; it has said why not; (from rank 0) another one
+IDLE, BETWEEN, PROBES = 10, 5, 3  # keep-alive: seconds idle, seconds between probes, probes
+PATIENCE = 10.0  # seconds for the main thread to report its own error first
+CONNECT_SECONDS = 60.0  # time limit for the ranks to connect
+# Final byte of a rank: finished; failed, with its error reported; (from rank 0) another rank has died.
+BYE, FAILED, DIED = b"B", b"F", b"D"
 
 
 class Watchdog:
-    """The connections of one rank.
+    """Watchdog of one rank: its connections to the other ranks.
 
     Args:
-        rank, size: of this process, among how many.
-        agree: gives rank 0's value to every rank; `World.agree`.
+        rank: of this process.
+        size: number of ranks.
+        broadcast: returns rank 0's value on every rank; `Distributed.broadcast`.
     """
 
-    def __init__(self, rank: int, size: int, agree: Callable):
+    def __init__(self, rank: int, size: int, broadcast: Callable[[Any], Any]):
         self.rank, self.size = rank, size
         self._peers: dict[int, socket.socket] = {}
-        self._parted = False
+        self._detached = False
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
-        # Among several machines a name may mean one thing here and another there (127.0.1.1, say).
-        server = _listen(host if here == size else "") if rank == 0 else None
-        port, secret = agree((server.getsockname()[1], secrets.token_bytes(16)) if server else None)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+        # On several machines one name may resolve to different addresses (127.0.1.1, say).
+        server = _create_server(host if local_size == size else "") if rank == 0 else None
+        port, secret = broadcast((server.getsockname()[1], secrets.token_bytes(16)) if server else None)
         if server:
-            self._start(self._receive, server, secret)
+            self._start(self._accept_ranks, server, secret)
         else:
             try:
-                peer = socket.create_connection((host, port), timeout=MEETING)
+                peer = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
                 peer.sendall(secret + rank.to_bytes(4, "big"))
             except OSError as error:
                 print(
-                    f"行程 {rank} 連不上行程 0（{error}）：有行程死去時不會馬上知道",
+                    f"rank {rank} 連不上 rank 0（{error}）：有 rank 死去時不會馬上知道",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -60,31 +63,31 @@ class Watchdog:
         atexit.register(self._end, FAILED)
 
     def detach(self) -> None:
-        """This rank is done, and leaves the others in peace."""
+        """Tell the other ranks that this one has finished, so that its end is not taken for a failure."""
         self._end(BYE)
 
     def _end(self, last: bytes) -> None:
-        if self._parted:
+        if self._detached:
             return
-        self._parted = True
-        self._tell(last)
+        self._detached = True
+        self._send(last)
 
-    def _tell(self, last: bytes) -> None:
+    def _send(self, last: bytes) -> None:
         for peer in list(self._peers.values()):
             with contextlib.suppress(OSError):
                 peer.sendall(last)
 
-    def _receive(self, server: socket.socket, secret: bytes) -> None:
-        """Rank 0 takes in the others; who does not know the secret is sent away."""
-        ends = time.monotonic() + MEETING
+    def _accept_ranks(self, server: socket.socket, secret: bytes) -> None:
+        """Accept the connections of the other ranks on rank 0, closing those without the secret."""
+        deadline = time.monotonic() + CONNECT_SECONDS
         with server:
-            while len(self._peers) < self.size - 1 and time.monotonic() < ends:
-                server.settimeout(max(0.1, ends - time.monotonic()))
+            while len(self._peers) < self.size - 1 and time.monotonic() < deadline:
+                server.settimeout(max(0.1, deadline - time.monotonic()))
                 try:
                     peer, _ = server.accept()
                 except OSError:
                     continue
-                hello = _hello(peer)
+                hello = _read_hello(peer)
                 if secrets.compare_digest(hello[:16], secret):
                     self._watch(int.from_bytes(hello[16:], "big"), peer)
                 else:
@@ -97,48 +100,48 @@ class Watchdog:
             if hasattr(socket, name):
                 peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._peers[rank] = peer
-        self._start(self._listen_to, rank, peer)
+        self._start(self._wait_for_end, rank, peer)
 
-    def _listen_to(self, rank: int, peer: socket.socket) -> None:
+    def _wait_for_end(self, rank: int, peer: socket.socket) -> None:
         try:
             last = peer.recv(1)
         except OSError:
             last = b""
-        if last == BYE or self._parted:
+        if last == BYE or self._detached:
             return
         if self.rank == 0:
-            self._tell(DIED)
+            self._send(DIED)
         if not last:
-            said = f"✗ 行程 {rank} 突然結束了（被終止，或記憶體不足）；其他行程跟著結束"
-            print(said, file=sys.stderr, flush=True)  # not `say`: this may not be the main process
+            message = f"✗ rank {rank} 突然結束了（被終止，或記憶體不足）；其他 rank 跟著結束"
+            print(message, file=sys.stderr, flush=True)  # not `log`: this may not be the main process
         time.sleep(PATIENCE)
-        if not self._parted:
+        if not self._detached:
             os._exit(1)
 
     @staticmethod
-    def _start(work: Callable, *arguments) -> None:
-        threading.Thread(target=work, args=arguments, daemon=True, name="lifeline").start()
+    def _start(work: Callable[..., None], *args: Any) -> None:
+        threading.Thread(target=work, args=args, daemon=True, name="watchdog").start()
 
 
-def _hello(peer: socket.socket) -> bytes:
-    """What one who connects says: 20 bytes, or fewer from one who is no rank."""
-    said, ends = b"", time.monotonic() + 1
+def _read_hello(peer: socket.socket) -> bytes:
+    """Read the secret and the rank of a new connection: 20 bytes, or fewer if it is not a rank."""
+    hello, deadline = b"", time.monotonic() + 1
     with contextlib.suppress(OSError):
-        while len(said) < 20 and (left := ends - time.monotonic()) > 0:
+        while len(hello) < 20 and (left := deadline - time.monotonic()) > 0:
             peer.settimeout(left)
-            part = peer.recv(20 - len(said))
-            if not part:
+            chunk = peer.recv(20 - len(hello))
+            if not chunk:
                 break
-            said += part
-    return said
+            hello += chunk
+    return hello
 
 
-def _listen(host: str) -> socket.socket:
-    """On the address that the others know this machine by; on all of them where that is none of its own."""
+def _create_server(host: str) -> socket.socket:
+    """Listen on the address that the ranks know this machine by, else on all its addresses."""
     for address in (host, ""):
         try:
             return socket.create_server((address, 0))
         except OSError:
             continue
-    log("  開不了監看的連線：有行程死去時不會馬上知道")
+    log("  開不了監看的連線：有 rank 死去時不會馬上知道")
     return socket.create_server(("127.0.0.1", 0))

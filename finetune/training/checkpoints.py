@@ -1,10 +1,9 @@
-"""Checkpoints: `step{N}/` below --save_dir, written beside and renamed: a reader sees a whole one or none.
+"""Checkpoints: `step{N}/` in --save_dir, written under another name and renamed, so none is ever partial.
 
 A checkpoint holds the engine's state, `progress.json`, and last of all the manifest (runtime/manifest.py),
-without which a folder is no checkpoint. `best/`, the best model so far, is kept in the same way. While a
-checkpoint counts on a best model that a better one has replaced, that one stays as `.best.step{N}`:
-whichever checkpoint a killed run goes on from, it has its own best model and
-ends as the run that was left alone.
+without which a folder is no checkpoint. `best/`, the best model so far, is written in the same way. A best
+model that a better one has replaced stays as `.best.step{N}` while a checkpoint refers to it: from whichever
+checkpoint a killed run is resumed, that has its own best model, and the run ends as if it was never stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from finetune.models.run_card import RunCard
 from finetune.runtime import manifest
-from finetune.runtime.console import log, of_another
+from finetune.runtime.console import is_peer_failure, log
 from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import RunError, UserError, nearest, reason
 from finetune.runtime.files import atomic_write, new_folder, read_json, remove_tree, replace_folder
@@ -29,21 +28,21 @@ from finetune.runtime.strict_json import dumps
 from finetune.training.state import TrainingState
 
 FORMAT = 2
-HASHED = ("model", "questions", "base")  # kept as hashes, which tell a person nothing
-FREE = {  # flags that may change from run to run
+HASHED = ("model", "questions", "base")  # kept as hashes, which a message does not show
+FREE = {  # flags that a resumed run may change
     "save_dir", "load_dir", "ckpt_id", "resume", "output_dir", "report_to", "config", "debug", "local_rank",
     "save_interval", "save_total_limit", "dry_run", "verify_checkpoint", "verify_resume", "exam_limit",
     "exam_orders", "allow_world_size_change", "show_examples", "preview_masks", "inspect", "on_nan",
     "auto_micro_batch", "early_stopping_patience", "allow_pickle",
 }  # fmt: skip
-LABELS = {  # of what a checkpoint is bound to, where its key is no flag
+LABELS = {  # names in messages of the keys of `identity` that are not flags
     "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料",
     "base": "底模的權重", "model": "底模的設定",
     "written": "--template、--train_on_prompt", "lora": "--lora_rank 等",
     "masks": "--masking、--mask_rate 等", "engine": "引擎", "precision": "--precision",
     "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
 }  # fmt: skip
-NONE_THERE = (
+NO_CHECKPOINT = (
     "這個資料夾裡一個完整的檢查點（step100 之類）也沒有；要從頭訓練請不加 --load_dir，"
     "要從一個模型的權重開始請用 --model_name_or_path"
 )
@@ -58,7 +57,8 @@ class Checkpoints:
         folder: --save_dir.
         identity: what a checkpoint must have been written by to be resumed from (engine, model, data …).
         keep: how many to keep; 0 keeps all.
-        passes: what one forward pass holds. Another one changes what dropout draws, and is said.
+        passes: size of one forward pass, in words. A resumed run with another one gets a warning, since its
+            dropout differs.
         flags: of this run; a resume that is refused names those that differ.
     """
 
@@ -72,26 +72,31 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
+        """Folder of the best model so far."""
         return self.folder / "best"
 
     def names(self) -> list[str]:
-        """Names of the complete checkpoints, oldest first."""
+        """Return the names of the complete checkpoints, oldest first."""
         return complete(self.folder)
 
     def newest_step(self) -> int:
-        """Optimizer steps of the newest complete checkpoint; -1 without one."""
+        """Return the optimizer steps of the newest complete checkpoint; -1 without one."""
         return max(map(_step_of, self.names()), default=-1)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint; rank 0 says which."""
+        """Return the newest complete checkpoint, as rank 0 sees it. All ranks call it."""
         return self.world.broadcast(self.folder / self.names()[-1] if self.names() else None)
 
     # ---- writing -------------------------------------------------------------------------------------------
 
     def save(self, progress: TrainingState, write: Callable[[Path], None]) -> Path:
-        """Writes one checkpoint; `write(folder)` puts the engine's state there. All ranks call it.
+        """Write one checkpoint. All ranks call it.
 
-        Where it cannot be written, the oldest ones, which it would have replaced, make room for a second try.
+        When it cannot be written, the oldest checkpoints, which it would replace, are deleted, and it is
+        written once more.
+
+        Args:
+            write: writes the engine's state to a folder.
 
         Raises:
             RunError: it cannot be written; the former checkpoints are as they were.
@@ -100,11 +105,11 @@ class Checkpoints:
             try:
                 return self._save(progress, write)
             except Exception as error:
-                if of_another(error) or not self.world.on_main(self.prune_for_space):
+                if is_peer_failure(error) or not self.world.on_main(self.prune_for_space):
                     raise
                 return self._save(progress, write)
         except Exception as error:
-            if of_another(error):  # no disk is full, and nobody is left to agree with
+            if is_peer_failure(error):  # the disk is fine, and the other ranks no longer answer
                 raise
             if self.world.is_main:
                 shutil.rmtree(self._half(progress), ignore_errors=True)
@@ -119,7 +124,7 @@ class Checkpoints:
     def _save(self, progress: TrainingState, write: Callable[[Path], None]) -> Path:
         final, half = self.folder / f"step{progress.step}", self._half(progress)
 
-        def finish():
+        def finish() -> None:
             card = {
                 "format": FORMAT, "identity": self.identity, "ranks": self.world.size,
                 "passes": self.passes, "progress": asdict(progress), "flags": self.flags,
@@ -137,14 +142,17 @@ class Checkpoints:
         return final
 
     def prune_for_space(self) -> bool:
-        """Deletes those checkpoints that the one to be written would have replaced. True when there were any;
-        one that is whole is left in any case.
+        """Delete the checkpoints that the next one would replace, provided that a valid one remains.
+
+        Returns:
+            True when any were deleted.
         """
         names = self.names()
-        old = names[: 1 - self.keep] if self.keep > 1 else []
-        if not old or not any(not manifest.verify(self.folder / name) for name in names[len(old) :]):
+        replaceable = names[: 1 - self.keep] if self.keep > 1 else []
+        others = names[len(replaceable) :]
+        if not replaceable or all(manifest.verify(self.folder / name) for name in others):
             return False
-        self._remove(old)
+        self._remove(replaceable)
         self.clean_up()
         return True
 
@@ -153,15 +161,17 @@ class Checkpoints:
             remove_tree(self.folder / name)
 
     def clean_up(self) -> None:
-        """Deletes what killed runs left half done, and best models that no checkpoint counts on any more."""
-        wanted = {f".best.step{_best_of(self.folder / name)}" for name in self.names()}
+        """Delete unfinished folders of killed runs, and best models that no checkpoint refers to any more."""
+        needed = {f".best.step{_best_of(self.folder / name)}" for name in self.names()}
         for path in self.folder.glob(".*"):
-            if HALF_DONE.fullmatch(path.name) and path.name not in wanted:
+            if HALF_DONE.fullmatch(path.name) and path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
     def save_best(self, write: Callable[[Path], None]) -> None:
-        """Writes a model to `best/` in the place of the former one; `write(folder)` puts it there. For the
-        main process alone.
+        """Write a model to `best/` in place of the former one. Only rank 0 calls it.
+
+        Args:
+            write: writes the model to a folder.
 
         Raises:
             RunError: it cannot be written; the former one is as it was.
@@ -172,11 +182,11 @@ class Checkpoints:
             manifest.write_manifest(half)
             carry_over(self.best, half)
             former = _step_of_model(self.best)
-            wanted = former in [_best_of(self.folder / name) for name in self.names()]
-            replace_folder(half, self.best, self.folder / f".best.step{former}" if wanted else None)
+            needed = former in [_best_of(self.folder / name) for name in self.names()]
+            replace_folder(half, self.best, self.folder / f".best.step{former}" if needed else None)
 
     def way_back(self) -> str:
-        """What a person can go on from: the newest checkpoint that is whole."""
+        """Describe the newest valid checkpoint and how to resume it, for messages."""
         for name in reversed(self.names()):
             if not manifest.verify(self.folder / name):
                 return f"最後一個完好的檢查點是 {self.folder / name}，加 --resume 接續"
@@ -187,17 +197,18 @@ class Checkpoints:
     def begin(
         self, checkpoint: Path | None, read: Callable[[Path], None], other_ranks: bool, again: bool = False
     ) -> TrainingState:
-        """The progress to go on from. All ranks call it.
+        """Return the state that training starts from, and make --save_dir ready for it. All ranks call it.
 
         Args:
-            checkpoint: to load; None begins anew.
-            read, other_ranks: as `load` takes them.
-            again: once more in the same run, whose own files are not in the way.
+            checkpoint: to load; None starts anew.
+            read: restores the engine's state from a folder.
+            other_ranks: as `load` takes it.
+            again: this run has begun before, so that files in --save_dir are its own.
         """
         progress = self.load(checkpoint, read, other_ranks) if checkpoint else TrainingState()
         elsewhere = checkpoint is None or checkpoint.parent.resolve() != self.folder.resolve()
 
-        def settle() -> TrainingState:
+        def prepare_folder() -> TrainingState:
             if not again:
                 self.archive_other_run(after=-1 if elsewhere else progress.step, best=elsewhere)
             if checkpoint:
@@ -206,35 +217,36 @@ class Checkpoints:
                 log(f"從 {checkpoint} 接續：已完成 {progress.step}/{self.identity['total_steps']} 步")
             return progress
 
-        return self.world.on_main(settle)
+        return self.world.on_main(prepare_folder)
 
     def load(self, folder: Path, read: Callable[[Path], None], other_ranks: bool = False) -> TrainingState:
-        """The progress of a checkpoint; `read(folder)` restores the engine's state. All ranks call it.
+        """Load a checkpoint: return its training state and restore the engine's. All ranks call it.
 
         Args:
+            read: restores the engine's state from a folder.
             other_ranks: it may have been written by another number of ranks.
 
         Raises:
             UserError: another engine, model or data wrote it.
         """
         card = read_json(folder / "progress.json")
-        theirs = card.get("identity")
-        if card.get("format") != FORMAT or not isinstance(theirs, dict):
+        saved = card.get("identity")
+        if card.get("format") != FORMAT or not isinstance(saved, dict):
             raise UserError(f"{folder}：不是這個版本寫的檢查點")
-        theirs = {key: _in_current_form(key, value) for key, value in theirs.items()}
-        differ = [
-            f"{LABELS.get(key, '--' + key)}：{_apart(key, theirs.get(key), mine)}"
-            for key, mine in self.identity.items()
-            if (theirs.get(key) or "") != (mine or "")
+        saved = {key: _in_current_form(key, value) for key, value in saved.items()}
+        differences = [
+            f"{LABELS.get(key, '--' + key)}：{_describe_difference(key, saved.get(key), current)}"
+            for key, current in self.identity.items()
+            if (saved.get(key) or "") != (current or "")
         ]
         then, now = card.get("ranks"), self.world.size
         if then != now and not other_ranks:
-            differ.append(
-                f"行程數：檢查點 {then!r}，這次 {now}；加 --allow_world_size_change 可換行程數接續"
+            differences.append(
+                f"rank 數：檢查點 {then!r}，這次 {now}；加 --allow_world_size_change 可換 rank 數接續"
                 "（dropout 抽的不同，不再逐位元相同）"
             )
-        if differ:
-            refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differ]
+        if differences:
+            refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differences]
             raise UserError([*refused, self._ways_out(folder, card.get("flags"))])
         progress = TrainingState.from_dict(card.get("progress"), str(folder))
         read(folder)
@@ -243,15 +255,15 @@ class Checkpoints:
                 f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}：dropout 抽的不同，不再逐位元相同"
             )
         if then != now:
-            log(f"  檢查點由 {then} 個行程寫出，這次是 {now} 個：已重新分配")
+            log(f"  檢查點由 {then} 個 rank 寫出，這次是 {now} 個：已重新分配")
         return progress
 
-    def _ways_out(self, folder: Path, theirs: object) -> str:
-        """What to do about a checkpoint of another run, and which flags make it another one."""
-        mine = json.loads(json.dumps(self.flags))  # tuples are lists there
-        theirs = theirs if isinstance(theirs, dict) else {}
-        other = [name for name in mine if name in theirs and theirs[name] != mine[name]]
-        named = "、".join(f"--{name} {theirs[name]}（這次 {mine[name]}）" for name in other)
+    def _ways_out(self, folder: Path, saved_flags: object) -> str:
+        """Describe what to do about a checkpoint of another run, and which flags differ."""
+        current = json.loads(json.dumps(self.flags))  # tuples become lists, as in the file
+        saved = saved_flags if isinstance(saved_flags, dict) else {}
+        differing = [name for name in current if name in saved and saved[name] != current[name]]
+        named = "、".join(f"--{name} {saved[name]}（這次 {current[name]}）" for name in differing)
         way = f"要接續，請改回那次的旗標{'：' + named if named else '、資料與模型'}"
         way += "；要照這次的設定從頭訓練，請不加 --resume、--load_dir，並換一個 --save_dir、--output_dir"
         best = folder.parent / "best"
@@ -260,29 +272,29 @@ class Checkpoints:
         )
 
     def restore_best(self, source: Path, progress: TrainingState) -> None:
-        """Finds the best model that a checkpoint counts on and makes it `best/`, or has it chosen anew.
+        """Put the best model that a checkpoint refers to at `best/`; if it is lost, reset the choice.
 
         Args:
-            source: the folder of the checkpoint that is gone on from.
+            source: folder that holds the checkpoint.
         """
-        wanted = progress.best_step
-        if not wanted:
+        step = progress.best_step
+        if not step:
             return
-        there = [source / "best", *sorted(source.glob(".best*"))]
-        fitting = (path for path in there if _step_of_model(path) == wanted)
-        found = next((path for path in fitting if not manifest.verify(path)), None)
-        if found is None:
-            log(f"  {source / 'best'} 不是第 {wanted} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
+        candidates = [source / "best", *sorted(source.glob(".best*"))]
+        fitting = (path for path in candidates if _step_of_model(path) == step)
+        model = next((path for path in fitting if not manifest.verify(path)), None)
+        if model is None:
+            log(f"  {source / 'best'} 不是第 {step} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
             progress.reset_best()
-        elif found.resolve() != self.best.resolve():
+        elif model.resolve() != self.best.resolve():
             half = self.folder / ".best.half"
-            if found != half:
-                shutil.copytree(found, new_folder(half), dirs_exist_ok=True)
+            if model != half:
+                shutil.copytree(model, new_folder(half), dirs_exist_ok=True)
             carry_over(self.best, half)
             replace_folder(half, self.best)
 
     def archive_other_run(self, after: int = -1, best: bool = True) -> None:
-        """Moves what another run left aside: checkpoints past step `after`, and `best/`. None is deleted."""
+        """Move what another run left to `earlier_{N}/`: checkpoints past step `after`, and `best/`."""
         beyond = [name for name in self.names() if _step_of(name) > after]
         leftover = [self.folder / name for name in beyond]
         leftover += [self.best, *self.folder.glob(".best.step*")] if best else []
@@ -292,68 +304,80 @@ class Checkpoints:
         number = 1
         while os.path.lexists(self.folder / f"earlier_{number}"):
             number += 1
-        shelf = self.folder / f"earlier_{number}"
-        shelf.mkdir()
+        archive = self.folder / f"earlier_{number}"
+        archive.mkdir()
         for path in leftover:
-            path.rename(shelf / path.name)
-        self.share_best(beyond, shelf)
+            path.rename(archive / path.name)
+        self.share_best(beyond, archive)
         what = "另一次訓練留下的檢查點" if after < 0 else f"第 {after} 步之後的檢查點"
         way_back = "（要接續最新的請用 --resume）" if after < 0 else ""
-        log(f"{self.folder} 裡有{what}，已移到 {shelf}{way_back}")
+        log(f"{self.folder} 裡有{what}，已移到 {archive}{way_back}")
 
-    def share_best(self, names: list[str], shelf: Path) -> None:
-        """Copies the best models that checkpoints on a shelf count on, so that they can be gone on from."""
-        there = {_step_of_model(path): path for path in (*self.folder.glob(".best.step*"), self.best)}
-        for step in {_best_of(shelf / name) for name in names} & there.keys():
-            if step > 0 and not (shelf / f".best.step{step}").exists():
-                shutil.copytree(there[step], shelf / f".best.step{step}")
+    def share_best(self, names: list[str], archive: Path) -> None:
+        """Copy the best models that archived checkpoints refer to, so that these can be resumed.
+
+        Args:
+            names: of the checkpoints.
+            archive: folder that they were moved to.
+        """
+        models = {_step_of_model(path): path for path in (*self.folder.glob(".best.step*"), self.best)}
+        for step in {_best_of(archive / name) for name in names} & models.keys():
+            if step > 0 and not (archive / f".best.step{step}").exists():
+                shutil.copytree(models[step], archive / f".best.step{step}")
 
 
 @contextlib.contextmanager
 def writing(half: Path, failed: str, way_out: Callable[[], str]) -> Iterator[Path]:
-    """A new folder to write a model to. Where that fails, nothing of it is left.
+    """Make a folder to write a model to, and delete it when the block fails.
 
     Args:
-        failed, way_out: the message, before and after the reason.
+        half: the folder.
+        failed: the message of an error, before its reason.
+        way_out: returns the message after the reason.
 
     Raises:
-        RunError: with that message; one that was raised within passes as it is.
+        RunError: with that message; a RunError of the block is raised as it is.
     """
     try:
         yield new_folder(half)
     except RunError:
         shutil.rmtree(half, ignore_errors=True)
         raise
-    except Exception as error:  # of the disk, in the words of whichever library wrote
+    except Exception as error:  # each library has errors of its own for a full disk
         shutil.rmtree(half, ignore_errors=True)
         raise RunError(f"{failed}（{reason(error, where=True)}）；{way_out()}") from error
 
 
 def complete(folder: str | Path) -> list[str]:
-    """Names of the complete checkpoints of a folder, oldest first."""
-    there = [path.parent.name for path in Path(folder).glob(f"step*/{manifest.FILE}")]
-    return sorted(filter(NAME.fullmatch, there), key=_step_of)
+    """Return the names of the complete checkpoints of a folder, oldest first."""
+    names = [path.parent.name for path in Path(folder).glob(f"step*/{manifest.FILE}")]
+    return sorted(filter(NAME.fullmatch, names), key=_step_of)
 
 
 def _in_current_form(key: str, value: object) -> object:
     """Return a value of a checkpoint's identity as this version writes it."""
     if key == "masks":  # the name of the class that held it stood before it once
         return re.sub(r"^\w+\((.*)\)$", r"\1", str(value))
+    if key == "written":
+        return str(value).replace("提示也教", "提示也算損失")
     return value
 
 
-def _apart(key: str, theirs: object, mine: object) -> str:
+def _describe_difference(key: str, saved: object, current: object) -> str:
     if key in HASHED:
         return "與檢查點的不同"
-    return f"檢查點 {theirs or '（沒有）'!r}，這次 {mine or '（沒有）'!r}"
+    return f"檢查點 {saved or '（沒有）'!r}，這次 {current or '（沒有）'!r}"
 
 
 def _step_of(name: str) -> int:
-    return int(NAME.fullmatch(name)[1])
+    """Return the number of steps in the name of a checkpoint."""
+    match = NAME.fullmatch(name)
+    assert match is not None
+    return int(match[1])
 
 
 def _best_of(folder: Path) -> int:
-    """Of which step the best model of a checkpoint is; 0 when it has none yet."""
+    """Return the step of the best model that a checkpoint refers to; 0 when it has none yet."""
     try:
         return int(read_json(folder / "progress.json")["progress"]["best_step"])
     except (UserError, KeyError, TypeError, ValueError):
@@ -361,7 +385,7 @@ def _best_of(folder: Path) -> int:
 
 
 def _step_of_model(folder: Path) -> int:
-    """Optimizer steps of a saved model; -1 where there is none that can be read."""
+    """Return the optimizer steps of a saved model; -1 where there is none that can be read."""
     try:
         card = RunCard.read(folder)
     except UserError:
@@ -370,45 +394,50 @@ def _step_of_model(folder: Path) -> int:
 
 
 def find(load_dir: str | Path, ckpt_id: str) -> Path:
-    """The folder of one checkpoint: `ckpt_id`, or the newest when it is empty. Whether it is whole, `sound`
-    says.
+    """Return the folder of one checkpoint: `ckpt_id`, or the newest when it is empty.
+
+    It may be damaged: see `newest_valid`.
 
     Raises:
-        UserError: not there; the message names those that are.
+        UserError: there is none; the message names those that there are.
     """
     folder = Path(load_dir)
-    there = complete(folder)
-    if not ckpt_id and there:
-        return folder / there[-1]
-    if ckpt_id in there:
+    names = complete(folder)
+    if not ckpt_id and names:
+        return folder / names[-1]
+    if ckpt_id in names:
         return folder / ckpt_id
     flag = f"--load_dir {load_dir}" + (f" --ckpt_id {ckpt_id}" if ckpt_id else "")
     if not folder.is_dir():
         raise UserError(f"{flag}：沒有這個資料夾")
-    guess = nearest(ckpt_id, there)
+    guess = nearest(ckpt_id, names)
     raise UserError(
         f"{flag}：沒有這個檢查點。"
-        + (f"有的是：{'、'.join(there)}" if there else NONE_THERE)
+        + (f"有的是：{'、'.join(names)}" if names else NO_CHECKPOINT)
         + (f"；是不是 {guess[0]}？" if guess else "")
     )
 
 
-def newest_valid(found: Path, exact: bool) -> Path:
-    """A checkpoint whose every byte is as it was written: the one `find` found or, unless `exact`, the newest
-    such one before it. Says which were passed over, and why.
+def newest_valid(checkpoint: Path, exact: bool) -> Path:
+    """Return a checkpoint whose every byte is as it was written, and log which ones were skipped, and why.
+
+    Args:
+        checkpoint: what `find` returned.
+        exact: only this one will do; else the newest valid one of its folder is taken.
 
     Raises:
         UserError: there is none.
     """
-    passed = []
-    names = [found.name] if exact else complete(found.parent)[::-1]
+    skipped: list[str] = []
+    parent = checkpoint.parent
+    names = [checkpoint.name] if exact else complete(parent)[::-1]
     for name in names:
-        wrong = manifest.verify(found.parent / name)
-        if not wrong:
-            for line in passed:
+        damage = manifest.verify(parent / name)
+        if not damage:
+            for line in skipped:
                 log(f"  略過{line}")
-            return found.parent / name
-        passed.append(f"檢查點 {found.parent / name}：{'；'.join(wrong[:3])}{'…' * (len(wrong) > 3)}")
-    others = [name for name in complete(found.parent) if name not in names]
+            return parent / name
+        skipped.append(f"檢查點 {parent / name}：{'；'.join(damage[:3])}{'…' * (len(damage) > 3)}")
+    others = [name for name in complete(parent) if name not in names]
     way_out = f"可改用 --ckpt_id {others[-1]}" if others else "沒有別的檢查點；要重新開始請不要加 --resume"
-    raise UserError([*(f"損壞的{line}" for line in passed), way_out])
+    raise UserError([*(f"損壞的{line}" for line in skipped), way_out])

@@ -1,18 +1,23 @@
-"""ds_config.json: every "auto" filled from the flags in one place, conflicts and unknown keys named."""
+"""Read ds_config.json, fill every "auto" from the flags, and report conflicts and unknown keys."""
 
 from __future__ import annotations
 
 import copy
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from finetune.cli.train_args import SHIPPED
+from finetune.cli.train_args import DEFAULT_DEEPSPEED_CONFIG
 from finetune.runtime.console import first_line, log
 from finetune.runtime.errors import RunError, UserError, shown
 from finetune.runtime.strict_json import JsonError, decode
 from finetune.training import deepspeed_keys
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LARGEST = 1 << 20  # bytes
 SMALLEST_BUCKET = 1 << 22  # elements; 16 MB in fp32
@@ -20,7 +25,7 @@ SMALLEST_BUCKET = 1 << 22  # elements; 16 MB in fp32
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags as DeepSpeed counts them; micro batch and precision as chosen, see training/hardware.py."""
+    """Values of the flags that DeepSpeed has keys for; micro batch and precision are the chosen ones."""
 
     train_batch: int
     micro_batch: int
@@ -34,14 +39,14 @@ class Settings:
     on_gpu: bool = False
 
 
-def read(path: str | Path) -> dict:
-    """The file as it is.
+def read(path: str | Path) -> dict[str, Any]:
+    """Read the file; every "auto" stays as it is.
 
     Raises:
-        UserError: it cannot be read, is no object, or what it says can be wrong whatever the flags say.
+        UserError: it cannot be read, is not an object, or has a problem that does not depend on the flags.
     """
-    if str(path) == SHIPPED and not Path(path).exists():  # another folder: the one beside the scripts
-        path = Path(__file__).parents[2] / SHIPPED
+    if str(path) == DEFAULT_DEEPSPEED_CONFIG and not Path(path).exists():  # started in another folder
+        path = _shipped_file()
     named = f"--deepspeed_config {path}"
     try:
         if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
@@ -61,21 +66,27 @@ def read(path: str | Path) -> dict:
         raise UserError(f"{named} 讀不懂：{error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{named} 應該是一個 JSON 物件")
-    if found := deepspeed_keys.problems(config, named):
-        raise UserError(sorted(found))
+    if problems := deepspeed_keys.problems(config, named):
+        raise UserError(sorted(problems))
     return deepspeed_keys.tidied(config)
 
 
-def precision_in(config: dict) -> str:
-    """`bf16`, `fp16` or `auto`: what the file fixes."""
+def _shipped_file() -> Path:
+    """Find the default configuration: beside this module in a wheel (setup.py), else beside the scripts."""
+    packaged = Path(__file__).with_name(DEFAULT_DEEPSPEED_CONFIG)
+    return packaged if packaged.exists() else Path(__file__).parents[2] / DEFAULT_DEEPSPEED_CONFIG
+
+
+def precision_in(config: dict[str, Any]) -> str:
+    """Return the precision that the file fixes: `bf16` or `fp16`; else `auto`."""
     for name in ("bf16", "fp16"):
         if config.get(name, {}).get("enabled") is True:
             return name
     return "auto"
 
 
-def micro_batch_in(config: dict, train_batch: int, world_size: int) -> int:
-    """Sequences a forward pass that the file fixes, directly or by its accumulation steps; else 0."""
+def micro_batch_in(config: dict[str, Any], train_batch: int, world_size: int) -> int:
+    """Return the micro batch size that the file fixes, directly or by its accumulation steps; else 0."""
     micro = config.get("train_micro_batch_size_per_gpu", "auto")
     steps = config.get("gradient_accumulation_steps", "auto")
     if micro != "auto":
@@ -85,72 +96,74 @@ def micro_batch_in(config: dict, train_batch: int, world_size: int) -> int:
     return 0
 
 
-def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> dict:
-    """The configuration DeepSpeed gets: no "auto" left, and nothing in it that contradicts a flag.
+def resolve(config: dict[str, Any], settings: Settings, hidden_size: int, where: str) -> dict[str, Any]:
+    """Return the configuration for DeepSpeed: without "auto", and in agreement with the flags.
 
     Args:
         config: as `read` returned it.
         hidden_size: of the model; bucket sizes follow it as in transformers' integration, but a small model
-            gets one bucket rather than fifty: each costs a round of messages.
+            gets one bucket instead of fifty, since each costs a round of messages.
         where: the file's name, for messages.
 
     Raises:
-        UserError: all conflicts and all "auto" that no flag decides.
+        UserError: with all conflicts and every "auto" that no flag decides.
     """
     steps = settings.train_batch // (settings.micro_batch * settings.world_size)
     decided = {
         "train_batch_size": (settings.train_batch, "--train_batch_size"),
         "train_micro_batch_size_per_gpu": (settings.micro_batch, "--micro_batch_size"),
-        "gradient_accumulation_steps": (steps, "--train_batch_size ÷（--micro_batch_size × 行程數）"),
+        "gradient_accumulation_steps": (steps, "--train_batch_size ÷（--micro_batch_size × rank 數）"),
         "gradient_clipping": (settings.max_grad_norm, "--max_grad_norm"),
     }
     problems = deepspeed_keys.impossible(config, settings.world_size, settings.on_gpu, where)
 
-    def agree(key: str, seen: object, value: object, flag: str) -> None:
-        if seen == "auto" or seen == value:
+    def check_agrees(key: str, written: object, value: object, flag: str) -> None:
+        if written == "auto" or written == value:
             return
-        way = f"，或把旗標改成 {flag} {seen}" if re.fullmatch(r"--\w+", flag) else ""
-        if key == "gradient_accumulation_steps" and isinstance(seen, int):
-            factors = settings.micro_batch, seen, settings.world_size
+        way_out = f"，或把旗標改成 {flag} {written}" if re.fullmatch(r"--\w+", flag) else ""
+        if key == "gradient_accumulation_steps" and isinstance(written, int):
+            factors = settings.micro_batch, written, settings.world_size
             product = " × ".join(map(str, factors))
-            way = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
-        problems.append(f'{where} 的 {key} 是 {shown(seen)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{way}')
+            way_out = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
+        problems.append(
+            f'{where} 的 {key} 是 {shown(written)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{way_out}'
+        )
 
     resolved = dict(config)
     for key, (value, flag) in decided.items():
-        agree(key, config.get(key, "auto"), value, flag)
+        check_agrees(key, config.get(key, "auto"), value, flag)
         resolved[key] = value
     for name in ("bf16", "fp16"):
         block = dict(config.get(name, {}))
-        agree(
+        check_agrees(
             f"{name}.enabled",
             block.get("enabled", "auto"),
             settings.precision == name,
             f"--precision（{settings.precision}）",
         )
         resolved[name] = {**block, "enabled": settings.precision == name}
-    _check_optimizer(config, settings, agree, problems, where)
-    # The script builds AdamW and the schedule itself, the same for every engine.
+    _check_optimizer(config, settings, check_agrees, problems, where)
+    # This project makes AdamW and the schedule itself, the same for every engine.
     for name in ("optimizer", "scheduler", "compile"):
         resolved.pop(name, None)
     zero = dict(config.get("zero_optimization", {}))
-    by_size = {
+    from_hidden_size: dict[str, int | bool] = {
         "reduce_bucket_size": max(hidden_size * hidden_size, SMALLEST_BUCKET),
         "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
         "stage3_param_persistence_threshold": 10 * hidden_size,
         "stage3_gather_16bit_weights_on_model_save": True,
         "stage": 0,
     }
-    for key, value in by_size.items():
+    for key, default in from_hidden_size.items():
         if zero.get(key) == "auto":
-            zero[key] = value
+            zero[key] = default
     resolved["zero_optimization"] = zero
-    if zero.get("stage", 0) == 0 and settings.precision != "fp32":  # its fp32 weights cannot be had
+    if zero.get("stage", 0) == 0 and settings.precision != "fp32":  # the fp32 weights could not be read
         problems.append(
             f"{where} 的 zero_optimization.stage 是 0，不能配 {settings.precision}；請用 1 以上或 "
             "--precision fp32"
         )
-    if config.get("activation_checkpointing"):  # read by models that call DeepSpeed's own function for it
+    if config.get("activation_checkpointing"):  # only read by models that call DeepSpeed's own function
         instead = "要以時間換記憶體請加 --gradient_checkpointing"
         log(f"  {where} 的 activation_checkpointing 對這些模型沒有作用；{instead}")
     resolved.setdefault("zero_allow_untested_optimizer", True)
@@ -162,9 +175,15 @@ def resolve(config: dict, settings: Settings, hidden_size: int, where: str) -> d
     return resolved
 
 
-def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str], where: str) -> None:
-    """An optimizer or scheduler block may stand in the file as long as it says what the flags say."""
-    expected = {
+def _check_optimizer(
+    config: dict[str, Any],
+    settings: Settings,
+    check_agrees: Callable[[str, object, object, str], None],
+    problems: list[str],
+    where: str,
+) -> None:
+    """Add a problem for each value of an optimizer or scheduler block that differs from the flags."""
+    expected: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         "optimizer": (
             ("AdamW", "Adam", "auto"),
             {
@@ -180,67 +199,48 @@ def _check_optimizer(config: dict, settings: Settings, agree, problems: list[str
             },
         ),
     }  # fmt: skip
-    for name, (kinds, values) in expected.items():
+    for name, (types, values) in expected.items():
         block = config.get(name)
         if not block:
             continue
-        decided = (block.get("params") or {}).values()
-        if name == "scheduler" and set(map(str, decided)) == {"auto"}:
-            if block.get("type") not in kinds:
+        parameters = block.get("params") or {}
+        if name == "scheduler" and set(map(str, parameters.values())) == {"auto"}:
+            if block.get("type") not in types:
                 log(f"  {where} 的 scheduler 全是 auto：學習率照旗標，先暖身，再線性降到 0")
             continue
-        if block.get("type") not in kinds:
+        if block.get("type") not in types:
             problems.append(
-                f"{where} 的 {name}.type 是 {shown(block.get('type'))}，這裡用 {kinds[0]}；"
+                f"{where} 的 {name}.type 是 {shown(block.get('type'))}，這裡用 {types[0]}；"
                 f"請改掉或刪掉整個 {name}"
             )
-        for key, seen in (block.get("params") or {}).items():
+        for key, written in parameters.items():
             if key in values:
-                agree(f"{name}.params.{key}", seen, values[key], "旗標")
+                check_agrees(f"{name}.params.{key}", written, values[key], "旗標")
             elif key not in ("torch_adam", "adam_w_mode"):
                 problems.append(f"{where} 的 {name}.params.{key} 不會被用到；請刪掉")
 
 
-def of_run(flags, world, machine, lesson) -> dict:
-    """What DeepSpeed gets of --deepspeed_config in this run; {} where another engine trains.
+def check_accepted(resolved: dict[str, Any]) -> None:
+    """Let DeepSpeed read the configuration, before a model is loaded.
 
     Raises:
-        UserError: it contradicts a flag, cannot be done here, or DeepSpeed does not take it.
-    """
-    if machine.engine != "deepspeed":
-        return {}
-    settings = Settings(
-        flags.train_batch_size, machine.micro_batch, world.size, flags.max_grad_norm, machine.precision,
-        flags.learning_rate, flags.weight_decay, lesson.warmup_steps, lesson.total_steps,
-        world.device.type == "cuda",
-    )  # fmt: skip
-    where = Path(flags.deepspeed_config).name
-    resolved = resolve(machine.ds_config, settings, lesson.config.hidden_size, where)
-    check_accepted(resolved)
-    return resolved
-
-
-def check_accepted(resolved: dict) -> None:
-    """Has DeepSpeed read the configuration, before a model is loaded.
-
-    Raises:
-        UserError: what its own configuration models do not take.
+        UserError: DeepSpeed's own configuration classes refuse it.
     """
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    asked = copy.deepcopy(resolved)
-    asked.pop("train_batch_size", None)  # it is held against a number of ranks that is not known yet
+    config = copy.deepcopy(resolved)
+    config.pop("train_batch_size", None)  # would be compared with the number of ranks, which is not set yet
     try:
-        DeepSpeedConfig(asked)
+        DeepSpeedConfig(config)
     except ValidationError as error:
         raise UserError(not_accepted(error)) from error
-    except Exception as error:  # assertions, and errors of its own that have no common class
+    except Exception as error:  # assertions, and errors without a common class
         raise UserError(f"--deepspeed_config：DeepSpeed 不接受：{first_line(error)}") from error
 
 
-def not_accepted(error) -> list[str]:
-    """What pydantic found wrong, by key."""
+def not_accepted(error: ValidationError) -> list[str]:
+    """Return a message for each key that pydantic refused."""
     block = error.title.removeprefix("DeepSpeed").removesuffix("Config")
     return [
         f"--deepspeed_config：DeepSpeed 不接受 {block} 的 {'.'.join(map(str, one['loc']))}：{one['msg']}"
@@ -248,11 +248,11 @@ def not_accepted(error) -> list[str]:
     ]
 
 
-def compare_built(engine, resolved: dict) -> None:
-    """Compares what the built engine believes with what it was given.
+def compare_built(engine: Any, resolved: dict[str, Any]) -> None:
+    """Compare the settings of DeepSpeed's engine with the configuration it was made from.
 
     Raises:
-        RunError: naming each value that differs.
+        RunError: with each value that differs.
     """
     zero = resolved["zero_optimization"]
     pairs = {
@@ -268,8 +268,10 @@ def compare_built(engine, resolved: dict) -> None:
         "fp16": (engine.fp16_enabled(), resolved["fp16"]["enabled"]),
         "zero stage": (engine.zero_optimization_stage(), zero.get("stage", 0)),
     }  # fmt: skip
-    wrong = [
-        f"{name}：引擎 {seen!r}，設定 {given!r}" for name, (seen, given) in pairs.items() if seen != given
+    differing = [
+        f"{name}：引擎 {actual!r}，設定 {wanted!r}"
+        for name, (actual, wanted) in pairs.items()
+        if actual != wanted
     ]
-    if wrong:
-        raise RunError("DeepSpeed 引擎與設定不合：" + "；".join(wrong))
+    if differing:
+        raise RunError("DeepSpeed 引擎與設定不合：" + "；".join(differing))

@@ -1,10 +1,11 @@
-"""DeepSpeed's checkpoint files: read without running what is in them, cut anew for another number of ranks,
-and written so that a full disk is an error of all ranks and not a rank that the others wait for.
+"""DeepSpeed's checkpoint files: read without running code in them, and repartitioned for other world sizes.
 
-DeepSpeed writes pickles, one a rank, and unpickles whatever they hold. `ZeroFiles` stands in the place of its
-checkpoint engine and lets through tensors, plain values and the four kinds of objects DeepSpeed itself puts
-there. The optimizer's state lies in flat partitions: of a whole group of parameters in stages 1 and 2, of
-each parameter by itself in stage 3 (ZeRO, arXiv:1910.02054, sections 5 and 6).
+DeepSpeed writes pickles, one per rank, and unpickles whatever they hold. `ZeroFiles` replaces its checkpoint
+engine and accepts tensors, plain values and the four classes that DeepSpeed itself pickles. It also keeps
+errors of writing, so that a full disk is an error on all ranks and not a rank that the others wait for.
+
+The optimizer's state lies in flat partitions: of a whole group of parameters in stages 1 and 2, of each
+parameter by itself in stage 3 (ZeRO, arXiv:1910.02054, sections 5 and 6).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +26,8 @@ OF_RANK = re.compile(r"zero_pp_rank_(\d+)_")
 OPTIMIZER, FROZEN = "optimizer_state_dict", "frozen_param_fragments"
 
 
-def _known() -> list:
-    """The objects that DeepSpeed puts among the tensors."""
+def _known_classes() -> list[Any]:
+    """Return the classes that DeepSpeed pickles among the tensors."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -33,18 +35,18 @@ def _known() -> list:
     return [fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum]
 
 
-def read_strictly(path: str | Path) -> dict:
-    """One file, on the CPU.
+def read_strictly(path: str | Path) -> dict[str, Any]:
+    """Read one file to the CPU, without running anything in it.
 
     Raises:
-        UserError: it holds something that would run as a program, or is no such file.
+        UserError: there is no such file, it is damaged, or it holds other objects than DeepSpeed's.
     """
-    with torch.serialization.safe_globals(_known()):
+    with torch.serialization.safe_globals(_known_classes()):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise UserError(f"{path}：檢查點少了這個檔案") from error
-        except Exception as error:  # a pickle can be wrong in any way
+        except Exception as error:  # a damaged pickle raises anything
             why = first_line(error)[:200]
             raise UserError(
                 f"{path}：裡面有張量以外的東西，讀進來可能執行外來的程式，不載入（{type(error).__name__}：{why}）"
@@ -52,50 +54,56 @@ def read_strictly(path: str | Path) -> dict:
 
 
 class ZeroFiles:
-    """Stands in the place of DeepSpeed's checkpoint engine.
+    """Replacement of DeepSpeed's checkpoint engine.
 
     Args:
         engine: DeepSpeed's engine.
-        rank, size: of this process, among how many.
+        rank: of this process.
+        size: number of ranks.
 
-    `failed`: what went wrong in writing. It is kept, not raised: DeepSpeed makes all ranks meet after they
-    have written, and one that is not there is waited for.
+    `failed` is the error of writing, if any. It is kept and not raised, since DeepSpeed waits after writing
+    until all ranks are there.
     """
 
-    def __init__(self, engine, rank: int, size: int):
+    def __init__(self, engine: Any, rank: int, size: int):
         self.engine, self.rank, self.size = engine, rank, size
         self.failed: Exception | None = None
-        self._theirs = engine.checkpoint_engine
+        self._replaced = engine.checkpoint_engine
 
-    def __getattr__(self, name: str):
-        return getattr(self._theirs, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replaced, name)
 
-    def save(self, state_dict: dict, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Write one file, as DeepSpeed's own engine does; an error is kept in `failed`."""
         try:
-            self._theirs.save(state_dict, path)
+            self._replaced.save(state_dict, path)
         except Exception as error:
             self.failed = error
 
-    def load(self, path: str, map_location=None) -> dict:
-        """As DeepSpeed's own, from the files of any number of ranks."""
-        path = Path(path)
-        then = len(list(path.parent.glob("[!.]*_optim_states.pt"))) or self.size  # stage 0 has none
-        if then == self.size:
-            return read_strictly(path)
-        if not path.name.endswith("optim_states.pt"):
-            there = OF_RANK.sub(lambda found: f"zero_pp_rank_{int(found[1]) % then}_", path.name)
-            # Frozen weights are those of the base, which stand in the model already.
-            return read_strictly(path.with_name(there)) | {"dp_world_size": self.size, FROZEN: None}
-        parts = [
-            read_strictly(path.with_name(OF_RANK.sub(f"zero_pp_rank_{rank}_", path.name)))
-            for rank in range(then)
-        ]
-        return parts[0] | {OPTIMIZER: self._recut([part[OPTIMIZER] for part in parts])}
+    def load(self, path: str, map_location: object = None) -> dict[str, Any]:
+        """Read one file of this rank from a checkpoint that any number of ranks wrote.
 
-    def _recut(self, parts: list[dict]) -> dict:
-        """The optimizer's state of this rank out of those of all ranks that wrote it."""
-        optimizer, mine = self.engine.optimizer, dict(parts[0])
-        if "fp32_flat_groups" in mine:
+        Raises:
+            UserError: see `read_strictly`.
+        """
+        file = Path(path)
+        ranks_then = len(list(file.parent.glob("[!.]*_optim_states.pt"))) or self.size  # stage 0 has none
+        if ranks_then == self.size:
+            return read_strictly(file)
+        if not file.name.endswith("optim_states.pt"):
+            name = OF_RANK.sub(lambda match: f"zero_pp_rank_{int(match[1]) % ranks_then}_", file.name)
+            # Frozen weights are those of the base model, which are loaded already.
+            return read_strictly(file.with_name(name)) | {"dp_world_size": self.size, FROZEN: None}
+        parts = [
+            read_strictly(file.with_name(OF_RANK.sub(f"zero_pp_rank_{rank}_", file.name)))
+            for rank in range(ranks_then)
+        ]
+        return parts[0] | {OPTIMIZER: self._repartition([part[OPTIMIZER] for part in parts])}
+
+    def _repartition(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the optimizer state of this rank, from those of all ranks that wrote it."""
+        optimizer, result = self.engine.optimizer, dict(parts[0])
+        if "fp32_flat_groups" in result:
             inner, weights = "optimizer_state_dict", "fp32_flat_groups"
             shapes = [[weight.ds_numel for weight in group] for group in optimizer.fp16_groups]
 
@@ -108,46 +116,53 @@ class ZeroFiles:
             def cut(number: int, flats: list[Tensor]) -> Tensor:
                 return recut_whole(flats, sizes[number], self.rank)
 
-        count = len(mine[weights])
-        mine[weights] = [cut(number, [part[weights][number] for part in parts]) for number in range(count)]
+        count = len(result[weights])
+        result[weights] = [cut(number, [part[weights][number] for part in parts]) for number in range(count)]
         states = {
             number: {
                 key: cut(number, [part[inner]["state"][number][key] for part in parts])
                 if value.dim()
-                else value  # how many steps
+                else value  # the count of steps
                 for key, value in state.items()
             }
-            for number, state in mine[inner]["state"].items()
+            for number, state in result[inner]["state"].items()
         }
-        mine[inner] = {**mine[inner], "state": states}
-        if "partition_count" in mine:
-            counts = mine["partition_count"]
-            mine["partition_count"] = [self.size] * len(counts) if isinstance(counts, list) else self.size
-        return mine
+        result[inner] = {**result[inner], "state": states}
+        if "partition_count" in result:
+            counts = result["partition_count"]
+            result["partition_count"] = [self.size] * len(counts) if isinstance(counts, list) else self.size
+        return result
 
 
 def recut_whole(flats: Sequence[Tensor], size: int, rank: int) -> Tensor:
-    """Stages 1 and 2: (size,), the partition of `rank` of the flats of all former ranks, one after another.
-    What is past their end is padding.
+    """Return the partition of `rank`, (size,), as stages 1 and 2 cut the concatenation of all flats.
+
+    Args:
+        flats: partitions of all former ranks, in order.
+        size: elements of a new partition; what is past the end of the flats is padding.
     """
     whole = torch.cat(list(flats))
-    mine = whole.new_zeros(size)
-    found = whole[rank * size : (rank + 1) * size]
-    mine[: len(found)] = found
-    return mine
+    partition = whole.new_zeros(size)
+    values = whole[rank * size : (rank + 1) * size]
+    partition[: len(values)] = values
+    return partition
 
 
 def recut_each(flats: Sequence[Tensor], numels: Sequence[int], rank: int, size: int) -> Tensor:
-    """Stage 3: each parameter is cut by itself, into as many equal parts as there are ranks, the last one
-    padded; a flat is the parts of one rank.
+    """Return the partition of `rank` as stage 3 cuts it: each parameter by itself.
+
+    A parameter is cut into as many equal parts as there are ranks, the last one padded; the partition of a
+    rank is its parts of all parameters.
 
     Args:
-        numels: of the parameters, in the order of the flats.
+        flats: partitions of all former ranks, in order.
+        numels: elements of each parameter, in the order of the flats.
+        size: number of ranks now.
     """
-    mine, at = [], 0
+    parts, start = [], 0
     for numel in numels:
-        then, now = math.ceil(numel / len(flats)), math.ceil(numel / size)
-        whole = torch.cat([flat[at : at + then] for flat in flats])[:numel]
-        at += then
-        mine.append(recut_whole([whole], now, rank))
-    return torch.cat(mine) if mine else flats[0][:0]
+        length_then, length_now = math.ceil(numel / len(flats)), math.ceil(numel / size)
+        whole = torch.cat([flat[start : start + length_then] for flat in flats])[:numel]
+        start += length_then
+        parts.append(recut_whole([whole], length_now, rank))
+    return torch.cat(parts) if parts else flats[0][:0]

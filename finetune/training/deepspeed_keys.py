@@ -1,6 +1,6 @@
-"""What ds_config.json may say: its keys, what stands at each, and where "auto" is filled in.
+"""Keys of ds_config.json: the type of each value, and where "auto" is filled in from the flags.
 
-DeepSpeed ignores a misspelt key at the top without a word, and finds a wrong value only once the model is
+DeepSpeed ignores a misspelt key at the top without a warning, and finds a wrong value only once the model is
 loaded. Source: deepspeed.ai/docs/config-json, deepspeed/runtime/config.py and zero/config.py (0.19).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from finetune.runtime.errors import nearest, shown
 
@@ -35,15 +36,15 @@ TOP = {
     ), BLOCK),
 }  # fmt: skip
 MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")  # each a block at the top
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}  # that monitors write with
-WRAPPED = {  # blocks that DeepSpeed's own objects are named after, and what it reads of them at the top
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}  # that monitors need
+WRAPPED = {  # blocks named after DeepSpeed's own classes, whose contents it reads at the top
     "monitor_config": {**dict.fromkeys(MONITORS, BLOCK), "enabled": SWITCH, "tag": TEXT},
     "comms_config": {
         "verbose": SWITCH, "enabled": SWITCH, "debug": SWITCH, "prof_all": SWITCH, "comms_logger": BLOCK,
         "comms_logger_enabled": SWITCH,
     },
 }  # fmt: skip
-FLAG_FOR = {  # what is no key of DeepSpeed, but a flag here
+FLAG_FOR = {  # keys of other tools that are flags here, with the flag; "" where there is none
     "gradient_checkpointing": "--gradient_checkpointing",
     "use_gradient_checkpointing": "--gradient_checkpointing",
     "learning_rate": "--learning_rate", "lr": "--learning_rate", "num_train_epochs": "--num_epochs",
@@ -52,8 +53,8 @@ FLAG_FOR = {  # what is no key of DeepSpeed, but a flag here
     "per_device_train_batch_size": "--micro_batch_size", "max_steps": "--max_steps",
     "torch_compile": "", "use_cache": "",
 }  # fmt: skip
-# What none of our runs does, where it is switched on: the script calls another part of DeepSpeed for it.
-NOT_HERE = {
+# Blocks that this project refuses where they are enabled, since it does not call that part of DeepSpeed.
+UNSUPPORTED = {
     "amp": "請用 --precision bf16 或 fp16", "torch_autocast": "請用 --precision bf16 或 fp16",
     "hybrid_engine": "那是 RLHF 用的", "data_efficiency": "資料的順序由這支腳本決定",
     "compression_training": "這裡不壓縮模型", "autotuning": "請用 --micro_batch_size",
@@ -82,13 +83,13 @@ ZERO = {
     ), SWITCH),
     **dict.fromkeys(("offload_param", "offload_optimizer", "zenflow", "leaf_module"), BLOCK),
 }  # fmt: skip
-HALVES = {"enabled": SWITCH}  # of bf16 and fp16; the others are DeepSpeed's to look at
+MIXED_PRECISION = {"enabled": SWITCH}  # of bf16 and fp16; DeepSpeed checks their other keys
 OPTIMIZERS = {"type": TEXT, "params": BLOCK}  # of optimizer and scheduler
 INSIDE = {
-    "zero_optimization": ZERO, "bf16": HALVES, "fp16": HALVES, "optimizer": OPTIMIZERS,
+    "zero_optimization": ZERO, "bf16": MIXED_PRECISION, "fp16": MIXED_PRECISION, "optimizer": OPTIMIZERS,
     "scheduler": OPTIMIZERS, **WRAPPED,
 }  # fmt: skip
-FITS: dict[str, Callable[[object], bool]] = {
+IS_VALID: dict[str, Callable[[Any], bool]] = {
     SWITCH: lambda value: isinstance(value, bool),
     SIZE: lambda value: _is_number(value) and value >= 0,
     COUNT: lambda value: _is_number(value) and value == int(value) and 1 <= value < 2**31,
@@ -96,7 +97,7 @@ FITS: dict[str, Callable[[object], bool]] = {
     BLOCK: lambda value: isinstance(value, dict),
     STAGE: lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3,
 }
-FROM_FLAGS = {  # where "auto" stands for what a flag says; and anywhere in the optimizer's, the scheduler's
+FROM_FLAGS = {  # where "auto" stands for a flag's value; so it does anywhere in optimizer and scheduler
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "bf16.enabled", "fp16.enabled", "zero_optimization.stage", "zero_optimization.reduce_bucket_size",
     "zero_optimization.stage3_prefetch_bucket_size",
@@ -105,95 +106,108 @@ FROM_FLAGS = {  # where "auto" stands for what a flag says; and anywhere in the 
 }  # fmt: skip
 
 
-def problems(config: dict, named: str) -> list[str]:
-    """All that is wrong with a configuration by itself, whatever the flags say."""
-    found = _wrong(config, TOP, named, "", strict=True)
-    for block, known in INSIDE.items():
-        inside = config.get(block)
-        if isinstance(inside, dict):
-            strict = known is ZERO or block in WRAPPED
-            found += _wrong(inside, known, named, f"{block}.", strict)
-    found += undecided(config, named)
-    if not found and all(config.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):
-        found.append(f"{named}：bf16 與 fp16 只能開一個")
-    return found
+def problems(config: dict[str, Any], named: str) -> list[str]:
+    """Return the problems of a configuration that do not depend on the flags.
+
+    Args:
+        named: the file, as a message calls it.
+    """
+    messages = _check_values(config, TOP, named, "", strict=True)
+    for name, known in INSIDE.items():
+        block = config.get(name)
+        if isinstance(block, dict):
+            strict = known is ZERO or name in WRAPPED
+            messages += _check_values(block, known, named, f"{name}.", strict)
+    messages += undecided(config, named)
+    if not messages and all(config.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):
+        messages.append(f"{named}：bf16 與 fp16 只能開一個")
+    return messages
 
 
-def _wrong(values: dict, known: dict[str, str], named: str, before: str, strict: bool) -> list[str]:
-    found = []
+def _check_values(
+    values: dict[str, Any], known: dict[str, str], named: str, prefix: str, strict: bool
+) -> list[str]:
+    """Return a message for each unknown key, unless not `strict`, and for each value of a wrong type."""
+    messages = []
     for key, value in values.items():
         wanted = known.get(key)
         if wanted is None and strict and key.startswith(("_", "//", "#", "$")):
-            continue  # how people write remarks into JSON
+            continue  # how people write comments into JSON
         if wanted is None and key in FLAG_FOR:
             flag = FLAG_FOR[key]
             hint = f"請刪掉，改用旗標 {flag}" if flag else "請刪掉"
-            found.append(f"{named}：{shown(before + key)} 不是 DeepSpeed 的鍵；{hint}")
+            messages.append(f"{named}：{shown(prefix + key)} 不是 DeepSpeed 的鍵；{hint}")
         elif wanted is None and strict:
             guess = nearest(key, known)
             hint = f"，是不是 {guess[0]}？" if guess else ""
-            found.append(f"{named}：不認得 {shown(before + key)}{hint}")
-        elif wanted and not FITS[wanted](value) and not (value == "auto" and wanted != BLOCK):
+            messages.append(f"{named}：不認得 {shown(prefix + key)}{hint}")
+        elif wanted and not IS_VALID[wanted](value) and not (value == "auto" and wanted != BLOCK):
             gap = " " if wanted[0].isascii() else ""
-            found.append(f"{named}：{before}{key} 應該是{gap}{wanted}，得到 {shown(value)}")
-    return found
+            messages.append(f"{named}：{prefix}{key} 應該是{gap}{wanted}，得到 {shown(value)}")
+    return messages
 
 
-def tidied(config: dict) -> dict:
-    """As DeepSpeed reads it: whole numbers as such (1e5 is a float in JSON), remarks left out, and the blocks
-    of `monitor_config` and `comms_config` at the top, where they are looked for.
+def tidied(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a valid configuration in the form that DeepSpeed reads.
+
+    Whole numbers become int (1e5 is a float in JSON), comments are dropped, and the blocks of
+    `monitor_config` and `comms_config` move to the top, where DeepSpeed looks for them.
     """
-    found = {key: value for key, value in config.items() if key in TOP}
+    tidy = {key: value for key, value in config.items() if key in TOP}
     for key, wanted in TOP.items():
-        if wanted == COUNT and isinstance(found.get(key), float):
-            found[key] = int(found[key])
+        if wanted == COUNT and isinstance(tidy.get(key), float):
+            tidy[key] = int(tidy[key])
     for name in MONITORS:
-        block = found.get("monitor_config", {}).get(name)
+        block = tidy.get("monitor_config", {}).get(name)
         if block is not None:
-            found.setdefault(name, block)
-    comms = dict(found.get("comms_config", {}))
+            tidy.setdefault(name, block)
+    comms = dict(tidy.get("comms_config", {}))
     logger = {**comms, **comms.pop("comms_logger", {})}
     enabled = logger.pop("comms_logger_enabled", logger.get("enabled", False))
     logger.pop("comms_logger", None)
     if enabled:
-        found.setdefault("comms_logger", {**logger, "enabled": True})
-    return {key: value for key, value in found.items() if key not in WRAPPED}
+        tidy.setdefault("comms_logger", {**logger, "enabled": True})
+    return {key: value for key, value in tidy.items() if key not in WRAPPED}
 
 
-def impossible(config: dict, world_size: int, on_gpu: bool, where: str) -> list[str]:
-    """What cannot be done here, or by this script, whatever the flags say."""
+def impossible(config: dict[str, Any], world_size: int, on_gpu: bool, where: str) -> list[str]:
+    """Return a message for each setting that this machine or this project cannot do.
+
+    Args:
+        where: the file, as a message calls it.
+    """
     zero = config.get("zero_optimization", {})
-    found = [
+    messages = [
         f"{where} 的 {name}.enabled 是 true，這支腳本沒有這項功能；{instead}，並刪掉 {name}"
-        for name, instead in NOT_HERE.items()
+        for name, instead in UNSUPPORTED.items()
         if config.get(name, {}).get("enabled") is True
     ]
-    found += [
+    messages += [
         f"{where} 的 {name}.enabled 是 true，但沒有安裝 {package}；請 pip install {package}，或改成 false"
         for name, package in PACKAGES.items()
         if config.get(name, {}).get("enabled") is True and find_spec(package) is None
     ]
     compiled = config.get("compile", {})
     if compiled and compiled.get("disable") is not True:
-        found.append(f"{where} 的 compile：這支腳本不用 torch.compile 訓練；請刪掉 compile")
+        messages.append(f"{where} 的 compile：這支腳本不用 torch.compile 訓練；請刪掉 compile")
     if config.get("tensor_parallel", {}).get("autotp_size", 0) > 1:
-        found.append(f"{where} 的 tensor_parallel.autotp_size：這支腳本不切分張量；請刪掉 tensor_parallel")
+        messages.append(f"{where} 的 tensor_parallel.autotp_size：這支腳本不切分張量；請刪掉 tensor_parallel")
     quantized = [name for name, value in zero.items() if name.startswith("zero_quantized") and value is True]
     if not on_gpu:
-        said = "要有 NVIDIA GPU，這裡用 CPU；請改成 false"
-        found += [f"{where} 的 zero_optimization.{name} {said}" for name in quantized]
+        needs_gpu = "要有 NVIDIA GPU，這裡用 CPU；請改成 false"
+        messages += [f"{where} 的 zero_optimization.{name} {needs_gpu}" for name in quantized]
     parts = zero.get("zero_hpz_partition_size", 1)
     if parts > 1 and world_size % parts:
-        said = f"是 {parts:g}，不能整除行程數 {world_size}；請改成 1 或整除它的數"
-        found.append(f"{where} 的 zero_optimization.zero_hpz_partition_size {said}")
+        indivisible = f"是 {parts:g}，不能整除 rank 數 {world_size}；請改成 1 或整除它的數"
+        messages.append(f"{where} 的 zero_optimization.zero_hpz_partition_size {indivisible}")
     for name in ("offload_optimizer", "offload_param"):
         block = zero.get(name, {})
         if block.get("device") == "nvme":
-            found += _of_nvme(f"{where} 的 zero_optimization.{name}", block)
-    return found
+            messages += _check_nvme(f"{where} 的 zero_optimization.{name}", block)
+    return messages
 
 
-def _of_nvme(key: str, block: dict) -> list[str]:
+def _check_nvme(key: str, block: dict[str, Any]) -> list[str]:
     if not block.get("nvme_path"):
         return [f"{key}.device 是 nvme，但沒有 nvme_path；請填一個資料夾，或改用 cpu"]
     from deepspeed.ops.op_builder import AsyncIOBuilder
@@ -203,10 +217,10 @@ def _of_nvme(key: str, block: dict) -> list[str]:
     return [f"{key}.device 是 nvme，但這台機器沒有 libaio（非同步磁碟）；請安裝 libaio-dev，或改用 cpu"]
 
 
-def undecided(config: dict, named: str) -> list[str]:
-    """The "auto" that no flag decides."""
-    looked = config.keys() - {"optimizer", "scheduler"}
-    places = {place for name in looked for place in _autos(config[name], name)}
+def undecided(config: dict[str, Any], named: str) -> list[str]:
+    """Return a message for each "auto" that no flag decides."""
+    names = config.keys() - {"optimizer", "scheduler"}
+    places = {place for name in names for place in _autos(config[name], name)}
     return [
         f'{named} 的 {place} 寫 "auto"，但沒有旗標決定它；請填一個值或刪掉'
         for place in sorted(places - FROM_FLAGS)
@@ -214,10 +228,11 @@ def undecided(config: dict, named: str) -> list[str]:
 
 
 def _autos(value: object, path: str) -> list[str]:
+    """Return the paths of every "auto" in a value, as `zero_optimization.stage`."""
     if value == "auto":
         return [path]
-    inside = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-    return [found for key, item in inside.items() for found in _autos(item, f"{path}.{key}")]
+    items = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+    return [place for key, item in items.items() for place in _autos(item, f"{path}.{key}")]
 
 
 def _is_number(value: object) -> bool:

@@ -10,264 +10,279 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
-from finetune.data.splits import Splits, sample_rows
+from finetune.data.splits import sample_rows
 from finetune.evaluation.baseline import stand_beside
 from finetune.evaluation.classification import compute_metrics, probabilities
 from finetune.evaluation.evaluator import CALIBRATION_ROWS, ExamResult, run_exam, scorer_for
 from finetune.models.forward import bf16_forward, forward_of, is_multi
-from finetune.models.generation import Decoding, generate
+from finetune.models.generation import Decoding, Generator
 from finetune.models.kinds import names_of
+from finetune.objectives.batching import Example
 from finetune.objectives.causal_lm import CausalLMObjective
 from finetune.objectives.classification import ClassificationObjective
 from finetune.objectives.masked_lm import MaskedLMObjective
 from finetune.objectives.preview import shown
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import read_back
 from finetune.reports.perplexity import perplexity
+from finetune.training.run import Run
 from finetune.training.tasks import TaskContext
 
-WHO = {"tuned": "微調後", "untuned": "微調前"}
+TITLES = {"tuned": "微調後", "untuned": "微調前"}
+SAMPLES = 3
+OPENING = 24  # tokens of a text that a model goes on from
+CONTINUATION = 64  # tokens it generates
+
+# ---- during training ---------------------------------------------------------------------------------------
+
+
+def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
+    """Return figures on the validation rows, always of the same examples; {} without rows.
+
+    The loss; of tokens their perplexity (and, of masked ones, the share restored); of questions and labels
+    the accuracy.
+
+    Args:
+        forward: of an engine that is set to evaluate.
+    """
+    data, objective = run.data, run.data.validation
+    if not objective.lengths:
+        return {}
+    if isinstance(objective, ClassificationObjective):
+        metrics = classifier_metrics(run, objective, run.loaded.config, forward)[0]
+        return {
+            "validation_loss": metrics["log_loss"], "validation_accuracy": metrics["accuracy"],
+            "validation_macro_f1": metrics["macro_f1"], "validation_rows": metrics["n"],
+        }  # fmt: skip
+    stats = data.evaluate_loss(objective, forward, run.world, run.hardware.tokens)
+    figures: dict[str, Any] = {"validation_loss": stats.loss}
+    if data.by_token:
+        figures |= {
+            "validation_perplexity": perplexity(stats.loss),
+            "validation_tokens": stats.num_targets,
+        }
+    if isinstance(objective, MaskedLMObjective):
+        figures["validation_restored"] = stats.accuracy
+    if isinstance(objective.rows[0], Question):
+        scorer = scorer_for(forward, data.prompts, run.world.device)
+        result = run_exam(scorer, objective.rows, data.scoring, "1", run.world)
+        figures |= {"validation_accuracy": result.accuracy, "validation_questions": len(objective.rows)}
+    return figures
+
+
+def classifier_metrics(
+    run: Run, objective: ClassificationObjective, config: Any, forward: Callable[..., Tensor]
+) -> tuple[dict[str, Any], list]:
+    """Return the figures of a classifier on labelled rows, and its probabilities (n, K). Collective."""
+    pad_id, world = run.data.tokenizer.pad_token_id, run.world
+    found = probabilities(forward, config, pad_id, objective.encoded, world.device, world)
+    labels = [row.labels for row in objective.rows]
+    return compute_metrics(labels, found, names_of(config), is_multi(config)), found
+
+
+# ---- after training ----------------------------------------------------------------------------------------
 
 
 @dataclass
 class FinalEvaluation:
-    """Who is examined on what, and what they answered.
+    """Evaluate the tuned and the base model on the held-out and test sets.
 
     Args:
-        questions: by set; their `sittings`, of each model in turn.
+        questions: by set; `exam_results` has a result of each model in turn.
         labelled: objectives of labelled rows, by set; `labels` are the figures of the tuned model alone: one
             with a new head knows nothing before.
-        growth: of a language model on texts or replies.
-        apart: questions that are neither taught nor examined, which the tuned model answers for its
-            temperature (`held_out`); or why there are none.
+        before_after: of a language model on texts or replies.
+        calibration: questions that are neither trained on nor evaluated, which the tuned model answers to fit
+            its temperature (`calibration_result`); or why there are none.
     """
 
-    lesson: object
+    run: Run
     questions: dict[str, Sequence[Question]] = field(default_factory=dict)
-    labelled: dict[str, object] = field(default_factory=dict)
-    growth: BeforeAfter | None = None
-    apart: Sequence[Question] | str = ""
-    sittings: dict[str, list[ExamResult]] = field(default_factory=dict)
-    held_out: ExamResult | str = ""
+    labelled: dict[str, ClassificationObjective] = field(default_factory=dict)
+    before_after: BeforeAfter | None = None
+    calibration: Sequence[Question] | str = ""
+    exam_results: dict[str, list[ExamResult]] = field(default_factory=dict)
+    calibration_result: ExamResult | str = ""
     labels: dict[str, dict] | None = None
 
     @classmethod
-    def of(cls, lesson, pools: Splits) -> FinalEvaluation:
-        """The sets of a lesson. Where no question was kept back, those that the best model was chosen by are
-        better than none.
+    def of(cls, run: Run) -> FinalEvaluation:
+        """Choose the sets of a run.
+
+        Where no question was held out, those that the best model was chosen by are better than none.
         """
-        flags = lesson.flags
-        if lesson.kind == "classifier":
-            desk = TaskContext(flags, lesson.config, lesson.tokenizer, None, lesson.max_length)
-            sets = {"test": pools.test, "held_back": pools.held_out, "validation": pools.validation}
-            made = {
-                name: lesson.validation if name == "validation" else lesson.task.objective(desk, rows, True)
-                for name, rows in sets.items()
-                if rows
+        args, data, splits = run.args, run.data, run.splits
+        sets: dict[str, Sequence[Any]] = {"test": splits.test, "held_back": splits.held_out}
+        if data.kind == "classifier":
+            context = TaskContext(args, run.loaded.config, data.tokenizer, None, data.max_length)
+            objectives = {
+                name: data.task.objective(context, rows, True) for name, rows in sets.items() if rows
             }
-            return cls(lesson, labelled=made, labels={})
-        sets = {"test": pools.test, "held_back": pools.held_out} if lesson.prompts else {}
-        if lesson.by_token and sets and not any(sets.values()):
-            sets = {"validation": pools.validation}
-        chosen = {
-            name: sample_rows(questions_of(rows), flags.exam_limit, flags.seed) for name, rows in sets.items()
+            if splits.validation:
+                objectives["validation"] = data.validation
+            return cls(run, labelled=objectives, labels={})  # type: ignore[arg-type]  # of ClassificationTask
+        if not data.prompts:
+            sets = {}
+        elif data.by_token and not any(sets.values()):
+            sets = {"validation": splits.validation}
+        questions = {
+            name: sample_rows(questions_of(rows), args.exam_limit, args.seed) for name, rows in sets.items()
         }
-        growth = BeforeAfter() if lesson.by_token else None
-        apart = "考的就是驗證題，沒有別的題目可用來調整溫度"
-        if "validation" not in chosen:
-            apart = _unseen(lesson, questions_of(pools.validation))
-        return cls(lesson, chosen, growth=growth, apart=apart, sittings={name: [] for name in chosen})
+        calibration: Sequence[Question] | str = "評測的就是驗證題，沒有別的題目可用來調整溫度"
+        if "validation" not in questions:
+            calibration = _calibration_questions(run, questions_of(splits.validation))
+        return cls(
+            run, questions, before_after=BeforeAfter() if data.by_token else None, calibration=calibration,
+            exam_results={name: [] for name in questions},
+        )  # fmt: skip
 
     def __post_init__(self):
-        if isinstance(self.apart, str):
-            self.held_out = self.apart
+        if isinstance(self.calibration, str):
+            self.calibration_result = self.calibration
 
     @property
-    def answers(self) -> dict[str, list[ExamResult | str]]:
-        """By set: the sitting of each model in turn, and `held_out`."""
-        return {name: [*sat, self.held_out] for name, sat in self.sittings.items() if sat}
+    def results(self) -> dict[str, Sequence[ExamResult]]:
+        """By set that was evaluated: the result of each model in turn."""
+        return {name: results for name, results in self.exam_results.items() if results}
 
     @property
     def compares(self) -> bool:
-        """The untuned model is examined too."""
+        """True when the untuned model is evaluated too."""
         return self.labels is None
 
-    def evaluate(self, model, who: str, world, machine) -> None:
-        """Examines a model, `tuned` or `untuned`. All ranks call it."""
-        lesson, model = self.lesson, model.to(world.device).eval()
-        self._hold_labels(model, world)
-        forward = model
-        if machine.precision == "bf16" and world.device.type == "cpu" and lesson.kind == "masked":
+    def evaluate(self, model: nn.Module, which: str) -> None:
+        """Evaluate a model, `tuned` or `untuned`. Collective."""
+        run, data, world = self.run, self.run.data, self.run.world
+        model = model.to(world.device).eval()
+        self._evaluate_classifier(model)
+        forward: Any = model
+        if run.hardware.precision == "bf16" and world.device.type == "cpu" and data.kind == "masked":
             forward = bf16_forward(model)
-        asked = scorer_for(forward, lesson.prompts, world.device) if self.questions else None
+        scorer = scorer_for(forward, data.prompts, world.device) if self.questions else None
+        orders = run.args.exam_orders
         for name, rows in self.questions.items():
-            title = f"測驗（{WHO[who]}，{name}）" if rows else ""
-            orders = lesson.flags.exam_orders
-            self.sittings[name].append(run_exam(asked, rows, lesson.scoring, orders, world, title))
-        if who == "tuned" and any(self.questions.values()) and not isinstance(self.apart, str):
+            title = f"評測（{TITLES[which]}，{name}）" if rows else ""
+            assert scorer
+            self.exam_results[name].append(run_exam(scorer, rows, data.scoring, orders, world, title))
+        if which == "tuned" and any(self.questions.values()) and not isinstance(self.calibration, str):
+            assert scorer
             title = "驗證題（校準用）"
-            self.held_out = run_exam(
-                asked, self.apart, lesson.scoring, lesson.flags.exam_orders, world, title
-            )
-        if self.growth:
-            self.growth.add(who, model, lesson, world, machine.tokens)
+            self.calibration_result = run_exam(scorer, self.calibration, data.scoring, orders, world, title)
+        if self.before_after:
+            self.before_after.add(which, model, run)
 
-    def _hold_labels(self, model, world) -> None:
-        """The figures of a classifier, and beside them those of the baseline."""
-        answered, pad = {}, self.lesson.tokenizer.pad_token_id
+    def _evaluate_classifier(self, model: nn.Module) -> None:
+        """Note the figures of a classifier, and beside them those of the baseline."""
+        answered = {}
         for name, objective in self.labelled.items():
-            found = answers_of(objective, model.config, forward_of(model).eval(), pad, world)
-            self.labels[name] = figures_of(objective, model.config, found)
+            assert self.labels is not None
+            forward = forward_of(model).eval()
+            self.labels[name], found = classifier_metrics(self.run, objective, model.config, forward)
             answered[name] = objective.rows, found
-        if answered and world.is_main:
-            stand_beside(self.labels, self.lesson.train.rows, answered, names_of(model.config))
+        if answered and self.labels is not None and self.run.world.is_main:
+            names = names_of(self.run.loaded.config)
+            stand_beside(self.labels, self.run.data.train.rows, answered, names)
 
 
-def _unseen(lesson, validation: Sequence[Question]) -> Sequence[Question] | str:
-    """Validation questions that neither this run nor an earlier one taught; or why there are none."""
+def _calibration_questions(run: Run, validation: Sequence[Question]) -> Sequence[Question] | str:
+    """Return validation questions that no run trained on; or why there are none."""
     if not len(validation):
         return "這次沒有留下驗證題（--split_ratio），無法調整溫度"
-    rows = sample_rows(validation, CALIBRATION_ROWS, lesson.flags.seed)
+    rows = sample_rows(validation, CALIBRATION_ROWS, run.args.seed)
     return [
-        row for row in rows if row.fingerprint not in lesson.fitted
-    ] or "驗證題底模都學過，不能用來調整溫度"
-
-
-SAMPLES = 3
-OPENING = 24  # tokens of a text that a model goes on from
-WRITTEN = 64  # tokens it writes
+        row for row in rows if row.fingerprint not in run.data.fitted
+    ] or "驗證題底模都訓練過，不能用來調整溫度"
 
 
 @dataclass
 class BeforeAfter:
-    """By set (`validation`, `held_back`): figures of the `tuned` and the `untuned` model. `samples`: prompt,
-    what was wanted, what each model wrote.
+    """What a language model gained on rows it was not trained on.
+
+    Attributes:
+        sets: by set (`validation`, `held_back`): figures of the `tuned` and the `untuned` model.
+        samples: prompt, what was wanted, what each model generated.
     """
 
     sets: dict[str, dict[str, dict]] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, who: str, model: nn.Module, lesson, world, tokens: int) -> None:
-        """Measures a model (`tuned` or `untuned`) that is on the device. All ranks call it.
-
-        Args:
-            tokens: of one forward pass, with padding.
-        """
+    def add(self, which: str, model: nn.Module, run: Run) -> None:
+        """Measure a model (`tuned` or `untuned`) that is on the device. Collective."""
         model.eval()
-        for name, objective in (("validation", lesson.validation), ("held_back", lesson.held_out)):
+        data = run.data
+        for name, objective in (("validation", data.validation), ("held_back", data.held_out)):
             if not objective.lengths:
                 continue
-            measured = lesson.evaluate_loss(objective, forward_of(model, lesson.packed).eval(), world, tokens)
-            loss, tokens = measured.loss, measured.num_targets
-            found = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
+            forward = forward_of(model, data.packed).eval()
+            stats = data.evaluate_loss(objective, forward, run.world, run.hardware.tokens)
+            figures = {
+                "loss": stats.loss, "perplexity": perplexity(stats.loss), "tokens": stats.num_targets,
+            }  # fmt: skip
             if isinstance(objective, CausalLMObjective):  # to compare models whose tokenizers differ
-                found["bits_per_character"] = loss * tokens / math.log(2) / max(1, objective.characters)
+                bits = stats.loss * stats.num_targets / math.log(2)
+                figures["bits_per_character"] = bits / max(1, objective.characters)
             if isinstance(objective, MaskedLMObjective):
-                found["restored"] = measured.accuracy
-            self.sets.setdefault(name, {})[who] = found
-        if world.is_main:
-            self._write(who, model, lesson)
+                figures["restored"] = stats.accuracy
+            self.sets.setdefault(name, {})[which] = figures
+        if run.world.is_main:
+            if isinstance(data.validation, MaskedLMObjective):
+                self._fill_samples(which, model, run)
+            else:
+                self._generate_samples(which, model, run)
 
-    def _write(self, who: str, model: nn.Module, lesson) -> None:
-        if isinstance(lesson.validation, MaskedLMObjective):
-            return self._fill_samples(who, model, lesson)
-        rows = [row for row in lesson.validation.rows if not isinstance(row, Question)][:SAMPLES]
+    def _generate_samples(self, which: str, model: nn.Module, run: Run) -> None:
+        """Have the model go on from openings of validation texts, or reply to validation prompts."""
+        data = run.data
+        rows = [row for row in data.validation.rows if not isinstance(row, Question)][:SAMPLES]
         if not rows:
-            return None
-        asked, wanted, shown = zip(*(_opening(lesson, row) for row in rows), strict=True)
-        decoding = Decoding(max_new_tokens=WRITTEN)
-        written = generate(model, lesson.tokenizer, list(asked), decoding, ends=lesson.ends)
+            return
+        ids, wanted, prompts = zip(*(_opening(run, row) for row in rows), strict=True)
+        decoding = Decoding(max_new_tokens=CONTINUATION)
+        generator = Generator(model, data.tokenizer, decoding, end_ids=run.loaded.end_ids)
+        texts = generator.generate(list(ids))
         if not self.samples:
-            self.samples = [{"prompt": a, "wanted": b} for a, b in zip(shown, wanted, strict=True)]
-        for sample, text in zip(self.samples, written, strict=True):
-            sample[who] = text
+            self.samples = [{"prompt": a, "wanted": b} for a, b in zip(prompts, wanted, strict=True)]
+        for sample, text in zip(self.samples, texts, strict=True):
+            sample[which] = text
 
     @torch.no_grad()
-    def _fill_samples(self, who: str, model: nn.Module, lesson) -> None:
-        """What the model puts where words are hidden, each by itself."""
-        forward, tokenizer = forward_of(model).eval(), lesson.tokenizer
+    def _fill_samples(self, which: str, model: nn.Module, run: Run) -> None:
+        """Have the model fill masked words of validation texts, each by itself."""
+        objective, tokenizer = run.data.validation, run.data.tokenizer
+        forward = forward_of(model).eval()
         device = next(model.parameters()).device
-        entries = lesson.validation.epoch(0)[:SAMPLES]
-        for number, entry in enumerate(entries):
-            example = lesson.validation.example(*entry, 0)
+        for number, key in enumerate(objective.epoch(0)[:SAMPLES]):
+            example = objective.example(*key, 0)
+            assert isinstance(example, Example)
             ids = torch.tensor([example.ids], device=device)
             cols = torch.tensor(example.positions, device=device)
-            said = forward(ids, torch.ones_like(ids), torch.zeros_like(cols), cols).argmax(-1).tolist()
+            filled = forward(ids, torch.ones_like(ids), torch.zeros_like(cols), cols).argmax(-1).tolist()
             if number == len(self.samples):
-                hidden = read_back(tokenizer, example.ids[1:-1])
-                self.samples.append({"prompt": hidden, "wanted": shown(tokenizer, example)})
-            self.samples[number][who] = shown(tokenizer, replace(example, targets=tuple(said)))
+                masked = read_back(tokenizer, example.ids[1:-1])
+                self.samples.append({"prompt": masked, "wanted": shown(tokenizer, example)})
+            self.samples[number][which] = shown(tokenizer, replace(example, targets=tuple(filled)))
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as run cards keep it."""
         return {"sets": self.sets, "samples": self.samples}
 
 
-def _opening(lesson, row) -> tuple[list[int], str, str]:
-    """What a model is given of a row, what it should say, and the former as text."""
-    tokenizer = lesson.tokenizer
-    if isinstance(lesson.validation, CausalLMObjective):
-        ids = tokenizer(row.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def _opening(run: Run, row: Any) -> tuple[list[int], str, str]:
+    """Return the token ids that a model goes on from, what it should generate, and the former as text."""
+    data = run.data
+    if isinstance(data.validation, CausalLMObjective):
+        ids = data.tokenizer(row.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         opening = ids[: min(OPENING, max(1, len(ids) // 2))]
-        rest = tokenizer.decode(ids[len(opening) : len(opening) + WRITTEN])
-        return [*lesson.validation.start, *opening], rest, tokenizer.decode(opening)
-    *asked, reply = row.messages
-    ids = lesson.prompts.chat.prompt(asked)[-max(1, lesson.max_length - WRITTEN) :]
-    return ids, reply["content"], asked[-1]["content"]
-
-
-def validate(lesson, forward: Callable[..., Tensor], world, tokens: int) -> dict:
-    """Loss on the validation rows, always of the same examples; of tokens their perplexity (and, of hidden
-    ones, how many are restored), of questions and labels the accuracy. {} without rows.
-
-    Args:
-        forward: of an engine that is set to evaluate.
-        tokens: of one forward pass, with padding.
-    """
-    rows = lesson.validation.rows
-    if not lesson.validation.lengths:
-        return {}
-    if isinstance(lesson.validation, ClassificationObjective):
-        graded = grade(lesson.validation, lesson.config, forward, lesson.tokenizer.pad_token_id, world)
-        return {
-            "validation_loss": graded["log_loss"], "validation_accuracy": graded["accuracy"],
-            "validation_macro_f1": graded["macro_f1"], "validation_rows": graded["n"],
-        }  # fmt: skip
-    measured = lesson.evaluate_loss(lesson.validation, forward, world, tokens)
-    found = {"validation_loss": measured.loss}
-    if lesson.by_token:
-        found |= {
-            "validation_perplexity": perplexity(measured.loss),
-            "validation_tokens": measured.num_targets,
-        }
-    if isinstance(lesson.validation, MaskedLMObjective):
-        found["validation_restored"] = measured.accuracy
-    if isinstance(rows[0], Question):
-        asked = scorer_for(forward, lesson.prompts, world.device)
-        sitting = run_exam(asked, rows, lesson.scoring, "1", world)
-        found |= {"validation_accuracy": sitting.accuracy, "validation_questions": len(rows)}
-    return found
-
-
-def grade(
-    objective: ClassificationObjective, config, forward: Callable[..., Tensor], pad_id: int, world
-) -> dict:
-    """The figures of a classifier on labelled rows, see reports/classification.py. All ranks call it."""
-    return figures_of(objective, config, answers_of(objective, config, forward, pad_id, world))
-
-
-def answers_of(
-    objective: ClassificationObjective, config, forward: Callable[..., Tensor], pad_id: int, world
-) -> list:
-    """A classifier's probabilities of the classes, (n, K). All ranks call it."""
-    return probabilities(forward, config, pad_id, objective.encoded, world.device, world)
-
-
-def figures_of(objective: ClassificationObjective, config, found: list) -> dict:
-    """Figures from `answers_of`."""
-    truth = [row.labels for row in objective.rows]
-    return compute_metrics(truth, found, names_of(config), is_multi(config))
+        rest = str(data.tokenizer.decode(ids[len(opening) : len(opening) + CONTINUATION]))
+        return [*data.validation.start, *opening], rest, str(data.tokenizer.decode(opening))
+    assert isinstance(data.prompts, CausalExamPrompts)
+    *messages, reply = row.messages
+    ids = data.prompts.chat.prompt(messages)[-max(1, data.max_length - CONTINUATION) :]
+    return ids, reply["content"], messages[-1]["content"]

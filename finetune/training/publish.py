@@ -1,4 +1,4 @@
-"""What a training run leaves: the best model so far, the finished one, and what is written about it."""
+"""What a training run leaves: the best model so far, the published one, and the results of both."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from finetune.evaluation import evaluator
 from finetune.models.kinds import NEW_HEAD
@@ -22,37 +23,40 @@ from finetune.runtime.files import give_usual_modes, hidden, replace_folder, wri
 from finetune.runtime.own_files import carry_over, own_files
 from finetune.training import learning_rate
 from finetune.training.checkpoints import writing
-from finetune.training.evaluate import BeforeAfter
+from finetune.training.evaluate import FinalEvaluation
+from finetune.training.run import Run
+from finetune.training.state import TrainingState
 
-PARITY_PROMPTS = 4  # held-out rows on which adapter and merged model are compared
+PARITY_PROMPTS = 4  # held-out rows on which the adapter and the merged model are compared
 
 
-def write_model(folder: Path, lesson, weights: dict, step: int) -> None:
-    """Writes a model, or its adapter alone.
+def write_model(folder: Path, run: Run, weights: dict, step: int) -> None:
+    """Write a model, or its adapter alone, with its tokenizer and run card.
 
     Args:
         weights: full ones, or those of the adapter, by their names in the model.
-        step: optimizer steps it was taught.
+        step: optimizer steps it was trained for.
     """
-    if lesson.adapter is None:
-        save_model(folder, lesson.config, lesson.tokenizer, weights, lesson.ends)
+    data, info = run.data, run.loaded
+    if info.adapter is None:
+        save_model(folder, info.config, data.tokenizer, weights, info.end_ids)
     else:
-        save_adapter(folder, lesson.adapter, weights)
-        if lesson.kind in NEW_HEAD:  # which head, with which labels: the base does not know
-            lesson.config.save_pretrained(folder)
-        save_tokenizer(folder, lesson.tokenizer)
-    lesson.run_card(step, weights_hash(folder)).write(folder)
+        save_adapter(folder, info.adapter, weights)
+        if data.kind in NEW_HEAD:  # which head, with which labels: the base does not know
+            info.config.save_pretrained(folder)
+        save_tokenizer(folder, data.tokenizer)
+    run.run_card(step, weights_hash(folder)).write(folder)
 
 
-def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
-    """Puts the best model at `target` in the place of an earlier one.
+def publish(best: Path, target: Path, run: Run, merge_into=None) -> None:
+    """Put the best model at `target` in the place of an earlier one.
 
     Args:
         merge_into: the base in full precision; the adapter of `best` is merged into it. None copies `best`.
 
     Raises:
-        RunError: the best model is not as it was written; the merged model does not say what the adapter
-            said; there is no room. Nothing is published.
+        RunError: the best model is not as it was written; the merged model does not answer as the adapter
+            did; there is no room. Nothing is published.
     """
     if wrong := manifest.verify(best):
         what = "；".join(wrong[:3])
@@ -60,29 +64,30 @@ def publish(best: Path, target: Path, lesson, merge_into=None) -> None:
     target = Path(os.path.realpath(target))  # a link to a folder stays one
     place, way_out = hidden(target, "half"), f"最好的模型在 {best}，清出空間後加 --resume"
     with writing(place, f"模型寫不進 --output_dir {target}", lambda: way_out) as half:
-        _publish(best, half, target, lesson, merge_into)
+        _publish(best, half, target, run, merge_into)
 
 
-def _publish(best: Path, half: Path, target: Path, lesson, merge_into) -> None:
+def _publish(best: Path, half: Path, target: Path, run: Run, merge_into) -> None:
     if merge_into is None:
-        left = shutil.ignore_patterns(manifest.FILE, *map(glob.escape, own_files(best)))
-        shutil.copytree(best, half, ignore=left, dirs_exist_ok=True)
+        left_out = shutil.ignore_patterns(manifest.FILE, *map(glob.escape, own_files(best)))
+        shutil.copytree(best, half, ignore=left_out, dirs_exist_ok=True)
     else:
         view = with_adapter(merge_into, best, "--save_dir")
-        model = merged(view, lesson.held_out_prompts(PARITY_PROMPTS))
-        save_model(half, model.config, lesson.tokenizer, model.state_dict(), lesson.ends)
-        taught = RunCard.read(best)
-        lesson.run_card(taught.step if taught else 0, weights_hash(half)).write(half)
-    if former := _former(target):
+        model = merged(view, run.data.held_out_prompts(PARITY_PROMPTS))
+        config: Any = model.config
+        save_model(half, config, run.data.tokenizer, model.state_dict(), run.loaded.end_ids)
+        card = RunCard.read(best)
+        run.run_card(card.step if card else 0, weights_hash(half)).write(half)
+    if former := _former_card(target):
         log(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
     give_usual_modes(half)
     if kept := carry_over(target, half):
         log(f"  {target} 裡你自己的檔案都留著：{listed(kept)}")
     replace_folder(half, target)
-    log(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if lesson.lora and merge_into is None else ""))
+    log(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if run.lora and merge_into is None else ""))
 
 
-def _former(target: Path) -> RunCard | None:
+def _former_card(target: Path) -> RunCard | None:
     try:
         return RunCard.read(target)
     except UserError:  # of no use any more
@@ -90,42 +95,42 @@ def _former(target: Path) -> RunCard | None:
 
 
 def write_results(
-    lesson,
-    sittings: dict[str, list[evaluator.ExamResult | str]],
-    grown: BeforeAfter | None,
-    progress,
-    note: str = "",
-    labels: dict | None = None,
+    run: Run, evaluation: FinalEvaluation, state: TrainingState, note: str = ""
 ) -> tuple[RunCard, list[str]]:
-    """Model card, run card, curve and report. Returns the card and the verdict, for the screen.
+    """Write model card, run card, curve and report.
 
     Args:
-        sittings: of each set of questions, the tuned model's, the untuned one's and, to fit a temperature on,
-            the tuned one's of other questions, or why there are none.
-        grown: of a causal model.
         note: what must stand beside every figure.
-        labels: of a classifier: figures of each set, {} of one without rows (classes.figures).
+
+    Returns:
+        the card, and the verdict for the screen.
     """
-    output = Path(lesson.flags.output_dir)
-    beside = output.resolve().parent
-    card = lesson.run_card(progress.best_step, weights_hash(output))
-    card.history, taught = progress.history, card.taught
-    sittings = {name: pair for name, pair in sittings.items() if pair}
+    output = Path(run.args.output_dir)
+    folder = run.output_path()
+    card = run.run_card(state.best_step, weights_hash(output))
+    card.history, trained = state.history, card.trained_on
+    results = evaluation.results
     card.results = {
-        name: evaluator.compute_metrics(mine, other, taught, None, *apart)
-        for name, (mine, other, *apart) in sittings.items()
+        name: evaluator.compute_metrics(tuned, untuned, trained, held_out=evaluation.calibration_result)
+        for name, (tuned, untuned) in results.items()
     }
-    card.growth = grown.as_dict() if grown else {}
-    card.labels = {name: found for name, found in (labels or {}).items() if found}
-    way_on = f"模型已經在 {output}；清出空間後加 --resume，會再測驗並寫報告"
-    with write_errors("測驗的結果寫不進去", way_on):
-        model_card.write(output, card, progress)
-        plot_curve(beside / "validation_loss_curve.png", progress.course, progress.best_step)
-    written = report.of_training(card, sittings, progress)
-    written.notes += filter(None, [note, learning_rate.unlearnt(lesson, card.history)])
-    if lesson.new_head:
-        written.other += "（輸出層還是亂數）"
-    report.write(beside / "report", written, way_on)
-    first = perplexity.verdict(card.growth) if grown else []
-    first += verdict(card.labels) if labels is not None else []
-    return card, [*first, *report.verdict(written)]
+    card.growth = evaluation.before_after.as_dict() if evaluation.before_after else {}
+    card.labels = {name: metrics for name, metrics in (evaluation.labels or {}).items() if metrics}
+    way_on = f"模型已經在 {output}；清出空間後加 --resume，會再評測並寫報告"
+    with write_errors("評測的結果寫不進去", way_on):
+        model_card.write(output, card, state)
+        plot_curve(folder / "validation_loss_curve.png", state.course, state.best_step)
+    written = report.of_training(card, results, state)
+    written.notes += filter(None, [note, _loss_note(run, card.history)])
+    if run.loaded.new_head:
+        written.other += "（輸出層還是隨機初始化的）"
+    report.write(folder / "report", written, way_on)
+    lines = perplexity.verdict(card.growth) if evaluation.before_after else []
+    lines += verdict(card.labels) if evaluation.labels is not None else []
+    return card, [*lines, *report.verdict(written)]
+
+
+def _loss_note(run: Run, history: list[dict[str, Any]]) -> str:
+    """Return that the training loss hardly fell, with a learning rate to try; "" where it did."""
+    usual = learning_rate.of_random_weights(run.loaded.config) if run.args.from_scratch else None
+    return learning_rate.unlearnt(run.data.train, history, run.learning_rate, usual)

@@ -17,11 +17,11 @@ from finetune.runtime.errors import UserError, nearest
 
 
 def trained(line: str) -> dict:
-    return vars(train_args.read_flags(shlex.split(line))[0])
+    return vars(train_args.parse_args(shlex.split(line))[0])
 
 
 def used(line: str) -> dict:
-    return vars(inference_args.read_flags(shlex.split(line)))
+    return vars(inference_args.parse_args(shlex.split(line)))
 
 
 def refused(read, line: str) -> str:

@@ -71,15 +71,15 @@ def test_a_run_card_keeps_what_is_needed_to_find_them_and_not_the_questions(tmp_
         tmp_path
     )
     card = RunCard.read(tmp_path)
-    assert card.taught.find(rows[3]) == ("same", 1.0)
-    assert card.taught.find(question(stem=rows[3].stem[:55]))[0] == "near"
+    assert card.trained_on.find(rows[3]) == ("same", 1.0)
+    assert card.trained_on.find(question(stem=rows[3].stem[:55]))[0] == "near"
     written = (tmp_path / "run_card.json").read_text(encoding="utf-8")
     assert not any(rows[0].stem[i : i + GRAM] in written for i in range(50))
     assert decode_sketch(encode_sketch(grams(rows[0]))) == grams(rows[0])
 
 
 def test_a_run_card_of_before_the_sketches_still_knows_its_questions():
-    known = RunCard(fingerprints=[question().fingerprint]).taught
+    known = RunCard(fingerprints=[question().fingerprint]).trained_on
     assert known.find(question())[0] == "same" and known.find(question(seed=4))[0] == ""
 
 

@@ -11,9 +11,10 @@ import pytest
 from conftest import random_text
 
 from finetune.data import contamination, corpus_report, hub_dataset
-from finetune.data.cleaning import CLEANING, EXCERPT, Cleaning, Text, numbered, parts_of, tidy, without_urls
+from finetune.data.cleaning import CLEANING, EXCERPT, Cleaning, Text, numbered, parts_of, without_urls
 from finetune.data.corpus import Corpus, read_corpus
 from finetune.data.corpus_report import as_dict, as_text, describe
+from finetune.data.punctuation import tidy
 from finetune.data.question import normalised
 from finetune.data.splits import split_texts
 from finetune.runtime.errors import UserError
@@ -346,7 +347,7 @@ def test_a_text_is_cut_at_the_end_of_sentences_into_parts_of_about_one_length():
         f"{document(seed, 17)}{end}" for seed, end in enumerate(["。", "？」", "！", "……』", "\n"] * 40)
     ]
     parts = parts_of("".join(sentences), 50, 300)
-    ends = set("".join(sentences[:n]).replace("\n", "") for n in range(1, len(sentences) + 1))
+    ends = {"".join(sentences[:n]).replace("\n", "") for n in range(1, len(sentences) + 1)}
     done = ""
     for part in parts:
         done += part.replace("\n", "")

@@ -3,14 +3,14 @@
 import pytest
 from conftest import write_rows
 
-from finetune.data.labelled import read_labelled
+from finetune.data.labelled import LabelledOptions, read_labelled
 from finetune.runtime.errors import UserError
 
 
 def read(tmp_path, labels, name="a.jsonl", column="label", **more):
     """(names of the classes, a row may have several, the labels of each row)."""
     rows = [{"text": f"文{number}", column: label} for number, label in enumerate(labels)]
-    catalogue = read_labelled(str(write_rows(tmp_path / name, rows)), **more)
+    catalogue = read_labelled(str(write_rows(tmp_path / name, rows)), options=LabelledOptions(**more))
     found = [[catalogue.names[label] for label in row.labels] for row in catalogue.rows[""]]
     return catalogue.names, catalogue.multi, found
 
@@ -80,7 +80,8 @@ def test_the_names_beside_numbers_of_classes_are_taken(tmp_path, capsys):
     rows = [{"text": f"文{n}", "label": n % 2, "label_text": ("負", "正")[n % 2]} for n in range(4)]
     assert read_labelled(str(write_rows(tmp_path / "a.jsonl", rows))).names == ["正", "負"]
     assert "label_text 欄的名稱" in capsys.readouterr().err
-    assert read_labelled(str(tmp_path / "a.jsonl"), label_column="label").names == ["0", "1"]
+    options = LabelledOptions(label_column="label")
+    assert read_labelled(str(tmp_path / "a.jsonl"), options=options).names == ["0", "1"]
 
 
 @pytest.mark.parametrize("labels", [["0.5", "1.5", "2"], ["3.7", "-0.2"]])

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, random_text, run_process, write_rows
 from loopback_hub import COMMIT, LoopbackHub
 
-from finetune.data.labelled import Labelled, LabelledDataset, class_weights, read_labelled
+from finetune.data.labelled import Labelled, LabelledDataset, LabelledOptions, class_weights, read_labelled
 from finetune.data.splits import describe_labels, split_labelled
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import SUFFIXES
@@ -39,9 +39,9 @@ def found(catalogue: LabelledDataset, split: str = "") -> list[tuple]:
     return [(row.text, *(names[label] for label in row.labels)) for row in catalogue.rows[split]]
 
 
-def refused(source, *words: str, **more) -> None:
+def refused(source, *words: str, flag: str = "--dataset", **options) -> None:
     with pytest.raises(UserError) as error:
-        read_labelled(str(source), **more)
+        read_labelled(str(source), options=LabelledOptions(**options), flag=flag)
     message = "\n".join(error.value.problems)
     assert all(word in message for word in words), message
 
@@ -165,7 +165,7 @@ def two_configurations(folder):
 def test_of_several_configurations_one_is_chosen_by_name(tmp_path):
     two_configurations(tmp_path)
     refused(tmp_path, "--dataset", "2 個設定", "cola、sst2", "--dataset_config_name")
-    catalogue = read_labelled(str(tmp_path), config_name="cola")
+    catalogue = read_labelled(str(tmp_path), options=LabelledOptions(config_name="cola"))
     assert catalogue.names == ["cola乙", "cola甲"] and list(catalogue.rows) == ["train", "test"]
     assert "cola" in catalogue.origin
     refused(tmp_path, "--dataset_config_name ssst", "是不是 sst2", config_name="ssst")
@@ -176,7 +176,8 @@ def test_of_several_configurations_one_is_chosen_by_name(tmp_path):
 def test_a_folder_named_data_is_no_configuration(tmp_path):
     two_configurations(tmp_path / "data")
     refused(tmp_path, "2 個設定", "：cola、sst2")
-    assert read_labelled(str(tmp_path), config_name="cola").names == ["cola乙", "cola甲"]
+    options = LabelledOptions(config_name="cola")
+    assert read_labelled(str(tmp_path), options=options).names == ["cola乙", "cola甲"]
 
 
 def test_a_folders_own_splits_come_before_those_of_its_sub_folders_and_it_is_said(tmp_path, capsys):
@@ -198,9 +199,9 @@ def test_a_hub_name_with_two_configurations_asks_which_and_then_reads_it(tmp_pat
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from finetune.runtime.console import run
-from finetune.data.labelled import read_labelled
+from finetune.data.labelled import LabelledOptions, read_labelled
 def body():
-    catalogue = read_labelled("nyu-mll/glue", None, config_name=sys.argv[1])
+    catalogue = read_labelled("nyu-mll/glue", None, options=LabelledOptions(config_name=sys.argv[1]))
     print(catalogue.origin, catalogue.names, len(catalogue))
 sys.exit(run(body))
 """
@@ -246,7 +247,8 @@ def test_columns_with_the_usual_names_are_found(tmp_path, columns, text, pair, l
 def test_columns_that_cannot_be_told_are_asked_for_both_at_once(tmp_path):
     source = write(tmp_path / "a.csv", [{"一": "天", "二": "甲"}, {"一": "地", "二": "乙"}])
     refused(source, "--dataset", "--text_column", "--label_column", "一、二")
-    assert found(read_labelled(source, text_column="一", label_column="二")) == [("天", "甲"), ("地", "乙")]
+    options = LabelledOptions(text_column="一", label_column="二")
+    assert found(read_labelled(source, options=options)) == [("天", "甲"), ("地", "乙")]
 
 
 def test_of_several_likely_columns_one_is_asked_for(tmp_path):
@@ -256,7 +258,8 @@ def test_of_several_likely_columns_one_is_asked_for(tmp_path):
         source, "text、content 都像文字欄", "--text_column", "label、category 都像標籤欄", "--label_column"
     )
     refused(source, "都像文字欄", label_column="label")
-    assert read_labelled(source, text_column="content", label_column="category").rows[""][0].text == "地0"
+    options = LabelledOptions(text_column="content", label_column="category")
+    assert read_labelled(source, options=options).rows[""][0].text == "地0"
     rows = [{"sentence1": f"天{n}", "sentence2": f"地{n}", "text": "玄", "label": n} for n in range(2)]
     refused(write(tmp_path / "b.csv", rows), "sentence1,sentence2、text 都像文字欄")
 
@@ -274,7 +277,7 @@ def test_two_text_columns_are_a_pair_that_no_other_text_equals(tmp_path):
     for suffix in SUFFIXES:
         source = write(tmp_path / f"a{suffix}", rows)
         for columns in ("a,b", "a，b", " a 、 b "):
-            catalogue = read_labelled(source, text_column=columns)
+            catalogue = read_labelled(source, options=LabelledOptions(text_column=columns))
             assert [(row.text, row.pair) for row in catalogue.rows[""]] == [("天", "地玄"), ("天地", "玄")]
     first, second = catalogue.rows[""]
     assert first.fingerprint != second.fingerprint
@@ -372,7 +375,7 @@ def test_a_list_is_several_labels(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_text_is_split_into_labels_where_asked_for(tmp_path, mark, suffix):
     source = write(tmp_path / f"a{suffix}", rows_of(*map(mark.join, SETS)))
-    catalogue = read_labelled(source, multi_label=True)
+    catalogue = read_labelled(source, options=LabelledOptions(multi_label=True))
     assert catalogue.names == ["地", "天", "玄"] and sets_of(catalogue) == [set(one) for one in SETS]
     source = write(tmp_path / f"b{suffix}", rows_of(*[mark.join(one) for one in SETS if one]))
     assert not read_labelled(source).multi
@@ -386,7 +389,8 @@ def test_several_label_columns_are_a_label_each_in_the_order_given(tmp_path, no,
         {"text": row["text"], **{name: yes if name in one else no for name in columns}}
         for row, one in zip(rows_of(*SETS), SETS, strict=True)
     ]
-    catalogue = read_labelled(write(tmp_path / f"a{suffix}", rows), label_column="玄,天，地")
+    options = LabelledOptions(label_column="玄,天，地")
+    catalogue = read_labelled(write(tmp_path / f"a{suffix}", rows), options=options)
     assert catalogue.multi and catalogue.names == list(columns)
     assert sets_of(catalogue) == [set(one) for one in SETS]
 

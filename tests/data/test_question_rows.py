@@ -74,7 +74,7 @@ WAYS = [
 def test_an_answer_is_read_however_it_is_written_and_that_is_said(tmp_path, answers, capsys):
     found, said = read(tmp_path / "q.csv", rows_with(*answers))
     assert found == [0, 1, 3, 0][: len(answers)]
-    plain = {narrow for narrow in answers} <= {*"ABDabdＡＢＤ"}
+    plain = set(answers) <= {*"ABDabdＡＢＤ"}
     assert bool(said) != plain
     assert (f"q.csv 的讀法：{said}" in capsys.readouterr().err) == bool(said)
 

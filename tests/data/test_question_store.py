@@ -109,7 +109,7 @@ def test_rows_of_several_shelves_are_joined_too():
     told = questions(20)
     shelf = QuestionStore()
     assert (
-        concat([QuestionView(told[:5], shelf), QuestionView(told[5:12], shelf), QuestionView(shelf=shelf)])
+        concat([QuestionView(told[:5], shelf), QuestionView(told[5:12], shelf), QuestionView(store=shelf)])
         == told[:12]
     )
     assert concat([QuestionView(told[:5]), QuestionView(told[5:])]) == told
@@ -169,7 +169,7 @@ def test_examples_of_rows_on_a_shelf_are_those_of_a_list(place, loaded, name):
 
 def test_texts_tokenized_together_have_the_ids_of_those_tokenized_alone(loaded):
     told = [*questions(30), Question("[MASK] [SEP]", ("NA", "None"), 1), Statement("天是藍的", 2, 3)]
-    together, alone = ExamPrompts(loaded[1], 64), ExamPrompts(loaded[1], 64, remembered=1)
+    together, alone = ExamPrompts(loaded[1], 64), ExamPrompts(loaded[1], 64, cache_size=1)
     together.prepare(told)
     for question in told[:-1]:
         for text in (question.stem, *question.options):
@@ -179,12 +179,12 @@ def test_texts_tokenized_together_have_the_ids_of_those_tokenized_alone(loaded):
 
 def test_token_ids_and_words_are_remembered_of_so_many_rows_and_no_more(loaded, monkeypatch):
     monkeypatch.setattr(exam_objective, "WORDS_KEPT", 5)
-    prompts = ExamPrompts(loaded[1], 64, remembered=50)
+    prompts = ExamPrompts(loaded[1], 64, cache_size=50)
     objective = ExamObjective("mlm", prompts, [q for q in questions(200) if q.answer is not None], 1)
     for entry in objective.epoch(0):
         objective.example(*entry, 0)
     assert len(objective._words) <= 5
-    assert len(prompts._known) <= 50 + 512 * 2  # what is tokenized together may be more
+    assert len(prompts._cache) <= 50 + 512 * 2  # what is tokenized together may be more
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -216,7 +216,7 @@ def test_of_very_many_questions_a_card_knows_the_same_ones_but_not_near_ones(tmp
     few = question_fingerprints(QuestionView(told))
     assert few == dict.fromkeys(whole, "")
     RunCard(fingerprints=sorted(few)).write(tmp_path)
-    taught = RunCard.read(tmp_path).taught
+    taught = RunCard.read(tmp_path).trained_on
     assert all(taught.find(question) == ("same", 1.0) for question in told)
     assert taught.find(near)[0] == "" and TrainedQuestions.of(told).find(near)[0] == "near"
 

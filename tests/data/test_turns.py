@@ -106,13 +106,13 @@ def test_what_was_thought_is_kept_apart_from_what_was_said():
 
 BAD = {"role": "assistant", "content": "不要學"}
 TOLD = {
-    "weight 0": ({"messages": [U, {**BAD, "weight": 0}, U, A]}, 4, (1,), "標了不教（weight）"),
-    "weight in a csv": ({"messages": [U, {**BAD, "weight": "0.0"}, U, A]}, 4, (1,), "標了不教（weight）"),
-    "train": ({"messages": [U, {**BAD, "train": False}, U, A]}, 4, (1,), "標了不教（train）"),
-    "loss": ({"messages": [U, {**BAD, "loss": False}, U, A]}, 4, (1,), "標了不教（loss）"),
-    "mask": ({"messages": [U, {**BAD, "mask": True}, U, A]}, 4, (1,), "標了不教（mask）"),
-    "weight 0 at the end": ({"messages": [U, A, U, {**BAD, "weight": 0}]}, 2, (), "標了不教"),
-    "a user to be taught": ({"messages": [{**U, "train": True}, A]}, 2, (), "只教回答"),
+    "weight 0": ({"messages": [U, {**BAD, "weight": 0}, U, A]}, 4, (1,), "標了不訓練（weight）"),
+    "weight in a csv": ({"messages": [U, {**BAD, "weight": "0.0"}, U, A]}, 4, (1,), "標了不訓練（weight）"),
+    "train": ({"messages": [U, {**BAD, "train": False}, U, A]}, 4, (1,), "標了不訓練（train）"),
+    "loss": ({"messages": [U, {**BAD, "loss": False}, U, A]}, 4, (1,), "標了不訓練（loss）"),
+    "mask": ({"messages": [U, {**BAD, "mask": True}, U, A]}, 4, (1,), "標了不訓練（mask）"),
+    "weight 0 at the end": ({"messages": [U, A, U, {**BAD, "weight": 0}]}, 2, (), "標了不訓練"),
+    "a user to be taught": ({"messages": [{**U, "train": True}, A]}, 2, (), "只訓練回答"),
     "a greeting": ({"messages": [A, U, A]}, 3, (0,), "招呼"),
     "a question last": ({"messages": [U, A, U]}, 2, (), "最後的話沒有回答"),
     "an empty answer": ({"messages": [U, {**A, "content": " "}, U, A]}, 4, (1,), "空的回答"),
@@ -142,8 +142,8 @@ def test_what_is_read_otherwise_than_it_stands_is_told(row, count, untaught, tol
 
 
 LEFT_OUT = [
-    ({"messages": [U, {**A, "weight": 0}]}, "標了不教的列"),
-    ({"messages": [A, U, {**BAD, "train": False}]}, "標了不教的列"),
+    ({"messages": [U, {**A, "weight": 0}]}, "標了不訓練的列"),
+    ({"messages": [A, U, {**BAD, "train": False}]}, "標了不訓練的列"),
     ({**TALK, "weight": 0}, "weight 是 0"),
     ({"prompt": "你好", "completion": "嗨", "label": False}, "label 是 false"),
     ({**TALK, "label": False}, "label 是 false"),
@@ -166,7 +166,7 @@ REFUSED = {
     "an image": ({"messages": [{**U, "content": [{"type": "image_url"}]}, A]}, "'image_url'"),
     "images beside": ({**TALK, "images": ["a.png"]}, "images"),
     "half a weight": ({"messages": [U, {**A, "weight": 0.5}]}, "weight 是 0.5"),
-    "a mask of 1": ({"messages": [U, {**A, "mask": 1}]}, "看不出是不教還是要教"),
+    "a mask of 1": ({"messages": [U, {**A, "mask": 1}]}, "看不出是不訓練還是要訓練"),
     "part of an answer": ({"messages": [U, {**A, "train_detail": [{"begin_offset": 0}]}]}, "train_detail"),
     "a torn cell": ({"messages": '[{"role": "user"'}, "讀不出來"),
     "no prompt": ({"chosen": "嗨", "rejected": "不"}, "chosen 要有 prompt"),
@@ -201,14 +201,14 @@ def test_a_file_says_in_one_counted_line_each_how_it_was_read(tmp_path, train, q
     words += ["--on_bad_rows", "skip", "--split_ratio", "1,0,0"]
     assert train(*words, base=False) == 0
     err = capsys.readouterr().err
-    assert "4 列，略過 1 列" in err and "招呼）只當上文，不教（2 列）" in err
-    assert "每一則回答都標了不教的列不教（1 列）" in err
-    assert "訓練：對話樣板沒有思考（reasoning_content）的位置：不教思考，只教回答（1 列）" in err
+    assert "4 列，略過 1 列" in err and "招呼）只當上文，不訓練（2 列）" in err
+    assert "每一則回答都標了不訓練的列不用於訓練（1 列）" in err
+    assert "訓練：對話樣板沒有思考（reasoning_content）的位置：不訓練思考，只訓練回答（1 列）" in err
 
 
 def test_a_file_in_which_nothing_is_to_be_taught_is_refused_with_the_reason(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", [{"messages": [U, {**A, "weight": 0}]}] * 3)
-    with pytest.raises(UserError, match="標了不教的列不教（3 列）"):
+    with pytest.raises(UserError, match="標了不訓練的列不用於訓練（3 列）"):
         read_instructions(str(source))
 
 
@@ -264,7 +264,7 @@ def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwe
     told = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["error"] is None for row in told] == [True] * 7 + [False] and "'tool'" in told[7]["error"]
     err = capsys.readouterr().err
-    assert "招呼）只當上文，不教（1 列）" in err and "tools（工具的說明）不放進提示（1 列）" in err
+    assert "招呼）只當上文，不訓練（1 列）" in err and "tools（工具的說明）不放進提示（1 列）" in err
     tokenizer = inference.load_model(qwen_dir, "cpu")[1]
     texts = [tokenizer.decode(ids) for ids in asked]
     plain = "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"

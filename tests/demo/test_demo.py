@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, command, free_port, run_process
 
-from finetune.data.labelled import read_labelled
+from finetune.data.labelled import LabelledOptions, read_labelled
 from finetune.data.splits import split_exam
 from finetune.demo import builtin
 from finetune.demo.facts import RELATIONS
@@ -58,7 +58,9 @@ def test_every_question_has_one_right_answer_and_every_fact_is_told():
     exam = builtin.exam()
     told = {statement.text[statement.start : statement.end] for statement in exam.statements}
     facts = {
-        (relation.asked.format(a=thing), answer) for relation in RELATIONS for thing, answer in relation.pairs
+        (relation.question.format(a=thing), answer)
+        for relation in RELATIONS
+        for thing, answer in relation.pairs
     }
     for question in (q for rows in exam.questions.values() for q in rows):
         assert len(set(question.options)) == builtin.OPTIONS
@@ -78,8 +80,8 @@ def test_what_is_asked_in_the_exam_is_never_asked_in_training():
 def test_labelled_rows_are_each_fact_once_or_each_thing_once_with_all_its_subjects(tmp_path):
     builtin.write_labels(tmp_path / "one.csv")
     builtin.write_labels(tmp_path / "several.csv", several=True)
-    one, several = (read_labelled(str(tmp_path / name), multi_label=name == "several.csv") for name in
-                    ("one.csv", "several.csv"))  # fmt: skip
+    one = read_labelled(str(tmp_path / "one.csv"))
+    several = read_labelled(str(tmp_path / "several.csv"), options=LabelledOptions(multi_label=True))
     told = [(row.text, one.names[row.labels[0]]) for row in one.rows[""]]
     assert sorted(told) == sorted((thing, r.subject) for r in RELATIONS for thing, _ in r.pairs)
     found = {row.text: {several.names[label] for label in row.labels} for row in several.rows[""]}

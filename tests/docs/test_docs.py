@@ -86,7 +86,7 @@ def test_a_page_is_short_and_names_no_path_of_a_machine(name):
 def test_the_flags_of_commands_that_are_not_run_here_exist(name):
     for line in commands(page(name))[1]:
         if "fine_tuning_llm.py" in line:
-            train_args.read_flags(shlex.split(line.partition("fine_tuning_llm.py")[2]))
+            train_args.parse_args(shlex.split(line.partition("fine_tuning_llm.py")[2]))
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -10,7 +10,7 @@ from conftest import random_text
 
 from finetune.data.question import Question
 from finetune.data.segmentation import simplified, word_spans
-from finetune.evaluation.scoring import Ranking, best, ranking, score_options, tied
+from finetune.evaluation.scoring import Ranking, Scorer, ScoringConfig, best, ranking, score_options, tied
 from finetune.models.forward import TokenLogits
 from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.scoring_methods import METHODS, ORDERS, TEXT, parse
@@ -79,7 +79,7 @@ def slow_letter(model, prompts, question, orders):
 
 def shared(prompts, question, row):
     """Options of the same tokens have the mean of their probabilities."""
-    texts = [prompts.text_of(question, option) for option in range(len(row))]
+    texts = [prompts.option_ids(question, option) for option in range(len(row))]
     means = []
     for text in texts:
         same = [math.exp(score) for score, other in zip(row, texts, strict=True) if other == text]
@@ -209,11 +209,9 @@ def test_the_prior_is_that_of_pride_and_leaves_the_questions_it_comes_from_to_th
 
 
 def test_a_prior_belongs_to_the_place_and_not_to_the_option(world):
-    model, tokenizer, prompts, _ = world
+    model, _, prompts, _ = world
     question, prior = Question("天地？", ("玄", "黃宇", "宙洪荒"), 0), [-0.2, -2.0, -3.0]
-    got = score_options(
-        model, tokenizer, [question], "letter+prior", "cyclic", prompts=prompts, prior={3: prior}
-    )
+    got = Scorer.of(model, prompts).score([question], ScoringConfig("letter+prior", "cyclic", {3: prior}))
     orders = slow_orders(question, "cyclic")
     plain = slow_letter(model, prompts, question, orders)
     for (order, row), before, expected_order in zip(got.by_order[0], plain, orders, strict=True):
@@ -247,11 +245,12 @@ def test_a_prior_makes_a_model_that_always_says_one_letter_answer_like_one_witho
 
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_do_not_depend_on_what_else_is_in_the_batch(world, method):
-    model, tokenizer, prompts, _ = world
-    questions, given = some_questions(), {count: [0.0] * count for count in range(2, 7)}
-    together = score_options(model, tokenizer, questions, method, "cyclic", prompts=prompts, prior=given)
+    model, _, prompts, _ = world
+    config = ScoringConfig(method, "cyclic", {count: [0.0] * count for count in range(2, 7)})
+    questions, scorer = some_questions(), Scorer.of(model, prompts)
+    together = scorer.score(questions, config)
     for question, scores in zip(questions, together, strict=True):
-        alone = score_options(model, tokenizer, [question], method, "cyclic", prompts=prompts, prior=given)
+        alone = scorer.score([question], config)
         assert scores == pytest.approx(alone[0], abs=1e-4)
 
 

@@ -31,7 +31,7 @@ def test_the_official_test_comes_first_then_rows_kept_back_then_validation():
     found = dict.fromkeys(("validation", "odd", "held_back", "test"), 0)
     assert [*in_order(found)] == [*ORDER, "odd"] == ["test", "held_back", "validation", "odd"]
     told = full()
-    assert [*told.results] == ["held_back", "test"] == [*told.asked()][::-1]
+    assert [*told.results] == ["held_back", "test"] == [*told.exam_sets()][::-1]
     html = render(told)
     assert re.findall(r'data-set="(\w+)"', html) == ["test", "held_back"]
     assert order_of("\n".join(report.verdict(told)), ("正式測驗：", "保留題：")) == ["正式測驗：", "保留題："]
@@ -63,7 +63,7 @@ def test_a_training_report_fits_its_temperature_on_validation_questions_or_says_
     assert train(*words, "--split_ratio", ratio) == 0
     found = json.loads((tmp_path / "report/results.json").read_text(encoding="utf-8"))["test"]["calibration"]
     told = (tmp_path / "report/report.md").read_text(encoding="utf-8")
-    assert (found["fitted_on"] == 13) == fitted == ("以 13 題沒教過也沒考的題目調整溫度" in told)
+    assert (found["fitted_on"] == 13) == fitted == ("以 13 題未用於訓練與評測的題目調整溫度" in told)
     assert fitted or ("這次沒有留下驗證題" in found["not_fitted"] and found["not_fitted"] in told)
 
 
@@ -92,6 +92,6 @@ def test_a_text_that_is_cut_is_called_a_text(loaded, capsys):
     rows = [Labelled("天地玄黃" * 20, labels=(0,)), Labelled("天", labels=(1,))]
     tell_of_lengths("訓練", ClassificationObjective(loaded[1], rows, 16, 2, False))
     assert "1 列太長，縮短了文字的尾端" in capsys.readouterr().err
-    replies = SimpleNamespace(rows=rows, name="sft", truncated=1, too_long=[])
+    replies = SimpleNamespace(rows=rows, name="sft", truncated=1, too_long=[], refused=[], remarks={})
     tell_of_lengths("訓練", replies)
     assert "縮短了回答的尾端" in capsys.readouterr().err

@@ -248,10 +248,11 @@ def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(folder, method
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     light, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions(30)
     exact = scoring.score_options(light.fp32_forward, tokenizer, rows, method, prompts=prompts)
-    prior = exact.prior or None
-    found = scoring.score_options(light, tokenizer, rows, method, prompts=prompts, prior=prior)
+    config = scoring.ScoringConfig(method, prior=exact.prior or None)
+    scorer = scoring.Scorer.of(light, prompts)
+    found = scorer.score(rows, config)
     monkeypatch.setattr(scoring, "CLOSE", 0.0)
-    rough = scoring.score_options(light, tokenizer, rows, method, prompts=prompts, prior=prior)
+    rough = scorer.score(rows, config)
     at = [i for i in range(30) if i not in exact.rotated]
     for i in at:
         assert found[i] == pytest.approx(exact[i], abs=1e-5)

@@ -30,7 +30,7 @@ import inference
 from finetune.models.forward import forward_of
 from finetune.models.kinds import CLASSES, name_classes
 from finetune.models.layer_schedule import LayerGroups
-from finetune.models.loading import load_config, load_model
+from finetune.models.loading import LoadOptions, load_config, load_model
 from finetune.models.padding import padded
 from finetune.models.tokenizer import load_tokenizer, prompt_length
 
@@ -158,8 +158,8 @@ def teach(monkeypatch, tmp_path, sources):
     monkeypatch.chdir(tmp_path)
     save = fine_tuning_llm.save_best
 
-    def spy(world, engine, lesson, keeper, step):
-        save(world, engine, lesson, keeper, step)
+    def spy(run, engine, checkpoints, step):
+        save(run, engine, checkpoints, step)
         teach.said = said(engine.forward_model.model)
 
     def teach(base, task, *argv) -> int:
@@ -276,7 +276,7 @@ def untaught(base, names=LABELS):
     config = load_config(base, FLAG, "classifier")
     name_classes(config, names, False)
     tokenizer = load_tokenizer(base, FLAG, "classifier")
-    return load_model(base, config, tokenizer, FLAG, seed=42, kind="classifier"), tokenizer
+    return load_model(base, config, tokenizer, FLAG, LoadOptions(seed=42, kind="classifier")), tokenizer
 
 
 def save_untaught(base, names, folder):
@@ -450,7 +450,7 @@ TASK = {"bert": ("exam", "mlm"), "llama": ("cpt",)}
 def test_an_encoder_without_its_vocabulary_head_is_refused(task, refused, tmp_path):
     bare = make_family(tmp_path / "bare", "bert", "AutoModel")
     told = refused(bare, *task)
-    assert "輸出層會是亂數" in told and "cls.predictions" in told and "含 MLM 輸出層" in told
+    assert "輸出層會是隨機初始化" in told and "cls.predictions" in told and "含 MLM 輸出層" in told
 
 
 def test_a_classifier_is_refused_for_an_exam_and_for_another_kind_of_head(refused, tmp_path):
@@ -500,13 +500,13 @@ def test_output_weights_that_a_file_lacks_are_refused_unless_they_are_the_embedd
     output = WORDS[family][1]
     lacking = edited(base_of(family), tmp_path / "lacking", dropping(output), tie_word_embeddings=False)
     told = refused(lacking, *TASK[family])
-    assert output in told and "輸出層會是亂數" in told and '"tie_word_embeddings": true' in told
+    assert output in told and "輸出層會是隨機初始化" in told and '"tie_word_embeddings": true' in told
     assert teach(edited(lacking, tmp_path / "mended", tie_word_embeddings=True), *TASK[family]) == 0
 
 
 def test_a_decoder_that_lacks_more_than_a_head_gets_no_new_head(base_of, refused, tmp_path):
     told = refused(edited(base_of("llama"), tmp_path / "x", dropping("model.norm.weight")), "classify")
-    assert "model.norm.weight" in told and "這些權重會是亂數" in told
+    assert "model.norm.weight" in told and "這些權重會是隨機初始化" in told
 
 
 def test_macbert_fills_no_blanks_and_sorts_texts(base_of, refused, teach, tmp_path, capsys):

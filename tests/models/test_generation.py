@@ -9,7 +9,7 @@ from conftest import HAN, make_causal_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.generation import logits_process
 
-from finetune.models.generation import Decoding, eos_ids, filtered, generate, stream
+from finetune.models.generation import GREEDY, Decoding, Generator, eos_ids, filtered
 from finetune.models.generation import generate_ids as ours
 from finetune.models.streaming import STOPS, Writer, cut_at_stops
 from finetune.runtime.errors import UserError
@@ -20,6 +20,10 @@ PROMPTS = ["天地", "玄黃宇宙洪荒日月盈昃", "User: 題目 A B C D\nAs
 
 def load(folder, **more):
     return AutoModelForCausalLM.from_pretrained(folder, **more).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def generate(model, tokenizer, prompts, decoding=GREEDY, on_done=None, **options):
+    return Generator(model, tokenizer, decoding, **options).generate(prompts, on_done)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +178,7 @@ def test_an_answer_ends_where_the_positions_of_the_model_do(tmp_path):
     assert "第 1 個" in long and "24 個 token" in long and "30 個" in longer and "最多 24 個" in longer
     assert "第 4 個" in empty and "空的" in empty
     with pytest.raises(UserError, match="30 個 token"):
-        next(stream(model, tokenizer, [5] * 30, Decoding(), set()))
+        next(Generator(model, tokenizer, end_ids=set()).stream([5] * 30))
 
 
 def test_an_empty_prompt_is_answered_where_the_tokenizer_begins_with_a_token(qwen):
@@ -310,13 +314,13 @@ def test_a_stop_string_that_is_a_special_token_cuts_and_other_special_tokens_van
 )
 def test_a_stream_is_what_generate_returns(world, asked):
     model, tokenizer = world
-    ends = eos_ids(model, tokenizer)
     for prompt in PROMPTS:
         ids = tokenizer(prompt)["input_ids"]
         (whole,) = generate(model, tokenizer, [prompt], Decoding(30, **asked), stops=())
         for stops in ((), (whole[6:8], "\nUser:"), (whole[3:9], whole[5:6])):
-            pieces = list(stream(model, tokenizer, ids, Decoding(30, **asked), ends, stops))
-            (text,) = generate(model, tokenizer, [prompt], Decoding(30, **asked), stops)
+            generator = Generator(model, tokenizer, Decoding(30, **asked), stops)
+            pieces = list(generator.stream(ids))
+            (text,) = generator.generate([prompt])
             assert "".join(pieces) == text == cut_at_stops(whole, stops)
             assert all(pieces) and ("num_beams" not in asked or len(pieces) <= 1)
 

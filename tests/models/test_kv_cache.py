@@ -10,7 +10,7 @@ from families import FAMILIES, WORDS, make
 
 from finetune.models.forward import forward_of
 from finetune.models.generation import GREEDY, Decoding, generate_ids
-from finetune.models.kv_cache import BEST, manner_of
+from finetune.models.kv_cache import BEST, decode_mode
 from finetune.models.padding import padded
 from finetune.runtime.errors import UserError
 
@@ -84,12 +84,12 @@ def test_a_family_that_cannot_be_read_in_the_fastest_manner_is_named_once(capsys
     assert capsys.readouterr().err.splitlines() == [
         "rwkv 模型：用不了快取，每寫一個字都從頭讀一遍（較慢）；不能補齊成批，一次只寫一個提示"
     ]
-    assert manner_of(make("llama")) == BEST and not capsys.readouterr().err
+    assert decode_mode(make("llama")) == BEST and not capsys.readouterr().err
 
 
 def test_a_cache_is_passed_by_the_name_that_a_family_knows_it_by():
     model = make("mamba")
-    assert manner_of(model).cached
+    assert decode_mode(model).cached
     read = []
     model.register_forward_pre_hook(
         lambda _, __, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
@@ -101,7 +101,7 @@ def test_a_cache_is_passed_by_the_name_that_a_family_knows_it_by():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_rounding_takes_no_familys_cache_away(family, dtype):
-    assert manner_of(make(family, num_hidden_layers=12).to(dtype)) == BEST
+    assert decode_mode(make(family, num_hidden_layers=12).to(dtype)) == BEST
 
 
 @pytest.mark.parametrize("family, changes", [("xlm", {}), ("bert", {"is_decoder": False})])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, losses, make_model_dir, random_text, write_csv, write_texts
 from forked import run_ranks
-from torch.nn import functional as F
+from torch.nn import functional
 
 from finetune.data.cleaning import Text
 from finetune.data.question import Question
@@ -69,7 +69,7 @@ def test_cloze_teaches_the_very_scores_that_joint_scoring_gives(loaded, prompts)
         found = token_losses(TokenLogits(loaded[0]).eval()(*batch.inputs), batch)
     scores = score_options(loaded[0], loaded[1], rows, "joint", prompts=prompts)
     wanted = [
-        F.cross_entropy(torch.tensor([s]), torch.tensor([q.answer]))
+        functional.cross_entropy(torch.tensor([s]), torch.tensor([q.answer]))
         for s, q in zip(scores, rows, strict=True)
     ]
     torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-5, atol=1e-5)
@@ -288,11 +288,12 @@ def write_labelled(path, count=60, pair=False, multi=False, seed=3):
 def test_the_loss_is_that_of_transformers_own_heads(loaded, tmp_path, pair, multi):
     from transformers import AutoModelForSequenceClassification
 
-    from finetune.data.labelled import read_labelled
+    from finetune.data.labelled import LabelledOptions, read_labelled
     from finetune.models.kinds import name_classes
     from finetune.objectives.classification import ClassificationObjective
 
-    source = read_labelled(str(write_labelled(tmp_path / "x.csv", 12, pair, multi)), multi_label=multi)
+    file = write_labelled(tmp_path / "x.csv", 12, pair, multi)
+    source = read_labelled(str(file), options=LabelledOptions(multi_label=multi))
     rows = [row for part in source.rows.values() for row in part]
     config = type(loaded[0].config).from_dict(loaded[0].config.to_dict())
     name_classes(config, source.names, source.multi)
@@ -321,7 +322,7 @@ def test_class_weights_weigh_the_rows_of_a_class_as_torch_does(loaded):
     batch = collate([objective.example(*entry, 0) for entry in objective.epoch(0)], 0)
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     found = summed_loss(token_losses(logits, batch), batch)
-    wanted = F.cross_entropy(logits, batch.targets, torch.tensor(weights), reduction="sum")
+    wanted = functional.cross_entropy(logits, batch.targets, torch.tensor(weights), reduction="sum")
     torch.testing.assert_close(found, wanted)
     rows = [Labelled("天地", labels=labels) for labels in ((), (0,), (1, 2), (0, 2))]
     objective = ClassificationObjective(loaded[1], rows, 32, 3, True, weights)

@@ -275,7 +275,7 @@ def test_an_adapter_whose_merging_changes_what_the_model_says_is_refused():
     attach(model, Lora(4, 8, 0.0), "base")
     model.model.layers[0].self_attn.q_proj.register_forward_hook(also_by_itself)
     assert layer is not None
-    with pytest.raises(UserError, match="合併 LoRA 之後說的與合併前不同"):
+    with pytest.raises(UserError, match="合併 LoRA 之後的輸出與合併前不同"):
         check_fit(model, "--lora_target_modules auto")
 
 

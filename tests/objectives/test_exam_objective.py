@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import random_text
-from torch.nn import functional as F
+from torch.nn import functional
 
 from finetune.data.question import Question, Statement
 from finetune.objectives.batching import Example, collate, plan_epoch, split_micro_batches
@@ -113,7 +113,7 @@ def plain_loss(logits, example):
     total = 0.0
     for row, target in zip(logits, example.targets, strict=True):
         scores = row[list(example.candidates)] if example.candidates else row
-        total += F.cross_entropy(scores[None], torch.tensor([target])).item()
+        total += functional.cross_entropy(scores[None], torch.tensor([target])).item()
     return total / len(example.targets)
 
 

@@ -9,7 +9,7 @@ from conftest import make_vocabulary, random_text
 
 from finetune.cli.train_args import MASKINGS
 from finetune.data.segmentation import token_words, word_spans
-from finetune.objectives.masked_lm import apply_mask, maskable_units
+from finetune.objectives.masked_lm import MaskingConfig, apply_mask, maskable_units
 
 WORDS = [
     "臺灣",
@@ -170,7 +170,7 @@ def is_near(samples, expected):
 def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate):
     rng, over = random.Random(1), []
     for ids, words in rows_of_words(rng, 27 if masking == "word" else 35, 200):  # no unit beyond its budget
-        _, chosen = apply_mask(ids, words, MASK, VOCAB, rng, rate, masking)
+        _, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking, rate))
         assert set(chosen) <= set(range(1, len(ids) - 1)) and list(chosen) == sorted(set(chosen))
         over.append(len(chosen) - rate * (len(ids) - 2))
         assert abs(over[-1]) < {"token": 1, "word": 4, "span": 13}[masking]
@@ -178,10 +178,10 @@ def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate)
 
 
 def test_single_tokens_of_short_rows_are_hidden_at_the_exact_rate():
-    rng = random.Random(0)
+    rng, tokens = random.Random(0), MaskingConfig("token")
     for size in (7, 8, 10, 13, 19):
         over = [
-            len(apply_mask([9] * size, [range(size)], MASK, VOCAB, rng, masking="token")[1]) - 0.15 * size
+            len(apply_mask([9] * size, [range(size)], MASK, VOCAB, rng, tokens)[1]) - 0.15 * size
             for _ in range(20_000)
         ]
         assert min(over) > -1 and max(over) < 1 and is_near(over, 0)
@@ -207,9 +207,8 @@ def test_every_word_has_the_same_chance_however_long():
 def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
     rng, draws = random.Random(4), 20_000
     units = [[i] for i in range(80)]
-    hidden = Counter(
-        p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, masking="span")[1]
-    )
+    spans = MaskingConfig("span")
+    hidden = Counter(p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, spans)[1])
     off = [(hidden[p] / draws - 0.15) / (0.15 * 0.85 / draws) ** 0.5 for p in range(80)]
     assert max(map(abs, off)) < 4 and abs(off[0]) < 3 and abs(off[-1]) < 3
 
@@ -226,7 +225,7 @@ def test_no_word_is_half_hidden(name, masking, request):
         units = maskable_units(token_words(tokenizer, text), ids, {unknown})
         if all(token == unknown for token in ids):
             continue
-        seen, chosen = apply_mask(ids, units, MASK, VOCAB, rng, 0.3, masking, all_masked=True)
+        seen, chosen = apply_mask(ids, units, MASK, VOCAB, rng, MaskingConfig(masking, 0.3, all_masked=True))
         assert [i for i, token in enumerate(seen) if token == MASK] == list(chosen)
         for start, end in word_spans(text):
             over = {i for i, (s, e) in enumerate(places) if text[max(s, start) : min(e, end)].strip()}
@@ -253,7 +252,7 @@ def test_special_tokens_and_padding_are_never_hidden(masking, wordpiece):
         ids += [wordpiece.pad_token_id] * 9
         words = [[1 + token for token in word] for word in token_words(wordpiece, "[MASK]" + text)]
         units = maskable_units(words, ids, special)
-        seen, chosen = apply_mask(ids, units, MASK, VOCAB, rng, 0.5, masking)
+        seen, chosen = apply_mask(ids, units, MASK, VOCAB, rng, MaskingConfig(masking, 0.5))
         assert not special & {ids[i] for i in chosen}
         assert all(seen[i] == token for i, token in enumerate(ids) if i not in chosen)
 
@@ -261,26 +260,26 @@ def test_special_tokens_and_padding_are_never_hidden(masking, wordpiece):
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_a_row_of_one_character_still_has_its_target(masking):
     for seed in range(50):
-        _, chosen = apply_mask((2, 9, 3), [[1]], MASK, VOCAB, random.Random(seed), masking=masking)
+        _, chosen = apply_mask((2, 9, 3), [[1]], MASK, VOCAB, random.Random(seed), MaskingConfig(masking))
         assert chosen == (1,)
     with pytest.raises(ValueError):
-        apply_mask((2, 3), [], MASK, VOCAB, random.Random(0), masking=masking)
+        apply_mask((2, 3), [], MASK, VOCAB, random.Random(0), MaskingConfig(masking))
     with pytest.raises(ValueError):
-        apply_mask((2, 9, 3), [[1]], MASK, VOCAB, random.Random(0), masking="words")
+        apply_mask((2, 9, 3), [[1]], MASK, VOCAB, random.Random(0), MaskingConfig("words"))
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_hidden_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
     rng, kinds, words_alike, long_words = random.Random(7), Counter(), 0, 0
     for ids, words in rows_of_words(rng, 20, 200):
-        seen, chosen = apply_mask(ids, words, MASK, VOCAB, rng, masking=masking)
+        seen, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking))
         what = {i: "mask" if seen[i] == MASK else "same" if seen[i] == ids[i] else "random" for i in chosen}
         kinds.update(what.values())
         assert all(seen[i] in VOCAB for i in chosen if what[i] == "random")
         whole = [word for word in words if len(word) == 2 and set(word) <= set(chosen)]
         long_words += len(whole)
         words_alike += sum(what[a] == what[b] for a, b in whole)
-        masked, chosen = apply_mask(ids, words, MASK, VOCAB, rng, masking=masking, all_masked=True)
+        masked, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking, all_masked=True))
         assert {masked[i] for i in chosen} == {MASK}
     total = sum(kinds.values())
     for kind, share in (("mask", 0.8), ("random", 0.1), ("same", 0.1)):
@@ -295,7 +294,7 @@ def test_the_same_seed_hides_the_same_and_another_seed_others(masking):
 
     def drawn(seed):
         rng = random.Random(seed)
-        return [apply_mask(*row, MASK, VOCAB, rng, masking=masking) for row in rows]
+        return [apply_mask(*row, MASK, VOCAB, rng, MaskingConfig(masking)) for row in rows]
 
     random.seed(1)  # of no account
     first = drawn(1)
@@ -317,7 +316,7 @@ def test_spans_are_as_long_as_those_of_spanbert():
     rate, rng, units = 0.01, random.Random(9), [[i] for i in range(4000)]
     found: list[int] = []
     for _ in range(300):
-        found += runs(apply_mask([9] * 4000, units, MASK, VOCAB, rng, rate, "span")[1])
+        found += runs(apply_mask([9] * 4000, units, MASK, VOCAB, rng, MaskingConfig("span", rate))[1])
     assert is_near(found, expected / (1 - rate))  # a span meets another at its end with probability `rate`
     for n, chance in zip(lengths, chances, strict=True):
         assert found.count(n) / len(found) == pytest.approx(chance / sum(chances), abs=0.03)
@@ -328,16 +327,18 @@ def test_a_span_grows_by_whole_words_and_never_over_a_gap_nor_the_budget():
     words = [[0, 1, 2], [3], [4, 5], [8, 9], [10], [11], [12, 13, 14], [20], *([i] for i in range(21, 61))]
     longest = 0
     for _ in range(3000):
-        _, chosen = apply_mask([9] * 61, words, MASK, VOCAB, rng, 0.03, "span")  # a budget of 1.6 tokens
+        # a budget of 1.6 tokens
+        _, chosen = apply_mask([9] * 61, words, MASK, VOCAB, rng, MaskingConfig("span", 0.03))
         assert len(runs(chosen)) <= 2
         assert any(set(chosen) >= set(word) for word in words)
         longest = max(longest, len(chosen))
     assert longest == 4  # two words that begin within the budget, not ten tokens
-    whole = {tuple(apply_mask([9] * 61, words, MASK, VOCAB, rng, 0.2, "span")[1]) for _ in range(3000)}
+    spans = MaskingConfig("span", 0.2)
+    whole = {tuple(apply_mask([9] * 61, words, MASK, VOCAB, rng, spans)[1]) for _ in range(3000)}
     assert all(len(set(chosen) & set(word)) in (0, len(word)) for chosen in whole for word in words)
     apart = [[i] for i in range(0, 200, 2)]  # nothing to grow into: hidden as single tokens are
-    assert {len(apply_mask([9] * 200, apart, MASK, VOCAB, rng, 0.2, "span")[1]) for _ in range(99)} == {20}
-    assert apply_mask([9] * 61, words, MASK, VOCAB, rng, 1.0, "span")[1] == tuple(
+    assert {len(apply_mask([9] * 200, apart, MASK, VOCAB, rng, spans)[1]) for _ in range(99)} == {20}
+    assert apply_mask([9] * 61, words, MASK, VOCAB, rng, MaskingConfig("span", 1.0))[1] == tuple(
         p for word in words for p in word
     )
 

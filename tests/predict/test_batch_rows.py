@@ -165,7 +165,7 @@ def test_options_that_the_model_cannot_tell_apart_are_marked_in_every_answer(
     assert json.loads(capsys.readouterr().out)["tied"] == ["A", "B"]
 
 
-def test_a_file_is_answered_as_the_rows_are_meant_when_taught(answer, tmp_path):
+def test_a_file_is_answered_as_the_rows_are_meant_in_training(answer, tmp_path):
     borne = {"題目": "天？", "選項": "(A) 地 (B) 玄", "答案": 2}
     columns = {"題目": "天？", "A": "A. 地", "B": "B. 玄", "答案": "2"}
     for name, row in (("a", borne), ("b", columns)):
@@ -341,7 +341,7 @@ def test_two_runs_do_not_write_one_file_at_once(answer, tmp_path):
     import socket
 
     source, output = write_rows(tmp_path / "q.csv", rows_of(3)), tmp_path / "a.jsonl"
-    with locks.held([("x", locks.beside(output))]):
+    with locks.hold_locks([("x", locks.lock_path(output))]):
         before = sorted(tmp_path.iterdir())
         code, err = answer(source, output)
         assert code == 2 and "--output" in err and f"行程 {os.getpid()}，主機 {socket.gethostname()}" in err

@@ -106,9 +106,9 @@ def scripted(monkeypatch, *replies: str) -> None:
 def test_letter_scores_are_those_of_a_plain_loop(loaded, orders):
     """One forward pass of the bare model for each order, log-softmax over the letters, the mean."""
     model, tokenizer, _ = loaded
-    speaker = CausalLMPredictor(*loaded)
+    predictor = CausalLMPredictor(*loaded)
     rows = [*questions_of(3, 3), *questions_of(2, 4, seed=1)]
-    scores = speaker.score(rows, "letter", orders)
+    scores = predictor.score(rows, "letter", orders)
     for question, found in zip(rows, scores, strict=True):
         count = len(question.options)
         shown = {
@@ -264,11 +264,11 @@ def test_to_generate_the_model_is_asked_where_it_is_to_speak(qwen, monkeypatch):
     monkeypatch.setattr(
         CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
     )
-    speaker = CausalLMPredictor(*qwen)
-    scores = speaker.score([question], "generate", "1")
+    predictor = CausalLMPredictor(*qwen)
+    scores = predictor.score([question], "generate", "1")
     assert scores == [[-1.0, -1.0, 0.0, -1.0]]
-    messages = speaker.prompts.messages(question, range(4), question.stem)
-    assert asked == [speaker.chat.prompt(messages)]
+    messages = predictor.prompts.messages(question, range(4), question.stem)
+    assert asked == [predictor.chat.prompt(messages)]
 
 
 @pytest.mark.parametrize("method", ["pll", "joint", "pmi", "first"])
@@ -522,9 +522,9 @@ def test_text_is_what_generate_of_transformers_writes(loaded):
 
 
 def test_a_special_token_in_a_text_to_go_on_from_is_not_obeyed(llama):
-    speaker = CausalLMPredictor(*llama)
-    assert speaker.tokenizer.eos_token_id not in speaker.encode("天<|endoftext|>地")
-    assert speaker.tokenizer.decode(speaker.encode("天<|endoftext|>地")) == "天<|endoftext|>地"
+    predictor = CausalLMPredictor(*llama)
+    assert predictor.tokenizer.eos_token_id not in predictor.encode("天<|endoftext|>地")
+    assert predictor.tokenizer.decode(predictor.encode("天<|endoftext|>地")) == "天<|endoftext|>地"
 
 
 # ---- the terminal ------------------------------------------------------------------------------------------
@@ -561,14 +561,14 @@ def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, talk):
 def test_the_stream_of_a_chat_is_the_reply_without_the_white_space_around_it(qwen, monkeypatch, pieces):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal, "stream", lambda *_: iter(pieces))
+    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter(pieces))
     assert "".join(CausalLMPredictor(*qwen).stream([1], None)) == "".join(pieces).strip()
 
 
 def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_own(qwen, llama, monkeypatch):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal, "generate", lambda *_, **more: ["\n 天 地 \n"])
+    monkeypatch.setattr(finetune.predict.causal.Generator, "generate", lambda *_, **more: ["\n 天 地 \n"])
     assert CausalLMPredictor(*qwen).generate([[1]], None) == ["天 地"]
     assert CausalLMPredictor(*llama).generate([[1]], None) == ["\n 天 地 \n"]
 
@@ -576,7 +576,7 @@ def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_
 def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, llama_dir, monkeypatch):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal, "stream", lambda *_: iter([" 天", "地"]))
+    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter([" 天", "地"]))
     assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n接著寫:  天地\n"
 
 
@@ -709,7 +709,7 @@ def test_the_end_of_input_says_goodbye(run, monkeypatch, tmp_path, llama_dir):
 # ---- adapters ----------------------------------------------------------------------------------------------
 
 
-def taught_adapter(folder, base, plain: bool):
+def trained_adapter(folder, base, plain: bool):
     """An adapter that changes what the model says, beside its tokenizer; and the model merged."""
     model, tokenizer, _ = inference.load_model(base, "cpu")
     torch.manual_seed(1)
@@ -734,7 +734,7 @@ def taught_adapter(folder, base, plain: bool):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "peft"])
 def test_an_adapter_answers_like_the_merged_model(run, qwen, qwen_dir, tmp_path, plain):
-    merged = taught_adapter(tmp_path / "lora", qwen_dir, plain)
+    merged = trained_adapter(tmp_path / "lora", qwen_dir, plain)
     prompts = ["天地玄黃", "寒來暑往", "秋收冬藏"]
     wanted = inference.generate_text(merged, qwen[1], prompts, "cpu", max_new_tokens=8)
     assert wanted != inference.generate_text(*qwen[:2], prompts, "cpu", max_new_tokens=8)
@@ -743,16 +743,16 @@ def test_an_adapter_answers_like_the_merged_model(run, qwen, qwen_dir, tmp_path,
     assert [row["response"] for row in read_lines(tmp_path / "a.jsonl")] == wanted
     options = {"A": "地", "B": "玄", "C": "黃"}
     mine = inference.load_model(tmp_path / "lora", "cpu")
-    assert dict(
-        (label, score) for label, _, score in inference.qa_inference(*mine[:2], "天？", options, "cpu")
-    ) == pytest.approx(
+    assert {
+        label: score for label, _, score in inference.qa_inference(*mine[:2], "天？", options, "cpu")
+    } == pytest.approx(
         {label: score for label, _, score in inference.qa_inference(merged, qwen[1], "天？", options, "cpu")},
         abs=1e-4,
     )
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(run, qwen_dir, tmp_path):
-    taught_adapter(tmp_path / "lora", qwen_dir, plain=False)
+    trained_adapter(tmp_path / "lora", qwen_dir, plain=False)
     with_own = run("--prompt", "天", *SHORT, model=tmp_path / "lora")
     for file in (tmp_path / "lora").iterdir():
         if not file.name.startswith("adapter_"):
@@ -762,7 +762,7 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(run, qwen_dir, tmp_
 
 @pytest.mark.parametrize("base", ["gone", "wide", "deep", "shallow", "masked", "no record", "no weights"])
 def test_an_adapter_whose_base_is_gone_or_another_model_is_refused(run, qwen_dir, model_dir, tmp_path, base):
-    taught_adapter(tmp_path / "lora", qwen_dir, plain=False)
+    trained_adapter(tmp_path / "lora", qwen_dir, plain=False)
     if base == "wide":
         make_causal_dir(tmp_path / base, hidden_size=64)
     elif base == "deep":
@@ -783,7 +783,7 @@ def test_an_adapter_whose_base_is_gone_or_another_model_is_refused(run, qwen_dir
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_row_as_it_is_asked_is_the_row_as_it_is_taught(qwen):
+def test_a_row_as_it_is_asked_is_the_row_as_it_is_trained_on(qwen):
     """The same functions write both: what training puts before the reply is what asking puts there."""
     row = {
         "instruction": "翻譯",
@@ -792,10 +792,10 @@ def test_a_row_as_it_is_asked_is_the_row_as_it_is_taught(qwen):
         "system": "你是雲",
         "history": [["一", "二"]],
     }
-    speaker = CausalLMPredictor(*qwen)
-    (taught,) = speaker.chat.conversation(parse_instruction(row).messages)
-    asked = speaker.encode(parse_instruction(row, need_answer=False).messages)
-    assert asked == taught.ids[: taught.reply_spans[-1].start]
+    predictor = CausalLMPredictor(*qwen)
+    (training,) = predictor.chat.conversation(parse_instruction(row).messages)
+    asked = predictor.encode(parse_instruction(row, need_answer=False).messages)
+    assert asked == training.ids[: training.reply_spans[-1].start]
 
 
 @pytest.mark.parametrize("style", ["chat", "plain", "none"])

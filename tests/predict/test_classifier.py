@@ -46,7 +46,7 @@ def make_head(folder, source, head: str, names=NAMES, multi=False, card=None, **
     return folder
 
 
-def taught(**more) -> RunCard:
+def trained_card(**more) -> RunCard:
     return RunCard(task="classify", scoring="", max_length=48, **more)
 
 
@@ -56,8 +56,8 @@ def folders(tmp_path_factory, model_dir):
     home = tmp_path_factory.mktemp("heads")
     sorts, chooses = "AutoModelForSequenceClassification", "AutoModelForMultipleChoice"
     return {
-        "single": make_head(home / "single", model_dir, sorts, card=taught()),
-        "multi": make_head(home / "multi", model_dir, sorts, multi=True, card=taught()),
+        "single": make_head(home / "single", model_dir, sorts, card=trained_card()),
+        "multi": make_head(home / "multi", model_dir, sorts, multi=True, card=trained_card()),
         "choice": make_head(home / "choice", model_dir, chooses, card=RunCard(scoring="choice")),
         "masked": model_dir,
     }
@@ -153,11 +153,11 @@ def test_a_text_with_special_words_is_only_text(models):
 
 
 def test_a_text_that_is_too_long_loses_its_end_and_that_is_said_once(folders, models, capsys):
-    labeller = ClassifierPredictor(*models["single"])
+    predictor = ClassifierPredictor(*models["single"])
     long = "".join(some_texts(9, 4)) * 5
-    assert labeller.max_length == 48 < labeller.longest == 128
-    first, second = labeller.classify([long])[0], labeller.classify([long, "天"])[0]
-    cut = dict(labeller.classify([long[:46]])[0])
+    assert predictor.max_length == 48 < predictor.longest == 128
+    first, second = predictor.classify([long])[0], predictor.classify([long, "天"])[0]
+    cut = dict(predictor.classify([long[:46]])[0])
     assert dict(first) == pytest.approx(cut, abs=1e-6) and dict(second) == pytest.approx(cut, abs=1e-6)
     assert capsys.readouterr().err.count("超過 48 個 token") == 1
     shares = reference(folders["single"], long)
@@ -173,8 +173,8 @@ def test_a_card_longer_than_the_model_can_read_is_no_longer_than_the_model(tmp_p
 def test_what_a_multi_label_text_has_is_what_is_likelier_than_not(models):
     for which, shares in (("single", [0.4, 0.3]), ("multi", [0.7, 0.5, 0.49]), ("multi", [0.2, 0.1])):
         ranked = list(zip(NAMES, shares, strict=False))
-        expected = "正面" if which == "single" else [name for name, share in ranked if share >= 0.5]
-        assert ClassifierPredictor(*models[which]).chosen(ranked) == expected
+        expected = ["正面"] if which == "single" else [name for name, share in ranked if share >= 0.5]
+        assert ClassifierPredictor(*models[which]).chosen_labels(ranked) == expected
 
 
 def test_what_is_no_list_of_texts_is_refused(models):
@@ -286,17 +286,19 @@ def test_pairs_and_several_labels_have_columns_of_their_own(run, tmp_path, model
     assert [row["labels"] for row in read] == [row["labels"] for row in rows]
 
 
-def test_the_columns_are_those_named_then_those_taught_then_the_obvious_ones(run, tmp_path, folders, capsys):
+def test_the_columns_are_those_named_then_those_trained_on_then_the_obvious_ones(
+    run, tmp_path, folders, capsys
+):
     header = ("甲", "乙", "text", "question")
     write_csv(tmp_path / "x.csv", [["天", "地", "玄", "黃"]], header)
-    taught(flags={"text_column": "乙,甲"}).write(folders["single"])
+    trained_card(flags={"text_column": "乙,甲"}).write(folders["single"])
     try:
         for more, expected in (((), ("地", "天")), (("--text_column", "甲"), ("天",))):
             assert run("single", "--input", "x.csv", "--output", "y.jsonl", "--overwrite", *more)[0] == 0
             row = json.loads((tmp_path / "y.jsonl").read_text())
             assert tuple(row[name] for name in ("text", "pair") if name in row) == expected
     finally:
-        taught().write(folders["single"])
+        trained_card().write(folders["single"])
     for columns, expected in (
         (header, ("text",)), (("question", "x"), ("question",)), (("question1", "question2"),) * 2,
         (("Sentence1", "text_b", "SENTENCE2"), ("Sentence1", "SENTENCE2")), (("標題", "內容"), ("內容",)),
@@ -377,15 +379,15 @@ def test_a_killed_run_goes_on_to_the_same_file_and_one_of_another_kind_is_refuse
 # ---- the terminal ------------------------------------------------------------------------------------------
 
 
-def test_a_model_warns_of_single_texts_where_it_was_taught_pairs_and_the_other_way_round(run, folders):
+def test_a_model_warns_of_single_texts_where_it_was_trained_on_pairs_and_the_other_way_round(run, folders):
     one, two = ("--prompt", "天"), ("--prompt", "天", "--pair", "地")
     try:
         for columns, strange, usual, kind in (("a,b", one, two, "句對"), ("a", two, one, "一段文字")):
-            taught(flags={"text_column": columns}).write(folders["single"])
-            assert f"這個模型學的是{kind}" in run("single", *strange)[2]
-            assert "這個模型學的是" not in run("single", *usual)[2]
+            trained_card(flags={"text_column": columns}).write(folders["single"])
+            assert f"這個模型是以{kind}訓練的" in run("single", *strange)[2]
+            assert "這個模型是以" not in run("single", *usual)[2]
     finally:
-        taught().write(folders["single"])
+        trained_card().write(folders["single"])
 
 
 @pytest.fixture
@@ -507,7 +509,7 @@ def test_a_masked_model_with_the_card_of_another_head_is_asked_in_its_own_way(tm
     options = {"A": "地", "B": "玄黃"}
     plain = inference.qa_inference(*models["masked"][:2], QUESTION, options, "cpu")
     shutil.copytree(model_dir, tmp_path / "m")
-    taught().write(tmp_path / "m")
+    trained_card().write(tmp_path / "m")
     model, tokenizer, device = inference.load_model(tmp_path / "m", "cpu")
     assert inference.qa_inference(model, tokenizer, QUESTION, options, device) == plain
     RunCard(scoring="choice").write(tmp_path / "m")

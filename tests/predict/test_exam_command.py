@@ -138,7 +138,7 @@ def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same
 def test_questions_that_were_shortened_are_counted(examine, tmp_path):
     rows = [["天" * 300, "地", "玄", "黃", "宇", "A"], ["日？", "月", "盈", "昃", "辰", "B"]]
     _, results, out, _ = examine(write_csv(tmp_path / "own.csv", rows))
-    assert results["all"]["shortened"] == 1 and "1 題太長，縮短了題幹的中段來問" in out
+    assert results["all"]["shortened"] == 1 and "1 題太長，縮短了題幹的中段" in out
 
 
 def test_json_is_one_object_on_stdout(examine, exam_dir):
@@ -159,7 +159,7 @@ def test_two_processes_hold_the_same_exam(examine, tmp_path, model_dir, exam_dir
     assert together["test"]["model"] == alone["test"]["model"]
 
 
-def test_the_base_of_a_model_taught_from_scratch_is_made_again(train, tmp_path, exam_dir, capsys):
+def test_the_base_of_a_model_trained_from_scratch_is_made_again(train, tmp_path, exam_dir, capsys):
     assert train("--max_steps", 2, "--from_scratch", "--seed", 7, "--objective", "mlm") == 0
     after = json.loads((tmp_path / "report/results.json").read_text())
     words = ["--model_path", MODEL, "--cpu", "--exam", str(exam_dir), "--compare_with", "base"]
@@ -190,8 +190,8 @@ def balanced(count: int, seed=3) -> list[Question]:
 
 @pytest.mark.parametrize("method", ["letter", "letter+prior", "joint+pmi", *TEXT])
 def test_an_untrained_model_scores_a_quarter_on_balanced_questions(loaded, method):
-    examinee, questions = MaskedLMPredictor.of(*loaded), balanced(2000)
-    scores = examinee.score(questions, method, "1")
+    predictor, questions = MaskedLMPredictor.of(*loaded), balanced(2000)
+    scores = predictor.score(questions, method, "1")
     right = statistics.fmean(best(row) == q.answer for row, q in zip(scores, questions, strict=True))
     assert 0.22 <= right <= 0.28
 

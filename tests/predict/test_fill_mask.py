@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import inference
-from finetune.predict.fill_mask import fill_words
 from finetune.predict.predictor import MaskedLMPredictor
 from finetune.runtime.errors import UserError
 
@@ -38,7 +37,7 @@ def encode(tokenizer, text):
 
 
 def test_two_blanks_are_filled_with_the_best_pair_of_all(world):
-    model, tokenizer, examinee = world
+    model, tokenizer, predictor = world
     few = encode(tokenizer, "地玄黃宇宙洪")
     before, after = encode(tokenizer, "天"), encode(tokenizer, "日。")
     scores = {
@@ -46,22 +45,20 @@ def test_two_blanks_are_filled_with_the_best_pair_of_all(world):
         for pair in itertools.product(few, repeat=2)
     }
     everything = len(tokenizer) ** 2
-    got = fill_words(
-        examinee.forward, tokenizer, "天[MASK][MASK]日。", everything, 1, 128, "cpu", beam=everything
-    )
+    got = predictor.search.words("天[MASK][MASK]日。", everything, 1, beam=everything)
     by_word = {filling.word: filling.score for filling in got}
     for pair, score in scores.items():
         assert by_word[tokenizer.decode(list(pair)).replace(" ", "")] == pytest.approx(score, abs=1e-4)
     ranked = [filling.score for filling in got]
     assert ranked == sorted(ranked, reverse=True)
-    narrow = examinee.words("天[MASK][MASK]日。", 3)
+    narrow = predictor.words("天[MASK][MASK]日。", 3)
     assert [filling.word for filling in narrow] == [filling.word for filling in got[:3]]
     assert narrow[0].sentence == f"天{narrow[0].word}日。"
 
 
 def test_a_single_blank_becomes_the_best_words_of_every_length(world):
-    model, tokenizer, examinee = world
-    got = {f.word: f.score for f in examinee.words("天[MASK]日。", 400, word_length=2)}
+    model, tokenizer, predictor = world
+    got = {f.word: f.score for f in predictor.words("天[MASK]日。", 400, word_length=2)}
     assert {len(word) for word in got} >= {1, 2}
     before, after = encode(tokenizer, "天"), encode(tokenizer, "日。")
     for word in list(got)[:20]:
@@ -72,8 +69,8 @@ def test_a_single_blank_becomes_the_best_words_of_every_length(world):
 
 
 def test_runs_of_blanks_apart_are_filled_together_and_shown_in_their_sentence(world):
-    _, _, examinee = world
-    best = examinee.words("[MASK]地[MASK][MASK]。", 1)[0]
+    _, _, predictor = world
+    best = predictor.words("[MASK]地[MASK][MASK]。", 1)[0]
     assert [len(word) for word in best.words] == [1, 2]
     assert best.sentence == f"{best.words[0]}地{best.words[1]}。"
     assert best.word == f"{best.words[0]}…{best.words[1]}"
@@ -93,30 +90,30 @@ def test_candidates_are_ranked_by_the_same_score_and_all_of_them_come_back(world
 
 
 def test_a_candidate_the_model_cannot_read_is_named(world):
-    _, _, examinee = world
+    _, _, predictor = world
     with pytest.raises(UserError, match="'龘'"):
-        examinee.words("天[MASK]日。", 5, candidates=["地", "龘"])
+        predictor.words("天[MASK]日。", 5, candidates=["地", "龘"])
     with pytest.raises(UserError, match="128 個"):
-        examinee.words("天[MASK]日。", 5, candidates=["地" * 200])
+        predictor.words("天[MASK]日。", 5, candidates=["地" * 200])
 
 
 def test_the_first_token_of_a_word_is_what_predict_mask_says(world):
-    model, tokenizer, examinee = world
+    model, tokenizer, predictor = world
     words = inference.predict_words(model, tokenizer, "天[MASK]日。", torch.device("cpu"), 3, word_length=1)
     letters = [w for w in inference.predict_mask(model, tokenizer, "天[MASK]日。", "cpu", 60) if w.isalnum()]
     assert [word for word, _ in words] == letters[:3]
-    shares = dict(examinee.fill([examinee.read("天[MASK]日。")], 100)[0])
+    shares = dict(predictor.fill([predictor.read("天[MASK]日。")], 100)[0])
     assert math.exp(words[0][1]) == pytest.approx(shares[words[0][0]], abs=1e-5)
 
 
 def test_prompts_are_filled_alike_alone_and_in_a_batch(world):
-    _, _, examinee = world
+    _, _, predictor = world
     prompts = [
-        examinee.read(text) for text in ("天[MASK]", "天地玄黃[MASK]宇宙", "[MASK]", "日[MASK]月[MASK]")
+        predictor.read(text) for text in ("天[MASK]", "天地玄黃[MASK]宇宙", "[MASK]", "日[MASK]月[MASK]")
     ]
-    together = examinee.fill(prompts, 5)
+    together = predictor.fill(prompts, 5)
     for prompt, found in zip(prompts, together, strict=True):
-        (alone,) = examinee.fill([prompt], 5)
+        (alone,) = predictor.fill([prompt], 5)
         assert [word for word, _ in alone] == [word for word, _ in found]
 
 
@@ -130,6 +127,6 @@ def test_a_vocabulary_without_single_characters_fills_words_of_one_token(tmp_pat
 
 
 def test_a_word_too_long_for_the_sentence_leaves_the_shorter_ones(world):
-    _, _, examinee = world
+    _, _, predictor = world
     full = "天" * 125 + "[MASK]"
-    assert {len(f.word) for f in examinee.words(full, 5, word_length=4)} == {1}
+    assert {len(f.word) for f in predictor.words(full, 5, word_length=4)} == {1}

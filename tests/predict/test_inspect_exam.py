@@ -89,7 +89,7 @@ def test_a_model_says_what_it_cannot_read_and_what_would_be_cut(sick, inspect, m
     assert "不認得的字：" in text and "龘×1" in text
 
 
-def test_a_model_taught_here_is_looked_at_with_its_own_length(train, inspect, sick):
+def test_a_model_trained_here_is_inspected_with_its_own_length(train, inspect, sick):
     assert train("--max_length", 64, "--max_steps", 1, "--exam_limit", 2) == 0
     folder = "my_bert_finetuned_model_hf_format"
     assert json.loads(inspect(sick, "--json", "--model_path", folder)[1])["model"]["max_length"] == 64

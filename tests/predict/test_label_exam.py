@@ -8,7 +8,7 @@ import json
 import pytest
 import sklearn.metrics
 from conftest import random_text, write_csv, write_rows
-from test_classifier import NAMES, make_head, some_texts, taught
+from test_classifier import NAMES, make_head, some_texts, trained_card
 
 import inference
 
@@ -17,8 +17,8 @@ import inference
 def folders(tmp_path_factory, model_dir):
     home, kind = tmp_path_factory.mktemp("heads"), "AutoModelForSequenceClassification"
     return {
-        "single": make_head(home / "single", model_dir, kind, card=taught()),
-        "multi": make_head(home / "multi", model_dir, kind, multi=True, card=taught()),
+        "single": make_head(home / "single", model_dir, kind, card=trained_card()),
+        "multi": make_head(home / "multi", model_dir, kind, multi=True, card=trained_card()),
     }
 
 

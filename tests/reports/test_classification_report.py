@@ -338,16 +338,21 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
     (out / "model.safetensors").write_bytes(b"weights")
     found = card()
     given = {**found.labels, "test": {}}
-    lesson = SimpleNamespace(
-        flags=SimpleNamespace(output_dir=str(out)),
-        run_run_card=lambda step, weights: card(sets={}),
-        new_head=False,
+    run = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(out), from_scratch=False),
+        learning_rate=3e-5,
+        output_path=lambda: tmp_path,
+        run_card=lambda step, weights: card(sets={}),
+        loaded=SimpleNamespace(new_head=False),
+        data=SimpleNamespace(train=None),
     )
-    kept, verdict = publishing.write_results(lesson, {}, None, PROGRESS, "以 4 位元載入", given)
+    evaluation = SimpleNamespace(results={}, before_after=None, labels=given)
+    kept, verdict = publishing.write_results(run, evaluation, PROGRESS, "以 4 位元載入")
     assert list(kept.labels) == ["validation", "held_back"]
     assert verdict == [*classification_report.verdict(kept.labels), "以 4 位元載入"]
     assert labels_in(tmp_path / "report") == kept.labels
     assert "以 4 位元載入" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert (tmp_path / "validation_loss_curve.png").stat().st_size > 0
-    _, verdict = publishing.write_results(lesson, {}, None, PROGRESS, labels={"test": {}})
+    evaluation.labels = {"test": {}}
+    _, verdict = publishing.write_results(run, evaluation, PROGRESS)
     assert verdict == [NONE]

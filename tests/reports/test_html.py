@@ -152,7 +152,7 @@ def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refu
         ({"right": 20}, "200 題答對 20 題（10 %），比亂猜的 25 % 還差。"),
         (
             {"right": 20, "refused": 120},
-            "200 題答對 20 題（10 %；120 題問不了，算答錯），比亂猜的 25 % 還差。",
+            "200 題答對 20 題（10 %；120 題無法作答，算答錯），比亂猜的 25 % 還差。",
         ),
         (
             {"right": 80, "trick": 0.37},
@@ -231,15 +231,15 @@ def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure,
 
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):
     text = (whole / "report.md").read_text(encoding="utf-8")
-    for chapter in full().chapters():
-        assert f"**{chapter.verdict}**" in text
-        assert f"(subjects_{chapter.name}.png)" in text
-        assert (whole / f"subjects_{chapter.name}.png").read_bytes()[:4] == b"\x89PNG"
+    for section in full().sections():
+        assert f"**{section.verdict}**" in text
+        assert f"(subjects_{section.name}.png)" in text
+        assert (whole / f"subjects_{section.name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_report_md_shows_a_subject_s_name_as_text():
     held = full("<img src=x>|")
-    assert "<img" not in "\n".join(report._table("科目", held.chapters()[0].subjects))
+    assert "<img" not in "\n".join(report._table("科目", held.sections()[0].subjects))
 
 
 # ---- the page ----------------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_a_long_list_of_taught_questions_is_folded(chromium, whole):
 
 
 def test_the_surest_mistakes_show_the_right_option_and_the_chosen_one(chromium, whole):
-    expected = evaluator.mistakes(full().sittings["test"][0])
+    expected = evaluator.mistakes(full().exam_results["test"][0])
     with browsers.opened(chromium, whole / "index.html") as tab:
         shown = tab.locator("[data-set=test] .mistakes > li").all()
         assert len(shown) == len(expected) == 20

@@ -65,7 +65,7 @@ def test_bad_input_ends_with_2_one_message_and_nothing_written(
 def test_from_scratch_needs_no_weights_and_says_that_they_are_random(train, tmp_path, model_dir, capsys):
     bare = shutil.copytree(model_dir, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
     assert train("--model", bare, "--from_scratch", "--max_steps", 1, "--exam_limit", 2) == 0
-    assert "從頭建立（亂數權重）" in capsys.readouterr().err
+    assert "從頭建立（隨機初始化）" in capsys.readouterr().err
 
 
 def test_problems_of_flags_data_and_model_come_together(train, tmp_path, capsys):

@@ -389,7 +389,7 @@ def test_a_run_in_which_nothing_is_a_number_any_more_ends(train, monkeypatch, ca
 EXPLODING = """
 import sys, torch
 sys.path.insert(0, {root!r})
-from finetune.training.engine import DeepSpeedEngine
+from finetune.training.deepspeed_engine import DeepSpeedEngine
 step, full = DeepSpeedEngine.step, lambda self: {{k: v.clone() for k, v in self.full_weights().items()}}
 def watched(self, batches, number, *rest, **named):
     if number != 2:
@@ -529,7 +529,7 @@ def test_without_memory_the_micro_batch_is_halved_on_request_and_the_step_stays_
     assert train("--model", still, *STEPS, "--micro_batch_size", 8, "--auto_micro_batch") == 0
     seen = capsys.readouterr().err
     assert "一次 8 列放不下" in seen and "--micro_batch_size 4（每步 2 次" in seen
-    assert "--micro_batch_size 2（每步 4 次 × 1 個行程，仍是 8 列）" in seen
+    assert "--micro_batch_size 2（每步 4 次 × 1 個 rank，仍是 8 列）" in seen
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 

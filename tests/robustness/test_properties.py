@@ -34,7 +34,7 @@ from finetune.data.labelled import read_labelled
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
 from finetune.data.tables import read_table
-from finetune.predict.repl import Repl
+from finetune.predict.repl import FillMaskRepl
 from finetune.runtime import errors, manifest, strict_json
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import READABLE
@@ -284,7 +284,7 @@ def without_help(argv: list[str]) -> list[str]:
 def test_any_flags_are_read_or_all_that_is_wrong_is_said_at_once(drawing):
     module, argv = drawing
     with contextlib.redirect_stderr(io.StringIO()):
-        fine(module.read_flags, without_help(argv))
+        fine(module.parse_args, without_help(argv))
 
 
 @given(both)
@@ -346,7 +346,7 @@ def test_any_config_file_gives_flags_or_says_what_is_wrong_and_where(room, text)
         for key, _, value in entries
     )
     with contextlib.redirect_stderr(io.StringIO()):
-        fine(train_args.read_flags, ["--config", str(file)])
+        fine(train_args.parse_args, ["--config", str(file)])
 
 
 # ---- the terminal ------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_any_line_of_options_is_read_or_refused(line):
 
 
 class Deaf:
-    """An examinee that answers nothing."""
+    """A predictor that answers nothing."""
 
     def fill_mask(self, *_):
         return [{"word": "天", "probability": 1.0}]
@@ -392,7 +392,7 @@ class Deaf:
 @example("top " + "9" * 5000)
 @example("top ٣")
 def test_any_entry_is_taken_or_refused(entry):
-    terminal = Repl(Deaf(), None, 5)
+    terminal = FillMaskRepl(Deaf(), None, 5)
     if entry.strip().lower() != "qa":
         with contextlib.redirect_stdout(io.StringIO()):
             fine(terminal.handle, entry.strip())
@@ -421,7 +421,7 @@ def test_any_run_card_is_read_or_refused(room, card):
     (room / "run_card.json").write_text(json.dumps(card), encoding="utf-8")
     read = fine(RunCard.read, room)
     if read is not None:
-        assert isinstance(read.max_length, int) and isinstance(read.taught, object)
+        assert isinstance(read.max_length, int) and isinstance(read.trained_on, object)
         with tempfile.TemporaryDirectory() as folder:
             read.write(Path(folder))
 

@@ -480,6 +480,7 @@ def test_figures_of_a_strangers_card_spoil_no_report(run, copied, exam_dir, hist
         return refused((code, "", err), "history")
     assert code == 0, err
     assert "<html" in Path("r/index.html").read_text(encoding="utf-8")
+    return None
 
 
 def test_a_strangers_card_is_looked_at_before_a_model_is_taught_further(run, copied):
@@ -697,8 +698,8 @@ def test_what_a_causal_model_says_reaches_the_terminal_as_text_with_its_own_line
 ):
     monkeypatch.chdir(tmp_path)
     pieces = ["甲\x1b", "]0;owned\x07", "\n\t乙", OBEYED, "丙"]
-    monkeypatch.setattr("finetune.predict.causal.stream", lambda *_: iter(pieces))
-    monkeypatch.setattr("finetune.predict.causal.generate", lambda *_, **__: ["".join(pieces)])
+    monkeypatch.setattr("finetune.predict.causal.Generator.stream", lambda *_: iter(pieces))
+    monkeypatch.setattr("finetune.predict.causal.Generator.generate", lambda *_, **__: ["".join(pieces)])
     typed = iter(["你好", f"temperature {OBEYED}", "q"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     words = ["--model_path", str(qwen_dir), "--cpu"]

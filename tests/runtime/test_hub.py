@@ -188,7 +188,7 @@ with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:
     os.environ["HF_ENDPOINT"] = here.url
     assert hub.go_offline_if_unreachable()
     for here.mood in ("hangs", "drips", "is busy", "sends on", "halves", "floods", "pours", ""):
-        hub_client.MANNERS.__init__()
+        hub_client.HEALTH.__init__()
         began = time.monotonic()
         try:
             kind = "models" if here.mood in ("floods", "pours") else "datasets"

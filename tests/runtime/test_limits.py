@@ -67,7 +67,11 @@ def test_numbers_and_lists_in_a_configuration_beyond_every_models_are_refused_by
 ):
     base = {"bert": model_dir, "qwen": qwen_dir}[kind]
     billion = 10**9
-    changes = dict.fromkeys(("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "num_labels", "num_attention_heads", "num_experts", "n_layer", "d_model", "chunk_size_feed_forward"), billion)  # fmt: skip
+    keys = (
+        "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings",
+        "num_labels", "num_attention_heads", "num_experts", "n_layer", "d_model", "chunk_size_feed_forward",
+    )  # fmt: skip
+    changes = dict.fromkeys(keys, billion)
     for key, value in changes.items():
         folder = shutil.copytree(base, tmp_path / key)
         edit(folder / "config.json", lambda said: said.update({key: value}))  # noqa: B023

@@ -29,7 +29,7 @@ print("ready", flush=True)
 taken = 0
 for number in range({times}):
     try:
-        with locks.held([("--save_dir x", Path("x/.lock"))]):
+        with locks.hold_locks([("--save_dir x", Path("x/.lock"))]):
             os.close(os.open("mine", os.O_CREAT | os.O_EXCL))  # fails where another has it too
             time.sleep({seconds})
             os.unlink("mine")
@@ -61,14 +61,14 @@ def test_a_place_is_free_once_its_process_was_killed_and_the_holder_is_named_bef
     process = hold(tmp_path, 1, 300)
     while not (tmp_path / "mine").exists():
         assert process.poll() is None
-    with pytest.raises(UserError) as refused, locks.held([("--save_dir x", Path("x/.lock"))]):
+    with pytest.raises(UserError) as refused, locks.hold_locks([("--save_dir x", Path("x/.lock"))]):
         raise AssertionError
     assert str(refused.value).startswith("--save_dir x 正由另一次執行使用")
     assert f"行程 {process.pid}，主機 {socket.gethostname()}" in str(refused.value)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert (tmp_path / "x/.lock").exists()
-    with locks.held([("--save_dir x", Path("x/.lock"))]):
+    with locks.hold_locks([("--save_dir x", Path("x/.lock"))]):
         assert f'"pid": {os.getpid()}' in (tmp_path / "x/.lock").read_text()
     assert list((tmp_path / "x").iterdir()) == []
 
@@ -77,13 +77,13 @@ def test_a_place_is_free_once_its_process_was_killed_and_the_holder_is_named_bef
 def test_a_second_training_run_in_a_place_ends_with_2_and_touches_nothing(train, tmp_path, capsys, mine):
     """In one --save_dir; with one model folder; beside one, where logs and reports would be mixed. Who only
     looks is let in."""
-    from finetune.cli.train_args import read_flags
+    from finetune.cli.train_args import parse_args
     from finetune.training.preflight import written_by
 
     other = {"--save_dir": ["--output_dir", "o/m"], "beside": ["--save_dir", "s", "--output_dir", "./second"]}
-    first = read_flags(["--demo", *other.get(mine, ["--save_dir", "s"])])[0]
+    first = parse_args(["--demo", *other.get(mine, ["--save_dir", "s"])])[0]
     words = ["--max_steps", 1, "--exam_limit", 2]
-    with locks.held(written_by(first)):
+    with locks.hold_locks(written_by(first)):
         before = sorted(tmp_path.rglob("*"))
         assert train(*words) == 2
         seen = capsys.readouterr().err
@@ -99,17 +99,17 @@ def test_where_nothing_can_be_locked_a_run_goes_on_and_says_so(tmp_path, monkeyp
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    with locks.held([("x", tmp_path / "x/.lock")]):
+    with locks.hold_locks([("x", tmp_path / "x/.lock")]):
         pass
     assert re.search("不能上鎖.*別讓兩次執行同時寫入", capsys.readouterr().err)
     (tmp_path / "file").touch()
-    with locks.held([("x", tmp_path / "file/x/.lock")]):  # who writes there will say so
+    with locks.hold_locks([("x", tmp_path / "file/x/.lock")]):  # who writes there will say so
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_of_several_ranks_the_first_one_holds_the_places(tmp_path, monkeypatch):
-    with locks.held([("x", tmp_path / ".lock")]):
+    with locks.hold_locks([("x", tmp_path / ".lock")]):
         monkeypatch.setenv("RANK", "1")
-        with locks.held([("x", tmp_path / ".lock")]):
+        with locks.hold_locks([("x", tmp_path / ".lock")]):
             pass

@@ -144,7 +144,7 @@ def versions(folder: Path) -> set[str]:
 def test_wherever_a_report_breaks_off_the_former_one_is_whole(tmp_path, monkeypatch, notes):
     """Of all its files, predictions and pictures too. Beside a person's notes its files are put in place one
     by one, once all of them are written."""
-    from test_tables import interrupted
+    from test_files import interrupted
 
     monkeypatch.setattr(report, "render", lambda made, _: str(made.facts))  # it draws for half a second
     folder, seen = tmp_path / "r", []

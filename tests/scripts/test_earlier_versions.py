@@ -58,7 +58,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_as_if_this_one_had_writte
     shutil.copytree(kept / task / "checkpoints", tmp_path / "resumed/c")
     assert run(task, kept, tmp_path / "resumed/c", tmp_path / "resumed/m", "--resume") == 0
     assert run(task, kept, tmp_path / "whole/c", tmp_path / "whole/m") == 0
-    # On the kind of processor that wrote the archive bit for bit; elsewhere the kept steps differ by rounding.
+    # Bit for bit on the kind of processor that wrote the archive; elsewhere kept steps differ by rounding.
     former = load_file(kept / task / "checkpoints/step2/model.safetensors")
     here = load_file(tmp_path / "whole/c/step2/model.safetensors")
     same = all(torch.equal(former[name], here[name]) for name in former)

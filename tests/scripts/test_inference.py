@@ -85,7 +85,7 @@ def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
     )
     tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id = 1, 2, 3
     read = read_blanks(tokenizer, "天[MASK]地<mask>", 50)
-    assert read.ids == (1, ord("天"), 9, ord("地"), 9, 2) and read.places == (2, 4)
+    assert read.ids == (1, ord("天"), 9, ord("地"), 9, 2) and read.positions == (2, 4)
 
 
 def test_a_model_is_asked_the_way_its_run_card_says(train, tmp_path, loaded):
@@ -307,7 +307,7 @@ def test_a_head_that_was_never_trained_does_not_pass_silently(tmp_path, model_di
         file,
         metadata={"format": "pt"},
     )
-    assert "輸出層會是亂數" in refused(tmp_path / "headless", capsys)
+    assert "輸出層會是隨機初始化" in refused(tmp_path / "headless", capsys)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path, model_dir, capsys):

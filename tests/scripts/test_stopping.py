@@ -239,7 +239,7 @@ def test_a_rank_that_is_killed_ends_the_others_under_a_launcher(tmp_path, model_
         said, _ = process.communicate(timeout=SOON)
         assert process.returncode != 0 and not ranks[0].is_running()
         messages = [line for line in said.splitlines() if line.startswith("✗")]
-        assert not messages or "行程 1 突然結束了" in messages[0] or "別的行程先結束了" in messages[0]
+        assert not messages or "rank 1 突然結束了" in messages[0] or "別的 rank 先結束了" in messages[0]
     finally:
         end(process)
 
@@ -272,10 +272,10 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from finetune.runtime import console
 from finetune.runtime.errors import RunError
-from finetune.runtime.distributed import World
+from finetune.runtime.distributed import Distributed
 
 def body():
-    world = World.init(cpu=True)
+    world = Distributed.init(cpu=True)
     world.barrier()
     print("ready", flush=True)
     if world.rank == {who}:
@@ -319,7 +319,7 @@ def test_without_a_launcher_too_no_rank_waits_for_a_dead_one(tmp_path, who, how)
         assert [process.wait(SOON) for process in others] == [1, 1] and time.monotonic() - ended < SOON
         lines = (tmp_path / "said").read_text("utf-8").splitlines()
         messages = [line for line in lines if line.startswith("✗")]
-        wanted = "我的硬碟壞了" if how == "fails" else f"行程 {who} 突然結束了"
+        wanted = "我的硬碟壞了" if how == "fails" else f"rank {who} 突然結束了"
         assert messages and wanted in messages[0], lines
     finally:
         for process in ranks:
@@ -410,7 +410,7 @@ def test_a_run_of_two_ranks_goes_on_bit_for_bit_and_on_one_rank_when_asked(
     one, other = (load_file(folder / NAME / "model.safetensors") for folder in (straight, resumed))
     assert all((one[key] == other[key]).all() for key in one)
     done = run(tmp_path / "alone", "--resume", ranks=1)
-    assert done.returncode != 0 and "行程數：檢查點 2，這次 1；加 --allow_world_size_change" in done.stderr
+    assert done.returncode != 0 and "rank 數：檢查點 2，這次 1；加 --allow_world_size_change" in done.stderr
     done = run(tmp_path / "alone", "--resume", "--allow_world_size_change", ranks=1)
-    assert done.returncode == 0 and "檢查點由 2 個行程寫出，這次是 1 個" in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 0 and "檢查點由 2 個 rank 寫出，這次是 1 個" in done.stderr, done.stderr[-3000:]
     assert losses(tmp_path / "alone") == pytest.approx(losses(straight)[3:], rel=0.1)

@@ -168,7 +168,7 @@ def test_the_model_trained_in_bf16_is_saved_in_fp32(train, tmp_path):
 
     assert train("--max_steps", 2, "--precision", "bf16", "--output_dir", "m") == 0
     with safe_open(tmp_path / "m/model.safetensors", "pt") as saved:
-        assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float32}
+        assert {saved.get_tensor(name).dtype for name in saved} == {torch.float32}
 
 
 # ---- several processes -------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_accelerate_launch_works(tmp_path, model_dir, exam_dir, flags):
     )
     done = run_process([*start, "--main_process_port", free_port(), *words], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (f"行程：{flags[-1]}" in done.stderr) and ("DeepSpeed（由" in done.stderr) == (
+    assert (f"rank 數：{flags[-1]}" in done.stderr) and ("DeepSpeed（由" in done.stderr) == (
         "--use_deepspeed" in flags
     )
 

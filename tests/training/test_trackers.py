@@ -56,10 +56,10 @@ def run(name: str, folder: Path, first: int = 1, fail: Exception | None = None, 
 def run_apart(name: str, folder: Path, first: int = 1, fail: str = "None") -> None:
     """The same in a process of its own, as trackers keep to one; nothing may reach its stdout."""
     code = (
-        f"import pathlib, test_tracking as t\nt.run({name!r}, pathlib.Path({str(folder)!r}), {first}, {fail})"
+        f"import pathlib, test_trackers as t\nt.run({name!r}, pathlib.Path({str(folder)!r}), {first}, {fail})"
     )
     env = {"HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio"), "HF_HOME": str(folder / "hf")}
-    paths = f"{ROOT / 'tests'}:{ROOT}"
+    paths = f"{ROOT / 'tests' / 'training'}:{ROOT / 'tests'}:{ROOT}"
     done = run_process([sys.executable, "-c", code], folder, PYTHONPATH=paths, **env)
     assert (done.returncode == 0) == (fail == "None"), done.stderr
     assert done.stdout == ""

@@ -1,0 +1,138 @@
+"""Base of the row handlers of batch prediction: how a row becomes an input, and a prediction a record."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from finetune.data.bad_rows import Unreadable
+from finetune.predict.predictor import AnyPredictor
+from finetune.runtime.errors import UserError
+from finetune.runtime.strict_json import dumps
+
+Row = dict[str, Any] | Unreadable
+Record = dict[str, Any]
+Block = list[tuple[int, tuple[int, Row]]]  # (number of the row, (line, row))
+Item = TypeVar("Item")  # a row as the model takes it
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
+
+
+class RowHandler(ABC, Generic[AnyPredictor, Item]):
+    """Base of the row handlers.
+
+    Attributes:
+        columns: of the output: name -> type, as `tables.write_table` takes them.
+        text: the column that the model reads.
+        method: the scoring method of questions.
+        remarks: how rows were read, where a person may not expect it -> how many rows.
+    """
+
+    columns: dict[str, str]
+    text = "prompt"
+    method = ""
+    remarks: Mapping[str, int] = {}
+
+    def __init__(self, flags, predictor: AnyPredictor):
+        self.flags, self.predictor = flags, predictor
+
+    def columns_in(self, suffix: str) -> dict[str, str]:
+        """Return the columns of an output of this format, a suffix."""
+        return self.columns
+
+    def formatter(self, suffix: str) -> Callable[[Record], Record]:
+        """Return how a record is written into an output of this format."""
+        return lambda record: record
+
+    def identity(self, source: Path) -> dict[str, Any]:
+        """Return what must be the same for a run to continue: the rows, the model, the settings."""
+        rows = hashlib.sha256()
+        with source.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                rows.update(block)
+        same = ("top_k", "word_length", "candidates", "orders", "precision", "answer_format")
+        if self.flags.encoding:
+            rows.update(self.flags.encoding.encode())
+        return {
+            "input": rows.hexdigest()[:16], "model": self.predictor.digest(), "scoring": self.method,
+            "decoding": str(self.flags.decoding) if self.predictor.is_causal else "",
+            **{name: getattr(self.flags, name) for name in same},
+        }  # fmt: skip
+
+    def answer(self, block: Block) -> list[Record]:
+        """Return one record for each row."""
+        records: list[Record] = []
+        pending: list[tuple[Record, Item]] = []
+        for number, (_, row) in block:
+            records.append(record := self.new_record(number, row))
+            try:
+                pending.append((record, self.read_row(record, row)))
+            except (ValueError, UserError) as error:
+                record["error"] = str(error)
+        self.predict(pending)
+        return records
+
+    @abstractmethod
+    def read_row(self, record: Record, row: Row) -> Item:
+        """Read a row as the model takes it; may add to its record.
+
+        Raises:
+            ValueError, UserError: the reason why it cannot be answered.
+        """
+
+    @abstractmethod
+    def predict(self, pending: list[tuple[Record, Item]]) -> None:
+        """Write the predictions into the records, which come with what `read_row` returned."""
+
+    def each(
+        self, pending: Sequence[tuple[Record, Entry]], answer: Callable[[list[Entry]], Sequence[Result]]
+    ) -> Iterator[tuple[Record, Result]]:
+        """Yield (record, result) of rows that are answered together, or one by one where that fails.
+
+        So a row whose answer is no number has its `error`, and the others keep their answers.
+        """
+        try:
+            results = answer([value for _, value in pending])
+        except UserError as error:
+            if len(pending) > 1:
+                for entry in pending:
+                    yield from self.each([entry], answer)
+            elif pending:
+                pending[0][0]["error"] = str(error)
+            return
+        yield from ((record, result) for (record, _), result in zip(pending, results, strict=True))
+
+    def tally(self, record: Record) -> None:  # noqa: B027  most handlers count nothing
+        """Count a record that is about to be written."""
+
+    def summary(self) -> tuple[list[str], dict[str, Any]]:
+        """Return what was counted: lines for the screen, and metrics for --json."""
+        return [], {}
+
+    def new_record(self, number: int, row: Row) -> Record:
+        """Return the record of a row that is not answered yet."""
+        values = row if isinstance(row, dict) else {}
+        record: Record = dict.fromkeys(self.columns)
+        name = values.get("id", values.get("ID"))
+        text = as_text(values.get(self.text))
+        record |= {"row": number, "id": None if name is None else as_text(name), self.text: text}
+        return record
+
+
+def as_text(value: object) -> str:
+    """Return a value as text that any file can hold."""
+    if not isinstance(value, str):  # a date, a number, bytes of parquet
+        value = "" if value is None else dumps(value, default=str)
+    return value.encode("utf-8", "replace").decode()
+
+
+def is_text(value: str) -> bool:
+    """Return False for half a surrogate pair, which JSON can hold and no tokenizer or file can."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

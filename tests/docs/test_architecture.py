@@ -1,0 +1,47 @@
+"""docs/architecture.md: what it names is there, and both languages name the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import ROOT
+from test_docs import LINK, LONGEST
+from test_house import WINGS
+
+PAGES = ("docs/architecture.md", "docs/architecture.zh-TW.md")
+FILE = re.compile(r"`(?:finetune/)?((?:\w+/)+\w+(?:\.\w+)?)`")
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_is_there(page):
+    named = FILE.findall(text_of(page))
+    assert len(set(named)) >= 40
+    for name in named:
+        assert (ROOT / "finetune" / name).exists() or (ROOT / name).exists(), name
+    for link in LINK.findall(text_of(page)):
+        assert (ROOT / "docs" / link).is_file(), link
+    assert len(text_of(page).splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_names_the_wings_in_their_order(page):
+    assert tuple(re.findall(r"^\| `(\w+)` \|", text_of(page), re.M)) == WINGS
+
+
+def test_both_languages_name_the_same():
+    english, chinese = (re.findall(r"`([^`]+)`", text_of(page)) for page in PAGES)
+    assert sorted(set(english)) == sorted(set(chinese))
+    assert FILE.findall(text_of(PAGES[0])) == FILE.findall(text_of(PAGES[1]))
+
+
+def test_the_changelog_leads_to_modules_that_are_there():
+    new = re.findall(r"`(finetune(?:\.\w+){2,})`", text_of("CHANGELOG.md"))
+    assert len(new) > 60
+    for name in new:
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or path.parent.with_suffix(".py").is_file(), name
