@@ -1,4 +1,4 @@
-"""index.html of a report: one page that needs nothing but itself, and how a figure is written.
+"""index.html of a report: one page that needs nothing but itself.
 
 The words and figures are those of `report.sections()`; the look is report.html.j2, where every text is
 escaped. Charts are HTML and SVG with real text: they grow with the screen, print, and can be searched.
@@ -14,23 +14,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.data.subjects import subject_title
 from finetune.evaluation import evaluator
 from finetune.reports import classification as classification_report
 from finetune.reports import perplexity, plots
+from finetune.reports.number_format import counted, percent, small, unbroken
+from finetune.reports.sections import Section
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from finetune.reports.report import Report
-    from finetune.reports.sections import Section
-
 SCRIPTS = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
 
 
-def render(report: Report, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str:
+class Content(Protocol):
+    """What the page shows; report.Report has it, and the other fields that the template reads."""
+
+    history: Sequence[dict[str, Any]]
+
+    def sections(self) -> list[Section]:
+        """Return a section for each set that holds questions."""
+        ...
+
+
+def render(report: Content, heat_maps: Mapping[str, bytes] = MappingProxyType({})) -> str:
     """Return the page of a report as HTML.
 
     Args:
@@ -72,34 +81,6 @@ def _template() -> Template:
         "subject": subject_title,
     }
     return environment.get_template("report.html.j2")
-
-
-# ---- figures as text ---------------------------------------------------------------------------------------
-
-
-def percent(share: float) -> str:
-    """Write a share as a percentage: 0.9484 as 94.8 %."""
-    return f"{share:.1%}".replace("%", " %")
-
-
-def small(share: float) -> str:
-    """Write a share as a percentage in running text: 0.25 as 25 %."""
-    return percent(share).replace(".0 %", " %")
-
-
-def points(difference: float) -> str:
-    """Write a difference of shares in percentage points: 0.0746 as +7.5."""
-    return f"{100 * difference:+.1f}"
-
-
-def counted(right: float) -> str:
-    """Write a number of right answers, with one decimal where ties counted in part."""
-    return f"{right:.1f}".removesuffix(".0")
-
-
-def unbroken(text: str) -> str:
-    """Return the text with no line break between a figure and its unit."""
-    return text.replace(" %", "\u00a0%").replace(" 題", "\u00a0題").replace(" 列", "\u00a0列")
 
 
 # ---- charts ------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from finetune.reports.classification import (
     overview_table,
     table,
 )
-from finetune.reports.html import percent, render, small
+from finetune.reports.html import render
+from finetune.reports.number_format import percent, small
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
     NOT_COMPARABLE,

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from finetune.data.subjects import CATEGORIES, subject_title
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, wilson
 from finetune.prompts.scoring_methods import GENERATE, parse
-from finetune.reports.html import counted, points, small
-
-if TYPE_CHECKING:
-    from finetune.reports.report import Report
+from finetune.reports.number_format import counted, points, small
 
 TITLES = {
     "test": "正式測驗", "held_back": "保留題", "validation": "驗證題", "train": "訓練題", "all": "全部題目",
@@ -22,6 +19,18 @@ TITLES = {
 NOT_COMPARABLE = "不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）"
 BASE_MODEL_TITLE = "微調前"  # the other model, when it is the one that training began from
 FAR = 0.25  # from here on an interval above chance is 遠高於 it
+
+
+class Context(Protocol):
+    """What sentences depend on beside the metrics; report.Report has it.
+
+    Attributes:
+        other: what the other model is called: 微調前, or a path.
+        notes: sentences that must stand beside every figure.
+    """
+
+    other: str
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def caveats(metrics: dict[str, Any], figure: Callable[[float], str] = "{:.3f}".f
 # ---- in words ----------------------------------------------------------------------------------------------
 
 
-def verdict_sentence(report: Report, metrics: dict[str, Any]) -> str:
+def verdict_sentence(report: Context, metrics: dict[str, Any]) -> str:
     """Return the verdict on one set of questions in plain words.
 
     The accuracy against chance, then against rules that read no question, then against the other model.
@@ -119,7 +128,7 @@ def verdict_sentence(report: Report, metrics: dict[str, Any]) -> str:
     return text + _against_other(report, metrics, good) + "。"
 
 
-def _against_other(report: Report, metrics: dict[str, Any], good: bool) -> str:
+def _against_other(report: Context, metrics: dict[str, Any], good: bool) -> str:
     """Return the clause on the other model; `good`: the clause before it was favourable."""
     if not metrics["other"]:
         return ""
@@ -133,17 +142,17 @@ def _against_other(report: Report, metrics: dict[str, Any], good: bool) -> str:
     return f"，{link}{'高' if gap > 0 else '低'}於{other}；差異{sure}"
 
 
-def our_name(report: Report, metrics: dict[str, Any]) -> str:
+def our_name(report: Context, metrics: dict[str, Any]) -> str:
     """Return the name of the evaluated model beside the other."""
     return "微調後" if report.other.startswith(BASE_MODEL_TITLE) and metrics["other"] else "這個模型"
 
 
-def other_name(report: Report) -> str:
+def other_name(report: Context) -> str:
     """Return the short name of the other model: of a path the last two parts."""
     return "/".join(Path(report.other).as_posix().strip("/").split("/")[-2:])
 
 
-def section_notes(report: Report, metrics: dict[str, Any]) -> list[str]:
+def section_notes(report: Context, metrics: dict[str, Any]) -> list[str]:
     """Return the notes that must stand beside the metrics of a set."""
     return [*report.notes, *caveats(metrics, small)]
 
@@ -192,7 +201,7 @@ def calibration(metrics: dict[str, Any]) -> str:
 # ---- in figures --------------------------------------------------------------------------------------------
 
 
-def score_rows(report: Report, metrics: dict[str, Any]) -> list[ScoreRow]:
+def score_rows(report: Context, metrics: dict[str, Any]) -> list[ScoreRow]:
     """Return every accuracy of a set: of the model, the other model, rules that read no question, chance."""
     rows = []
     for role, name, scores, macro in (
@@ -230,7 +239,7 @@ def ranked(parts: dict[str, dict]) -> list[ScoreRow]:
     return sorted(rows, key=lambda row: -row.accuracy)
 
 
-def comparison(report: Report, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def comparison(report: Context, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (label, value) of the paired test of two models; empty without another model."""
     if not (pair := metrics["paired"]):
         return []

@@ -114,8 +114,10 @@ def written_by(args: TrainArgs) -> list[tuple[str, Path]]:
     around = f"--output_dir {args.output_dir}（模型，和旁邊的 train_log.jsonl、report/）"
     report = f"--output_dir {args.output_dir} 旁的 report/"
     return [
-        save, (around, output.with_name(".training.lock")), (report, locks.lock_path(output.parent / "report"))
-    ]  # fmt: skip
+        save,
+        (around, output.with_name(".training.lock")),
+        (report, locks.lock_path(output.parent / "report")),
+    ]
 
 
 def check_given(args: TrainArgs, given: frozenset[str]) -> None:

@@ -91,7 +91,7 @@ def test_what_goes_wrong_inside_is_one_line_and_a_traceback_only_on_request(monk
     def broken(*_):
         raise ValueError("這裡壞了")
 
-    monkeypatch.setattr(inference, "answer", broken)
+    monkeypatch.setattr(inference, "predict", broken)
     assert inference.main(["--prompt", "天"]) == 1
     seen = capsys.readouterr().err
     assert "這裡壞了" in seen and "Traceback" not in seen

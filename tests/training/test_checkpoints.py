@@ -483,7 +483,7 @@ def test_a_merged_model_can_be_gone_on_with_when_the_run_was_killed_before_its_e
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning_llm, "examine", killed)
+        patch.setattr(fine_tuning_llm, "evaluate", killed)
         assert train(*words) == 130
     assert (tmp_path / NAME / "run_card.json").is_file()
     assert train(*words, "--resume") == 0

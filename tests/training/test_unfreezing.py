@@ -196,14 +196,14 @@ def test_other_encoders_freeze_by_their_own_parts(train, tmp_path, family):
 def test_a_schedule_longer_than_the_run_is_told(train, capfd):
     assert train("--max_steps", 4, "--unfreeze_every", 100, "--exam_limit", 4) == 0
     told = capfd.readouterr().err
-    assert "最下面的層要 300 步後才開始學" in told and "100 步後學習" in told
+    assert "最下面的層要 300 步後才開始訓練" in told and "100 步後學習" in told
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--from_scratch", "--freeze", "all_but_head"], "底模是亂數權重"),
-        (["--objective", "choice", "--freeze", "head"], "輸出層是新裝的（亂數）"),
+        (["--from_scratch", "--freeze", "all_but_head"], "底模是隨機初始化的"),
+        (["--objective", "choice", "--freeze", "head"], "輸出層是新裝的（隨機初始化）"),
     ],
 )
 def test_random_weights_that_will_never_learn_are_warned_of(train, capfd, flags, says):
