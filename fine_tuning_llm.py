@@ -233,7 +233,7 @@ def build_engine(run: Run) -> Engine:
 
 
 def make_checkpoints(run: Run, engine: Engine) -> Checkpoints:
-    """Make the keeper of this run's checkpoints."""
+    """Make the object that saves and restores this run's checkpoints."""
     from finetune.training.checkpoints import Checkpoints
 
     args, identity = run.args, run.identity(engine.kind, engine.config.precision)
@@ -357,11 +357,13 @@ def evaluate(run: Run, state: TrainingState) -> None:
 def chat_with_tuning_llm(prompt: str, top_k: int = 200, model_path: str = console.MODEL_FOLDER) -> list[str]:
     """Return the tuned model's likeliest words for the first [MASK], or a causal model's one reply."""
     from finetune.models.generation import Decoding
+    from finetune.predict.loading import predictor_of_kind
 
     predictor = _predictor(model_path)
     if predictor.kind == "causal":
         return predictor.generate([predictor.encode(prompt)], Decoding())
-    return predictor.fill_first(prompt, top_k)
+    masked = predictor_of_kind("masked", predictor.model, predictor.tokenizer, predictor.device)
+    return masked.fill_first(prompt, top_k)
 
 
 def general_chat(prompt: str, top_k: int = 200, model_path: str = "bert-base-chinese") -> list[str]:

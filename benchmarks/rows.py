@@ -73,9 +73,9 @@ def measure(path: str) -> None:
 
     exam = read_exam(path)
     done("read")
-    pools = split_exam(exam, (0.8, 0.1, 0.1), "fit", 42)
+    splits = split_exam(exam, (0.8, 0.1, 0.1), "fit", 42)
     done("split")
-    objectives = [ExamObjective("answer", prompts, rows, 42) for rows in (pools.fit, pools.validation)]
+    objectives = [ExamObjective("answer", prompts, rows, 42) for rows in (splits.fit, splits.validation)]
     fitted = question_fingerprints(objectives[0].rows)
     done("encode")
     teach = objectives[0]

@@ -111,8 +111,8 @@ def build(world, precision: str, stage: int, width: int):
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**shape))
     count = sum(weight.numel() for weight in model.parameters())
-    recipe = EngineConfig(1e-4, 0.01, 1.0, 0, precision, ROWS, PASSES)
-    return DeepSpeedEngine(model, world, recipe, resolved), count
+    engine_config = EngineConfig(1e-4, 0.01, 1.0, 0, precision, ROWS, PASSES)
+    return DeepSpeedEngine(model, world, engine_config, resolved), count
 
 
 def measure(world, precision: str, stage: int, width: int) -> dict:

@@ -1,6 +1,4 @@
-"""A flat package of nouns on which `fine_tuning_llm.py` and `inference.py` stand. It never imports a
-script.
-"""
+"""Package on which `fine_tuning_llm.py` and `inference.py` stand; it never imports a script."""
 
 import sys
 

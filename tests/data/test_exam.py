@@ -154,10 +154,10 @@ def questions(count, subject="s", split="train"):
 
 def test_splits_keep_their_shares_in_the_whole_and_nearly_so_in_each_subject():
     exam = Exam({"train": questions(100, "x") + questions(40, "y") + questions(60, "z")}, "test")
-    pools = split_exam(exam, RATIO, "fit", seed=3)
-    assert [len(pools.fit), len(pools.validation), len(pools.held_out)] == [140, 50, 10]
+    splits = split_exam(exam, RATIO, "fit", seed=3)
+    assert [len(splits.fit), len(splits.validation), len(splits.held_out)] == [140, 50, 10]
     for subject, count in (("x", 100), ("y", 40), ("z", 60)):
-        assert abs(sum(q.subject == subject for q in pools.fit) - 0.7 * count) <= 2
+        assert abs(sum(q.subject == subject for q in splits.fit) - 0.7 * count) <= 2
 
 
 def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_rows():
@@ -181,12 +181,14 @@ def test_official_test_rows_are_never_fitted_on_unless_the_pool_is_all(exam_dir)
 def test_the_same_question_never_stands_on_both_sides_of_a_split():
     again = Question("S 1 ！", ("b", "ａ"), 1, "s", "again")  # other width, case, punctuation and order
     rows = questions(20)
-    pools = split_exam(Exam({"train": rows, "test": [again]}, ""), RATIO, "fit", 0)
+    splits = split_exam(Exam({"train": rows, "test": [again]}, ""), RATIO, "fit", 0)
     assert again.fingerprint == rows[1].fingerprint
-    assert pools.duplicates == 1
-    assert again.fingerprint not in {q.fingerprint for q in [*pools.fit, *pools.validation, *pools.held_out]}
+    assert splits.duplicates == 1
+    assert again.fingerprint not in {
+        q.fingerprint for q in [*splits.fit, *splits.validation, *splits.held_out]
+    }
 
 
 def test_a_file_without_test_rows_is_all_pool(tmp_path):
-    pools = split_exam(Exam({"": questions(20)}, ""), RATIO, "fit", 0)
-    assert len(pools.fit) == 14 and not pools.test
+    splits = split_exam(Exam({"": questions(20)}, ""), RATIO, "fit", 0)
+    assert len(splits.fit) == 14 and not splits.test

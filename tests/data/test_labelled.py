@@ -514,47 +514,47 @@ def test_a_text_never_stands_on_both_sides_whatever_its_width_or_punctuation(cap
     }
     for kept in (("train", "validation", "test"), ("train", "test"), ("train",)):
         catalogue = catalogue_of({split: rows[split] for split in kept}, 3)
-        pools = split_labelled(catalogue, RATIO, 1)
-        sides = [pools.fit, pools.validation, pools.held_out, pools.test]
+        splits = split_labelled(catalogue, RATIO, 1)
+        sides = [splits.fit, splits.validation, splits.held_out, splits.test]
         prints = [{row.fingerprint for row in side} for side in sides]
         assert sum(map(len, prints)) == len(set().union(*prints))
-        assert pools.test == rows["test"] * ("test" in kept)
+        assert splits.test == rows["test"] * ("test" in kept)
         unique = [row for side in sides[:3] for row in side]
         assert len(unique) == len({row.fingerprint for row in unique})
-        assert pools.duplicates == len(catalogue) - len(pools.test) - len(unique) > 0
+        assert splits.duplicates == len(catalogue) - len(splits.test) - len(unique) > 0
     assert "標籤卻不同" in capsys.readouterr().err
 
 
 def test_of_the_same_text_with_other_labels_the_first_is_kept_and_the_others_counted(capsys):
     rows = [Labelled("天地", labels=(0,)), Labelled("天，地", labels=(1,)), Labelled("天 地", labels=(0,))]
     rows += labelled((0,), (1,))
-    pools = split_labelled(catalogue_of({"": rows}, 2), (1, 0, 0), 0)
-    assert pools.duplicates == 2 and rows[0] in pools.fit and len(pools.fit) == 3
+    splits = split_labelled(catalogue_of({"": rows}, 2), (1, 0, 0), 0)
+    assert splits.duplicates == 2 and rows[0] in splits.fit and len(splits.fit) == 3
     assert "有 1 列的文字與別列相同、標籤卻不同" in capsys.readouterr().err
 
 
 def test_an_official_validation_split_is_the_one_to_choose_by(capsys):
     parts = {split: labelled(*[(0,), (1,)] * 9, seed=seed) for seed, split in enumerate(("train", "test"))}
     official = labelled((0,), (1,), seed=7)
-    pools = split_labelled(catalogue_of({**parts, "validation": official}, 2), RATIO, 0)
-    assert pools.validation == official and not pools.held_out and pools.test == parts["test"]
-    assert sorted(pools.fit, key=str) == sorted(parts["train"], key=str)
+    splits = split_labelled(catalogue_of({**parts, "validation": official}, 2), RATIO, 0)
+    assert splits.validation == official and not splits.held_out and splits.test == parts["test"]
+    assert sorted(splits.fit, key=str) == sorted(parts["train"], key=str)
     assert "⚠️" not in capsys.readouterr().err
-    pools = split_labelled(
+    splits = split_labelled(
         catalogue_of({"train": parts["train"] + official, "validation": official}, 2), RATIO, 0
     )
-    assert pools.validation == official and len(pools.fit) == 18 and pools.duplicates == 2
+    assert splits.validation == official and len(splits.fit) == 18 and splits.duplicates == 2
     with pytest.raises(UserError, match="0 列"):
         split_labelled(catalogue_of({"test": official, "train": official}, 2), RATIO, 0)
 
 
 def test_where_there_is_an_official_test_nothing_more_is_kept_back_from_training(capsys):
     parts = {split: labelled(*[(0,), (1,)] * 50, seed=seed) for seed, split in enumerate(("train", "test"))}
-    pools = split_labelled(catalogue_of(parts, 2), (0.7, 0.2, 0.1), 0)
-    assert [len(pools.fit), len(pools.validation), len(pools.held_out)] == [80, 20, 0]
-    assert pools.test == parts["test"] and "保留 0.1 併入訓練" in capsys.readouterr().err
-    pools = split_labelled(catalogue_of({"train": parts["train"]}, 2), (0.7, 0.2, 0.1), 0)
-    assert [len(pools.fit), len(pools.validation), len(pools.held_out)] == [70, 20, 10]
+    splits = split_labelled(catalogue_of(parts, 2), (0.7, 0.2, 0.1), 0)
+    assert [len(splits.fit), len(splits.validation), len(splits.held_out)] == [80, 20, 0]
+    assert splits.test == parts["test"] and "保留 0.1 併入訓練" in capsys.readouterr().err
+    splits = split_labelled(catalogue_of({"train": parts["train"]}, 2), (0.7, 0.2, 0.1), 0)
+    assert [len(splits.fit), len(splits.validation), len(splits.held_out)] == [70, 20, 10]
 
 
 @pytest.mark.parametrize(
@@ -566,15 +566,15 @@ def test_every_class_is_within_one_row_of_its_shares_and_so_is_the_whole_of_thre
         sizes = [rng.choice((1, 2, 3, 5, 8, 40, 133)) for _ in range(rng.randint(2, 12))]
         rows = labelled(*[(label,) for label, size in enumerate(sizes) for _ in range(size)], seed=trial)
         rng.shuffle(rows)
-        pools = split_labelled(catalogue_of({"": rows}, len(sizes)), ratio, trial)
-        sides = (pools.fit, pools.validation, pools.held_out)
+        splits = split_labelled(catalogue_of({"": rows}, len(sizes)), ratio, trial)
+        sides = (splits.fit, splits.validation, splits.held_out)
         assert sorted(map(str, rows)) == sorted(str(row) for side in sides for row in side)
         for share, side in zip(ratio, sides, strict=True):
             counts = Counter(row.labels[0] for row in side)
             for label, size in enumerate(sizes):
                 assert abs(counts[label] - share * size) < 1 + 1e-9
             assert share or not side
-        assert {row.labels[0] for row in pools.fit} == {*range(len(sizes))}
+        assert {row.labels[0] for row in splits.fit} == {*range(len(sizes))}
         if ratio == RATIO and min(sizes) > 1:
             assert all(
                 abs(len(side) - share * len(rows)) <= 2 for share, side in zip(ratio, sides, strict=True)
@@ -583,10 +583,10 @@ def test_every_class_is_within_one_row_of_its_shares_and_so_is_the_whole_of_thre
 
 def test_rows_whose_sets_of_labels_are_all_different_are_still_dealt_by_the_shares():
     sets = [tuple(label for label in range(8) if number >> label & 1) for number in range(256)]
-    pools = split_labelled(catalogue_of({"": labelled(*sets)}, 8, multi=True), RATIO, 0)
-    sizes = [len(pools.fit), len(pools.validation), len(pools.held_out)]
+    splits = split_labelled(catalogue_of({"": labelled(*sets)}, 8, multi=True), RATIO, 0)
+    sizes = [len(splits.fit), len(splits.validation), len(splits.held_out)]
     assert all(abs(size - 256 * share) <= 2 for size, share in zip(sizes, RATIO, strict=True)), sizes
-    assert {label for row in pools.fit for label in row.labels} == {*range(8)}
+    assert {label for row in splits.fit for label in row.labels} == {*range(8)}
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_rows():

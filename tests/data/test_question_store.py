@@ -96,20 +96,20 @@ def test_rows_are_split_as_a_plain_loop_over_lists_splits_them(place, pool, pass
         for name, count in (("train", 90), ("test", 40), ("validation", 31))
     }
     exam["train"] += exam["test"][:5] + exam["validation"][:7]
-    shelf = QuestionStore()
-    told = {name: QuestionView(made, shelf) for name, made in exam.items()} if shelved else exam
-    pools = split_exam(Exam(told, ""), RATIO, pool, 3)
+    store = QuestionStore()
+    told = {name: QuestionView(made, store) for name, made in exam.items()} if shelved else exam
+    splits = split_exam(Exam(told, ""), RATIO, pool, 3)
     fit, validation, held_back, twice = slow_split(exam, pool, 3)
-    assert twice > 10 and pools.duplicates == twice
-    assert (pools.fit, pools.validation, pools.held_out) == (fit, validation, held_back)
-    assert pools.test == ([] if pool == "all" else exam["test"])
+    assert twice > 10 and splits.duplicates == twice
+    assert (splits.fit, splits.validation, splits.held_out) == (fit, validation, held_back)
+    assert splits.test == ([] if pool == "all" else exam["test"])
 
 
 def test_rows_of_several_shelves_are_joined_too():
     told = questions(20)
-    shelf = QuestionStore()
+    store = QuestionStore()
     assert (
-        concat([QuestionView(told[:5], shelf), QuestionView(told[5:12], shelf), QuestionView(store=shelf)])
+        concat([QuestionView(told[:5], store), QuestionView(told[5:12], store), QuestionView(store=store)])
         == told[:12]
     )
     assert concat([QuestionView(told[:5]), QuestionView(told[5:])]) == told
@@ -127,18 +127,18 @@ def test_the_same_few_are_drawn_from_a_list_and_from_a_shelf():
 
 
 def test_a_full_disk_is_said_with_the_place_and_the_way_out(monkeypatch):
-    shelf, told = QuestionStore(), questions(2)
-    shelf.append(told[0])
+    store, told = QuestionStore(), questions(2)
+    store.append(told[0])
 
     class Full:
         def seek(self, at):  # it may be found out as late as that: what is written waits in a buffer
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shelf, "_file", Full())
-    for use in (lambda: shelf.append(told[1]), lambda: shelf[0]):
+    monkeypatch.setattr(store, "_file", Full())
+    for use in (lambda: store.append(told[1]), lambda: store[0]):
         with pytest.raises(UserError, match="No space left on device.*TMPDIR"):
             use()
-    assert len(shelf) == 1
+    assert len(store) == 1
 
 
 def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatch):

@@ -70,11 +70,11 @@ def test_every_question_has_one_right_answer_and_every_fact_is_told():
 
 
 def test_what_is_asked_in_the_exam_is_never_asked_in_training():
-    pools = split_exam(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
-    assert not {q.stem for q in pools.test} & {q.stem for q in [*pools.fit, *pools.validation]}
-    assert len(pools.test) > 250
-    places = Counter(q.answer for q in pools.test)
-    assert max(places.values()) / len(pools.test) < 0.32  # no habit of the key to learn
+    splits = split_exam(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
+    assert not {q.stem for q in splits.test} & {q.stem for q in [*splits.fit, *splits.validation]}
+    assert len(splits.test) > 250
+    places = Counter(q.answer for q in splits.test)
+    assert max(places.values()) / len(splits.test) < 0.32  # no habit of the key to learn
 
 
 def test_labelled_rows_are_each_fact_once_or_each_thing_once_with_all_its_subjects(tmp_path):

@@ -19,7 +19,7 @@ def promises(page: str) -> list[tuple[str, list[str]]]:
     return [(promise, NAMED.findall(proof)) for promise, proof in rows if "`test_" in proof]
 
 
-def tests_there() -> set[str]:
+def names_of_tests() -> set[str]:
     """`test_x` of every file test_x.py below tests/, and the names of all tests."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     trees = [ast.parse(path.read_text("utf-8")) for path in files]
@@ -29,7 +29,7 @@ def tests_there() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_promise_names_tests_that_are_there(page):
-    made, there = promises(page), tests_there()
+    made, there = promises(page), names_of_tests()
     rows = [line for line in (ROOT / page).read_text("utf-8").splitlines() if line.startswith("| ")]
     heads = len(re.findall(r"^\|---", (ROOT / page).read_text("utf-8"), re.M))
     assert len(made) == len(rows) - heads - sum("|---" in row for row in rows) >= 20

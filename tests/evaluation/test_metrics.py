@@ -231,16 +231,16 @@ def test_k_options_of_equal_score_count_one_kth_in_every_figure():
         scores.append(row)
         top = [i for i in range(width) if row[i] == max(row)]
         broken.append([top[turn % len(top)] for turn in range(12)])  # 12: by 2, 3 and 4
-    sitting = evaluator.ExamResult(questions, Scores(scores), "joint", "1")
+    result = evaluator.ExamResult(questions, Scores(scores), "joint", "1")
     ways = [[one[turn] for one in broken] for turn in range(12)]
     expected = statistics.fmean(
         sum(q.answer == p for q, p in zip(questions, way, strict=True)) / 60 for way in ways
     )
-    found = metrics.accuracy(questions, sitting.predictions)
-    assert found["accuracy"] == pytest.approx(expected) == pytest.approx(sitting.accuracy)
+    found = metrics.accuracy(questions, result.predictions)
+    assert found["accuracy"] == pytest.approx(expected) == pytest.approx(result.accuracy)
     assert found["right"] == pytest.approx(60 * expected)
-    assert metrics.by_subject(questions, sitting.predictions)["physics"] == metrics.share(found["right"], 60)
-    letters = metrics.letters(questions, sitting.predictions)
+    assert metrics.by_subject(questions, result.predictions)["physics"] == metrics.share(found["right"], 60)
+    letters = metrics.letters(questions, result.predictions)
     single = [metrics.letters(questions, way) for way in ways]
     assert letters["recall"] == pytest.approx(numpy.mean([one["recall"] for one in single], axis=0))
     assert letters["chosen"] == pytest.approx(numpy.mean([one["chosen"] for one in single], axis=0))
@@ -253,7 +253,7 @@ def test_k_options_of_equal_score_count_one_kth_in_every_figure():
     assert hits == pytest.approx(60 * expected)
     other = [rng.randrange(len(q.options)) for q in questions]
     gaps = [metrics.difference(questions, way, other)["difference"] for way in ways]
-    assert metrics.difference(questions, sitting.predictions, other)["difference"] == pytest.approx(
+    assert metrics.difference(questions, result.predictions, other)["difference"] == pytest.approx(
         statistics.fmean(gaps)
     )
 

@@ -68,19 +68,20 @@ def full(text="") -> report.Report:
         ask(SUBJECTS, 4, text=text),
         ask([text or "一個名字長得_一行放不下_而且沒有空格的科目"], 40, text=text),
     )
-    results, sittings = {}, {}
+    results, exam_results = {}, {}
     for name, rows in (("held_back", one), ("test", many)):
         mine, other = sat(rows, 0.6, cyclic=name == "test"), sat(rows, 0.1, seed=5)
         alone, unseen = sat(rows, 0.05, seed=6), sat(ask(["physics"], 50, seed=9), 0.5)
         results[name] = evaluator.compute_metrics(mine, other, TrainedQuestions.of(rows[:15]), alone, unseen)
-        sittings[name] = (mine, other)
+        exam_results[name] = (mine, other)
     history = [
         {"step": s, "train_loss": 3 / s, "validation_loss": 4 / s, "validation_accuracy": 1 - 1 / s}
         for s in range(1, 9)
     ]
+    title = text or sections.BASE_MODEL_TITLE
     return report.Report(
-        {"模型": text or "甲", "題庫": text or "乙"}, results, sittings, text or sections.BASE_MODEL_TITLE,
-        "other", history, 5, [sections.NOT_COMPARABLE, *filter(None, [text])],
+        {"模型": text or "甲", "題庫": text or "乙"}, results, exam_results, title, "other", history, 5,
+        [sections.NOT_COMPARABLE, *filter(None, [text])],
     )  # fmt: skip
 
 
@@ -222,11 +223,11 @@ def test_a_temperature_that_could_not_be_fitted_is_said():
 @pytest.mark.parametrize("sure, said", [(8.0, "過度自信"), (0.01, "信心不足"), (1.2, "可能只是抽樣的起伏")])
 def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure, said):
     rows = ask(["physics"], 60)
-    sitting = sat(rows, 0)
-    for index, row in enumerate(sitting.scores):  # every second question right, whatever the confidence
+    result = sat(rows, 0)
+    for index, row in enumerate(result.scores):  # every second question right, whatever the confidence
         chosen = rows[index].answer if index % 2 else (rows[index].answer + 1) % 4
         row[:] = [sure * (i == chosen) for i in range(4)]
-    assert said in sections.calibration(evaluator.compute_metrics(sitting))
+    assert said in sections.calibration(evaluator.compute_metrics(result))
 
 
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):

@@ -105,8 +105,8 @@ def test_no_file_that_outgrows_the_disk_harms_the_former_model_or_checkpoint(
         if now != former:  # it broke off after the new model stood, at its report
             assert weights_hash(folder / "checkpoints/best") == now
         ended.add(seen.split("✗ ")[1][:6])
-        shelf = folder / "checkpoints/earlier_1"
-        assert not shelf.exists() or checkpoints.complete(shelf) == kept
+        archive = folder / "checkpoints/earlier_1"
+        assert not archive.exists() or checkpoints.complete(archive) == kept
         assert train(*STEPS, "--seed", 5, "--resume") == 0, capsys.readouterr().err[-500:]
         capsys.readouterr()
         assert weights_hash(folder / NAME) == weights_hash(folder / "checkpoints/best") != former
@@ -124,14 +124,14 @@ def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(tr
     one = Distributed(0, 1, torch.device("cpu"))
 
     def acts(folder: Path):
-        keeper = Checkpoints(folder / "checkpoints", {}, 2, one)
+        saver = Checkpoints(folder / "checkpoints", {}, 2, one)
 
         def write(half: Path) -> None:
             shutil.copytree(trained / "checkpoints/best", half, dirs_exist_ok=True)
             (half / manifest.FILE).unlink()
 
-        yield lambda: keeper.save(TrainingState(step=8), write)
-        yield lambda: keeper.save_best(write)
+        yield lambda: saver.save(TrainingState(step=8), write)
+        yield lambda: saver.save_best(write)
         yield lambda: publishing.publish(folder / "checkpoints/best", folder / NAME, _Lesson())
 
     class _Lesson:
@@ -181,7 +181,7 @@ def test_the_oldest_checkpoint_makes_room_for_the_newest(tmp_path):
     from finetune.training.checkpoints import Checkpoints
     from finetune.training.state import TrainingState
 
-    keeper = Checkpoints(tmp_path, {}, 2, Distributed(0, 1, torch.device("cpu")))
+    saver = Checkpoints(tmp_path, {}, 2, Distributed(0, 1, torch.device("cpu")))
     room = 2
 
     def write(folder: Path) -> None:
@@ -190,12 +190,12 @@ def test_the_oldest_checkpoint_makes_room_for_the_newest(tmp_path):
         (folder / "x").write_text("x")
 
     for step in (1, 2, 3):
-        keeper.save(TrainingState(step=step), write)
-    assert keeper.names() == ["step2", "step3"]
+        saver.save(TrainingState(step=step), write)
+    assert saver.names() == ["step2", "step3"]
     (tmp_path / "step3/x").write_text("y")  # the newest is broken: the one before it is all there is
     with pytest.raises(RunError, match="step2，加 --resume"):
-        keeper.save(TrainingState(step=4), write)
-    assert keeper.names() == ["step2", "step3"]
+        saver.save(TrainingState(step=4), write)
+    assert saver.names() == ["step2", "step3"]
 
 
 def test_words_of_a_library_about_a_full_disk_end_in_the_same_message(train, tmp_path, monkeypatch, capsys):
@@ -341,9 +341,9 @@ def test_steps_without_a_number_are_left_out_on_request_and_change_nothing(
 
 
 def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(loaded):
-    from test_engine import ONE, examples_of, recipe
+    from test_engine import ONE, engine_config, examples_of
 
-    how = recipe()
+    how = engine_config()
     how.skip_bad = True
     made = Engine(copy.deepcopy(loaded[0]), ONE, how)
     good = collate(examples_of(loaded), 0)
@@ -366,9 +366,9 @@ def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(loaded):
 
 
 def test_a_gradient_that_is_no_number_is_found_though_the_loss_is_one(loaded):
-    from test_engine import ONE, examples_of, recipe
+    from test_engine import ONE, engine_config, examples_of
 
-    made = Engine(copy.deepcopy(loaded[0]), ONE, recipe())
+    made = Engine(copy.deepcopy(loaded[0]), ONE, engine_config())
     first = next(made.forward_model.parameters())
     first.register_hook(lambda gradient: gradient * float("inf"))
     before = copy.deepcopy(made.full_weights())

@@ -64,8 +64,8 @@ def twice(tmp_path_factory, model_dir, exam_dir):
 
 def test_a_persons_files_outlive_the_model_they_lay_beside(twice):
     assert all_there(twice / NAME, *OWN)
-    shelf = twice / "checkpoints/earlier_1/best"  # another run's best model: moved aside as a whole
-    assert all_there(shelf, *OWN) and manifest.verify(shelf) == []
+    archive = twice / "checkpoints/earlier_1/best"  # another run's best model: moved aside as a whole
+    assert all_there(archive, *OWN) and manifest.verify(archive) == []
     assert all_there(twice / "report", "notes.txt", "confusion_of_mine.png")
     assert (twice / "checkpoints/.step_by_step").is_dir()
 
@@ -85,13 +85,13 @@ def test_all_that_a_run_leaves_has_the_mode_that_the_umask_gives(twice):
 
 
 def test_the_best_model_keeps_what_a_person_put_beside_it_and_is_none_the_worse(trained_best):
-    keeper, how = trained_best
-    put(keeper.best, *OWN)
-    assert manifest.verify(keeper.best) == []
-    keeper.save_best(how)
-    assert all_there(keeper.best, *OWN) and manifest.verify(keeper.best) == []
-    (keeper.best / "pytorch_model.bin").write_text("x")  # no note: a model would be read from it
-    assert manifest.verify(keeper.best) == ["多了 pytorch_model.bin"]
+    saver, how = trained_best
+    put(saver.best, *OWN)
+    assert manifest.verify(saver.best) == []
+    saver.save_best(how)
+    assert all_there(saver.best, *OWN) and manifest.verify(saver.best) == []
+    (saver.best / "pytorch_model.bin").write_text("x")  # no note: a model would be read from it
+    assert manifest.verify(saver.best) == ["多了 pytorch_model.bin"]
 
 
 @pytest.fixture
@@ -101,14 +101,14 @@ def trained_best(tmp_path):
     from finetune.runtime.distributed import Distributed
     from finetune.training.checkpoints import Checkpoints
 
-    keeper = Checkpoints(tmp_path / "checkpoints", {}, 2, Distributed(0, 1, torch.device("cpu")))
+    saver = Checkpoints(tmp_path / "checkpoints", {}, 2, Distributed(0, 1, torch.device("cpu")))
 
     def write(folder: Path) -> None:
         (folder / "run_card.json").write_text("{}")
         (folder / "model.safetensors").write_text("x")
 
-    keeper.save_best(write)
-    return keeper, write
+    saver.save_best(write)
+    return saver, write
 
 
 def test_files_are_carried_over_as_they_are_and_never_over_those_of_the_new_model(tmp_path):

@@ -573,7 +573,7 @@ def test_questions_about_one_passage_stay_on_one_side(teach, tmp_path):
 
     rows = [[str(n), f"文章{n // 3}", f"問{n}", "甲", "乙", "丙", "丁", "1"] for n in range(60)]
     names = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案")
-    pools = split_exam(read_exam(str(write_csv(tmp_path / "r.csv", rows, names))), (0.6, 0.3, 0.1), "fit", 0)
-    parts = [{q.passage for q in part} for part in (pools.fit, pools.validation, pools.held_out)]
+    splits = split_exam(read_exam(str(write_csv(tmp_path / "r.csv", rows, names))), (0.6, 0.3, 0.1), "fit", 0)
+    parts = [{q.passage for q in part} for part in (splits.fit, splits.validation, splits.held_out)]
     assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 20
-    assert [len(p) for p in (pools.fit, pools.validation, pools.held_out)] == [36, 18, 6]
+    assert [len(p) for p in (splits.fit, splits.validation, splits.held_out)] == [36, 18, 6]

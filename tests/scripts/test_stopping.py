@@ -110,7 +110,7 @@ def test_a_stop_reaches_other_processes_as_a_stop():
 def test_afterwards_signals_mean_what_they_meant_before():
     before = [signal.getsignal(signum) for signum in signals.SIGNALS]
     with signals.StopRequest() as stop, stop.patient():
-        assert all(signal.getsignal(signum) == stop._note for signum in signals.SIGNALS)
+        assert all(signal.getsignal(signum) == stop._handle for signum in signals.SIGNALS)
     assert [signal.getsignal(signum) for signum in signals.SIGNALS] == before
     with pytest.raises(Stopped), signals.StopRequest():
         signal.raise_signal(signal.SIGTERM)

@@ -138,24 +138,24 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_pat
 
 
 def test_the_limit_keeps_the_newest(tmp_path):
-    keeper = Checkpoints(tmp_path, {}, keep=2, world=ONE)
+    saver = Checkpoints(tmp_path, {}, keep=2, world=ONE)
     for step in (2, 10, 9):
-        keeper.save(TrainingState(step=step), lambda folder: (folder / "x").write_text("x"))
-    assert keeper.names() == ["step9", "step10"] and keeper.newest_step() == 10
+        saver.save(TrainingState(step=step), lambda folder: (folder / "x").write_text("x"))
+    assert saver.names() == ["step9", "step10"] and saver.newest_step() == 10
 
 
 def test_a_save_that_breaks_off_leaves_no_half_checkpoint(tmp_path):
-    keeper = Checkpoints(tmp_path, {"a": 1}, keep=2, world=ONE)
-    keeper.save(TrainingState(step=1, best_accuracy=0.5), lambda folder: None)
+    saver = Checkpoints(tmp_path, {"a": 1}, keep=2, world=ONE)
+    saver.save(TrainingState(step=1, best_accuracy=0.5), lambda folder: None)
 
     def breaks(folder):
         (folder / "part").write_text("x")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RunError, match="step2 寫不進.*No space left on device.*step1，加 --resume 接續"):
-        keeper.save(TrainingState(step=2), breaks)
-    assert keeper.names() == ["step1"] and find(tmp_path, "") == tmp_path / "step1"
-    assert keeper.load(tmp_path / "step1", lambda folder: None) == TrainingState(step=1, best_accuracy=0.5)
+        saver.save(TrainingState(step=2), breaks)
+    assert saver.names() == ["step1"] and find(tmp_path, "") == tmp_path / "step1"
+    assert saver.load(tmp_path / "step1", lambda folder: None) == TrainingState(step=1, best_accuracy=0.5)
     with pytest.raises(UserError, match="a：檢查點 1，這次 2"):
         Checkpoints(tmp_path, {"a": 2}, 2, ONE).load(tmp_path / "step1", lambda folder: None)
 
@@ -318,8 +318,8 @@ def test_the_newest_checkpoint_that_verifies_is_gone_on_from_and_those_passed_ov
     assert "從 checkpoints/step4 接續" in seen and "重新挑選" not in seen
     ours = weights(tmp_path)
     assert all(torch.equal(ours[key], straight[key]) for key in straight)
-    shelf = {path.name for path in (tmp_path / "checkpoints/earlier_1").iterdir()}
-    assert shelf == {"step6", "step7", ".best.step7"}  # with the best model they count on
+    archive = {path.name for path in (tmp_path / "checkpoints/earlier_1").iterdir()}
+    assert archive == {"step6", "step7", ".best.step7"}  # with the best model they count on
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_another_one_named(train, tmp_path, capsys):

@@ -24,7 +24,7 @@ from finetune.training.engine import Engine, EngineConfig, learning_rate_at
 ONE = Distributed(0, 1, torch.device("cpu"))
 
 
-def recipe(micro_batch=8, clip=0.0) -> EngineConfig:
+def engine_config(micro_batch=8, clip=0.0) -> EngineConfig:
     return EngineConfig(1e-3, 0.01, clip, 1, "fp32", micro_batch, accumulation=1)
 
 
@@ -40,7 +40,7 @@ def examples_of(loaded, name="answer+mlm", count=8):
 
 def gradient(loaded, examples, micro_batches):
     """What one optimizer step sees, without dropout."""
-    engine = Engine(copy.deepcopy(loaded[0]), ONE, recipe())
+    engine = Engine(copy.deepcopy(loaded[0]), ONE, engine_config())
     engine.wrapped.train = lambda mode=True: engine.wrapped  # dropout stays off
     engine.wrapped.eval()
     kept = {}
@@ -79,7 +79,7 @@ def test_the_schedule_is_that_of_transformers():
 
 def test_gradients_are_clipped_to_the_norm_asked_for(loaded):
     examples = examples_of(loaded)
-    engine = Engine(copy.deepcopy(loaded[0]), ONE, recipe(clip=0.01))
+    engine = Engine(copy.deepcopy(loaded[0]), ONE, engine_config(clip=0.01))
     seen = {}
     step = engine.optimizer.step
 
@@ -108,14 +108,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_rows(loaded):
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(RunError, match="q0"):
-        Engine(model, ONE, recipe()).step([collate(examples_of(loaded), 0)], 0, 1e-3)
+        Engine(model, ONE, engine_config()).step([collate(examples_of(loaded), 0)], 0, 1e-3)
 
 
 def test_dropout_depends_on_seed_and_step_alone(loaded):
     examples = examples_of(loaded)
     runs = []
     for noise in (0, 5):  # what was drawn before does not matter
-        engine = Engine(copy.deepcopy(loaded[0]), ONE, recipe())
+        engine = Engine(copy.deepcopy(loaded[0]), ONE, engine_config())
         torch.manual_seed(noise)
         runs.append([engine.step([collate(examples, 0)], step, 1e-3).loss for step in range(3)])
     assert runs[0] == runs[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, losses, make_model_dir, write_texts
 from safetensors.torch import load_file
-from test_engine import ONE, examples_of, recipe, train_on_two
+from test_engine import ONE, engine_config, examples_of, train_on_two
 from test_lora import run_on_two
 
 from finetune.models.layer_schedule import LayerGroups, build_schedule
@@ -67,7 +67,7 @@ def test_in_every_step_those_parts_move_that_were_promised_and_no_others(loaded,
     model = copy.deepcopy(loaded[0])
     layers = LayerGroups(model)
     promised = build_schedule("", "", every, 1.0, layers)
-    engine = Engine(model, ONE, recipe(), promised)
+    engine = Engine(model, ONE, engine_config(), promised)
     batch = collate(examples_of(loaded, "mlm"), 0)
     for step in range(4 * every + 1):
         before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -78,7 +78,7 @@ def test_in_every_step_those_parts_move_that_were_promised_and_no_others(loaded,
 
 def test_a_part_that_opens_has_no_momentum_and_has_seen_no_step(loaded):
     model = copy.deepcopy(loaded[0])
-    engine = Engine(model, ONE, recipe(), build_schedule("", "", 3, 1.0, LayerGroups(model)))
+    engine = Engine(model, ONE, engine_config(), build_schedule("", "", 3, 1.0, LayerGroups(model)))
     batch = collate(examples_of(loaded, "mlm"), 0)
     for step in range(4):
         engine.step([batch], step, 1e-3)
@@ -95,7 +95,7 @@ def test_layers_learn_at_rates_that_fall_from_the_top(loaded):
     """The first step of Adam moves a weight by its rate, whatever the gradient."""
     model = copy.deepcopy(loaded[0])
     layers = LayerGroups(model)
-    engine = Engine(model, ONE, recipe(), build_schedule("", "", 0, 0.5, layers))
+    engine = Engine(model, ONE, engine_config(), build_schedule("", "", 0, 0.5, layers))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     engine.step([collate(examples_of(loaded, "mlm"), 0)], 0, 1e-3)
     widest: dict[str, float] = {}
