@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 
 import pytest
 from conftest import ROOT
@@ -44,6 +45,7 @@ def imported(nodes) -> set[str]:
     return names
 
 
+@functools.cache
 def imports(path) -> set[str]:
     return imported(import_nodes(ast.parse(path.read_text(encoding="utf-8"))))
 

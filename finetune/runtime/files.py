@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import shutil
 import stat
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from finetune.runtime.errors import RunError, UserError, reason
-from finetune.runtime.strict_json import decode
+from finetune.runtime.strict_json import SURROGATE
 
 AT_FDCWD = -100  # Linux: relative names start at the current folder
 EXCHANGE = 2  # RENAME_EXCHANGE on Linux; RENAME_SWAP on macOS
@@ -252,7 +253,10 @@ def read_json(path: Path) -> dict:
         UserError: the file cannot be read, or holds no JSON object.
     """
     try:
-        value = decode(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if SURROGATE.search(text):  # what cannot be written again is refused at once
+            json.dumps(value, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} 讀不懂：{error}") from error
     if not isinstance(value, dict):

@@ -348,7 +348,7 @@ def test_a_stranger_at_the_port_is_sent_away():
         while not line._peers and time.monotonic() < deadline:
             time.sleep(0.05)
         assert list(line._peers) == [1]
-        line.part()
+        line.detach()
         assert rank.recv(1) == b"B"
 
 
