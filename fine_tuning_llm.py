@@ -112,7 +112,7 @@ def prepare(args: TrainArgs, given: frozenset, source, checkpoint: Path | None, 
     source, splits = load_data(args, world, source)
     data = setup_data(args, world, hardware, source, splits)
     tracker = Tracker(args.report_to, output_path(args), vars(args))
-    return Run(args, given, world, hardware, data, splits, stop, tracker, checkpoint)
+    return Run(args, world, hardware, data, splits, stop, tracker, checkpoint)
 
 
 def train(run: Run) -> TrainingState:
@@ -193,7 +193,9 @@ def load_base_model(run: Run, **from_pretrained):
     name, flag = args.model_name_or_path, "--model_name_or_path"
     config = load_config(name, flag, data.kind)
     data.task.configure_model(config, data.source)
-    options = LoadOptions(args.from_scratch, args.seed, data.kind, args.allow_pickle, False, from_pretrained)
+    options = LoadOptions(
+        args.from_scratch, args.seed, data.kind, args.allow_pickle, from_pretrained=from_pretrained
+    )
     return load_model(name, config, data.tokenizer, flag, options)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 TEXT = ("joint", "pll", "pll_l2r", "pll_word_l2r", "first")  # bases that score the option's own text
 ORDERS = ("1", "cyclic", "all")
 SHORT = {"pmi": "pll_sum+pmi", "prior": "letter+prior"}  # aliases: a correction with its usual base
-GENERATE = "generate"  # what a causal model writes, read by predict/replies.py
+GENERATE = "generate"  # what a causal model writes, read by predict/causal.py
 CHOICE = "choice"  # the number that a multiple-choice head gives
 CAUSAL = ("letter", "letter+prior", GENERATE)  # methods for causal models
 METHOD_OF_OBJECTIVE = {  # training objective -> default scoring method

@@ -59,13 +59,11 @@ class Run:
 
     Args:
         args: values of all flags.
-        given: names of the flags that were given.
         checkpoint: to resume from; None starts anew.
         model: known once the model is loaded, see `attach_model`.
     """
 
     args: TrainArgs
-    given: frozenset[str]
     world: Distributed
     hardware: Hardware
     data: DataModule

@@ -160,25 +160,33 @@ class ExamTask(_NoLabels):
         return {"masks": str(masking_config(args, False)) if masks else ""}
 
 
-class CausalLMTask(_NoLabels):
-    """Continued pre-training: texts, for a causal language model."""
+class _TextTask(_NoLabels):
+    """What both tasks on texts share: the corpus, its splits, no prompts."""
 
     by_token = True
+
+    def read(self, args: TrainArgs) -> Corpus:
+        """Read the texts of --dataset, cleaned as the flags say."""
+        cleaning = Cleaning(tuple(args.clean), args.min_chars, args.max_chars)
+        return read_corpus(
+            args.dataset, cleaning, args.revision, args.on_bad_rows, text_column=args.text_column
+        )
+
+    def split(self, source: Corpus, args: TrainArgs) -> Splits:
+        """Split the texts, and log what cleaning did."""
+        describe_corpus(source)
+        return Splits(*split_texts(source.texts, args.split_ratio, args.seed), test=[])
+
+    def prompts(self, args: TrainArgs, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """Return None: texts are read as they are."""
+
+
+class CausalLMTask(_TextTask):
+    """Continued pre-training: texts, for a causal language model."""
 
     def kind(self, args: TrainArgs) -> str:
         """Return `causal`."""
         return "causal"
-
-    def read(self, args: TrainArgs) -> Corpus:
-        """Read and clean the texts of --dataset."""
-        return read_texts(args)
-
-    def split(self, source: Corpus, args: TrainArgs) -> Splits:
-        """Split the texts."""
-        return split_corpus(source, args)
-
-    def prompts(self, args: TrainArgs, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """Return None: texts are read as they are."""
 
     def objective(self, context: TaskContext, rows: Any, validating: bool = False) -> Objective:
         """Return next-token prediction; several documents to a row where the model can keep them apart."""
@@ -194,25 +202,12 @@ class CausalLMTask(_NoLabels):
         return {}
 
 
-class MaskedLMTask(_NoLabels):
+class MaskedLMTask(_TextTask):
     """Domain adaptation: texts, for a masked language model."""
-
-    by_token = True
 
     def kind(self, args: TrainArgs) -> str:
         """Return `masked`."""
         return "masked"
-
-    def read(self, args: TrainArgs) -> Corpus:
-        """Read and clean the texts of --dataset."""
-        return read_texts(args)
-
-    def split(self, source: Corpus, args: TrainArgs) -> Splits:
-        """Split the texts."""
-        return split_corpus(source, args)
-
-    def prompts(self, args: TrainArgs, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """Return None: texts are read as they are."""
 
     def objective(self, context: TaskContext, rows: Any, validating: bool = False) -> Objective:
         """Return masked language modelling."""
@@ -351,18 +346,6 @@ class ClassificationTask:
     def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
         """Return the classes, and whether they are weighted."""
         return {"labels": f"{'、'.join(names_of(config))}{' 加權' * args.class_weights}"}
-
-
-def read_texts(args: TrainArgs) -> Corpus:
-    """Read the texts of --dataset, cleaned as the flags say."""
-    cleaning = Cleaning(tuple(args.clean), args.min_chars, args.max_chars)
-    return read_corpus(args.dataset, cleaning, args.revision, args.on_bad_rows, text_column=args.text_column)
-
-
-def split_corpus(corpus: Corpus, args: TrainArgs) -> Splits:
-    """Split texts, and log what cleaning did."""
-    describe_corpus(corpus)
-    return Splits(*split_texts(corpus.texts, args.split_ratio, args.seed), test=[])
 
 
 def split_questions(exam: Exam, args: TrainArgs) -> Splits:

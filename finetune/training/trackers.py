@@ -12,6 +12,7 @@ import shutil
 import time
 import uuid
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -44,7 +45,7 @@ def check_tracker(name: str) -> None:
         raise UserError(f"--report_to {name}：沒有安裝 {name}；pip install -r requirements-{name}.txt")
 
 
-class _Service:
+class _Service(ABC):
     """One run at a tracking service, around accelerate's tracker of that service.
 
     Args:
@@ -65,14 +66,15 @@ class _Service:
         self.tracker.start()
         self.after_start()
 
+    @abstractmethod
     def make_tracker(self) -> Any:
         """Make accelerate's tracker; set `where`, and `id` where it is known already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def after_start(self) -> None:
         """Record the configuration and the id of the run that has started."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_card(self, path: Path, shown: str, step: int) -> None:
         """Record the run card.
 
@@ -80,8 +82,8 @@ class _Service:
             path: of run_card.json.
             shown: its contents as Markdown, without the entries that are too long.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, code: int, killed: bool) -> None:
         """End the run at the service.
 
@@ -89,7 +91,6 @@ class _Service:
             code: exit code of the script.
             killed: a signal ended the run.
         """
-        raise NotImplementedError
 
 
 class _TensorBoard(_Service):

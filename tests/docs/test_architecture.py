@@ -33,6 +33,23 @@ def test_the_table_names_the_wings_in_their_order(page):
     assert tuple(re.findall(r"^\| `(\w+)` \|", text_of(page), re.M)) == WINGS
 
 
+def test_every_module_that_a_docstring_comment_or_page_names_is_there():
+    named = re.compile(rf"(?<![\w./])(?:finetune/)?((?:{'|'.join(WINGS)})/\w+\.py)")
+    files = [*(ROOT / "finetune").rglob("*.py"), *ROOT.glob("*.py"), *ROOT.glob("*.md")]
+    files += ROOT.glob("docs/*.md")
+    found = {(name, file.name) for file in files for name in named.findall(file.read_text(encoding="utf-8"))}
+    assert len(found) > 100
+    for name, file in found:
+        assert (ROOT / "finetune" / name).is_file(), (file, name)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_names_every_module_of_each_wing(page):
+    for wing, cell in re.findall(r"^\| `(\w+)` \| (.*) \|$", text_of(page), re.M):
+        modules = {path.stem for path in (ROOT / "finetune" / wing).glob("*.py")} - {"__init__"}
+        assert modules <= set(re.findall(r"`(\w+)`", cell)), (wing, modules)
+
+
 def test_both_languages_name_the_same():
     english, chinese = (re.findall(r"`([^`]+)`", text_of(page)) for page in PAGES)
     assert sorted(set(english)) == sorted(set(chinese))

@@ -415,6 +415,7 @@ card_keys = (
     | values
 )
 @drawn("card")
+@example({**CARD, "results": {"\ud800": None}})
 def test_any_run_card_is_read_or_refused(room, card):
     from finetune.models.run_card import RunCard
 

@@ -54,6 +54,23 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchanges):
     assert read(tmp_path / "deep/er/model") == "first"
 
 
+def test_a_folder_that_vanishes_between_two_looks_is_not_called_unwritable(tmp_path, monkeypatch):
+    """Else a run would go without its lock because another one has just ended."""
+    (tmp_path / "x").mkdir()
+    looks, access = [], os.access
+
+    def vanish(path, mode):
+        if not looks:
+            (tmp_path / "x").rmdir()
+        looks.append(path)
+        return access(path, mode)
+
+    monkeypatch.setattr(os, "access", vanish)
+    assert files.writable(tmp_path / "x/y") and len(looks) == 2
+    (tmp_path / "file").touch()
+    assert not files.writable(tmp_path / "file/y")
+
+
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="others rename twice")
 def test_the_exchange_is_one_step_of_the_kernel(tmp_path):
     make(tmp_path / "one", "1"), make(tmp_path / "two", "2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def test_tensors_ask_for_the_letter_and_nothing_else(exam_dir, loaded):
 def test_both_models_fill_blanks(model_dir):
     words = fine_tuning_llm.chat_with_tuning_llm("天[MASK]", 4, str(model_dir))
     assert len(words) == 4 and words == fine_tuning_llm.general_chat("天[MASK]", 4, str(model_dir))
+
+
+def test_a_classifier_fills_no_blanks_and_says_what_to_call(model_dir, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    shutil.copytree(model_dir, tmp_path / "m")
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, num_labels=2)
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match="classify"):
+        fine_tuning_llm.chat_with_tuning_llm("天[MASK]", 4, str(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
