@@ -17,7 +17,15 @@ import finetune  # noqa: F401  refuses an older Python with a clear message, bef
 # isort: split
 import sys
 
-from finetune.cli.inference_args import check_kind, decoding_of, parse_args, written_by
+from finetune.cli.inference_args import (
+    InferenceArgs,
+    check_kind,
+    decoding_of,
+    parse_args,
+    report_folder,
+    required,
+    written_by,
+)
 from finetune.data.option_syntax import parse_options
 from finetune.predict.loading import (
     exam_prompts,
@@ -200,7 +208,7 @@ def main(argv=None) -> int:
     return console.run(lambda: run(parse_args(argv)), debug="--debug" in argv)
 
 
-def run(flags) -> int | None:
+def run(flags: InferenceArgs) -> int | None:
     """Do what the flags ask for, while no other process writes to the same output.
 
     Returns:
@@ -213,22 +221,22 @@ def run(flags) -> int | None:
         return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 
-def inspect_data(flags) -> int:
+def inspect_data(flags: InferenceArgs) -> int:
     """Print an inspection of the data of --inspect: labelled texts, plain texts or questions."""
     from finetune.data import corpus, corpus_report
     from finetune.predict.inspect_exam import show_exam
     from finetune.predict.inspect_labels import holds_labels, show_labels_report
 
-    text, label = flags.text_column, flags.label_column
-    if label or holds_labels(flags.inspect, text):
-        return show_labels_report(flags.inspect, flags.json, text, label)
-    if text or corpus.holds_texts(flags.inspect):
-        return corpus_report.show_texts_report(flags.inspect, flags.json, text)
-    exam = open_exam(flags, flags.inspect, "--inspect", "skip")
+    source, text, label = required(flags.inspect), flags.text_column, flags.label_column
+    if label or holds_labels(source, text):
+        return show_labels_report(source, flags.json, text, label)
+    if text or corpus.holds_texts(source):
+        return corpus_report.show_texts_report(source, flags.json, text)
+    exam = open_exam(flags, source, "--inspect", "skip")
     return show_exam(flags, exam, lambda: exam_prompts(flags))
 
 
-def predict(flags) -> int | None:
+def predict(flags: InferenceArgs) -> int | None:
     """Load the model and evaluate it on an exam, process a file, answer a prompt or a question, or chat."""
     exam = None if flags.exam is None else read_exam(flags)
     world = None
@@ -272,26 +280,25 @@ def predict(flags) -> int | None:
     return None
 
 
-def read_exam(flags):
+def read_exam(flags: InferenceArgs):
     """Read the exam of --exam, so that what is wrong with it is reported before a model is loaded.
 
     Returns:
         the exam; None for a classifier, which reads labelled texts instead.
     """
-    from finetune.cli.inference_args import default_folder
     from finetune.predict.exam import select_split
     from finetune.reports import report
 
     reads_labels = is_classifier(flags.model_path)
-    report.check_folder(flags.report or default_folder(flags.exam), "--report")
+    report.check_folder(report_folder(flags), "--report")
     if reads_labels:
         return None
-    exam = open_exam(flags, flags.exam, "--exam", flags.on_bad_rows)
+    exam = open_exam(flags, required(flags.exam), "--exam", flags.on_bad_rows)
     select_split(exam, flags.split)
     return exam
 
 
-def run_batch(flags, predictor, exam, world) -> int | None:
+def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
     """Evaluate on the exam, on labelled texts, or answer the file of --input, on all ranks.
 
     Returns:
@@ -312,12 +319,12 @@ def run_batch(flags, predictor, exam, world) -> int | None:
     return answer_file(flags, predictor, world)
 
 
-def show_answer(flags, model, tokenizer, device) -> None:
+def show_answer(flags: InferenceArgs, model, tokenizer, device) -> None:
     """Print the answer to --question."""
     from finetune.predict.repl import print_ranking
 
     options = flags.choices
-    predictor_for(model, tokenizer, device).warn(flags.question, *options.values())
+    predictor_for(model, tokenizer, device).warn(required(flags.question), *options.values())
     ranked = qa_inference(
         model, tokenizer, flags.question, options, device, len(options), flags.scoring, flags.orders
     )

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from finetune.cli import flag_types
 from finetune.cli.inference_synonyms import USING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LONGEST_WORD = 4  # characters that one blank may become
 MOST_WORDS = 1000  # that are listed
+T = TypeVar("T")
 BASE_MODEL = "base"  # of --compare_with: the model before it was fine-tuned
 
 
@@ -334,6 +335,12 @@ def _check_writing(args: InferenceArgs) -> None:
         console.log(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
 
 
+def required(value: T | None) -> T:
+    """Return the value of a flag without which the job at hand would not have been chosen."""
+    assert value is not None
+    return value
+
+
 def decoding_of(args: InferenceArgs) -> Decoding:
     """Return how a causal model chooses its next token. Imports torch."""
     from finetune.models.generation import Decoding
@@ -352,7 +359,7 @@ def written_by(args: InferenceArgs) -> list[tuple[str, Path]]:
         assert args.output is not None  # see `_check_files`
         return [(f"--output {args.output}", locks.lock_path(args.output))]
     if args.exam is not None:
-        folder = args.report or default_folder(args.exam)
+        folder = report_folder(args)
         return [(f"--report {folder}", locks.lock_path(folder))]
     return []
 
@@ -394,6 +401,7 @@ def _check_hardware(args: InferenceArgs) -> None:
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
 
 
-def default_folder(source: str) -> str:
-    """Return the default of --report: report_{name of the exam}, in the current folder."""
-    return "report_" + (re.sub(r"[^\w.-]+", "_", Path(source).stem).strip("_.") or "exam")
+def report_folder(args: InferenceArgs) -> str:
+    """Return --report, or its default: report_{name of the exam}, in the current folder."""
+    name = re.sub(r"[^\w.-]+", "_", Path(required(args.exam)).stem).strip("_.")
+    return args.report or f"report_{name or 'exam'}"

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import is_question
 from finetune.data.question_columns import find_columns
@@ -49,13 +50,13 @@ ROUND = 64  # rows a rank answers between two writes
 SHOWN = 3  # problems logged at the end
 
 
-def answer_file(flags, predictor: Predictor, world: Distributed) -> int:
+def answer_file(flags: InferenceArgs, predictor: Predictor, world: Distributed) -> int:
     """Answer --input into --output. Returns the exit code: 2 when --strict and a row could not be answered.
 
     Raises:
         UserError: a file that cannot be read at all, or an unfinished one of another run.
     """
-    source, output = Path(flags.input), Path(flags.output)
+    source, output = Path(required(flags.input)), Path(required(flags.output))
     part = output.with_name(output.name + ".part")
     if output.exists() and not part.exists() and not flags.overwrite:
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
@@ -218,7 +219,7 @@ def _is_open(row: dict[str, Any]) -> bool:
     return is_answered_chat(row) or ((is_chat(row) or is_answered(row)) and not is_question(row))
 
 
-def _row_handler(source: Path, flags, predictor: Predictor) -> RowHandler:
+def _row_handler(source: Path, flags: InferenceArgs, predictor: Predictor) -> RowHandler:
     """Return the handler for the kind of model, and else of the first row."""
     if isinstance(predictor, ClassifierPredictor):
         return ClassificationRows(flags, predictor)

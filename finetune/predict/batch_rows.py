@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from finetune.cli.inference_args import tell_of_idle_writing
+from finetune.cli.inference_args import InferenceArgs, required, tell_of_idle_writing
 from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
@@ -51,7 +51,7 @@ class McqRows(RowHandler[Predictor, Question]):
 
     text = "question"
 
-    def __init__(self, flags, predictor: Predictor):
+    def __init__(self, flags: InferenceArgs, predictor: Predictor):
         super().__init__(flags, predictor)
         self.method = predictor.method(flags.scoring)
         if predictor.is_causal:
@@ -81,7 +81,7 @@ class McqRows(RowHandler[Predictor, Question]):
         Both are as in the file's own answers, where it has any.
         """
         given = None if self.flags.answers_from == "auto" else int(self.flags.answers_from)
-        seen, reading = survey(row for _, row in read_table(Path(self.flags.input)))
+        seen, reading = survey(row for _, row in read_table(Path(required(self.flags.input))))
         notes = [note for note in seen.notes(reading) if "選項" in note and "答案" not in note]
         if notes:
             log(f"--input {self.flags.input} 的讀法：{'；'.join(notes)}")
@@ -93,7 +93,7 @@ class McqRows(RowHandler[Predictor, Question]):
 
     def _prior(self) -> dict[int, list[float]]:
         questions = []
-        for _, row in islice(read_table(Path(self.flags.input)), PRIOR_ROWS):
+        for _, row in islice(read_table(Path(required(self.flags.input))), PRIOR_ROWS):
             with suppress(ValueError):  # reported when the row is answered
                 questions.append(self._as_question(row))
         return self.predictor.prior(questions)
@@ -170,7 +170,7 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
 
     columns = REPLY_COLUMNS
 
-    def __init__(self, flags, predictor: CausalLMPredictor):
+    def __init__(self, flags: InferenceArgs, predictor: CausalLMPredictor):
         super().__init__(flags, predictor)
         decode_mode(predictor.model)  # one that cannot generate at all is refused before the first row
         self.remarks: Counter[str] = Counter()
@@ -190,7 +190,7 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
 
     def predict(self, pending: list[tuple[Record, list[int]]]) -> None:
         """Generate the replies."""
-        decoding: Decoding = self.flags.decoding
+        decoding: Decoding = required(self.flags.decoding)
         if decoding.samples and decoding.seed is not None and pending:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + pending[0][0]["row"])
         for record, reply in self.each(pending, lambda ids: self.predictor.generate(ids, decoding)):

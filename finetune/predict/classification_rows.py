@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.bad_rows import Unreadable
 from finetune.data.columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
@@ -24,9 +25,9 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
 
     text = "text"
 
-    def __init__(self, flags, predictor: ClassifierPredictor):
+    def __init__(self, flags: InferenceArgs, predictor: ClassifierPredictor):
         super().__init__(flags, predictor)
-        source, named = Path(flags.input), f"--input {flags.input}"
+        source, named = Path(required(flags.input)), f"--input {flags.input}"
         self.top_k = flags.top_k if "top_k" in flags.given else None
         self.text_columns = _text_columns(source, flags.text_column, predictor.trained_columns)
         predictor.warn_of_count(len(self.text_columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune.cli.inference_args import InferenceArgs, required
 from finetune.evaluation.classification import THRESHOLD
 from finetune.predict.classifier import ClassifierPredictor, Ranked
 from finetune.predict.repl import Repl
@@ -67,10 +68,11 @@ class ClassifierRepl(Repl[ClassifierPredictor]):
         raise UserError("這是分類模型，不會答選擇題；請直接輸入要分類的文字")
 
 
-def show_labels(flags, predictor: ClassifierPredictor) -> None:
+def show_labels(flags: InferenceArgs, predictor: ClassifierPredictor) -> None:
     """Print the labels of --prompt, of a pair with --pair."""
-    texts = {"text": flags.prompt} | ({} if flags.pair is None else {"pair": flags.pair})
-    ranked = predictor.classify([flags.prompt if flags.pair is None else (flags.prompt, flags.pair)])[0]
+    text, pair = required(flags.prompt), flags.pair
+    texts = {"text": text} if pair is None else {"text": text, "pair": pair}
+    ranked = predictor.classify([text if pair is None else (text, pair)])[0]
     predictor.warn(*texts.values())
     if flags.json:
         top_k = flags.top_k if "top_k" in flags.given else None

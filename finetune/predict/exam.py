@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finetune.cli.inference_args import BASE_MODEL, default_folder
+from finetune.cli.inference_args import BASE_MODEL, InferenceArgs, report_folder
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
@@ -20,7 +20,11 @@ from finetune.runtime.errors import UserError
 
 
 def run_exam_command(
-    flags, exam: Exam, predictor: Predictor, load: Callable[[str], Predictor], world: Distributed
+    flags: InferenceArgs,
+    exam: Exam,
+    predictor: Predictor,
+    load: Callable[[str], Predictor],
+    world: Distributed,
 ) -> None:
     """Evaluate a model on an exam, and the model it is compared with; write the report, print the verdict.
 
@@ -75,7 +79,7 @@ def run_exam_command(
         facts, {split: metrics}, {split: (result, other)}, other_title, "other", history,
         card.step if card else 0, notes, unscored=unscored,
     )  # fmt: skip
-    folder = Path(flags.report or default_folder(flags.exam))
+    folder = Path(report_folder(flags))
     if (folder / "results.json").exists():
         log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
     verdict = report.verdict(page)
@@ -137,9 +141,9 @@ def without_key(exam: Exam, split: str) -> Sequence[Question]:
     return exam.keyless.get(split, [])
 
 
-def write_unscored(flags, facts: dict[str, str], result: ExamResult) -> None:
+def write_unscored(flags: InferenceArgs, facts: dict[str, str], result: ExamResult) -> None:
     """Write the predictions of questions that have no key: there is nothing to score, and so no page."""
-    folder = Path(flags.report or default_folder(flags.exam))
+    folder = Path(report_folder(flags))
     count = len(result.questions)
     note = f"{count} 題都沒有答案：作答了，不計分"
     report.write(folder, report.Report(facts, {}, {}, notes=[note], unscored=result))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from finetune.cli.inference_args import InferenceArgs
 from finetune.data.contamination import NEAR, TrainedQuestions
 from finetune.data.exam import Exam
 from finetune.data.question import LETTERS, Question, normalised
@@ -26,7 +27,7 @@ UNKNOWN_SHOWN = 40  # characters a model does not know
 ROWS_SHOWN = 20  # of each kind, on the screen; JSON has them all
 
 
-def show_exam(flags, exam: Exam, load: Callable[[], ExamPrompts | CausalExamPrompts]) -> int:
+def show_exam(flags: InferenceArgs, exam: Exam, load: Callable[[], ExamPrompts | CausalExamPrompts]) -> int:
     """Print the inspection of an exam. Returns the exit code, 2 when rows are unusable.
 
     Args:

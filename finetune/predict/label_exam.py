@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.cli.inference_args import default_folder
+from finetune.cli.inference_args import InferenceArgs, report_folder, required
 from finetune.data.columns import column_names
 from finetune.data.exam import SPLITS
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, LabelledOptions, read_labelled
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
 
 
-def run_label_exam(flags, predictor: ClassifierPredictor, world: Distributed) -> None:
+def run_label_exam(flags: InferenceArgs, predictor: ClassifierPredictor, world: Distributed) -> None:
     """Classify the texts; write metrics, predictions and a report page.
 
     Raises:
@@ -33,12 +33,14 @@ def run_label_exam(flags, predictor: ClassifierPredictor, world: Distributed) ->
     """
     card = predictor.card
     train_flags = card.flags if card else {}
-    hub.prepare_for(flags.exam)
-    text_column = flags.text_column or _trained_columns(flags.exam, train_flags.get("text_column"))
+    hub.prepare_for(required(flags.exam))
+    text_column = flags.text_column or _trained_columns(required(flags.exam), train_flags.get("text_column"))
     options = LabelledOptions(text_column, flags.label_column, predictor.multi)
     revision = flags.revision if "revision" in flags.given else None
     try:
-        dataset = read_labelled(flags.exam, revision, options, flags.on_bad_rows, "--exam", learn=False)
+        dataset = read_labelled(
+            required(flags.exam), revision, options, flags.on_bad_rows, "--exam", learn=False
+        )
     except UserError as error:
         needed = f"{predictor.name} 是分類模型，只會分類：--exam 要有標籤的文字，不是選擇題"
         raise UserError([*error.problems, needed]) from error
@@ -72,7 +74,7 @@ def run_label_exam(flags, predictor: ClassifierPredictor, world: Distributed) ->
     if card:
         facts |= {"底模": card.base_model, "訓練資料": card.dataset}
     page = report.Report(facts, {}, {}, notes=notes, labels={split: metrics})
-    folder = Path(flags.report or default_folder(flags.exam))
+    folder = Path(report_folder(flags))
     if (folder / "results.json").exists():
         log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
     report.write(folder, page)

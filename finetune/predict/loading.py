@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from finetune.cli.inference_args import BASE_MODEL, KINDS
+from finetune.cli.inference_args import BASE_MODEL, KINDS, InferenceArgs
 from finetune.data.exam import Exam
 from finetune.runtime import console, hub
 from finetune.runtime.console import MODEL_FOLDER
@@ -63,7 +63,7 @@ def load_for_use(
     return model, tokenizer, device
 
 
-def load_rival(name: str, predictor: Predictor, flags) -> Predictor:
+def load_rival(name: str, predictor: Predictor, flags: InferenceArgs) -> Predictor:
     """Load the model of --compare_with; `base` is the one that `predictor` was fine-tuned from.
 
     A base that was randomly initialized is made again from the configuration and the seed of the run card.
@@ -169,7 +169,7 @@ def set_precision(model: PreTrainedModel, precision: str, device: torch.device |
         model.to(DTYPES[precision])  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
 
-def open_exam(flags, source: str, flag: str, on_bad_rows: str) -> Exam:
+def open_exam(flags: InferenceArgs, source: str, flag: str, on_bad_rows: str) -> Exam:
     """Read an exam: the built-in one for `demo`, else what `data.exam.read_exam` finds."""
     from finetune.data.exam import choose_rows, read_exam
     from finetune.demo import builtin
@@ -190,7 +190,7 @@ def is_classifier(path: str) -> bool:
         return False
 
 
-def exam_prompts(flags) -> ExamPrompts | CausalExamPrompts:
+def exam_prompts(flags: InferenceArgs) -> ExamPrompts | CausalExamPrompts:
     """Build the exam prompts of the model of --model_path, without its weights.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune.cli.inference_args import InferenceArgs, required
 from finetune.predict.classifier import ClassifierPredictor
 from finetune.predict.classifier_repl import show_labels
 from finetune.predict.predictor import MaskedLMPredictor, Predictor
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # a single prompt starts without what other kinds of models n
     from finetune.predict.causal import CausalLMPredictor
 
 
-def show_prompt(flags, predictor: Predictor) -> None:
+def show_prompt(flags: InferenceArgs, predictor: Predictor) -> None:
     """Print the prediction for --prompt."""
     if isinstance(predictor, MaskedLMPredictor):
         show_words(flags, predictor)
@@ -27,15 +28,15 @@ def show_prompt(flags, predictor: Predictor) -> None:
         show_reply(flags, predictor)
 
 
-def show_reply(flags, predictor: CausalLMPredictor) -> None:
+def show_reply(flags: InferenceArgs, predictor: CausalLMPredictor) -> None:
     """Print the reply of a causal model to --prompt as it is generated."""
-    ids = predictor.encode(flags.prompt)
+    ids = predictor.encode(required(flags.prompt))
     if flags.json:
-        reply = predictor.generate([ids], flags.decoding)[0]
+        reply = predictor.generate([ids], required(flags.decoding))[0]
         console.print_result(console.as_json({"prompt": flags.prompt, "response": reply}))
         return
     prompt_title, reply_title = ("問題", "回答") if predictor.has_chat_template else ("開頭", "接著寫")
     console.print_result(f"{prompt_title}: {flags.prompt}\n\n{reply_title}: ", end="")
-    for piece in predictor.stream(ids, flags.decoding):
+    for piece in predictor.stream(ids, required(flags.decoding)):
         console.print_result(piece, end="")
     console.print_result()

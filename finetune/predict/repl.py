@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic
 
-from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
+from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS, InferenceArgs, required
 from finetune.data.option_syntax import from_lines, labelled, parse_options
 from finetune.evaluation.scoring import Ranking
 from finetune.predict.predictor import AnyPredictor, MaskedLMPredictor, Predictor
@@ -311,9 +311,11 @@ def _typed(prompt: str) -> str:
     return line
 
 
-def show_words(flags, predictor: MaskedLMPredictor) -> None:
+def show_words(flags: InferenceArgs, predictor: MaskedLMPredictor) -> None:
     """Print the predictions of a masked language model for --prompt."""
-    predictions = predictor.fill_mask(flags.prompt, flags.top_k, flags.word_length, flags.candidates)
+    predictions = predictor.fill_mask(
+        required(flags.prompt), flags.top_k, flags.word_length, flags.candidates
+    )
     if flags.json:
         print_result(as_json({"prompt": flags.prompt, "predictions": predictions}))
     else:

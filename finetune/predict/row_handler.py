@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from finetune.cli.inference_args import InferenceArgs
 from finetune.data.bad_rows import Unreadable
 from finetune.predict.predictor import AnyPredictor
 from finetune.runtime.errors import UserError
@@ -36,7 +37,7 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
     method = ""
     remarks: Mapping[str, int] = {}
 
-    def __init__(self, flags, predictor: AnyPredictor):
+    def __init__(self, flags: InferenceArgs, predictor: AnyPredictor):
         self.flags, self.predictor = flags, predictor
 
     def columns_in(self, suffix: str) -> dict[str, str]:
