@@ -16,7 +16,8 @@ from pathlib import Path
 from finetune.data.bad_rows import Unreadable, abridged, where
 from finetune.data.cells import is_blank, written_list
 from finetune.data.columnar import features_of
-from finetune.data.data_files import DataFile, names_of_feature
+from finetune.data.data_files import DataFile
+from finetune.data.dataset_card import names_of_feature
 from finetune.data.label_values import names_beside
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed, nearest, shown

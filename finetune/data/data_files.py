@@ -3,21 +3,23 @@
 Names decide, as on the hub: `train.csv`, `physics_dev.csv` (TMMLU+, C-Eval), `test/physics.csv` (CMMLU),
 `data/train-00000-of-00002.parquet`, `config/validation-00000-of-00001.parquet`, and the folders that
 `save_to_disk` writes. A file may hold several splits itself: {"train": […], "test": […]}, or a sheet each.
+Where the README.md of the folder declares its files (`configs`), that decides.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.data.bad_rows import Rows
+from finetune.data.dataset_card import README, declared_files
 from finetune.data.excel import sheets_of
 from finetune.data.json_files import parts_of
 from finetune.data.tables import read_table
 from finetune.runtime.console import log
+from finetune.runtime.errors import listed
 from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readable, suffix_of
 
 SPLITS = {
@@ -103,7 +105,32 @@ def data_files(folder: Path, with_texts: bool = False) -> list[DataFile]:
     files = [file for file in below if is_readable(file)]
     if with_texts or not files:
         files += [file for file in below if suffix_of(file) == ".txt"]
-    return [part for file in _drop_other_formats(files) for part in _parts(_from_path(folder, file))]
+    by_name = [_from_path(folder, file) for file in _drop_other_formats(files)]
+    chosen = _as_declared(folder, by_name) or by_name
+    return [part for file in chosen for part in _parts(file)]
+
+
+def _as_declared(folder: Path, files: list[DataFile]) -> list[DataFile]:
+    """Return the files that README.md declares, with their configurations and splits; [] without any.
+
+    Configurations are subjects where there are several.
+    """
+    declared = declared_files(folder)
+    several = len({config for config, _ in declared.values()}) > 1
+    kept = []
+    for file in (file for file in files if file.path in declared):
+        config, split = declared[file.path]
+        kept.append(
+            replace(
+                file,
+                config=config,
+                split=SPLITS.get(split.lower()) or split_of(split) or split or file.split,
+                subject=config if several else file.subject,
+            )
+        )
+    if kept and (left := [str(file.path.relative_to(folder)) for file in files if file.path not in declared]):
+        log(f"略過 {listed(left, 5)}：{folder / README} 的 configs 沒有列出")
+    return kept
 
 
 def without_test(files: list[DataFile]) -> list[DataFile]:
@@ -195,87 +222,3 @@ def no_data_message(folder: Path, named: str, *other_suffixes: str) -> str:
     names = "、".join(file.name for file in files[:5])
     more = " 等" if len(files) > 5 else ""
     return f"{named}：裡面沒有 {expected} 檔" + (f"，有的是 {names}{more}" if names else "（空的資料夾）")
-
-
-# ---- class names in the card of a data set -----------------------------------------------------------------
-
-
-def card_classes(folder: Path, column: str, config: str = "") -> tuple[str, ...]:
-    """Return the names of a ClassLabel column from the description of a data set; () without any.
-
-    They are in dataset_infos.json, dataset_info.json or the README.md of its folder.
-    """
-    for features in _card_features(folder, config):
-        if names := names_of_feature(features.get(column)):
-            return names
-    return ()
-
-
-def names_of_feature(feature: object) -> tuple[str, ...]:
-    """Return the names of a ClassLabel, or of a list of them, as `datasets` writes it in JSON; else ()."""
-    if isinstance(feature, list):
-        feature = feature[0] if feature else {}
-    if isinstance(feature, dict):
-        feature = feature.get("feature", feature)
-    names = feature.get("names") if isinstance(feature, dict) else None
-    if isinstance(names, dict):  # of a card: {"0": "…", "1": "…"}
-        try:
-            names = [names[key] for key in sorted(names, key=int)]
-        except ValueError:
-            return ()
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def _card_features(folder: Path, config: str) -> Iterator[dict]:
-    """Yield the features of each configuration, the one named `config` first."""
-    candidates: list[tuple[str, object]] = []
-    for name in ("dataset_infos.json", "dataset_info.json"):
-        info_file = _read_json(folder / name)
-        if isinstance(info_file, dict):
-            if "features" in info_file:
-                candidates.append(("", info_file["features"]))
-            candidates += [
-                (str(key), info.get("features")) for key, info in info_file.items() if isinstance(info, dict)
-            ]
-    infos = _read_card(folder / "README.md").get("dataset_info") or []
-    for info in [infos] if isinstance(infos, dict) else infos if isinstance(infos, list) else []:
-        if not isinstance(info, dict):
-            continue
-        entries = info.get("features")
-        entries = entries if isinstance(entries, list) else []
-        features = {
-            column.get("name"): _card_column(column) for column in entries if isinstance(column, dict)
-        }
-        candidates.append((str(info.get("config_name", "")), features))
-    for _, columns in sorted(candidates, key=lambda candidate: candidate[0] != config):
-        if isinstance(columns, dict):
-            yield columns
-
-
-def _card_column(column: dict) -> object:
-    """Return a column of a card's YAML in the form of dataset_infos.json."""
-    dtype = column.get("dtype", column.get("sequence", column.get("list")))
-    inside = dtype.get("class_label", dtype) if isinstance(dtype, dict) else {}
-    return inside if isinstance(inside, dict) else {}
-
-
-def _read_json(file: Path) -> object:
-    """Return the content of a JSON file, None where it cannot be read or is too large."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.stat().st_size < 1 << 24 else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _read_card(file: Path) -> dict:
-    """Return the YAML at the beginning of a README.md, {} where it has none."""
-    import yaml
-
-    try:
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(1 << 20)
-        head = re.match(r"---\n(.*?)\n---", text.removeprefix("\ufeff").replace("\r\n", "\n"), re.DOTALL)
-        content = yaml.safe_load(head[1]) if head else {}
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

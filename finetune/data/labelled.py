@@ -21,11 +21,12 @@ from finetune.data.columns import (
     not_a_row,
     parse_row,
 )
-from finetune.data.data_files import ORDER, DataFile, card_classes, no_data_message
+from finetune.data.data_files import ORDER, DataFile, no_data_message
+from finetune.data.dataset_card import card_classes
 from finetune.data.label_values import interpret_labels, whitespace_notes
 from finetune.data.question import normalised
 from finetune.runtime.console import log
-from finetune.runtime.errors import UserError, nearest
+from finetune.runtime.errors import UserError, listed, nearest
 from finetune.runtime.strict_json import too_long
 
 FEW = 50  # up to this many rows, every row may have a label of its own
@@ -176,7 +177,7 @@ def _choose_files(folder: Path, files: list[DataFile], config_name: str, named: 
             )
         kept = [file for file in kept if not file.config]
     if others := [str(file.path.relative_to(folder)) for file in files if file not in kept]:
-        log(f"略過 {abbreviate(others)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
+        log(f"略過 {listed(others, 5)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
     return sorted(kept, key=lambda file: ORDER.index(file.split))
 
 
@@ -293,11 +294,6 @@ def _sorted_names(names: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if whole else names
 
 
-def abbreviate(names: Sequence[str]) -> str:
-    """Return the first five names and the number of all."""
-    return "、".join(names[:5]) + (f" 等 {len(names)} 個" if len(names) > 5 else "")
-
-
 def _check(dataset: LabelledDataset, named: str, are_classes: bool) -> None:
     """Check that the labels are classes, and that training covers every label that is evaluated.
 
@@ -329,7 +325,7 @@ def _check(dataset: LabelledDataset, named: str, are_classes: bool) -> None:
             count = sum(not trained.issuperset(row.labels) for row in rows[split])
             problems.append(
                 f"{named}：{split} 有 {count} 列的標籤是訓練資料裡沒有的："
-                f"{abbreviate([names[label] for label in unseen])}；補上它們的訓練列，或從 {split} 拿掉"
+                f"{listed([names[label] for label in unseen], 5)}；補上它們的訓練列，或從 {split} 拿掉"
             )
     if problems:
         raise UserError(problems)

@@ -1,22 +1,27 @@
-"""Store of millions of questions in a temporary file.
+"""Store of questions: those of an exam in memory, millions of them in Arrow files.
 
-Memory holds only what splitting needs, some 30 bytes of each question, and the names of subjects and
-passages. Every process has a file of its own.
+Beyond `IN_MEMORY` questions, `datasets` writes them to the disk and maps them into memory; of each, memory
+then holds what splitting needs, some 30 bytes, and the names of subjects and passages. Every process has
+files of its own.
 """
 
 from __future__ import annotations
 
-import marshal
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from finetune.data.question import Question, seeded_hash
 from finetune.runtime.errors import UserError
 
-IN_MEMORY = 1 << 25  # bytes up to which nothing is written to the disk
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IN_MEMORY = 1 << 15  # questions kept in memory before they are written to the disk; TMMLU+ has 22,690
+CHARACTERS_IN_MEMORY = 1 << 24  # and of how many characters, where questions are long
+BLOCK = 1024  # questions read from the disk at a time
 
 
 class QuestionStore:
@@ -29,9 +34,9 @@ class QuestionStore:
     """
 
     def __init__(self) -> None:
-        # open as long as the store
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
-        self._ends = array("Q", [0])
+        self._on_disk: Dataset | None = None  # the questions stored first
+        self._in_memory: list[Question] = []  # those after them
+        self._characters = 0  # of the questions in memory
         self.fingerprints, self.subjects, self.passages = array("Q"), array("I"), array("I")
         self.subject_names: list[str] = []
         self.passage_names: list[str] = [""]
@@ -47,43 +52,70 @@ class QuestionStore:
         Raises:
             UserError: the disk is full.
         """
-        subject = _number(question.subject, self._subject_numbers, self.subject_names)
-        passage = _number(question.passage, self._passage_numbers, self.passage_names)
-        record = marshal.dumps((question.stem, question.options, question.answer, question.id))
-        try:
-            self._file.seek(self._ends[-1])
-            self._file.write(record)
-        except OSError as error:
-            raise _storage_error(error) from error
-        self._ends.append(self._ends[-1] + len(record))
+        if len(self._in_memory) >= IN_MEMORY or self._characters >= CHARACTERS_IN_MEMORY:
+            self._write()
+        self._in_memory.append(question)
+        self._characters += len(question.stem) + sum(map(len, question.options))
         self.fingerprints.append(int(question.fingerprint, 16))
-        self.subjects.append(subject)
-        self.passages.append(passage)
+        self.subjects.append(_number(question.subject, self._subject_numbers, self.subject_names))
+        self.passages.append(_number(question.passage, self._passage_numbers, self.passage_names))
         return len(self) - 1
 
     def __getitem__(self, place: int) -> Question:
-        """Read a question.
+        return next(self.read([place]))
 
-        Raises:
-            UserError: the disk is full, and the question stored last had not reached it.
-        """
-        start, end = self._ends[place], self._ends[place + 1]
+    def read(self, places: Sequence[int]) -> Iterator[Question]:
+        """Yield the questions at these places, which are looked up together."""
+        written = len(self) - len(self._in_memory)
+        from_disk = iter(self._read_from_disk([place for place in places if place < written]))
+        for place in places:
+            yield next(from_disk) if place < written else self._in_memory[place - written]
+
+    def _write(self) -> None:
+        """Move the questions in memory to the disk."""
+        import datasets
+
+        features = {
+            "stem": datasets.Value("string"),
+            "options": datasets.List(datasets.Value("string")),
+            "answer": datasets.Value("int8"),
+            "id": datasets.Value("string"),
+        }
+        columns = {name: [getattr(q, name) for q in self._in_memory] for name in features}
+        shows_bars = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
         try:
-            self._file.seek(start)
-            record = self._file.read(end - start)
+            # A file that is mapped stays until this process ends, however it ends; its name may go at once.
+            with tempfile.TemporaryDirectory(prefix="questions_", ignore_cleanup_errors=True) as folder:
+                table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+                table.save_to_disk(folder)
+                written = datasets.load_from_disk(folder)
         except OSError as error:
             raise _storage_error(error) from error
-        stem, options, answer, name = marshal.loads(record)
-        subject, passage = self.subject_names[self.subjects[place]], self.passage_names[self.passages[place]]
-        return Question(stem, options, answer, subject, name, passage)
+        finally:
+            if shows_bars:
+                datasets.enable_progress_bars()
+        earlier = [self._on_disk] if self._on_disk else []
+        self._on_disk = datasets.concatenate_datasets([*earlier, written])
+        self._in_memory, self._characters = [], 0
+
+    def _read_from_disk(self, places: Sequence[int]) -> Iterator[Question]:
+        """Yield the questions at these places, all of which are on the disk."""
+        if not places or self._on_disk is None:
+            return
+        columns = self._on_disk[list(places)]
+        rows = zip(columns["stem"], columns["options"], columns["answer"], columns["id"], strict=True)
+        for place, (stem, options, answer, name) in zip(places, rows, strict=True):
+            subject = self.subject_names[self.subjects[place]]
+            passage = self.passage_names[self.passages[place]]
+            yield Question(stem, tuple(options), answer, subject, name, passage)
 
 
 def _storage_error(error: OSError) -> UserError:
-    # the folder is known only once one was found
-    """Return the error for a temporary file that cannot be used."""
-    where = f"（在 {tempfile.tempdir}）" if tempfile.tempdir else ""
+    """Return the error for temporary files that cannot be written."""
+    where = f"（在 {tempfile.tempdir}）" if tempfile.tempdir else ""  # known once a folder was found
     return UserError(
-        f"題目的暫存檔{where}不能用（{error.strerror}）：請清出空間，或用環境變數 TMPDIR 換一個地方"
+        f"題目的暫存檔{where}不能用（{error.strerror or error}）：請清出空間，或用環境變數 TMPDIR 換一個地方"
     )
 
 
@@ -98,7 +130,7 @@ def _number(name: str, numbers: dict[str, int], names: list[str]) -> int:
 class QuestionView(Sequence[Question]):
     """Questions of a store, in an order of their own.
 
-    They are read anew each time: two readings are equal, not the same object.
+    Those on the disk are read anew each time: two readings are equal, not the same object.
     """
 
     def __init__(self, questions: Iterable[Question] = (), store: QuestionStore | None = None):
@@ -126,7 +158,8 @@ class QuestionView(Sequence[Question]):
         return self.store[self._places[index]]
 
     def __iter__(self) -> Iterator[Question]:
-        return map(self.store.__getitem__, self._places)
+        for start in range(0, len(self), BLOCK):
+            yield from self.store.read(self._places[start : start + BLOCK])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
@@ -136,7 +169,7 @@ class QuestionView(Sequence[Question]):
     __hash__ = None  # type: ignore[assignment]  # unhashable as a list is
 
     def __repr__(self) -> str:
-        return f"<Rows of {len(self):,} questions>"
+        return f"<{len(self):,} questions>"
 
     def pick(self, indices: Iterable[int]) -> QuestionView:
         """Return the questions at these indices, in this order."""

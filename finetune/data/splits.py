@@ -15,11 +15,11 @@ from finetune.data.cleaning import Text
 from finetune.data.data_files import ORDER
 from finetune.data.exam import Exam
 from finetune.data.instructions import Instruction
-from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, abbreviate
+from finetune.data.labelled import SHOWN, Labelled, LabelledDataset
 from finetune.data.question import Question, normalised, seeded_hash
 from finetune.data.question_store import QuestionView, as_view, concat, pick
 from finetune.runtime.console import log
-from finetune.runtime.errors import UserError
+from finetune.runtime.errors import UserError, listed
 
 
 def split_texts(
@@ -226,7 +226,7 @@ def _warn_of_rare(names: list[str], parts: Sequence[list[Labelled]]) -> None:
     for part_name, rows in zip(("訓練", "驗證"), parts, strict=False):
         present = {label for row in rows for label in row.labels}
         if rows and (missing := [name for label, name in enumerate(names) if label not in present]):
-            log(f"⚠️ {part_name}裡沒有這些類別：{abbreviate(missing)}（列數太少）")
+            log(f"⚠️ {part_name}裡沒有這些類別：{listed(missing, 5)}（列數太少）")
 
 
 def describe_labels(dataset: LabelledDataset, splits: Splits[Labelled]) -> None:
@@ -255,7 +255,7 @@ def renumber(dataset: LabelledDataset, splits: Splits[Labelled], names: Sequence
     """Renumber the classes in the order of `names`, those of a model, which may have more of them."""
     unused = len(names) - len(dataset.names)
     more = f"；資料沒有用到其中 {unused} 個" if unused else ""
-    log(f"  標籤照底模的順序：{abbreviate(names)}{more}")
+    log(f"  標籤照底模的順序：{listed(names, 5)}{more}")
     new_index = [names.index(name) for name in dataset.names]
 
     def renumbered(rows: Sequence[Labelled]) -> list[Labelled]:

@@ -1,11 +1,15 @@
 """Reading, choosing and splitting questions."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 from conftest import ODD_OPTIONS, make_exam_dir, write_csv
+from conftest import SUBJECTS as EXAM_SUBJECTS
 
 from finetune.data.exam import Exam, read_exam
 from finetune.data.question import Question, as_dict
@@ -129,6 +133,71 @@ def test_a_quote_that_is_not_closed_names_the_lines_it_took_along(tmp_path):
 def test_a_broken_file_is_refused_with_its_reason(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     assert reason in "\n".join(reasons(tmp_path / name))
+
+
+def declare(folder: Path, *configs: dict) -> None:
+    """A README.md as the hub reads it."""
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': [*configs]})}---\n# 題庫\n", "utf-8")
+
+
+def test_the_card_of_a_folder_decides_which_file_is_which_subject_and_split(tmp_path, capsys):
+    files = {"a1.csv": "甲", "b2.csv": "乙", "more/c3.csv": "丙", "spare.csv": "丁"}
+    for name, stem in files.items():
+        write_csv(tmp_path / name, [[stem, "NA", "007", "1.0", "None", "B"]])
+    splits = {"data_files": [{"split": "train", "path": ["a1.csv"]}, {"split": "test", "path": "more/*.csv"}]}
+    declare(
+        tmp_path,
+        {
+            "config_name": "all",
+            "data_files": [{"split": "train", "path": ["a1.csv", "b2.csv", "more/c3.csv"]}],
+        },
+        {"config_name": "physics", **splits},
+        {"config_name": "art", "data_files": [{"split": "dev", "path": "b2.csv"}]},
+    )
+    exam = read_exam(str(tmp_path))
+    read = {(q.stem, split, q.subject) for split, part in exam.questions.items() for q in part}
+    assert read == {("甲", "train", "physics"), ("丙", "test", "physics"), ("乙", "validation", "art")}
+    assert exam.questions["train"][0].options == ("NA", "007", "1.0", "None")
+    assert "略過 spare.csv" in capsys.readouterr().err
+
+
+def test_a_card_that_declares_what_the_names_say_changes_nothing(tmp_path, exam_dir):
+    folder = shutil.copytree(exam_dir, tmp_path / "declared" / "data").parent
+    names = {"train": "dev", "validation": "val", "test": "test"}
+    declare(
+        folder,
+        *(
+            {
+                "config_name": subject,
+                "data_files": [{"split": s, "path": f"data/{subject}_{names[s]}.csv"} for s in names],
+            }
+            for subject in EXAM_SUBJECTS
+        ),
+    )
+    assert read_exam(str(folder)).questions == read_exam(str(exam_dir)).questions
+
+
+@pytest.mark.parametrize(
+    ("data_files", "said"),
+    [
+        ([{"split": "test", "path": "../secret_test.csv"}], "指到資料夾外面"),
+        ([{"split": "test", "path": "https://example.com/x.csv"}], "指到資料夾外面"),
+        ([{"split": "test", "path": "/etc/*"}], "指到資料夾外面"),
+        ([{"split": "test", "path": "gone.csv"}], ""),
+        ([{"split": "test"}], "看不懂"),
+        ([{"split": "test", "path": "a"}, {"split": "test", "path": "b"}], "看不懂"),
+        ([7], "看不懂"),
+        (7, "看不懂"),
+    ],
+)
+def test_a_card_that_cannot_be_followed_is_passed_over_and_said(tmp_path, capsys, data_files, said):
+    folder = tmp_path / "exam"
+    write_csv(tmp_path / "secret_test.csv", [["密", "一", "二", "三", "四", "A"]])
+    write_csv(folder / "art_test.csv", [["題", "一", "二", "三", "四", "A"]])
+    declare(folder, {"config_name": "default", "data_files": data_files})
+    exam = read_exam(str(folder))
+    assert [(q.stem, q.subject) for q in exam.questions["test"]] == [("題", "art")]
+    assert said in capsys.readouterr().err
 
 
 def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import random
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 from itertools import groupby
 
+import datasets
 import pytest
-from conftest import random_text
+from conftest import ROOT, random_text
 
 from finetune.data import question_store
 from finetune.data.contamination import TrainedQuestions
@@ -49,7 +54,7 @@ def questions(count: int, seed: int = 0, passages: int = 0) -> list[Question]:
 @pytest.fixture(params=["in memory", "on the disk"])
 def place(request, monkeypatch):
     if request.param == "on the disk":
-        monkeypatch.setattr(question_store, "IN_MEMORY", 64)
+        monkeypatch.setattr(question_store, "IN_MEMORY", 7)
 
 
 def test_what_is_put_on_the_shelf_is_read_back_as_it_was_in_any_order(place):
@@ -127,29 +132,55 @@ def test_the_same_few_are_drawn_from_a_list_and_from_a_shelf():
 
 
 def test_a_full_disk_is_said_with_the_place_and_the_way_out(monkeypatch):
-    store, told = QuestionStore(), questions(2)
+    monkeypatch.setattr(question_store, "IN_MEMORY", 1)
+    store, told = QuestionStore(), questions(3)
     store.append(told[0])
 
-    class Full:
-        def seek(self, at):  # it may be found out as late as that: what is written waits in a buffer
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "_file", Full())
-    for use in (lambda: store.append(told[1]), lambda: store[0]):
-        with pytest.raises(UserError, match="No space left on device.*TMPDIR"):
-            use()
-    assert len(store) == 1
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", full)
+    with pytest.raises(UserError, match="No space left on device.*TMPDIR"):
+        store.append(told[1])
+    assert len(store) == 1 and store[0] == told[0]
+
+
+def test_questions_on_the_disk_leave_no_file_behind_even_where_the_process_is_killed(monkeypatch, tmp_path):
+    monkeypatch.setattr(question_store, "IN_MEMORY", 5)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = questions(22)
+    kept = QuestionView(told)
+    assert not list(tmp_path.iterdir()) and kept == told
+
+
+def test_few_questions_of_very_many_characters_go_to_the_disk_too(monkeypatch):
+    monkeypatch.setattr(question_store, "CHARACTERS_IN_MEMORY", 100)
+    told = questions(40)
+    kept = QuestionView(told)
+    assert len(kept.store._in_memory) < 20 and kept == told
+
+
+def test_an_exam_of_the_size_of_tmmlu_is_kept_without_loading_datasets():
+    code = (
+        "import sys; from finetune.data.question import Question; "
+        "from finetune.data.question_store import QuestionView; "
+        "rows = QuestionView(Question(str(n), ('甲', '乙'), 0) for n in range(22_690)); "
+        "assert rows[22_689].stem == '22689'; sys.exit('datasets' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatch):
-    monkeypatch.setattr(question_store, "IN_MEMORY", 1 << 10)
-    kept, told = QuestionView(), questions(4000)
+    monkeypatch.setattr(question_store, "IN_MEMORY", 2000)
+    kept, told = QuestionView(questions(4000)), questions(8000)  # what the libraries hold is not counted
+    records = list(map(pickle.dumps, told))
     tracemalloc.start()
-    for question in told:
-        kept.append(question)
+    for record in records:
+        kept.append(pickle.loads(record))
+    kept.store._write()
     memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert kept == told and memory < 60 * len(told)
+    assert kept[4000:] == told and memory < 60 * len(told)
 
 
 # ---- what is made of them ----------------------------------------------------------------------------------

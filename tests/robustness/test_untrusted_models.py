@@ -759,10 +759,6 @@ EXCUSED = {  # (file, call) -> why it does no harm there
         "finetune/runtime/distributed.py",
         "pickle.loads",
     ): "of what it has just pickled, to see whether an error can travel",
-    (
-        "finetune/data/question_store.py",
-        "marshal.loads",
-    ): "of its own temporary file, which has no name and ends with it",
 }
 
 
