@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from forked import draw_nothing
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,28 +30,14 @@ HAN = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏�
 ODD_OPTIONS = ("NA", "None", "1.0", "無", "甲,乙", '他說"好"', "第一行\n第二行", "007")
 
 
-PIXEL = bytes.fromhex(  # a PNG of one white pixel
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63f80f00010101"
-    "00b138f6140000000049454e44ae426082"
-)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def blank_pictures(request):
-    """Pictures of one pixel and pages without a font of their own: drawing and cutting take most of the time
-    of a small run. Modules that look at them are marked `pictures`."""
+    """Modules that look at pictures or at the font of a page are marked `pictures`; others draw none."""
     if request.node.get_closest_marker("pictures"):
         yield
         return
-    from finetune.runtime.files import atomic_open
-
-    def save(figure, path: Path, dpi: int) -> None:
-        with atomic_open(path, "wb") as stream:
-            stream.write(PIXEL)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune.reports.plots._save", save)
-        patch.setattr("finetune.reports.html.embedded", lambda characters: "")
+        draw_nothing(patch)
         yield
 
 

@@ -1,5 +1,6 @@
 """Processes that run a script without the six seconds of imports that each costs: they are forked from a
 server that has the libraries already. Each is a process of its own and runs the file as `python script` does.
+The workers of xdist share a server. It draws no pictures, except for the commands of the documents.
 
 What launchers do, and what is imported when, shows only without this: see test_engine, test_stopping.
 
@@ -20,15 +21,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from hashlib import sha256
 from pathlib import Path
 
 LIBRARIES = (
     "torch", "transformers", "transformers.models.bert.modeling_bert", "peft", "safetensors.torch", "jinja2",
     "transformers.models.qwen2.modeling_qwen2", "sklearn.feature_extraction.text", "sklearn.linear_model",
-    "sklearn.metrics", "scipy.stats", "jieba", "matplotlib.pyplot",
+    "sklearn.metrics", "scipy.stats", "jieba", "matplotlib.pyplot", "pytest",
 )  # fmt: skip
 SCRIPTS = ("fine_tuning_llm.py", "inference.py")
 SOCKET = "TESTS_FORKED_SOCKET"  # the environment variable with the server's address
+STEPS = "TESTS_FORKED_STEPS"  # set: a training command that names no --max_steps takes so many
+WITH_PICTURES = "TESTS_WITH_PICTURES"  # set where what is drawn is looked at
+PIXEL = bytes.fromhex(  # a PNG of one white pixel
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63f80f00010101"
+    "00b138f6140000000049454e44ae426082"
+)
 PATIENCE = 60  # seconds in which the others have to end when one rank has failed and they were told
 _SIZE = struct.Struct("<Q")
 
@@ -57,8 +65,10 @@ class Process:
             self.wait()
         return self.returncode
 
-    def wait(self) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
+            if not select.select([self._line], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             self.returncode = int(self._hear())
             self._line.close()
         return self.returncode
@@ -68,6 +78,9 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signum)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
     def _hear(self) -> bytes:
         said = b""
         while not said.endswith(b"\n"):
@@ -75,6 +88,14 @@ class Process:
                 raise RuntimeError("the server of tests/forked.py has ended; its last words are above")
             said += more
         return said
+
+
+def start(words: list, cwd: Path, out, **env: str) -> Process:
+    """Starts `python words…`; what it says goes to the file `out`."""
+    from conftest import environment
+
+    with open(os.devnull) as nothing:
+        return Process(list(map(str, words)), str(cwd), environment(**env), (nothing, out, out), address())
 
 
 def run_ranks(cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: float = 300):
@@ -130,33 +151,50 @@ def quick_python(folder: Path, **env: str) -> dict[str, str]:
     program.write_text(f"#!{sys.executable} -IS\n" + Path(__file__).read_text("utf-8"), encoding="utf-8")
     program.chmod(0o755)
     path = f"{folder}{os.pathsep}{environment()['PATH']}"
-    return environment(**env, **{SOCKET: address(**env), "PATH": path})
+    return environment(**env, **{SOCKET: address(**env), WITH_PICTURES: "1", "PATH": path})
 
 
 def address(**env: str) -> str:
-    """Where a server of this worker listens; it is started at the first call, and ends with the worker."""
+    """Where the server of this test run listens; it is started at the first call, and ends with the run."""
     from conftest import environment
+    from filelock import FileLock
 
-    key = tuple(sorted(env.items()))
-    if key not in _servers:
-        folder = tempfile.mkdtemp(prefix="forked_")
-        server = subprocess.Popen(
-            [sys.executable, __file__, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=environment(**env), start_new_session=True,
-        )  # fmt: skip
-        assert server.stdout.readline(), "the server did not start"
-        _servers[key] = server, f"{folder}/socket"
-    return _servers[key][1]
+    run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    which = sha256(repr(sorted(env.items())).encode()).hexdigest()[:12]
+    folder = f"{tempfile.gettempdir()}/forked_{run}_{which}"
+    with FileLock(f"{folder}.lock"):
+        if not os.path.exists(f"{folder}/socket"):
+            os.makedirs(folder)
+            server = subprocess.Popen(
+                [sys.executable, __file__, folder, str(run)], stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, env=environment(**env), start_new_session=True,
+            )  # fmt: skip
+            assert server.stdout.readline(), "the server did not start"
+    return f"{folder}/socket"
 
 
-_servers: dict[tuple, tuple[subprocess.Popen, str]] = {}  # who waits for its stdin, and its address
+def draw_nothing(patch) -> None:
+    """Pictures of one pixel and pages without a font of their own: drawing and cutting take most of the time
+    of a small run.
+
+    Args:
+        patch: a pytest.MonkeyPatch.
+    """
+    from finetune.runtime.files import atomic_open
+
+    def save(figure, path: Path, dpi: int) -> None:
+        with atomic_open(path, "wb") as stream:
+            stream.write(PIXEL)
+
+    patch.setattr("finetune.reports.plots._save", save)
+    patch.setattr("finetune.reports.html.embedded", lambda characters: "")
 
 
 # ---- the server --------------------------------------------------------------------------------------------
 
 
-def serve(folder: str) -> None:
-    """Forks a process at each request, until its stdin is closed."""
+def serve(folder: str, run: int) -> None:
+    """Forks a process at each request, as long as the process of the test run lives."""
     import gc
     import importlib
     import pkgutil
@@ -173,6 +211,7 @@ def serve(folder: str) -> None:
         importlib.import_module("finetune.training.deepspeed_engine").import_deepspeed(on_gpu=False)
         for module in pkgutil.walk_packages([str(root / "finetune")], "finetune."):
             importlib.import_module(module.name)
+        importlib.import_module("jieba").initialize()
     finally:
         os.dup2(complains, 2)
     gc.freeze()
@@ -183,14 +222,22 @@ def serve(folder: str) -> None:
         os.close(ready)
         running: dict[int, socket.socket] = {}
         while True:
-            heard = select.select([listener, 0], [], [], 0.02)[0]
-            if listener in heard:
+            if select.select([listener], [], [], 0.02)[0]:
                 line, _ = listener.accept()
                 running[_begin(line, [listener, line, *running.values()])] = line
-            if 0 in heard:
+            elif not _is_alive(run):
                 break
             _tell_ends(running)
     shutil.rmtree(folder)
+    Path(f"{folder}.lock").unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _tell_ends(running: dict[int, socket.socket]) -> None:
@@ -239,6 +286,10 @@ def _become(wanted: dict, streams: list[int]) -> None:
     if script.resolve().parent != Path(__file__).resolve().parents[1]:  # it may have a package of its own
         for name in [name for name in sys.modules if name.split(".")[0] == "finetune"]:
             del sys.modules[name]
+    elif WITH_PICTURES not in os.environ:
+        import pytest
+
+        draw_nothing(pytest.MonkeyPatch())
     sys.argv, sys.path[0] = wanted["argv"], str(script.resolve().parent)
     runpy.run_path(str(script), run_name="__main__")
     sys.exit(0)
@@ -248,9 +299,11 @@ def stand_in() -> None:
     """What `python …` is where quick_python() comes first."""
     if not sys.argv[1:] or Path(sys.argv[1]).name not in SCRIPTS:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-    streams, server = (sys.stdin, sys.stdout, sys.stderr), os.environ[SOCKET]
-    sys.exit(Process(sys.argv[1:], os.getcwd(), dict(os.environ), streams, server).wait() % 256)
+    streams, server, words = (sys.stdin, sys.stdout, sys.stderr), os.environ[SOCKET], sys.argv[1:]
+    if STEPS in os.environ and Path(words[0]).name == "fine_tuning_llm.py" and "--max_steps" not in words:
+        words += ["--max_steps", os.environ[STEPS]]
+    sys.exit(Process(words, os.getcwd(), dict(os.environ), streams, server).wait() % 256)
 
 
 if __name__ == "__main__":
-    stand_in() if Path(sys.argv[0]).name == "python" else serve(sys.argv[1])
+    stand_in() if Path(sys.argv[0]).name == "python" else serve(sys.argv[1], int(sys.argv[2]))

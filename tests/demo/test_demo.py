@@ -149,7 +149,7 @@ def test_a_blank_becomes_a_word_the_model_has_read(demo_run):
     assert pair == "東京"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_zero_processes_reach_the_same_accuracy(tmp_path, demo_run):
     start = command("deepspeed", "--num_accelerators", 2, f"--master_port={free_port()}")
     done = run_process([*start, SCRIPT, "--demo"], tmp_path, timeout=900)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from forked import quick_python
+from forked import STEPS, quick_python
 from test_readme import commands, python_blocks
 
 from finetune.cli import train_args
@@ -96,13 +96,14 @@ def test_the_scripts_that_are_not_run_here_are_sound_shell(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps", ["4", pytest.param("", marks=pytest.mark.nightly)], ids=["4 steps", "all"])
 @pytest.mark.parametrize("name", PAGES)
-def test_the_commands_of_a_page_run_in_their_order_and_make_its_pictures(name, tmp_path):
+def test_the_commands_of_a_page_run_in_their_order_and_make_its_pictures(name, steps, tmp_path):
     for file in ("fine_tuning_llm.py", "inference.py", *["ds_config.json"] * (name == "machines")):
         shutil.copy(ROOT / file, tmp_path)
     shutil.copytree(ROOT / "finetune", tmp_path / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "bin").mkdir()
-    ours = quick_python(tmp_path / "bin")
+    ours = quick_python(tmp_path / "bin") | ({STEPS: steps} if steps else {})
     how = {"cwd": tmp_path, "env": ours, "input": ENTRIES, "capture_output": True, "text": True}
     for line in commands(page(name))[0]:
         done = subprocess.run(["bash", "-c", line], timeout=300, **how)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import ROOT, command, environment, free_port, losses
-from forked import run_ranks
+from forked import run_ranks, start
 from safetensors.torch import load_file
 from test_checkpoints import STEPS, stop_at
 
@@ -182,12 +181,10 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, model_dir, exam_dir)
     """In the middle of a step that takes for ever. One that comes right after the first is its echo, as a
     launcher sends it."""
     (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT)))
-    words = endless(model_dir, exam_dir)[1:]
-    process = launch(tmp_path, [sys.executable, "slow.py", *words])
+    with (tmp_path / "said").open("wb") as said:
+        process = start(["slow.py", *endless(model_dir, exam_dir)[1:]], tmp_path, said)
     try:
-        for line in process.stdout:
-            if line == "in a step\n":
-                break
+        wait_until(lambda: "in a step" in (tmp_path / "said").read_text("utf-8"), process)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
@@ -197,7 +194,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, model_dir, exam_dir)
         assert process.wait(10) == 143
         assert not list((tmp_path / "checkpoints").glob("step*"))
     finally:
-        end(process)
+        process.kill()
 
 
 @pytest.mark.slow
@@ -247,15 +244,11 @@ def test_a_rank_that_is_killed_ends_the_others_under_a_launcher(tmp_path, model_
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_of_them_with_its_exit_code(tmp_path, model_dir, exam_dir):
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    words = [sys.executable, *map(str, endless(model_dir, exam_dir, "--engine", "torch"))]
+    words = endless(model_dir, exam_dir, "--engine", "torch")
     with (tmp_path / "said").open("wb") as said:
         ranks = [
-            subprocess.Popen(
-                words, cwd=tmp_path, stdout=said, stderr=said,
-                env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)),
-            )
-            for rank in range(2)
-        ]  # fmt: skip
+            start(words, tmp_path, said, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)
+        ]
     try:
         wait_until(lambda: has_begun(tmp_path), ranks[0])
         ranks[1].send_signal(signal.SIGTERM)
@@ -264,7 +257,6 @@ def test_a_signal_to_one_rank_stops_all_of_them_with_its_exit_code(tmp_path, mod
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
 
 
 WAITING = """
@@ -301,12 +293,9 @@ def test_without_a_launcher_too_no_rank_waits_for_a_dead_one(tmp_path, who, how)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
     with (tmp_path / "said").open("wb") as said:
         ranks = [
-            subprocess.Popen(
-                [sys.executable, "rank.py"], cwd=tmp_path, stdout=said, stderr=said,
-                env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)),
-            )
+            start(["rank.py"], tmp_path, said, **place, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in range(3)
-        ]  # fmt: skip
+        ]
     try:
         others = [process for rank, process in enumerate(ranks) if rank != who]
         code = ranks[who].wait(90)
@@ -324,7 +313,6 @@ def test_without_a_launcher_too_no_rank_waits_for_a_dead_one(tmp_path, who, how)
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
 
 
 @pytest.mark.slow
@@ -356,7 +344,9 @@ def test_a_stranger_at_the_port_is_sent_away():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torch", 0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "engine", ["torch", *(pytest.param(stage, marks=pytest.mark.nightly) for stage in (0, 1, 2)), 3]
+)
 def test_a_run_of_two_ranks_goes_on_bit_for_bit_and_on_one_rank_when_asked(
     tmp_path, model_dir, exam_dir, engine
 ):

@@ -130,7 +130,14 @@ def test_two_ranks_open_layers_as_one_does(train, tmp_path, still, exam_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"), (3, "bf16")]
+    ("stage", "precision"),
+    [
+        (3, "fp32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in [(0, "fp32"), (1, "fp32"), (2, "fp32"), (2, "bf16"), (3, "bf16")]
+        ),
+    ],
 )
 def test_zero_opens_layers_as_plain_pytorch_does_and_resumes_between_two_openings(
     train, tmp_path, still, exam_dir, stage, precision
