@@ -190,17 +190,22 @@ def test_what_is_switched_off_is_no_obstacle():
     assert "compile" not in resolved
 
 
-def test_the_names_within_zero_are_those_of_this_deepspeed():
+def test_the_keys_within_zero_and_their_types_are_those_of_this_deepspeed():
     """The table is read without importing DeepSpeed, which takes seconds; here it is held against it."""
+    from typing import get_args
+
     from finetune.training.deepspeed_engine import import_deepspeed
 
     import_deepspeed(False)
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig, ZeroStageEnum
 
-    known = {
-        name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias) if name
-    }
-    assert known <= set(deepspeed_keys.ZERO), known - set(deepspeed_keys.ZERO)
+    kinds = {bool: deepspeed_keys.SWITCH, int: deepspeed_keys.SIZE, ZeroStageEnum: deepspeed_keys.STAGE}
+    keys = {}
+    for name, field in DeepSpeedZeroConfig.model_fields.items():
+        types = {field.annotation, *get_args(field.annotation)} & kinds.keys()
+        kind = kinds[types.pop()] if types else deepspeed_keys.BLOCK
+        keys |= {key: kind for key in (name, field.alias) if key}
+    assert keys == deepspeed_keys.ZERO
 
 
 def test_deepspeeds_own_reading_of_the_file_is_asked_before_a_model_is_loaded():
