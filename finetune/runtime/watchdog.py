@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from finetune.runtime.console import log
-
 IDLE, BETWEEN, PROBES = 10, 5, 3  # keep-alive: seconds idle, seconds between probes, probes
 PATIENCE = 10.0  # seconds for the main thread to report its own error first
 CONNECT_SECONDS = 60.0  # time limit for the ranks to connect
@@ -138,10 +136,7 @@ def _read_hello(peer: socket.socket) -> bytes:
 
 def _create_server(host: str) -> socket.socket:
     """Listen on the address that the ranks know this machine by, else on all its addresses."""
-    for address in (host, ""):
-        try:
-            return socket.create_server((address, 0))
-        except OSError:
-            continue
-    log("  開不了監看的連線：有 rank 死去時不會馬上知道")
-    return socket.create_server(("127.0.0.1", 0))
+    try:
+        return socket.create_server((host, 0))
+    except OSError:  # no address of this machine, as behind NAT
+        return socket.create_server(("", 0))
