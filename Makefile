@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-export PYTHONDONTWRITEBYTECODE := 1
-# Test workers: as many as there are cores, at most four (1 GB of memory each).
-WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
+# Test workers: one more than there are cores, since tests wait for processes too; at most five (1 GB of memory each).
+WORKERS = --numprocesses $(shell $(BIN)/python -c 'import os; print(min(5, os.cpu_count() + 1))') --dist worksteal
 # DeepSpeed's launcher finds its programs on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -502,17 +502,15 @@ def test_several_processes_share_the_rows_and_give_the_same_file(answer, tmp_pat
 
 # ---- 100,000 questions -------------------------------------------------------------------------------------
 
-MANY = 100_000
-
-
 @pytest.mark.slow
-def test_100000_questions_are_answered_once_each_in_little_memory_through_kills_at_random(tmp_path):
+@pytest.mark.parametrize("count", [25_000, pytest.param(100_000, marks=pytest.mark.nightly)])
+def test_many_questions_are_answered_once_each_in_little_memory_through_kills_at_random(tmp_path, count):
     model = make_model_dir(tmp_path / "m", num_hidden_layers=1, hidden_size=16, intermediate_size=16)
     rng = random.Random(4)
     texts = [random_text(rng, 4, 20) for _ in range(997)]
     with (tmp_path / "q.csv").open("w", encoding="utf-8") as stream:
         stream.write("id,question,A,B,C,D\n")
-        for number in range(MANY):
+        for number in range(count):
             options = ",".join(texts[(number * 7 + i) % 997][:4] for i in range(4))
             stream.write(f"{number},{texts[number % 997]}{number}？,{options}\n")
     write_csv(tmp_path / "one.csv", [["0", "天？", "地", "玄"]], header=("id", "question", "A", "B"))
@@ -538,8 +536,8 @@ def test_100000_questions_are_answered_once_each_in_little_memory_through_kills_
     code, peak = peak_memory(command_for("q.csv"), tmp_path)
     assert code == 0
     found = [json.loads(line) for line in (tmp_path / "q.csv.jsonl").open(encoding="utf-8")]
-    assert [row["row"] for row in found] == list(range(1, MANY + 1))
-    assert [row["id"] for row in found] == [str(number) for number in range(MANY)]
+    assert [row["row"] for row in found] == list(range(1, count + 1))
+    assert [row["id"] for row in found] == [str(number) for number in range(count)]
     assert all(row["answer"] in "ABCD" and row["error"] is None for row in found)
     assert peak - alone < 300e6, f"{(peak - alone) / 1e6:.0f} MB above a file of one question"
 
