@@ -1,30 +1,23 @@
 """index.html of a report: one page that needs nothing but itself.
 
-The words and figures are those of `report.sections()`; the look is report.html.j2, where every text is
-escaped. Charts are HTML and SVG with real text: they grow with the screen, print, and can be searched.
+The words and figures are those of `report.sections()`; the look is report.html.j2. Charts are HTML and SVG
+with real text: they grow with the screen, print, and can be searched.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from finetune.data.subjects import subject_title
 from finetune.evaluation import evaluator
-from finetune.reports import classification as classification_report
-from finetune.reports import perplexity, plots
-from finetune.reports.number_format import counted, percent, small, unbroken
+from finetune.reports import plots
 from finetune.reports.sections import Section
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from finetune.reports.templates import template
 
 SCRIPTS = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the font: those of Taiwan
 
@@ -47,7 +40,7 @@ def render(report: Content, heat_maps: Mapping[str, bytes] = MappingProxyType({}
         heat_maps: PNG of the confusion matrix of each set of labels, shown where the classes are too many for
             a table.
     """
-    template = _template()
+    page = template("report.html.j2")
     sections = report.sections()
     variables = {
         "report": report,
@@ -56,31 +49,9 @@ def render(report: Content, heat_maps: Mapping[str, bytes] = MappingProxyType({}
         "trained": {section.name: trained_questions(section) for section in sections},
         "reliability": {section.name: reliability(section.metrics["calibration"]) for section in sections},
         "training": training(report.history),
-        "perplexity": perplexity,
-        "classes": classification_report,
-        "small": small,
-        "share": percent,
         "heat_maps": {name: data_address("image/png", picture) for name, picture in heat_maps.items()},
     }
-    return template.render(variables, font=embedded(template.render(variables, font="")))
-
-
-@functools.cache
-def _template() -> Template:
-    """Return report.html.j2, compiled once a process."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
-        "percent": lambda share: unbroken(percent(share)),
-        "unbroken": unbroken,
-        "counted": counted,
-        "subject": subject_title,
-    }
-    return environment.get_template("report.html.j2")
+    return page.render(variables, font=embedded(page.render(variables, font="")))
 
 
 # ---- charts ------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from finetune.models.run_card import RunCard
 from finetune.reports import classification as classification_report
 from finetune.reports import model_card, plots, report
 from finetune.reports.classification import LISTED, NONE, label_verdict
-from finetune.reports.html import percent, small, training
+from finetune.reports.html import training
+from finetune.reports.number_format import percent, small
 from finetune.reports.plots import plot_confusion
 from finetune.training.state import TrainingState
 

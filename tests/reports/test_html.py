@@ -20,7 +20,8 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.scoring import Scores
 from finetune.reports import report, sections
-from finetune.reports.html import embedded, percent, training
+from finetune.reports.html import embedded, training
+from finetune.reports.number_format import percent
 
 pytestmark = pytest.mark.pictures
 
