@@ -7,8 +7,6 @@ of the model's outputs.
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -191,11 +189,6 @@ def overview(metrics: dict[str, Any], figure: Figure = plain) -> list[tuple[str,
     return [*rows, ("對數損失（nat）", plain(metrics["log_loss"]))]
 
 
-def overview_table(metrics: dict[str, Any], figure: Figure = plain) -> list[str]:
-    """Return the lines of `overview` in Markdown."""
-    return _markdown(["指標", ""], overview(metrics, figure))
-
-
 def columns(metrics: dict[str, Any]) -> list[str]:
     """Return the head of the table of `rows`."""
     return [
@@ -219,11 +212,6 @@ def rows(metrics: dict[str, Any], figure: Figure = plain) -> list[list[str]]:
     return lines
 
 
-def table(metrics: dict[str, Any], figure: Figure = plain) -> list[str]:
-    """Return the lines of the table of classes in Markdown; none without rows."""
-    return _markdown(columns(metrics), rows(metrics, figure)) if metrics else []
-
-
 def confusion(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the confusion matrix of single labels.
 
@@ -236,25 +224,3 @@ def confusion(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         return ["正解", "認成", "次數"], listed
     lines = zip(names, metrics["confusion"], strict=True)
     return ["正解＼答", *map(short, names)], [[name, *map(str, counts)] for name, counts in lines]
-
-
-def confusion_table(metrics: dict[str, Any]) -> list[str]:
-    """Return `confusion` in Markdown; nothing of a multi-label classifier, whose table has the counts."""
-    if metrics["multi"]:
-        return []
-    head, lines = confusion(metrics)
-    return _markdown(head, lines)
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    written = [head, *lines]
-    shown = [f"| {' | '.join(escaped(cell) for cell in cells)} |" for cells in written]
-    return [shown[0], "|---|" + "--:|" * (len(head) - 1), *shown[1:]]
-
-
-def escaped(text: str) -> str:
-    """Return one line of Markdown that shows the text and is nothing else: no tag, no cell, no link."""
-    line = html.escape(" ".join(text.split()), quote=False)
-    marks = r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])"  # a _ inside a word is none
-    return re.sub(marks, lambda match: f"&#{ord(match[0])};", line)

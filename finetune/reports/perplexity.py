@@ -8,7 +8,7 @@ share of the masked tokens that it predicts); `samples`: prompt, wanted, untuned
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.evaluation.sets import in_order
@@ -26,15 +26,6 @@ NONE = "沒有留下驗證資料（--split_ratio），不知道學得多好。"
 def perplexity(loss: float) -> float:
     """Return exp(mean negative log-likelihood of a token, nats); inf where that is beyond a float."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def table(growth: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table in Markdown."""
-    if not growth["sets"]:
-        return [NONE]
-    lines = [f"| {' | '.join(columns(growth))} |", "|---|--:|--:|--:|--:|--:|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows(growth)]
-    return lines
 
 
 def columns(growth: Mapping[str, Any]) -> list[str]:
@@ -101,18 +92,3 @@ def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if abs(share) < 0.0005:
         return "沒有變"
     return f"{'降低' if share < 0 else '升高'} {abs(share):.1%}".replace("%", " %")
-
-
-def samples(growth: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the samples in Markdown, before and after training."""
-    lines: list[str] = []
-    for number, sample in enumerate(growth["samples"], 1):
-        lines += [f"### 例 {number}", ""]
-        for title, key in PARTS:
-            lines += [f"**{title}**", "", *quoted(sample.get(key, "")), ""]
-    return lines
-
-
-def quoted(text: str) -> Sequence[str]:
-    """Return the lines of a code block, so that nothing in the text is taken for Markdown."""
-    return ["    " + line for line in (text or "（空白）").splitlines()] or ["    （空白）"]

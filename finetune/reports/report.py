@@ -19,22 +19,11 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.sets import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import classification as classification_report
-from finetune.reports import perplexity, plots
-from finetune.reports.classification import (
-    AVERAGES,
-    confusion_table,
-    escaped,
-    label_verdict,
-    overview_table,
-    table,
-)
+from finetune.reports import plots
 from finetune.reports.html import render
-from finetune.reports.number_format import percent, small
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
     NOT_COMPARABLE,
-    ScoreRow,
     Section,
     calibration,
     caveats,
@@ -47,6 +36,7 @@ from finetune.reports.sections import (
     title_of,
     verdict_sentence,
 )
+from finetune.reports.templates import template
 from finetune.runtime.errors import UserError
 from finetune.runtime.files import (
     atomic_open,
@@ -362,56 +352,4 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
         report: to be written.
         pictures: file of a set's subjects or of its confusion, by the set's name.
     """
-    lines = [
-        f"# {report.heading}",
-        "",
-        ("選項順序與校準的圖、最有把握的錯題、" if report.exam_sets() else "")
-        + "訓練曲線等等，見 [index.html](index.html)。",
-        "",
-    ]
-    lines += [f"- {label}：{escaped(value)}" for label, value in report.facts.items()]
-    for section in report.sections():
-        lines += ["", f"## {escaped(section.title)}", "", f"**{escaped(section.verdict)}**", ""]
-        lines += [f"- {escaped(remark)}" for remark in section.notes]
-        lines += _table("", section.score_rows)
-        lines += ["", *(f"- {escaped(label)}：{value}" for label, value in section.comparison)]
-        lines += [f"- 選項順序：{section.order_bias}", f"- 校準：{section.calibration}"]
-        if section.name in pictures:
-            lines += ["", f"![各科正確率]({pictures[section.name]})"]
-        lines += _table("類別", section.categories) + _table("科目", section.subjects)
-    for name, metrics in report.labels.items():
-        lines += ["", f"## {classification_report.title_of(name)}", ""]
-        lines += [f"**{escaped(label_verdict(metrics, small))}**", ""]
-        lines += [
-            f"- {escaped(remark)}" for remark in [*report.notes, *classification_report.notes(name, metrics)]
-        ]
-        lines += ["", *overview_table(metrics, percent), "", *table(metrics, percent)]
-        lines += ["", *confusion_table(metrics)]
-        if name in pictures:
-            lines += ["", f"![混淆矩陣]({pictures[name]})"]
-    if report.labels:
-        lines += ["", AVERAGES]
-    if report.growth:
-        lines += [
-            "",
-            f"## {perplexity.TITLE}",
-            "",
-            perplexity.meaning(report.growth),
-            "",
-            *perplexity.table(report.growth),
-        ]
-        if report.growth["samples"]:
-            lines += ["", f"## {perplexity.samples_title(report.growth)}", ""]
-            lines += perplexity.samples(report.growth)
-    return "\n".join([*lines, ""])
-
-
-def _table(title: str, rows: Sequence[ScoreRow]) -> list[str]:
-    """Return the lines of a table, an empty one before it; none without rows."""
-    if not rows:
-        return []
-    lines = ["", f"| {title} | 題數 | 正確率 | 95 % 區間 |", "|---|--:|--:|--:|"]
-    for row in rows:
-        interval = "–".join(map(percent, row.interval))
-        lines.append(f"| {escaped(row.label)} | {row.n or ''} | {percent(row.accuracy)} | {interval} |")
-    return lines
+    return template("report.md.j2").render(report=report, sections=report.sections(), pictures=pictures)

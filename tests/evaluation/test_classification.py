@@ -18,14 +18,13 @@ from finetune.reports.classification import (
     LISTED,
     NONE,
     confusion,
-    confusion_table,
     confusions,
-    escaped,
     label_verdict,
     mistakes,
     notes,
     verdict,
 )
+from finetune.reports.templates import escaped, table
 
 NAMES = ["正面", "中立", "負面", "無關"]
 SETS = {"validation": "驗證", "held_back": "保留", "test": "測試"}
@@ -194,7 +193,7 @@ def test_the_calibration_error_is_that_of_exams():
 
 def test_without_rows_there_are_no_figures():
     assert compute_metrics([], [], NAMES, False) == {} == compute_metrics([], [], NAMES, True)
-    assert verdict({}) == [NONE] and classification_report.table({}) == []
+    assert verdict({}) == [NONE]
 
 
 def test_a_class_that_is_nowhere_counts_0_in_the_macro_average_and_that_is_said():
@@ -293,7 +292,7 @@ def test_the_table_has_a_row_a_class_with_its_figures(multi):
     truth, rows = guessed(multi=multi)
     found = compute_metrics(truth, rows, NAMES, multi)
     tp, fp, fn, _ = counted(truth, rows, 4, multi)
-    lines = classification_report.table(found)
+    lines = table(classification_report.columns(found), classification_report.rows(found)).split("\n")
     assert len(lines) == 6 and {line.count("|") for line in lines} == {9 if multi else 7}
     for i, line in enumerate(lines[2:]):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -305,10 +304,11 @@ def test_the_table_has_a_row_a_class_with_its_figures(multi):
 def test_no_name_breaks_a_table_or_becomes_markup():
     names = ["a|b", "一\n二\r三", "<script>alert(1)</script>", "[x](y) `c` **d** _e_ ~f~ $g$ \\"]
     found = compute_metrics([(i,) for i in range(4)], one_hot(range(4)), names, False)
-    for table in (classification_report.table(found), confusion_table(found)):
-        assert len(table) == 6 and len({line.count("|") for line in table}) == 1
-        assert all(line.splitlines() == [line] for line in table)
-        text = "\n".join(table[2:])
+    classes = (classification_report.columns(found), classification_report.rows(found))
+    for head, rows in (classes, confusion(found)):
+        lines = table(head, rows).splitlines()
+        assert len(lines) == 6 and len({line.count("|") for line in lines}) == 1
+        text = "\n".join(lines[2:])
         assert "<" not in text and not set("[]`*_~$\\") & set(text)
     import html
 
@@ -321,4 +321,3 @@ def test_of_more_classes_than_one_reads_across_the_commonest_confusions_are_list
     found = compute_metrics(truth, one_hot([(i + 1) % 40 for (i,) in truth], 40), names, False)
     head, lines = confusion(found)
     assert len(head) == 3 and len(lines) == LISTED and lines[0] == ["類39", "類0", "40"]
-    assert len(confusion_table(found)) == LISTED + 2

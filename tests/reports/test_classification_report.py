@@ -15,7 +15,7 @@ from matplotlib import image
 from finetune.evaluation.classification import compute_metrics
 from finetune.models.run_card import RunCard
 from finetune.reports import classification as classification_report
-from finetune.reports import model_card, plots, report
+from finetune.reports import model_card, plots, report, templates
 from finetune.reports.classification import LISTED, NONE, label_verdict
 from finetune.reports.html import training
 from finetune.reports.number_format import percent, small
@@ -306,9 +306,9 @@ def test_the_model_folder_says_how_good_it_is_and_how_to_ask_it(tmp_path):
     assert "pipeline_tag: text-classification" in text and "3 類：正面、中立、負面" in text
     for line in classification_report.verdict(found.labels):
         assert line.strip() in text
-    assert all(
-        line in text for labels in found.labels.values() for line in classification_report.table(labels)
-    )
+    for labels in found.labels.values():
+        head, rows = classification_report.columns(labels), classification_report.rows(labels)
+        assert templates.table(head, rows) in text
     assert "from inference import classify, load_model" in text and "--model_path" in text
     for flag in ("--task classify", "--learning_rate 3e-05", "--seed 7", "--num_epochs 2"):
         assert flag in text
