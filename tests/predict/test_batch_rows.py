@@ -502,6 +502,7 @@ def test_several_processes_share_the_rows_and_give_the_same_file(answer, tmp_pat
 
 # ---- 100,000 questions -------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [25_000, pytest.param(100_000, marks=pytest.mark.nightly)])
 def test_many_questions_are_answered_once_each_in_little_memory_through_kills_at_random(tmp_path, count):
