@@ -1,6 +1,7 @@
 # Every target makes .venv and installs what it needs first. `make` alone lists them.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Test workers: one more than there are cores, since tests wait for processes too; at most five (1 GB of memory each).
 WORKERS = --numprocesses $(shell $(BIN)/python -c 'import os; print(min(5, os.cpu_count() + 1))') --dist worksteal
@@ -16,55 +17,62 @@ OLD := import sys; seen = ".".join(map(str, sys.version_info[:3])); \
 	"✗ 需要 Python 3.11 以上，這是 %s，請用 %s (Python 3.11 or newer is needed)" % (seen, sys.argv[1]))
 PYTHONS := 3.11 3.12 3.13  # the promise of README.md
 
-.venv/.scripts: requirements.txt
+$(VENV)/.scripts: requirements.txt
 	@$(PYTHON) -c '$(OLD)' 'make PYTHON=python3.12'
-	@! test -x $(BIN)/python || $(BIN)/python -c '$(OLD)' 'rm -r .venv'
-	$(PYTHON) -m venv .venv
+	@! test -x $(BIN)/python || $(BIN)/python -c '$(OLD)' 'rm -r $(VENV)'
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/.dev: requirements-dev.txt $(wildcard requirements-*.txt) .venv/.scripts
+$(VENV)/.dev: requirements-dev.txt $(wildcard requirements-*.txt) $(VENV)/.scripts
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
 # The pages of a report are tested in a browser: Chromium, Chrome or Edge, from apt where there is none.
-.venv/.browser: .venv/.dev
+$(VENV)/.browser: $(VENV)/.dev
 	$(BIN)/python tests/browser.py || ! command -v apt-get || \
 		{ $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends chromium; }
 	$(BIN)/python tests/browser.py
 	touch $@
 
-install: .venv/.scripts ## make .venv with what the two scripts need
+install: $(VENV)/.scripts ## make .venv with what the two scripts need
 
-demo: .venv/.scripts ## train and evaluate a small model on the built-in exam, then ask it a question
+demo: $(VENV)/.scripts ## train and evaluate a small model on the built-in exam, then ask it a question
 	$(BIN)/python fine_tuning_llm.py --demo
 	$(BIN)/python inference.py --question "日本的首都是哪一座城市？" --options "A:首爾 B:東京 C:河內 D:曼谷"
 
-test: .venv/.browser ## all tests but those of `make nightly`
+test: $(VENV)/.browser ## all tests but those of `make nightly`
 	$(BIN)/python -m pytest $(WORKERS)
 
-check: .venv/.browser ## lint, types and the fast tests
+check: $(VENV)/.browser ## lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not nightly"
 
-nightly: .venv/.browser ## the tests that repeat for each of many model families
+nightly: $(VENV)/.browser ## the tests that repeat for each of many model families
 	$(BIN)/python -m pytest $(WORKERS) -m nightly
 
 # From the index's metadata: nothing is installed. Three packages have no wheel anywhere; they are built on any Python.
-pins: .venv/.dev ## check that the pinned packages exist for every supported Python
+pins: $(VENV)/.dev ## check that the pinned packages exist for every supported Python
 	@for version in $(PYTHONS); do \
 		$(BIN)/uv pip compile --quiet --no-python-downloads --python-version $$version --output-file /dev/null \
 			--only-binary :all: $(foreach name,deepspeed jieba fontmeta,--no-binary $(name)) requirements.txt \
 			&& echo "Python $$version: ok" || exit 1; \
 	done
 
-bench: .venv/.dev ## measure accuracy, time and memory: demo, 100,000 questions, response loss, adapting, speed beside others
+pythons: ## `make check` on every supported Python that is here, each in an environment of its own
+	@for version in $(PYTHONS); do \
+		python=$$(command -v python$$version || ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1); \
+		test -n "$$python" || { echo "Python $$version: not here"; continue; }; \
+		$(MAKE) VENV=.venv-$$version PYTHON=$$python check || exit 1; \
+	done
+
+bench: $(VENV)/.dev ## measure accuracy, time and memory: demo, 100,000 questions, response loss, adapting, speed beside others
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/file_of_questions.py
 	$(BIN)/python benchmarks/response_only.py
 	$(BIN)/python benchmarks/adapting.py
 	$(BIN)/python benchmarks/speed.py
 
-.PHONY: help install demo test check nightly pins bench
+.PHONY: help install demo test check nightly pins pythons bench

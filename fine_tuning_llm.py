@@ -73,7 +73,7 @@ def run_training(args: TrainArgs, given: frozenset) -> int | None:
         if not args.demo and (source is None or not Path(args.model_name_or_path).expanduser().is_dir()):
             from finetune.runtime import hub
 
-            hub.go_offline_if_unreachable()  # before transformers is imported, which reads what this sets
+            hub.go_offline_if_unreachable()  # before anything is looked up
         if args.inspect:
             show_texts(args, source)
             return None

@@ -1,4 +1,4 @@
-"""Five ways of adapting one base to an exam, in one run: accuracy on unseen questions, parameters taught,
+"""Five ways of adapting one base to an exam, in one run: accuracy on unseen questions, parameters trained,
 seconds of training, peak memory.
 
 The base has read the demo's sentences (`--task mlm`); each way then teaches it the demo's questions, from
@@ -81,7 +81,7 @@ def main() -> None:
         folder = Path(name)
         write_exam(folder / "exam")
         run(folder, "--demo", "--task", "mlm", *BASE, "--output_dir", "base/model", "--save_dir", "base/c")
-        print("| what learns | unseen questions | parameters taught | training, s | peak memory, MB |")
+        print("| what is trained | unseen questions | parameters trained | training, s | peak memory, MB |")
         print("|---|---|---|---|---|")
         for number, (title, flags) in enumerate(WAYS.items()):
             out = f"way{number}"

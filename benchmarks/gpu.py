@@ -1,6 +1,6 @@
-"""The comparisons of speed.py on a CUDA GPU, and the share of the card's peak that teaching reaches.
+"""The comparisons of speed.py on a CUDA GPU, and the share of the card's peak that training reaches.
 
-python benchmarks/gpu.py [teaching] [examining] [prompts] [decoding] [--runs 3] [--engine auto]
+python benchmarks/gpu.py [training] [evaluation] [prompts] [decoding] [--runs 3] [--engine auto]
 
 Prints the peak of matrix products in bf16, then a table, and writes benchmarks/results_gpu.json. Ends with 2
 where there is no GPU, and with 1 where a part of it failed.
@@ -21,11 +21,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import speed
 from harness import ROOT, Found, compare, machine, peak_flops, show, write
-from teaching import Course
+from training import TrainingJob
 
 SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 8192, 8192), (65536, 768, 3072))  # see peak_flops
 BATCHES = (32, 128)  # rows a step; memory for a Trainer in fp32 with much more few cards have
-STEPS, SKIP = 60, 10  # of teaching, and how many of them are not timed
+STEPS, SKIP = 60, 10  # of training, and how many of them are not timed
 EXAM, PROMPTS, ROWS = 480, 1024, 128  # questions; prompts, and those that the pipeline reads at a time
 SIZES = (("half", 128),)  # of models that decode, and new tokens
 SHARE = ">= 0.45"  # of the peak
@@ -44,26 +44,26 @@ def peak(device: str = "cuda", shapes=SHAPES) -> float:
     return max(found)
 
 
-def teaching(
+def training(
     home: Path, runs: int, best: float, engine: str = "auto", batches=BATCHES, **more
 ) -> list[Found]:
     """Tokens a second beside both trainers and, as operations that the model needs, beside the peak.
 
     Args:
         best: the peak, operations a second.
-        more: of a Course.
+        more: of a TrainingJob.
     """
     more = {"device": "cuda", "skip": SKIP, "engine": engine, **more}
     found: list[Found] = []
     for batch in batches:
-        course = Course.write(home, STEPS * batch, batch, **more)
+        job = TrainingJob.write(home, STEPS * batch, batch, **more)
         try:
-            speeds, peaks = course.run(home, runs)
+            speeds, peaks = job.run(home, runs)
         except SystemExit as error:  # too little memory for a Trainer, say: fewer rows may do
             print(f"{batch} rows a step: {error}", file=sys.stderr, flush=True)
             continue
-        reached = [tokens * course.flops_a_token() / 1e12 for tokens in speeds["ours"]]
-        what, memory = f"teaching, {batch} rows a step", f"its memory, {batch} rows a step"
+        reached = [tokens * job.flops_a_token() / 1e12 for tokens in speeds["ours"]]
+        what, memory = f"training, {batch} rows a step", f"its memory, {batch} rows a step"
         for peer in ("trainer_default", "trainer_tuned"):
             found += [
                 compare(what, peer, "token/s", speeds["ours"], speeds[peer], ">= 1.0"),
@@ -91,8 +91,8 @@ def main() -> int:
     print(card)
     best = peak()
     measures = {
-        "teaching": partial(teaching, best=best, engine=flags.engine),
-        "examining": partial(beside, speed.examining, count=EXAM),
+        "training": partial(training, best=best, engine=flags.engine),
+        "evaluation": partial(beside, speed.evaluation, count=EXAM),
         "prompts": partial(beside, speed.prompts, count=PROMPTS, rows=ROWS),
         "decoding": partial(beside, speed.decoding, dtype="bfloat16", sizes=SIZES),
     }
@@ -112,7 +112,7 @@ def main() -> int:
     return int(failed)
 
 
-NAMES = ("teaching", "examining", "prompts", "decoding")
+NAMES = ("training", "evaluation", "prompts", "decoding")
 
 
 def _flags() -> argparse.Namespace:

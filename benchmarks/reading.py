@@ -183,7 +183,7 @@ class Stages:
     def __init__(self, work: Path):
         self.work = work
 
-    def teach(self, name: str, base: Path, data: Path, *flags) -> Path:
+    def train(self, name: str, base: Path, data: Path, *flags) -> Path:
         """One run; the folder of its model. What is there already is not run again."""
         folder = self.work / name
         if not (folder / "model/all_results.json").exists():
@@ -213,11 +213,11 @@ def main() -> None:
         stages.work.mkdir(parents=True, exist_ok=True)
         base = stages.work / "base"
         make_base(base, flags.tokenizer)
-        base = stages.teach("1a", base, flags.texts, "--from_scratch", "--num_epochs", 10, *SHORT_ROWS)
-        base = stages.teach("1b", base, flags.texts, "--num_epochs", 6, *LONG_ROWS)
+        base = stages.train("1a", base, flags.texts, "--from_scratch", "--num_epochs", 10, *SHORT_ROWS)
+        base = stages.train("1b", base, flags.texts, "--num_epochs", 6, *LONG_ROWS)
         texts = [row["text"] for _, row in read_table(flags.texts)]
         echo = write_table(stages.work / "echoes.csv", ("text",), [[text] for text in echoes(texts)])
-        base = stages.teach("1c", base, echo, *ECHOES)
+        base = stages.train("1c", base, echo, *ECHOES)
         rows = made_questions(texts)
         made = write_table(stages.work / "made.csv", HEADER, rows)
         alone = write_table(stages.work / "alone.csv", HEADER, [[row[0], "", *row[2:]] for row in rows])
@@ -227,14 +227,14 @@ def main() -> None:
         def ways(objective: str, *more) -> list:
             return ["--objective", objective, "--max_length", LENGTH, *more]
 
-        base = stages.teach("2", base, made, *ways("mlm", *MADE, "--num_epochs", 3))
+        base = stages.train("2", base, made, *ways("mlm", *MADE, "--num_epochs", 3))
         print("| objective | after stage 2 | after stage 3 | 95 % interval | questions | seconds |")
         print("|---|---|---|---|---|---|")
         for objective in ("choice", "answer"):
             runs = [f"2a-{objective}", f"2b-{objective}", f"3-{objective}"]
-            model = stages.teach(runs[0], base, alone, *ways(objective, *MADE[:2], *ALONE[objective]))
-            model = stages.teach(runs[1], model, made, *ways(objective, *MADE, "--num_epochs", 1))
-            stages.teach(runs[2], model, real, *ways(objective, *REAL, "--num_epochs", 5))
+            model = stages.train(runs[0], base, alone, *ways(objective, *MADE[:2], *ALONE[objective]))
+            model = stages.train(runs[1], model, made, *ways(objective, *MADE, "--num_epochs", 1))
+            stages.train(runs[2], model, real, *ways(objective, *REAL, "--num_epochs", 5))
             found = stages.told(runs[2])
             low, high = found["held_back_interval_95"]
             seconds = sum(stages.told(run)["seconds"] for run in ("1a", "1b", "1c", "2", *runs))

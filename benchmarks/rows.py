@@ -78,11 +78,11 @@ def measure(path: str) -> None:
     objectives = [ExamObjective("answer", prompts, rows, 42) for rows in (splits.fit, splits.validation)]
     fitted = question_fingerprints(objectives[0].rows)
     done("encode")
-    teach = objectives[0]
-    plan = EpochPlan(teach.epoch(0), plan_epoch(teach.lengths, BATCH, 42, 0))
+    train = objectives[0]
+    plan = EpochPlan(train.epoch(0), plan_epoch(train.lengths, BATCH, 42, 0))
     done("plan")
     for entry in plan[0]:
-        teach.example(*entry, 0)
+        train.example(*entry, 0)
     found = {"rows": len(exam), "steps": len(plan), "fitted": len(fitted)}
     print(json.dumps({**found, "seconds": seconds, "memory": used() - idle}))
 

@@ -65,7 +65,7 @@ RUN = [
 ]
 QUESTIONS, WIDTH = 112, 96
 CHARACTERS = "".join(map(chr, range(0x4E00, 0x4E64)))
-MOMENTS = ("starting", "training", "saving a checkpoint", "saving the best model", "publishing, examining")
+MOMENTS = ("starting", "training", "saving a checkpoint", "saving the best model", "publishing, evaluating")
 LONGEST = 300  # seconds that a run may take without a kill
 
 
@@ -171,7 +171,7 @@ def moment(folder: Path) -> str:
     if (saves / ".best.half").exists():
         return "saving the best model"
     if any(path.name.startswith(f".{MODEL}") for path in folder.iterdir()) or (saves / "step60").exists():
-        return "publishing, examining"
+        return "publishing, evaluating"
     return ""
 
 

@@ -1,6 +1,6 @@
 """How fast this project is beside the ways people do the same today: same rows, same weights, in turns.
 
-python benchmarks/speed.py [teaching] [examining] [prompts] [starting] [decoding] [zero] [rows] [--runs 5]
+python benchmarks/speed.py [training] [evaluation] [prompts] [starting] [decoding] [zero] [rows] [--runs 5]
 
 Without names, all of them: an hour and a half on two cores. Prints a table, and writes
 benchmarks/results.json. README.md here says how to read it.
@@ -20,31 +20,31 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import workload
 from harness import ROOT, RUNS, Found, alternate, compare, machine, peak_flops, process, show, timed, write
 from rows import loading
-from teaching import PEERS, Course
+from training import PEERS, TrainingJob
 from zero import bytes_per_rank
 
-TEXTS, STEADY, BATCH = 128, 512, 32  # rows taught, beside others and alone; rows a step
+TEXTS, STEADY, BATCH = 128, 512, 32  # rows trained on, beside others and alone; rows a step
 EXAM = 96  # questions
 PROMPTS, SINGLE = 128, 20  # prompts at once; and one after another
 
 
-# ---- teaching ----------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------------------------------------
 
 
-def teaching(home: Path, runs: int) -> list[Found]:
+def training(home: Path, runs: int) -> list[Found]:
     """Tokens a second of masked language modelling, steps alone, and the peak memory of the process."""
-    course = Course.write(home, TEXTS, BATCH)
-    speeds, peaks = course.run(home, runs)
+    job = TrainingJob.write(home, TEXTS, BATCH)
+    speeds, peaks = job.run(home, runs)
     # the first steps of a run prepare: memory, the state of the optimizer
-    steady = Course.write(home, STEADY, BATCH)
+    steady = TrainingJob.write(home, STEADY, BATCH)
     flops, best = steady.flops_a_token() / 1e9, _peak() / 1e9
     reached = [speed * flops for speed in steady.run(home, runs, peers=())[0]["ours"]]
-    taught, default = "teaching, masked language modelling", "trainer_default"
-    memory = "peak memory of teaching"
+    what, default = "training, masked language modelling", "trainer_default"
+    memory = "peak memory of training"
     return [
-        compare(taught, default, "token/s", speeds["ours"], speeds[default], ">= 4.0"),
-        compare(taught, "trainer_tuned", "token/s", speeds["ours"], speeds["trainer_tuned"], ">= 1.8"),
-        compare(taught, "matrix products alone", "GFLOP/s", reached, [best] * runs, ">= 0.60"),
+        compare(what, default, "token/s", speeds["ours"], speeds[default], ">= 4.0"),
+        compare(what, "trainer_tuned", "token/s", speeds["ours"], speeds["trainer_tuned"], ">= 1.8"),
+        compare(what, "matrix products alone", "GFLOP/s", reached, [best] * runs, ">= 0.60"),
         compare(memory, default, "GB", peaks["ours"], peaks[default], "<= 0.6"),
     ]
 
@@ -59,7 +59,7 @@ def _peak() -> float:
     return peak_flops(torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-# ---- examining and filling ---------------------------------------------------------------------------------
+# ---- evaluation and fill-mask ------------------------------------------------------------------------------
 
 
 def _loaded(home: Path, device: str):
@@ -77,7 +77,7 @@ def _loaded(home: Path, device: str):
     return plain, *inference.load_model(folder, device)
 
 
-def examining(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> list[Found]:
+def evaluation(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> list[Found]:
     """Questions a second by the letter method."""
     from peers import predecessor
 
@@ -96,7 +96,7 @@ def examining(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> 
     }
     found = {name: [count / taken for taken in seconds] for name, seconds in alternate(ways, runs).items()}
     return [
-        compare(f"examining, {name}", "predecessor", "question/s", found[name], found["predecessor"], target)
+        compare(f"evaluation, {name}", "predecessor", "question/s", found[name], found["predecessor"], target)
         for name, target in (("one order", ">= 12"), ("four orders", ">= 3.5"))
     ]
 
@@ -200,7 +200,7 @@ def decoding(
 
 
 MEASURES = {
-    "teaching": teaching, "examining": examining, "prompts": prompts, "starting": starting,
+    "training": training, "evaluation": evaluation, "prompts": prompts, "starting": starting,
     "decoding": decoding, "zero": bytes_per_rank, "rows": loading,
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ def make_base(folder: Path, sources: list[Path]) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def teach(folder: Path, name: str, *flags) -> dict:
+def train(folder: Path, name: str, *flags) -> dict:
     """One run of the training script; its figures."""
     words = [
         sys.executable,
@@ -82,14 +82,14 @@ def main() -> None:
     make_base(folder / "base", [given.general, given.taigi])
     steps = ["--max_steps", 300, "--train_batch_size", 8, "--learning_rate"]
     scratch = ["--model_name_or_path", folder / "base", "--from_scratch"]
-    told("base: encyclopedia, from scratch", teach(
+    told("base: encyclopedia, from scratch", train(
         folder, "general", "--task", "cpt", "--dataset", given.general, *scratch, *steps, 2e-3
     ))  # fmt: skip
     taigi = ["--task", "cpt", "--dataset", given.taigi, "--model_name_or_path", folder / "general/model"]
-    told("CPT: Taigi, all weights", teach(folder, "cpt", *taigi, *steps, 1e-3))
+    told("CPT: Taigi, all weights", train(folder, "cpt", *taigi, *steps, 1e-3))
     lora = ["--lora_rank", 64, "--lora_alpha", 128]
-    told("CPT: Taigi, LoRA rank 64, merged", teach(folder, "cpt_lora", *taigi, *steps, 2e-3, *lora))
-    told("SFT: reading comprehension, LoRA rank 16", teach(
+    told("CPT: Taigi, LoRA rank 64, merged", train(folder, "cpt_lora", *taigi, *steps, 2e-3, *lora))
+    told("SFT: reading comprehension, LoRA rank 16", train(
         folder, "sft", "--task", "sft", "--dataset", given.reading, "--template", "plain",
         "--model_name_or_path", folder / "cpt/model", "--max_steps", 100, "--learning_rate", 1e-3,
         "--lora_rank", 16, "--lora_alpha", 32, "--lora_dropout", 0.1,

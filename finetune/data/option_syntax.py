@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from finetune.data.cells import as_text, is_blank, plain_name, written_list
 from finetune.data.question import LETTERS, MAX_OPTIONS, MIN_OPTIONS
-from finetune.runtime.errors import UserError
+from finetune.runtime.errors import UserError, listed
 
 EXAMPLE = "A:地球 B:木星 C:火星"
 STEMS = "甲乙丙丁戊己庚辛壬癸"
@@ -114,10 +114,11 @@ def from_lines(lines: list[str]) -> dict[str, str]:
     labels = labels or list(LETTERS[: len(texts)])
     if starts:
         expected = labels[:1]
-        while len(expected) < len(texts):
-            expected.append(_next_label(expected[-1]))
+        while len(expected) < len(texts) and (following := _next_label(expected[-1])):
+            expected.append(following)
         if labels != expected:
-            raise UserError(f"選項要照順序標成 {'、'.join(expected)}，或都不標；得到 {'、'.join(labels)}")
+            given = listed((label or "（沒標）" for label in labels), MAX_OPTIONS)
+            raise UserError(f"選項要照順序標成 {listed(expected, MAX_OPTIONS)}，或都不標；得到 {given}")
         texts = [_after_match(text, match) for text, match in zip(texts, starts, strict=True)]
     if not MIN_OPTIONS <= len(texts) <= MAX_OPTIONS:
         raise UserError(f"有 {len(texts)} 個選項，應為 2 到 {MAX_OPTIONS} 個；一行一個，或寫成 {EXAMPLE}")

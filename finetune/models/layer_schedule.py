@@ -404,8 +404,8 @@ def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
         if part in learning.frozen:
             return "凍結"
         if opens is None:
-            return "沒有可學的參數"
-        return f"{opens} 步後學習" if opens else "學習"
+            return "沒有可訓練的參數"
+        return f"{opens} 步後解凍" if opens else "訓練"
 
     def look(part: str) -> tuple[bool | str, str, str]:
         factor = f"{learning.scale(part):.3g}" if part in learning.trainable else "–"

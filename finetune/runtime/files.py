@@ -23,6 +23,7 @@ from finetune.runtime.strict_json import SURROGATE
 
 AT_FDCWD = -100  # Linux: relative names start at the current folder
 EXCHANGE = 2  # RENAME_EXCHANGE on Linux; RENAME_SWAP on macOS
+ATTEMPTS = 20  # at replacing a folder that others recover at the same moment
 LONGEST_NAME = 255  # bytes, on every file system
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # missing on Windows, where only administrators make links
 
@@ -172,15 +173,30 @@ def replace_folder(new: Path, target: Path, keep_as: Path | None = None) -> None
     elif _exchange(new, target):
         old = new
     else:
-        remove_tree(old)
-        _rename(target, old)
-        _rename(new, target)
+        _replace_in_two_steps(new, target)
     flush_folder(target.parent)
     if keep_as is None:
         remove_tree(old)
     elif old.exists():
         remove_tree(keep_as)
         _rename(old, keep_as)
+
+
+def _replace_in_two_steps(new: Path, target: Path) -> None:
+    """Give `target` its backup name, and `new` the name of `target`.
+
+    Who looks between the two steps finds no folder, and may give the old one its name back
+    (`recover_replace`): then both are taken again.
+    """
+    for attempts_left in reversed(range(ATTEMPTS)):
+        remove_tree(_backup_path(target))
+        _rename(target, _backup_path(target))
+        try:
+            _rename(new, target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not attempts_left:
+                raise
 
 
 def recover_replace(target: str | Path) -> bool:

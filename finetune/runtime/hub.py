@@ -1,7 +1,8 @@
 """Access to the Hugging Face hub: is it reachable, and which files does it or its cache have.
 
 Every look-up at an unreachable hub costs 23 to 46 seconds of retries, so it is probed once, with a time
-limit, before `transformers` or `huggingface_hub` are imported (they read HF_HUB_OFFLINE at import).
+limit, before the first one. `huggingface_hub` reads HF_HUB_OFFLINE at import; where it is imported already,
+its constant is set too.
 """
 
 from __future__ import annotations

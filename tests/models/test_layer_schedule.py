@@ -437,8 +437,8 @@ def test_a_table_says_of_each_part_what_it_holds_and_when_it_learns(twelve):
     rows = [line.split("  ") for line in lines]
     rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert [(row[0], row[-1]) for row in rows[:6]] == [
-        ("部分", "狀態"), (EMBED, "凍結"), ("0–9", "凍結"), ("10", "400 步後學習"),
-        ("11", "200 步後學習"), (HEAD, "學習"),
+        ("部分", "狀態"), (EMBED, "凍結"), ("0–9", "凍結"), ("10", "400 步後解凍"),
+        ("11", "200 步後解凍"), (HEAD, "訓練"),
     ]  # fmt: skip
     sizes = twelve.sizes()
     ten = sum(sizes[str(number)] for number in range(10))
@@ -463,7 +463,7 @@ def test_a_table_counts_adapters_and_tells_parts_that_have_none():
     layers = LayerGroups(with_lora(make(), ["query"], layers_to_transform=[1]))
     lines = table(layers, learn(layers, every=10))
     states = {line.split()[0]: line.split()[-1] for line in lines[1:-2]}
-    assert states == {EMBED: "沒有可學的參數", "0": "沒有可學的參數", "1": "學習", "2": "沒有可學的參數",
-                      HEAD: "沒有可學的參數"}  # fmt: skip
+    assert states == {EMBED: "沒有可訓練的參數", "0": "沒有可學的參數", "1": "訓練", "2": "沒有可學的參數",
+                      HEAD: "沒有可訓練的參數"}  # fmt: skip
     some, whole = sum(layers.trainable().values()), sum(layers.sizes().values())
     assert some == 2 * 2 * 16 and f"（{100 * some / whole:.1f} %）" in lines[-1]

@@ -19,6 +19,8 @@ import pytest
 from conftest import ROOT, environment
 
 import inference
+from finetune.data.option_syntax import from_lines
+from finetune.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -305,3 +307,17 @@ def test_in_a_real_terminal_arrows_recall_entries_and_the_history_outlasts_the_s
     assert "天地[MASK]" in history and "天地玄[MASK]" in history
     second = session(up + up + b"\n", b"q\n")
     assert second.count("預測結果") == 1 and "天地玄[MASK]" in second
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [["A:甲", "乙"], ["K:甲", "乙"], ["⑩ 甲", "乙"], ["壬:甲", "乙", "丙"], ["A:甲"] * 30, ["A:甲", "C:乙"]],
+)
+def test_lines_of_options_whose_labels_are_missing_or_out_of_sequence_are_refused(lines):
+    with pytest.raises(UserError, match="選項要照順序標成 .+，或都不標；得到 [^、]+、[^、]+"):
+        from_lines(lines)
+
+
+def test_lines_of_options_are_labelled_as_they_were_typed_or_with_letters():
+    assert from_lines(["① 甲", "② 乙"]) == {"①": "甲", "②": "乙"}
+    assert from_lines(["甲", "", " 乙 "]) == {"A": "甲", "B": "乙"}

@@ -79,6 +79,24 @@ def test_the_exchange_is_one_step_of_the_kernel(tmp_path):
     assert not files._exchange(tmp_path / "one", tmp_path / "nowhere")
 
 
+def test_a_reader_that_recovers_the_old_folder_between_two_renames_does_not_make_the_replacement_fail(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    rename, recovered = files._rename, []
+
+    def watched(one, other):
+        if one.name == ".half" and len(recovered) < 3:
+            recovered.append(files.recover_replace(tmp_path / "model"))
+        rename(one, other)
+
+    monkeypatch.setattr(files, "_rename", watched)
+    make(tmp_path / "model", "old")
+    files.replace_folder(make(tmp_path / ".half", "new"), tmp_path / "model")
+    assert recovered == [True] * 3
+    assert read(tmp_path / "model") == "new" and [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 OPERATIONS = ("rename", "replace", "fsync", "mkdir", "open", "unlink", "rmdir")
 
 

@@ -82,7 +82,7 @@ def test_the_wheel_asks_for_the_pinned_packages(wheel):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_exit_codes_come_through(command, call, installed):
     done = call(command, "--help")
-    assert done.returncode == 0 and "--cpu" in done.stdout
+    assert done.returncode == 0 and "--cpu" in done.stdout and f"usage: {command} [" in done.stdout
     done = call(command, "--no_such_flag")
     assert done.returncode == 2 and "--no_such_flag" in done.stderr
     module = COMMANDS[command]

@@ -203,7 +203,7 @@ def test_other_encoders_freeze_by_their_own_parts(train, tmp_path, family):
 def test_a_schedule_longer_than_the_run_is_told(train, capfd):
     assert train("--max_steps", 4, "--unfreeze_every", 100, "--exam_limit", 4) == 0
     told = capfd.readouterr().err
-    assert "最下面的層要 300 步後才開始訓練" in told and "100 步後學習" in told
+    assert "最下面的層要 300 步後才開始訓練" in told and "100 步後解凍" in told
 
 
 @pytest.mark.parametrize(

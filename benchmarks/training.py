@@ -23,8 +23,8 @@ ON_GPU = (
 
 
 @dataclass(frozen=True)
-class Course:
-    """What is taught, and where.
+class TrainingJob:
+    """Rows to train on, and where they lie.
 
     Attributes:
         batch: rows a step.
@@ -40,7 +40,7 @@ class Course:
     engine: str = "auto"
 
     @classmethod
-    def write(cls, home: Path, texts: int, batch: int, **more) -> Course:
+    def write(cls, home: Path, texts: int, batch: int, **more) -> TrainingJob:
         """Of a BERT of base size and of so many texts, which are put into the folder."""
         model = home / "model"
         if not model.exists():
