@@ -463,7 +463,7 @@ def test_a_table_counts_adapters_and_tells_parts_that_have_none():
     layers = LayerGroups(with_lora(make(), ["query"], layers_to_transform=[1]))
     lines = table(layers, learn(layers, every=10))
     states = {line.split()[0]: line.split()[-1] for line in lines[1:-2]}
-    assert states == {EMBED: "沒有可訓練的參數", "0": "沒有可訓練的參數", "1": "訓練", "2": "沒有可訓練的參數",
-                      HEAD: "沒有可訓練的參數"}  # fmt: skip
+    none = "沒有可訓練的參數"
+    assert states == {EMBED: none, "0": none, "1": "訓練", "2": none, HEAD: none}
     some, whole = sum(layers.trainable().values()), sum(layers.sizes().values())
     assert some == 2 * 2 * 16 and f"（{100 * some / whole:.1f} %）" in lines[-1]
