@@ -50,8 +50,9 @@ check: $(VENV)/.browser ## lint, types and the fast tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not nightly"
 
-nightly: $(VENV)/.browser ## the tests that repeat for each of many model families
+nightly: $(VENV)/.browser ## the tests that repeat a law for many model families, engines and inputs
 	$(BIN)/python -m pytest $(WORKERS) -m nightly
+	MANY=10 $(BIN)/python -m pytest $(WORKERS) tests/robustness/test_properties.py
 
 # From the index's metadata: nothing is installed. Three packages have no wheel anywhere; they are built on any Python.
 pins: $(VENV)/.dev ## check that the pinned packages exist for every supported Python

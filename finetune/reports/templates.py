@@ -29,11 +29,11 @@ def template(name: str) -> Template:
 @functools.cache
 def _environment() -> Environment:
     """Return what all templates share: how they are read, filters and names."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
-        autoescape=lambda name: not str(name).endswith(".md.j2"),
+        autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {

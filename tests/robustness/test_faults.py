@@ -409,7 +409,7 @@ fine_tuning_llm.console.exit_process(fine_tuning_llm.main())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 2])
 def test_under_zero_too_a_gradient_that_is_no_number_never_touches_the_weights(
     tmp_path, model_dir, exam_dir, stage
 ):
@@ -492,7 +492,9 @@ def plain_skipped(skipped_on_two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "bf16"), (3, "fp32")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [pytest.param(0, "fp32", marks=pytest.mark.nightly), (2, "bf16"), (3, "fp32")]
+)
 def test_zero_skips_what_plain_pytorch_skips(plain_skipped, skipped_on_two, stage, precision):
     found = skipped_on_two(stage, precision)
     assert found == pytest.approx(plain_skipped, rel=1e-4 if precision == "fp32" else 0.03)

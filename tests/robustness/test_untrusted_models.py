@@ -791,9 +791,17 @@ def found_calls(path: Path) -> list[tuple[str, int]]:
             found.append(("shell=True", node.lineno))
         if set_to.get("trust_remote_code", False) is not False:
             found.append(("trust_remote_code", node.lineno))
-        if set_to.get("autoescape", True) is not True:
+        if "autoescape" in given and not escapes(given["autoescape"]):
             found.append(("autoescape off", node.lineno))
     return found
+
+
+def escapes(value: ast.expr) -> bool:
+    """Whether it is True, or `select_autoescape` that escapes what has no extension of Markdown."""
+    if isinstance(value, ast.Call) and dotted(value.func) == "select_autoescape":
+        options = {word.arg: ast.literal_eval(word.value) for word in value.keywords}
+        return options.get("default") is True and options.get("disabled_extensions") == ("md.j2",)
+    return getattr(value, "value", "?") is True
 
 
 def test_no_file_starts_a_shell_evaluates_text_unpickles_or_trusts_remote_code():
@@ -809,7 +817,8 @@ def test_what_looks_for_such_calls_finds_them(tmp_path):
     for line in ("eval(x)", "import os\nos.system(x)", "torch.load(x)", "torch.load(x, weights_only=False)",
                  "run(x, shell=True)", "yaml.load(x)", "pickle.loads(x)", "from pickle import loads",
                  "f(trust_remote_code=True)", "f(trust_remote_code=y)",
-                 "Environment(autoescape=False)"):  # fmt: skip
+                 "Environment(autoescape=False)", "Environment(autoescape=f)",
+                 "Environment(autoescape=select_autoescape())"):  # fmt: skip
         bad.write_text(line)
         assert found_calls(bad), line
     bad.write_text(

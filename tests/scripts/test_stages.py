@@ -278,7 +278,7 @@ def test_gradient_checkpointing_computes_each_layer_twice_and_changes_nothing(te
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.nightly), 3])
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", 4, "--lora_dropout", 0]])
 def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transformers_and_peft(
     tmp_path, qwen_dir, stage, lora
@@ -313,7 +313,7 @@ def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_lora_under_zero_goes_on_where_it_stopped(tmp_path, qwen_dir, stage):
     data = write_alpaca(tmp_path / "a.csv")
     config = json.loads((ROOT / "ds_config.json").read_text())

@@ -213,7 +213,7 @@ def test_two_ranks_take_the_steps_of_one(plain_two, train, tmp_path, model_dir, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(one, marks=pytest.mark.nightly) for one in (0, 1)), 2, 3])
 def test_zero_gives_the_losses_of_plain_pytorch_saves_a_whole_model_and_resumes(
     plain_two, tmp_path, model_dir, exam_dir, stage
 ):
