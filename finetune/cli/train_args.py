@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune.cli import flag_types
+from finetune.cli.flag_types import choice, choices, float_in, int_in, path, ratios
 from finetune.cli.parser import Parser, command
 from finetune.cli.training_synonyms import TRAINING
 from finetune.data.bad_rows import reset_log_once
@@ -150,15 +150,14 @@ def build_parser() -> Parser:
     parser = Parser(TRAINING, prog="fine_tuning_llm.py",
                         usage=f"{command('fine_tuning_llm.py')} [旗標]",
                         description="以考題、文字與對話訓練語言模型，並誠實評測")
-    whole, number, one_of, place = flag_types.int_in, flag_types.float_in, flag_types.choice, flag_types.path
 
     add = parser.add_argument_group("做什麼").add_argument
-    add("--task", type=one_of(*TASK_DEFAULTS), default="exam",
+    add("--task", type=choice(*TASK_DEFAULTS), default="exam",
         help="exam：以選擇題訓練遮罩模型（預設）；mlm：以文字持續預訓練遮罩模型；classify：文字分類；"
              "cpt：以文字持續預訓練因果模型；sft：以問答微調因果模型（指令微調）")
-    add("--objective", type=one_of(*METHOD_OF_OBJECTIVE), default="answer+mlm",
+    add("--objective", type=choice(*METHOD_OF_OBJECTIVE), default="answer+mlm",
         help="answer+mlm（預設）｜answer｜mlm｜cloze（比各選項本身的機率）｜choice（另裝選擇題輸出層）")
-    add("--model_name_or_path", "--model", type=place, default="bert-base-chinese",
+    add("--model_name_or_path", "--model", type=path, default="bert-base-chinese",
         help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
     add("--allow_pickle", action="store_true",
         help="底模沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
@@ -166,34 +165,34 @@ def build_parser() -> Parser:
     add("--demo", action="store_true", help="內建示範：小模型、小題庫，不下載任何東西")
 
     add = parser.add_argument_group("資料").add_argument
-    add("--dataset", type=place, default="ikala/tmmluplus",
+    add("--dataset", type=path, default="ikala/tmmluplus",
         help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet、arrow、xlsx、txt；預設 %(default)s）")
     add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
-    add("--split_ratio", type=flag_types.ratios, default=(0.70, 0.25, 0.05),
+    add("--split_ratio", type=ratios, default=(0.70, 0.25, 0.05),
         help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
              "classify 是 0.8,0.1,0.1）")
-    add("--pool", type=one_of("fit", "all"), default="fit",
+    add("--pool", type=choice("fit", "all"), default="fit",
         help="fit：正式測驗題只用來評測（預設）；all：連它一起切，成績不可與公布的比較")
-    add("--on_bad_rows", type=one_of("fail", "skip"), default="fail",
+    add("--on_bad_rows", type=choice("fail", "skip"), default="fail",
         help="有問題的列：fail 全部列出並停止（預設）；skip 略過")
     add("--encoding",
         help="不是 UTF-8 的檔案用的編碼，例如 cp950（Big5）、gb18030（GBK）；不給就由內容判斷")
-    add("--answers_from", type=one_of("auto", "0", "1"), default="auto",
+    add("--answers_from", type=choice("auto", "0", "1"), default="auto",
         help="整數答案裡，第一個選項是 0 還是 1；auto 看全部的列，看不出來就問（預設）")
-    add("--max_length", type=whole(16), default=512,
+    add("--max_length", type=int_in(16), default=512,
         help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
-    add("--show_examples", type=whole(0), default=0, help="印出幾個模型看到的例子")
+    add("--show_examples", type=int_in(0), default=0, help="印出幾個模型看到的例子")
 
     add = parser.add_argument_group("遮住哪些字（mlm 與 exam）").add_argument
-    add("--masking", type=one_of(*MASKINGS, "answer"), default="answer",
+    add("--masking", type=choice(*MASKINGS, "answer"), default="answer",
         help="token 逐字；word 整詞（jieba；mlm 預設）；span 幾個連著的詞；"
              "answer 多半遮整個答案（exam 預設）")
-    add("--mask_rate", type=number(0, 1, above=True), default=0.15,
+    add("--mask_rate", type=float_in(0, 1, above=True), default=0.15,
         help="訓練時遮住多少（預設 0.15；驗證一律 0.15）")
     add("--all_masked", action="store_true",
         help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的字、10 %% 不變")
-    add("--preview_masks", type=whole(0), default=0, help="只看幾列遮起來的樣子，不訓練")
+    add("--preview_masks", type=int_in(0), default=0, help="只看幾列遮起來的樣子，不訓練")
 
     add = parser.add_argument_group("分類（classify）").add_argument
     add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自己找）")
@@ -203,90 +202,90 @@ def build_parser() -> Parser:
     add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
 
     add = parser.add_argument_group("文字（cpt、mlm）").add_argument
-    add("--clean", type=flag_types.choices(*CLEANING), default=list(CLEANING),
+    add("--clean", type=choices(*CLEANING), default=list(CLEANING),
         help=f"清理哪些，以逗號分開，或 all（預設）、none： {'、 '.join(CLEANING)}")
-    add("--min_chars", type=whole(0), default=100, help="少於幾個字的文章不用（預設 100）")
-    add("--max_chars", type=whole(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048；mlm 500）")
+    add("--min_chars", type=int_in(0), default=100, help="少於幾個字的文章不用（預設 100）")
+    add("--max_chars", type=int_in(1), default=2048, help="多於幾個字的文章在句尾切開（預設 2048；mlm 500）")
     add("--inspect", action="store_true", help="只看清理前後的樣子與數量，不訓練")
 
     add = parser.add_argument_group("問答（sft）").add_argument
-    add("--template", type=one_of("chat", "plain"), default="chat",
+    add("--template", type=choice("chat", "plain"), default="chat",
         help="chat：tokenizer 的對話樣板（預設）；plain：沒有樣板時寫成 User: …、Assistant: …")
     add("--train_on_prompt", action="store_true", help="提示也算進損失；預設只算回答")
 
     add = parser.add_argument_group("步數").add_argument
-    add("--num_epochs", type=whole(1), default=40,
+    add("--num_epochs", type=int_in(1), default=40,
         help="輪數上限（預設 40；mlm 10、classify 5、cpt 1、sft 3）")
-    add("--max_steps", type=whole(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
-    add("--early_stopping_patience", type=whole(0), default=5,
+    add("--max_steps", type=int_in(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
+    add("--early_stopping_patience", type=int_in(0), default=5,
         help="驗證成績幾輪沒有進步就停；0 = 不停（預設 5；mlm 3；classify、cpt、sft 0）")
-    add("--train_batch_size", type=whole(1), default=32,
+    add("--train_batch_size", type=int_in(1), default=32,
         help="批次大小：每一步的列數，所有 rank 合計（預設 32；cpt、sft 16）")
-    add("--micro_batch_size", type=whole(0), default=0,
+    add("--micro_batch_size", type=int_in(0), default=0,
         help="每個 rank 一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--auto_micro_batch", action="store_true",
         help="GPU 記憶體不足時自己把一次的列數減半，從最近的檢查點接續；每一步的列數不變")
-    add("--learning_rate", type=number(0, above=True), default=3e-5,
+    add("--learning_rate", type=float_in(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5；"
              "隨機初始化 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
-    add("--on_nan", type=one_of("fail", "skip"), default="fail",
+    add("--on_nan", type=choice("fail", "skip"), default="fail",
         help="損失不是數字時：fail 停止並說是哪些列（預設）；skip 略過那一步")
-    add("--warmup_ratio", type=number(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
-    add("--weight_decay", type=number(0), default=0.01, help="權重衰減（預設 0.01）")
-    add("--max_grad_norm", type=number(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
-    add("--seed", type=whole(0), default=42, help="亂數種子（預設 42）")
+    add("--warmup_ratio", type=float_in(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
+    add("--weight_decay", type=float_in(0), default=0.01, help="權重衰減（預設 0.01）")
+    add("--max_grad_norm", type=float_in(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
+    add("--seed", type=int_in(0), default=42, help="亂數種子（預設 42）")
 
     add = parser.add_argument_group("機器").add_argument
     add("--cpu", action="store_true", help="不用 GPU")
-    add("--engine", type=one_of("auto", "deepspeed", "torch"), default="auto",
+    add("--engine", type=choice("auto", "deepspeed", "torch"), default="auto",
         help="auto：有 GPU 或由 deepspeed 啟動就用 DeepSpeed")
-    add("--deepspeed_config", type=place, default=DEFAULT_DEEPSPEED_CONFIG,
+    add("--deepspeed_config", type=path, default=DEFAULT_DEEPSPEED_CONFIG,
         help="DeepSpeed 設定檔（預設 %(default)s）")
-    add("--precision", type=one_of("auto", "fp32", "bf16", "fp16"), default="auto",
+    add("--precision", type=choice("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto：算 bf16 較快的 CPU 與 GPU 用 bf16，較舊的 GPU 用 fp16，其餘 fp32")
     add("--gradient_checkpointing", action="store_true", help="以時間換記憶體")
-    add("--local_rank", type=whole(-1), default=-1, help="由啟動器填入")
+    add("--local_rank", type=int_in(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("調整哪些權重").add_argument
     add("--freeze", default="",
         help="不學的部分：embeddings、層號、head，例如 embeddings,0-9，或 all_but_head")
     add("--train_only", default="", help="只學的部分，例如 11,head")
-    add("--unfreeze_every", type=whole(0), default=0,
+    add("--unfreeze_every", type=int_in(0), default=0,
         help="由上而下每幾步多開一部分；0 = 一開始全部都學（預設）")
-    add("--layer_lr_decay", type=number(0, 1, above=True), default=1.0,
+    add("--layer_lr_decay", type=float_in(0, 1, above=True), default=1.0,
         help="每往下一層學習率乘上多少，例如 0.9（預設 1，各層相同）")
-    add("--lora_rank", type=whole(0), default=0, help="LoRA 的 rank；0 = 訓練全部權重（預設）")
-    add("--lora_alpha", type=number(0), default=0, help="LoRA 的 alpha；0 = rank 的兩倍（預設）")
-    add("--lora_dropout", type=number(0, 0.99), default=0.05, help="LoRA 的 dropout（預設 0.05）")
+    add("--lora_rank", type=int_in(0), default=0, help="LoRA 的 rank；0 = 訓練全部權重（預設）")
+    add("--lora_alpha", type=float_in(0), default=0, help="LoRA 的 alpha；0 = rank 的兩倍（預設）")
+    add("--lora_dropout", type=float_in(0, 0.99), default=0.05, help="LoRA 的 dropout（預設 0.05）")
     add("--lora_target_modules", default="auto",
         help="加在哪些線性層，以逗號分開；auto = 輸出層以外的全部（預設）")
     add("--load_in_4bit", action="store_true", help="底模以 4 位元載入（QLoRA；要有 bitsandbytes）")
     add("--no_merge", action="store_true", help="只存 LoRA 的權重，不合併進底模")
 
     add = parser.add_argument_group("保存").add_argument
-    add("--save_dir", type=place, default="./checkpoints", help="檢查點的資料夾（預設 %(default)s）")
-    add("--save_interval", type=whole(0), default=100,
+    add("--save_dir", type=path, default="./checkpoints", help="檢查點的資料夾（預設 %(default)s）")
+    add("--save_interval", type=int_in(0), default=100,
         help="每幾步存一個檢查點；0 = 只在結束時存（預設 100）")
-    add("--save_total_limit", type=whole(0), default=2, help="留下幾個檢查點；0 = 全部（預設 2）")
-    add("--load_dir", type=place, default="",
+    add("--save_total_limit", type=int_in(0), default=2, help="留下幾個檢查點；0 = 全部（預設 2）")
+    add("--load_dir", type=path, default="",
         help="從這個資料夾的檢查點接續")
-    add("--ckpt_id", type=place, default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
+    add("--ckpt_id", type=path, default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
     add("--resume", action="store_true", help="接續 --save_dir 中最新的檢查點；沒有就從頭開始")
     add("--allow_world_size_change", action="store_true",
         help="接續別的 rank 數寫的檢查點；dropout 抽的不同，不再逐位元相同")
-    add("--verify_checkpoint", type=place, default="",
+    add("--verify_checkpoint", type=path, default="",
         help="只檢查一個檢查點、--save_dir 或模型資料夾是否完好，不訓練")
-    add("--verify_resume", type=whole(0), default=0,
+    add("--verify_resume", type=int_in(0), default=0,
         help="只檢查接續：一次跑 N 步，再中斷一次跑 N 步，比較是否逐位元相同；什麼都不留下")
-    add("--output_dir", type=place, default=console.MODEL_FOLDER,
+    add("--output_dir", type=path, default=console.MODEL_FOLDER,
         help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
 
     add = parser.add_argument_group("觀察").add_argument
-    add("--exam_limit", type=whole(0), default=0, help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部")
-    add("--exam_orders", type=one_of(*ORDERS), default="1",
+    add("--exam_limit", type=int_in(0), default=0, help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部")
+    add("--exam_orders", type=choice(*ORDERS), default="1",
         help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
-    add("--report_to", type=one_of("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
-    add("--config", type=place, default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
+    add("--report_to", type=choice("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
+    add("--config", type=path, default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
     add("--dry_run", action="store_true", help="讀資料、算步數、印出設定，不訓練")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser

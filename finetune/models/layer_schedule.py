@@ -170,7 +170,7 @@ def format_ranges(names: Iterable[str]) -> str:
 # ---- flags and schedule ------------------------------------------------------------------------------------
 
 
-def choose_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
+def parse_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
     """Return the parts that a list names.
 
     Args:
@@ -289,7 +289,7 @@ def build_schedule(
     """Build the schedule for the flags --freeze, --train_only, --unfreeze_every and --layer_lr_decay.
 
     Args:
-        flags_freeze, flags_train_only: as `choose_layers` takes them; "" when not given.
+        flags_freeze, flags_train_only: as `parse_layers` takes them; "" when not given.
         unfreeze_every, decay: see `LayerSchedule`.
         layers: of the model with its adapters, before `apply`: what has `requires_grad` now can be trained.
 
@@ -303,10 +303,10 @@ def build_schedule(
         problems.found.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
     with problems:
         if flags_freeze:
-            frozen = choose_layers(flags_freeze, "--freeze", layers)
+            frozen = parse_layers(flags_freeze, "--freeze", layers)
     with problems:
         if flags_train_only:
-            frozen = names - choose_layers(flags_train_only, "--train_only", layers)
+            frozen = names - parse_layers(flags_train_only, "--train_only", layers)
     if unfreeze_every < 0:
         problems.found.append(f"--unfreeze_every {unfreeze_every}：應為 0（一開始全部都學）以上的步數")
     if not 0 < decay <= 1:

@@ -161,7 +161,7 @@ def _finish(journal: Journal, output: Path, handler: RowHandler, in_json: bool) 
         nonlocal errors, count
         for record in journal.records():
             count += 1
-            handler.tally(record)
+            handler.count(record)
             if record["error"]:
                 errors += 1
                 if len(shown) < SHOWN:

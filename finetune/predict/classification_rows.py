@@ -79,7 +79,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
             copied[f"true_{self.label_key}"] = labels if self.predictor.multi else labels and labels[0]
         return super().new_record(number, row) | shown | copied
 
-    def tally(self, record: Record) -> None:
+    def count(self, record: Record) -> None:
         """Count a record for the accuracy."""
         predicted = None if record["error"] else record[self.label_key]
         self.truth.count(record.get(f"true_{self.label_key}"), predicted)

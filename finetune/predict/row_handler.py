@@ -106,7 +106,7 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
             return
         yield from ((record, result) for (record, _), result in zip(pending, results, strict=True))
 
-    def tally(self, record: Record) -> None:  # noqa: B027  most handlers count nothing
+    def count(self, record: Record) -> None:  # noqa: B027  most handlers count nothing
         """Count a record that is about to be written."""
 
     def summary(self) -> tuple[list[str], dict[str, Any]]:

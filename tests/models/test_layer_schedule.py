@@ -14,7 +14,7 @@ from finetune.models.layer_schedule import (
     build_parameter_groups,
     build_schedule,
     by_group,
-    choose_layers,
+    parse_layers,
     set_trainable,
     table,
 )
@@ -97,7 +97,7 @@ def learn(layers, freeze="", train_only="", every=0, decay=1.0) -> LayerSchedule
     return build_schedule(freeze, train_only, every, decay, layers)
 
 
-def problems(*arguments, call=choose_layers) -> list[str]:
+def problems(*arguments, call=parse_layers) -> list[str]:
     with pytest.raises(UserError) as caught:
         call(*arguments)
     return caught.value.problems
@@ -231,7 +231,7 @@ def test_an_adapter_is_in_the_part_of_what_it_adapts(family, head, targets, more
     ],
 )
 def test_a_list_names_these_parts_and_no_others(twelve, spec, wanted):
-    assert choose_layers(spec, "--freeze", twelve) == set(wanted)
+    assert parse_layers(spec, "--freeze", twelve) == set(wanted)
 
 
 def test_every_problem_of_a_list_is_told_at_once_with_what_there_is(twelve):
@@ -252,7 +252,7 @@ def test_layers_that_share_their_weights_cannot_be_named_apart():
     for spec in ("0", "0-2", "2-0", "7"):
         (problem,) = problems(spec, "--freeze", layers)
         assert "3 層共用一組權重" in problem and "embeddings、shared、head" in problem
-    assert choose_layers("shared", "--freeze", layers) == {"shared"}
+    assert parse_layers("shared", "--freeze", layers) == {"shared"}
     assert "3 層共用" in "\n".join(table(layers, learn(layers)))
 
 
@@ -288,7 +288,7 @@ def test_what_is_named_is_frozen_or_all_but_that(flag, spec):
     model = make()
     layers = LayerGroups(model)
     never = model.get_parameter("bert.encoder.layer.2.output.dense.bias").requires_grad_(False)
-    named = choose_layers(spec, "--freeze", layers)
+    named = parse_layers(spec, "--freeze", layers)
     layer_schedule.apply(model, layers, learn(layers, **{flag: spec}))
     for name, parameter in model.named_parameters():
         inside = layers.group_of(name) in named
