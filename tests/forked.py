@@ -24,10 +24,13 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+BARE = (  # libraries that read nothing of the environment at their import, unlike those of the hub
+    "torch", "torch._dynamo", "torch.distributed.tensor", "sklearn.feature_extraction.text",
+    "sklearn.linear_model", "sklearn.metrics", "scipy.stats", "jieba", "matplotlib.pyplot", "pytest",
+)  # fmt: skip
 LIBRARIES = (
-    "torch", "transformers", "transformers.models.bert.modeling_bert", "peft", "safetensors.torch", "jinja2",
-    "transformers.models.qwen2.modeling_qwen2", "sklearn.feature_extraction.text", "sklearn.linear_model",
-    "sklearn.metrics", "scipy.stats", "jieba", "matplotlib.pyplot", "pytest",
+    *BARE, "transformers", "transformers.models.bert.modeling_bert", "peft", "safetensors.torch", "jinja2",
+    "transformers.models.qwen2.modeling_qwen2",
 )  # fmt: skip
 SCRIPTS = ("fine_tuning_llm.py", "inference.py")
 SOCKET = "TESTS_FORKED_SOCKET"  # the environment variable with the server's address
@@ -98,8 +101,14 @@ def start(words: list, cwd: Path, out, **env: str) -> Process:
         return Process(list(map(str, words)), str(cwd), environment(**env), (nothing, out, out), address())
 
 
-def run_ranks(cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: float = 300):
+def run_ranks(
+    cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: float = 300, bare: bool = False, **env: str
+):
     """Runs a script as `torchrun --nproc_per_node ranks` does; `ranks=0` is without a launcher.
+
+    Args:
+        bare: the process imports the libraries of the hub itself, and so reads `env` as any other.
+        env: environment variables.
 
     Returns:
         a CompletedProcess: the code of the first rank that failed, and what all of them said.
@@ -114,7 +123,8 @@ def run_ranks(cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: flo
         nothing = held.enter_context(open(os.devnull))
         out, err = (held.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         running = [
-            Process(words, str(cwd), environment(**one), (nothing, out, err), address()) for one in places
+            Process(words, str(cwd), environment(**env, **one), (nothing, out, err), address(bare))
+            for one in places
         ]
         code, end = 0, time.monotonic() + timeout
         while running:
@@ -131,6 +141,11 @@ def run_ranks(cwd: Path, script: Path | str, *argv, ranks: int = 2, timeout: flo
             assert not late, f"{words} did not end in {timeout} s\n{_read(err)[-3000:]}"
             time.sleep(0.01)
         return subprocess.CompletedProcess(words, code, _read(out), _read(err))
+
+
+def run_bare(argv: list, cwd: Path, timeout: float = 300, **env: str):
+    """Runs `python script …` as conftest.run_process does; its libraries of the hub read `env`."""
+    return run_ranks(cwd, *argv[1:], ranks=0, timeout=timeout, bare=True, **env)
 
 
 def _read(stream) -> str:
@@ -154,21 +169,29 @@ def quick_python(folder: Path, **env: str) -> dict[str, str]:
     return environment(**env, **{SOCKET: address(**env), WITH_PICTURES: "1", "PATH": path})
 
 
-def address(**env: str) -> str:
-    """Where the server of this test run listens; it is started at the first call, and ends with the run."""
+def address(bare: bool = False, **env: str) -> str:
+    """Where a server of this test run listens; it is started at the first call, and ends with the run.
+
+    Args:
+        bare: it has no library of the hub.
+        env: what libraries read at their import.
+    """
     from conftest import environment
     from filelock import FileLock
 
     run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    which = sha256(repr(sorted(env.items())).encode()).hexdigest()[:12]
+    which = sha256(repr((bare, sorted(env.items()))).encode()).hexdigest()[:12]
     folder = f"{tempfile.gettempdir()}/forked_{run}_{which}"
     with FileLock(f"{folder}.lock"):
         if not os.path.exists(f"{folder}/socket"):
             os.makedirs(folder)
             server = subprocess.Popen(
-                [sys.executable, __file__, folder, str(run)], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, env=environment(**env), start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, __file__, folder, str(run), "bare" if bare else "all"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                env=environment(**env),
+                start_new_session=True,
+            )
             assert server.stdout.readline(), "the server did not start"
     return f"{folder}/socket"
 
@@ -193,7 +216,7 @@ def draw_nothing(patch) -> None:
 # ---- the server --------------------------------------------------------------------------------------------
 
 
-def serve(folder: str, run: int) -> None:
+def serve(folder: str, run: int, bare: bool) -> None:
     """Forks a process at each request, as long as the process of the test run lives."""
     import gc
     import importlib
@@ -206,11 +229,12 @@ def serve(folder: str, run: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print at their import is nobody's answer
     os.dup2(1, 2)
     try:
-        for name in LIBRARIES:
+        for name in BARE if bare else LIBRARIES:
             importlib.import_module(name)
-        importlib.import_module("finetune.training.deepspeed_engine").import_deepspeed(on_gpu=False)
-        for module in pkgutil.walk_packages([str(root / "finetune")], "finetune."):
-            importlib.import_module(module.name)
+        if not bare:
+            importlib.import_module("finetune.training.deepspeed_engine").import_deepspeed(on_gpu=False)
+            for module in pkgutil.walk_packages([str(root / "finetune")], "finetune."):
+                importlib.import_module(module.name)
         importlib.import_module("jieba").initialize()
     finally:
         os.dup2(complains, 2)
@@ -306,4 +330,7 @@ def stand_in() -> None:
 
 
 if __name__ == "__main__":
-    stand_in() if Path(sys.argv[0]).name == "python" else serve(sys.argv[1], int(sys.argv[2]))
+    if Path(sys.argv[0]).name == "python":
+        stand_in()
+    else:
+        serve(sys.argv[1], int(sys.argv[2]), bare=sys.argv[3] == "bare")

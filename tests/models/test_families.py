@@ -18,10 +18,10 @@ from conftest import (
     make_exam_dir,
     make_model_dir,
     random_text,
-    run_process,
     write_csv,
     write_texts,
 )
+from forked import run_bare
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 
@@ -235,9 +235,9 @@ KINDS = {"mlm": "masked", "classify": "classifier", "cpt": "causal"}
 
 
 def some(cases, quick):
-    """The cases, those that are not quick marked as slow."""
+    """The cases, those that are not quick marked as nightly."""
     marked = [(case if isinstance(case, tuple) else (case,), case in quick) for case in cases]
-    return [pytest.param(*case, marks=() if fast else pytest.mark.slow) for case, fast in marked]
+    return [pytest.param(*case, marks=() if fast else pytest.mark.nightly) for case, fast in marked]
 
 
 def cells():
@@ -578,12 +578,12 @@ def test_a_base_comes_from_the_hub_by_name_and_macbert_is_refused_before_its_wei
         more = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         more["HF_HUB_DISABLE_XET"] = "1"
         words = [FLAG, "hfl/chinese-macbert-base", "--dataset", sources["exam"]]
-        done = run_process([*command, *words], tmp_path, **more)
+        done = run_bare([*command, *words], tmp_path, **more)
         assert done.returncode == 2 and "MacBERT" in done.stderr and "Traceback" not in done.stderr
         assert any("config.json" in path for path in hub.asked)
         assert not any("safetensors" in path and "resolve" in path for path in hub.asked)
         words = [FLAG, "google-bert/tiny", "--task", "classify", "--dataset", sources["classify"]]
-        done = run_process([*command, *words], tmp_path, **more)
+        done = run_bare([*command, *words], tmp_path, **more)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "google-bert/tiny：已載入，換上新的輸出層" in done.stderr
     model, _ = loaded_by_transformers(tmp_path / MODEL, "classifier")

@@ -42,9 +42,9 @@ from finetune.training import deepspeed_config
 
 MANY = int(os.environ.get("MANY", "1"))
 DRAWN = {  # inputs of each property; MANY=2 and more draws others, `make nightly` ten times as many
-    "question": 600, "instruction": 500, "label": 400, "json": 600, "table": 750, "data": 250, "flags": 600,
-    "main": 250, "config": 500, "options": 600, "terminal": 500, "card": 200, "manifest": 150,
-    "deepspeed": 500,
+    "question": 1200, "instruction": 1000, "label": 800, "json": 1200, "table": 1500, "data": 500,
+    "flags": 1200, "main": 500, "config": 1000, "options": 1200, "terminal": 1000, "card": 400,
+    "manifest": 300, "deepspeed": 1000,
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from conftest import (
     run_process,
     write_csv,
 )
+from forked import run_bare
 from loopback_hub import LoopbackHub
 
 import fine_tuning_llm
@@ -398,7 +399,7 @@ def test_a_model_of_the_hub_can_do_no_more_than_a_folder(copied, model_dir, tmp_
     ]
     with LoopbackHub({"some/one": copied}, {}) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        done = run_process([*words, *more], tmp_path, HF_HUB_DISABLE_XET="1", **env)
+        done = run_bare([*words, *more], tmp_path, HF_HUB_DISABLE_XET="1", **env)
         assert not any("convert" in path or "discussions" in path for path in hub.asked), hub.asked
     if attack == "known code":
         assert done.returncode == 0 and done.stderr.count("附帶的程式（auto_map）不執行") == 1, done.stderr

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from conftest import ROOT, free_port, losses, make_exam_dir, run_process
+from forked import run_bare, run_ranks
 from loopback_hub import COMMIT, LoopbackHub
 
 from finetune.data.subjects import SUBJECTS
@@ -43,14 +44,14 @@ def test_with_no_flag_but_the_steps_it_downloads_trains_and_then_runs_from_the_c
 ):
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
         env = environment(hub.url, tmp_path / "home")
-        first = run_process([*SCRIPT, "--cpu", "--max_steps", 2], tmp_path, **env)
+        first = run_bare([*SCRIPT, "--cpu", "--max_steps", 2], tmp_path, **env)
         assert first.returncode == 0, first.stderr[-2000:]
         assert f"ikala/tmmluplus v1.1 ({COMMIT[:12]})" in first.stderr and "66 科" in first.stderr
         assert len(losses(tmp_path)) == 2
         listings = [path for path in hub.asked if path.startswith("/api/datasets/")]
         assert len(listings) <= 2, listings  # one snapshot, not 66 builders
         assert not any("tmmluplus.py" in path for path in hub.asked)
-    again = run_process([*SCRIPT, "--cpu", "--max_steps", 2, "--seed", 1], tmp_path, **env)  # the hub is gone
+    again = run_bare([*SCRIPT, "--cpu", "--max_steps", 2, "--seed", 1], tmp_path, **env)  # the hub is gone
     assert again.returncode == 0, again.stderr[-2000:]
     assert "只用本機快取" in again.stderr
 
@@ -98,7 +99,7 @@ def test_a_causal_model_and_its_rows_come_from_the_hub_by_name_and_the_card_know
             "--lora_rank",
             2,
         ]
-        done = run_process([*SCRIPT, *flags], tmp_path, **env)
+        done = run_bare([*SCRIPT, *flags], tmp_path, **env)
         assert done.returncode == 0, done.stderr[-2000:]
         assert f"tatsu-lab/alpaca main ({COMMIT[:12]})" in done.stderr
         assert any("/revision/main" in path for path in hub.asked)
@@ -111,7 +112,7 @@ def test_a_causal_model_and_its_rows_come_from_the_hub_by_name_and_the_card_know
 def test_a_revision_that_is_not_there_is_said(tmp_path, model_dir, dataset):
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
         env = environment(hub.url, tmp_path / "home")
-        done = run_process([*SCRIPT, "--cpu", "--revision", "v9", "--max_steps", 1], tmp_path, **env)
+        done = run_bare([*SCRIPT, "--cpu", "--revision", "v9", "--max_steps", 1], tmp_path, **env)
     assert done.returncode == 2 and "--revision v9" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -124,9 +125,7 @@ def test_without_network_or_cache_it_ends_in_twenty_seconds_with_three_ways_on(t
         port = silent.getsockname()[1] if answers == "hangs" else free_port()
         url = "http://hub.invalid" if answers == "is not a name" else f"http://127.0.0.1:{port}"
         start = time.perf_counter()
-        done = run_process(
-            [*SCRIPT, "--cpu", "--max_steps", 2], tmp_path, **environment(url, tmp_path / "home")
-        )
+        done = run_bare([*SCRIPT, "--cpu", "--max_steps", 2], tmp_path, **environment(url, tmp_path / "home"))
     assert time.perf_counter() - start < 20
     assert done.returncode == 2
     for words in ("ikala/tmmluplus", "HF_ENDPOINT", "--dataset", "--demo"):
@@ -138,7 +137,7 @@ def test_without_network_or_cache_it_ends_in_twenty_seconds_with_three_ways_on(t
 def test_a_model_that_cannot_be_had_is_said_too(tmp_path, exam_dir):
     url = f"http://127.0.0.1:{free_port()}"
     words = ["--cpu", "--max_steps", 2, "--dataset", exam_dir]
-    done = run_process([*SCRIPT, *words], tmp_path, **environment(url, tmp_path / "home"))
+    done = run_bare([*SCRIPT, *words], tmp_path, **environment(url, tmp_path / "home"))
     assert (
         done.returncode == 2
         and "--model_name_or_path bert-base-chinese" in done.stderr
@@ -150,7 +149,7 @@ def test_inference_takes_a_model_from_the_hub_by_name(tmp_path, model_dir):
     words = ["--model_path", "bert-base-chinese", "--cpu", "--prompt", "天[MASK]", "--json"]
     with LoopbackHub({"bert-base-chinese": model_dir}, {}) as hub:
         env = environment(hub.url, tmp_path / "home")
-        done = run_process([sys.executable, ROOT / "inference.py", *words], tmp_path, **env)
+        done = run_bare([sys.executable, ROOT / "inference.py", *words], tmp_path, **env)
     assert done.returncode == 0 and done.stdout.count("probability") == 5, done.stderr[-2000:]
 
 
@@ -159,16 +158,16 @@ def test_an_exam_is_held_on_the_hubs_questions_by_a_model_of_the_hub(tmp_path, m
     command = [sys.executable, ROOT / "inference.py", *words, "--scoring", "joint"]
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
         env = environment(hub.url, tmp_path / "home")
-        done = run_process(command, tmp_path, **env)
+        done = run_bare(command, tmp_path, **env)
         assert done.returncode == 0, done.stderr[-2000:]
         found = json.loads((tmp_path / "r/results.json").read_text())
         assert found["test"]["model"]["n"] == 2 * 66 and found["test"]["macro_4"]["subjects"] == 66
         assert f"({COMMIT[:12]})" in found["facts"]["題庫"]
         looked = [sys.executable, ROOT / "inference.py", "--inspect", "ikala/tmmluplus", "--json"]
-        seen = run_process(looked, tmp_path, **env)
+        seen = run_bare(looked, tmp_path, **env)
         assert seen.returncode == 0 and json.loads(seen.stdout)["rows"] == 6 * 66
     start = time.perf_counter()
-    away = run_process([*command[:-3], "r", "--exam", "someone/else"], tmp_path, **env)
+    away = run_bare([*command[:-3], "r", "--exam", "someone/else"], tmp_path, **env)
     assert time.perf_counter() - start < 20 and away.returncode == 2
     assert "--exam demo" in away.stderr and "Traceback" not in away.stderr
 
@@ -233,16 +232,8 @@ def test_a_hub_that_hangs_drips_floods_or_puts_off_is_left_with_its_reason_and_a
 def test_two_ranks_download_once(tmp_path, model_dir, dataset):
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
         env = environment(hub.url, tmp_path / "home")
-        start = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            2,
-            "--master_port",
-            free_port(),
-        ]
-        done = run_process([*start, SCRIPT[1], "--cpu", "--max_steps", 1, "--exam_limit", 2], tmp_path, **env)
+        words = ["--cpu", "--max_steps", 1, "--exam_limit", 2]
+        done = run_ranks(tmp_path, SCRIPT[1], *words, bare=True, **env)
         assert done.returncode == 0, done.stderr[-2000:]
         fetched = [path for path in hub.asked if path.endswith("model.safetensors") and "resolve" in path]
         assert len(fetched) <= 4, fetched  # a HEAD and a GET of rank 0, at most a HEAD of rank 1

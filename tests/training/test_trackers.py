@@ -6,14 +6,14 @@ import http.server
 import json
 import sqlite3
 import struct
-import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, losses, run_process
+from conftest import ROOT, losses
+from forked import run_ranks
 
 from finetune.models.run_card import RunCard
 from finetune.runtime.errors import Stopped, UserError
@@ -55,12 +55,13 @@ def run(name: str, folder: Path, first: int = 1, fail: Exception | None = None, 
 
 def run_apart(name: str, folder: Path, first: int = 1, fail: str = "None") -> None:
     """The same in a process of its own, as trackers keep to one; nothing may reach its stdout."""
-    code = (
-        f"import pathlib, test_trackers as t\nt.run({name!r}, pathlib.Path({str(folder)!r}), {first}, {fail})"
+    paths = [str(ROOT / "tests/training"), str(ROOT / "tests"), str(ROOT)]
+    (folder / "apart.py").write_text(
+        f"import pathlib, sys\nsys.path[:0] = {paths}\nimport test_trackers as t\n"
+        f"t.run({name!r}, pathlib.Path({str(folder)!r}), {first}, {fail})\n"
     )
     env = {"HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio"), "HF_HOME": str(folder / "hf")}
-    paths = f"{ROOT / 'tests' / 'training'}:{ROOT / 'tests'}:{ROOT}"
-    done = run_process([sys.executable, "-c", code], folder, PYTHONPATH=paths, **env)
+    done = run_ranks(folder, folder / "apart.py", ranks=0, **env)
     assert (done.returncode == 0) == (fail == "None"), done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) < 30, done.stderr
