@@ -97,7 +97,7 @@ def test_greedy_is_what_generate_writes_token_for_token(world, penalty):
 
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.0])
-@pytest.mark.parametrize("beams", [2, 3, 5])
+@pytest.mark.parametrize("beams", [2, 3, pytest.param(5, marks=pytest.mark.nightly)])
 def test_beams_are_those_of_generate_token_for_token(world, beams, penalty, early):
     model, _ = world
     asked = {"max_new_tokens": 12, "num_beams": beams, "length_penalty": penalty, "early_stopping": early}

@@ -487,7 +487,7 @@ def test_the_answer_may_be_an_index(answer, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.nightly)])
 def test_several_processes_share_the_rows_and_give_the_same_file(answer, tmp_path, model_dir, launcher):
     source = write_rows(tmp_path / "q.csv", rows_of(60) + [{**rows_of(1)[0], "question": ""}])
     answer(source, tmp_path / "one.jsonl", "--batch_size", "7")

@@ -493,7 +493,8 @@ def plain_skipped(skipped_on_two):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "precision"), [pytest.param(0, "fp32", marks=pytest.mark.nightly), (2, "bf16"), (3, "fp32")]
+    ("stage", "precision"),
+    [(3, "fp32"), *(pytest.param(*case, marks=pytest.mark.nightly) for case in [(0, "fp32"), (2, "bf16")])],
 )
 def test_zero_skips_what_plain_pytorch_skips(plain_skipped, skipped_on_two, stage, precision):
     found = skipped_on_two(stage, precision)

@@ -42,9 +42,9 @@ from finetune.training import deepspeed_config
 
 MANY = int(os.environ.get("MANY", "1"))
 DRAWN = {  # inputs of each property; MANY=2 and more draws others, `make nightly` ten times as many
-    "question": 1200, "instruction": 1000, "label": 800, "json": 1200, "table": 1500, "data": 500,
-    "flags": 1200, "main": 500, "config": 1000, "options": 1200, "terminal": 1000, "card": 400,
-    "manifest": 300, "deepspeed": 1000,
+    "question": 900, "instruction": 800, "label": 600, "json": 1000, "table": 1200, "data": 400,
+    "flags": 900, "main": 400, "config": 800, "options": 1000, "terminal": 800, "card": 300,
+    "manifest": 200, "deepspeed": 800,
 }  # fmt: skip
 
 

@@ -217,6 +217,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_with_one_checkpoint(
         saved = list((tmp_path / "checkpoints").glob("step*"))
         assert len(saved) == 1 and manifest.verify(saved[0]) == []
         assert said.count("收到停止訊號") == said.count("加 --resume 接續") == 1, said[-2000:]
+        assert said.count("在 2 個 CPU 行程上訓練（沒有用 GPU）") == 1
     finally:
         end(process)
 

@@ -249,7 +249,7 @@ def test_zero_gives_the_losses_of_plain_pytorch_saves_a_whole_model_and_resumes(
     assert resumed == pytest.approx(found[3:], abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # what it says is seen in test_stopping too
 def test_the_launcher_without_gpus_trains_on_cpu_processes_and_says_so(tmp_path, model_dir, exam_dir):
     words = script(model_dir, exam_dir, "--max_steps", 2, "--exam_limit", 4)
     done = run_process(
@@ -261,7 +261,11 @@ def test_the_launcher_without_gpus_trains_on_cpu_processes_and_says_so(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags", [["--cpu", "--num_processes", "1"], ["--use_deepspeed", "--num_processes", "2"]]
+    "flags",
+    [
+        pytest.param(["--cpu", "--num_processes", "1"], marks=pytest.mark.nightly),
+        ["--use_deepspeed", "--num_processes", "2"],
+    ],
 )
 def test_accelerate_launch_works(tmp_path, model_dir, exam_dir, flags):
     words = script(model_dir, exam_dir, "--max_steps", 2, "--exam_limit", 4)

@@ -242,7 +242,7 @@ def test_layers_that_are_not_there_are_refused_before_anything_is_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_zero_opens_adapters_as_plain_pytorch_does(train, tmp_path, qwen_dir, stage):
     config = json.loads((ROOT / "ds_config.json").read_text())
     config["zero_optimization"] |= {"stage": stage, "stage3_param_persistence_threshold": 0}
