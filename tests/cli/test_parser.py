@@ -13,6 +13,7 @@ import fine_tuning_llm
 import inference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["fine_tuning_llm.py", "inference.py"])
 def test_help_answers_in_half_a_second(script):
     """By the clock, or where other processes have the cores by the time of the processor."""
@@ -58,6 +59,7 @@ def test_a_learning_rate_that_is_no_positive_number_is_refused(value, capsys):
     assert "--learning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hyphens_and_underscores_are_the_same(train, capsys):
     assert train("--dry-run", "--max-steps", "7") == 0
     assert '"total_steps": 7' in capsys.readouterr().out

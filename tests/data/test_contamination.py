@@ -83,6 +83,7 @@ def test_a_run_card_of_before_the_sketches_still_knows_its_questions():
     assert known.find(question())[0] == "same" and known.find(question(seed=4))[0] == ""
 
 
+@pytest.mark.slow
 def test_a_score_is_given_with_and_without_what_was_taught(train, tmp_path, exam_dir, capsys):
     assert train("--max_steps", 1, "--exam_limit", 2, "--objective", "mlm") == 0
     words = ["--model_path", "my_bert_finetuned_model_hf_format", "--cpu", "--exam", str(exam_dir)]

@@ -193,6 +193,7 @@ def test_a_folders_own_test_is_no_reason_to_lose_the_rows_to_train_on(tmp_path):
     refused(tmp_path, "2 個設定", "cola、sst2")
 
 
+@pytest.mark.slow
 def test_a_hub_name_with_two_configurations_asks_which_and_then_reads_it(tmp_path):
     folder = two_configurations(tmp_path / "glue")
     code = f"""

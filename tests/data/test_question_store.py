@@ -170,6 +170,7 @@ def test_an_exam_of_the_size_of_tmmlu_is_kept_without_loading_datasets():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatch):
     monkeypatch.setattr(question_store, "IN_MEMORY", 4000)
     kept, told = QuestionView(questions(4000)), questions(8000)  # what the libraries hold is not counted

@@ -26,6 +26,7 @@ def run(project, script, *data, **env):
     return subprocess.run(words, cwd=project, env=env, timeout=300, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_taigi_example_goes_from_texts_to_answers(project, tmp_path):
     base = make_causal_dir(tmp_path / "base", "llama", chat=False)
     reading = write_reading(tmp_path / "reading.csv")
@@ -37,6 +38,7 @@ def test_the_taigi_example_goes_from_texts_to_answers(project, tmp_path):
     assert (project / "taigi/answers.csv").read_text().splitlines()[0] == "ID,Answer"
 
 
+@pytest.mark.slow
 def test_the_alpaca_example_answers_three_ways(project, tmp_path):
     base = make_causal_dir(tmp_path / "base")
     done = run(project, "alpaca.sh", write_alpaca(tmp_path / "a.csv"), BASE=str(base))

@@ -27,6 +27,7 @@ def names_of_tests() -> set[str]:
     return {name for name in functions if name.startswith("test_")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_promise_names_tests_that_are_there(page):
     made, there = promises(page), names_of_tests()

@@ -178,6 +178,7 @@ def test_ece_is_the_gap_of_each_bin_weighted_by_its_questions():
     assert sum(b["n"] for b in found["bins"]) == len(rows)
 
 
+@pytest.mark.slow
 def test_the_temperature_is_the_one_with_the_least_loss():
     rows, answers = scored()
     overconfident = [[4 * value for value in row] for row in rows]

@@ -141,6 +141,7 @@ class Words:
 # ---- the laws ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orders", ORDERS)
 def test_letter_scores_equal_one_pass_an_order_averaged_by_option(world, orders):
     model, tokenizer, prompts, _ = world
@@ -296,6 +297,7 @@ def test_all_orders_of_six_options_are_refused_with_the_way_out(world):
     assert "720" in scores.skipped[0] and "cyclic" in scores.skipped[0]
 
 
+@pytest.mark.slow
 def test_a_long_question_with_ten_options_is_asked_in_batches_of_bounded_size(world):
     _, tokenizer, prompts, forward = world
     sizes, blanks = [], []

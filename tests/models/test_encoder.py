@@ -297,6 +297,7 @@ def test_the_gain_of_bf16_is_measured_on_this_machine():
     assert 0.01 < cpu.bf16_speedup() < 100
 
 
+@pytest.mark.slow
 def test_teaching_and_exam_in_bf16_by_auto_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "SMALL", 1)
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 3.0)
@@ -390,6 +391,7 @@ def test_old_names_of_norms_and_weights_that_fill_no_blank_are_read(folder, tmp_
     assert plain(copied) is not None
 
 
+@pytest.mark.slow
 def test_one_prompt_is_answered_without_the_imports_that_take_longest(folder):
     script = (
         "import sys; sys.argv=['inference.py']; import inference\n"

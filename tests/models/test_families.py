@@ -296,6 +296,7 @@ def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(family, base_of
     assert moved == set(layers.names) - frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", some(FAMILIES, ("bert", "modernbert", "gpt2", "falcon")))
 def test_with_lora_the_new_head_is_taught_whole_and_all_of_it_is_merged(
     family, base_of, teach, tmp_path, capsys
@@ -526,6 +527,7 @@ def test_what_is_named_macbert_and_was_taught_here_to_fill_blanks_may_do_so(base
     assert answers("masked", capsys, tmp_path / "like_macbert")["predictions"]
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_on_with_its_own_labels_alone(refused, teach, sources, base_of, tmp_path, capsys):
     told = refused(save_untaught(base_of("bert"), ("好", "壞", "普通"), tmp_path / "other"), "classify")
     assert "好、壞、普通" in told and all(label in told for label in LABELS) and "底模" in told
@@ -534,6 +536,7 @@ def test_a_classifier_goes_on_with_its_own_labels_alone(refused, teach, sources,
     assert "換上新的輸出層" not in capsys.readouterr().err.split("first/model：")[-1]
 
 
+@pytest.mark.slow
 def test_a_classifier_keeps_its_own_order_of_labels_and_those_the_data_do_not_use(
     teach, base_of, sources, tmp_path, capsys
 ):
@@ -569,6 +572,7 @@ def test_a_model_of_another_kind_is_refused(family, task, says, base_of, refused
 # ---- by name, from the hub ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_base_comes_from_the_hub_by_name_and_macbert_is_refused_before_its_weights_are_fetched(
     tmp_path, base_of, sources
 ):

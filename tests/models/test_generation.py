@@ -309,6 +309,7 @@ def test_a_stop_string_that_is_a_special_token_cuts_and_other_special_tokens_van
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked", [{}, {"do_sample": True, "seed": 5, "temperature": 1.5}, {"num_beams": 3, "length_penalty": 0.0}]
 )

@@ -135,6 +135,7 @@ def test_options_of_one_length_share_a_row_and_the_shown_options_never_stand_in_
     assert not set("地玄黃宇宙") & set(written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "scoring"), [("choice", "choice"), ("cloze", "joint")])
 def test_a_model_taught_by_contests_is_saved_examined_and_asked_as_it_was_taught(
     train, tmp_path, objective, scoring
@@ -160,6 +161,7 @@ def texts(count=30, low=5, high=90):
     return [Text(random_text(rng, low, high) + "。", id=str(i)) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_a_long_text_is_cut_between_words_and_none_of_it_is_lost(loaded):
     tokenizer = loaded[1]
     rows = [Text("天地玄黃，宇宙洪荒abc123。" * 20), Text("日")]
@@ -196,6 +198,7 @@ def test_checking_hides_the_same_words_each_time_at_15_percent_whatever_is_taugh
     assert set(seen) == {loaded[1].mask_token_id}
 
 
+@pytest.mark.slow
 def test_perplexity_and_the_share_restored_are_those_of_a_plain_loop(train, tmp_path, model_dir):
     """transformers' own forward pass, one row after the other."""
     import inference
@@ -238,6 +241,7 @@ def test_masks_can_be_looked_at_before_anything_is_taught(train, tmp_path, capfd
     assert "換成 [MASK]" in shown[-1] and not (tmp_path / NAME).exists()
 
 
+@pytest.mark.slow
 def test_an_mlm_run_stopped_in_the_middle_goes_on_with_the_same_masks(train, tmp_path):
     source = write_texts(tmp_path / "t.json")
     words = ["--task", "mlm", "--dataset", source, "--min_chars", 5, "--max_chars", 60, "--max_steps", 7]
@@ -340,6 +344,7 @@ def classify(train, tmp_path, *more, pair=False, multi=False):
     return train(*words, *(["--multi_label"] if multi else []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "multi"), [(False, False), (True, False), (False, True)])
 def test_labels_are_learnt_reported_and_kept_by_name(train, tmp_path, model_dir, pair, multi):
     import inference
@@ -366,6 +371,7 @@ def test_labels_are_learnt_reported_and_kept_by_name(train, tmp_path, model_dir,
     assert inference.classify(model, tokenizer, texts, device)[0][0][0] == "天"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [["--lora_rank", 8], ["--lora_rank", 8, "--no_merge"], ["--freeze", "embeddings"]]
 )
@@ -376,6 +382,7 @@ def test_labels_are_learnt_with_adapters_and_frozen_layers_too(train, tmp_path, 
     assert found["macro_f1"] > found["macro_f1_majority"] + 0.2
 
 
+@pytest.mark.slow
 def test_a_classifier_run_stopped_in_the_middle_goes_on_as_if_it_never_was(train, tmp_path):
     more = ["--save_interval", 3, "--save_total_limit", 0, "--max_steps", 8]
     assert classify(train, tmp_path, *more, "--save_dir", "a") == 0

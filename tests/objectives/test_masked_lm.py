@@ -204,6 +204,7 @@ def test_every_word_has_the_same_chance_however_long():
         assert hidden[word[0]] / draws == pytest.approx(0.15, abs=3.5 * (0.15 * 0.85 / draws) ** 0.5)
 
 
+@pytest.mark.slow
 def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
     rng, draws = random.Random(4), 20_000
     units = [[i] for i in range(80)]
@@ -213,6 +214,7 @@ def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
     assert max(map(abs, off)) < 4 and abs(off[0]) < 3 and abs(off[-1]) < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wordpiece", "bytelevel"])
 @pytest.mark.parametrize("masking", ["word", "span"])
 def test_no_word_is_half_hidden(name, masking, request):
@@ -308,6 +310,7 @@ def runs(chosen):
     return [b - a for a, b in pairwise([0, *ends, len(chosen)])]
 
 
+@pytest.mark.slow
 def test_spans_are_as_long_as_those_of_spanbert():
     """On long rows of single characters, with so few spans that hardly two touch."""
     lengths, chances = range(1, 11), [0.2 * 0.8**k for k in range(10)]

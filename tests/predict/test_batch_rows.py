@@ -543,6 +543,7 @@ def test_many_questions_are_answered_once_each_in_little_memory_through_kills_at
     assert peak - alone < 300e6, f"{(peak - alone) / 1e6:.0f} MB above a file of one question"
 
 
+@pytest.mark.slow
 def test_a_table_is_read_in_blocks_that_do_not_grow_with_it(tmp_path):
     import tracemalloc
 

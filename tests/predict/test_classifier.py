@@ -90,6 +90,7 @@ def some_texts(count: int, seed: int = 0) -> list[str]:
 # ---- classifying -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["single", "multi"])
 def test_probabilities_are_those_of_transformers_whatever_stands_beside_a_text(folders, models, which):
     model, tokenizer, device = models[which]

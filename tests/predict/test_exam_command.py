@@ -159,6 +159,7 @@ def test_two_processes_hold_the_same_exam(examine, tmp_path, model_dir, exam_dir
     assert together["test"]["model"] == alone["test"]["model"]
 
 
+@pytest.mark.slow
 def test_the_base_of_a_model_trained_from_scratch_is_made_again(train, tmp_path, exam_dir, capsys):
     assert train("--max_steps", 2, "--from_scratch", "--seed", 7, "--objective", "mlm") == 0
     after = json.loads((tmp_path / "report/results.json").read_text())
@@ -188,6 +189,7 @@ def balanced(count: int, seed=3) -> list[Question]:
     return [one(number) for number in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["letter", "letter+prior", "joint+pmi", *TEXT])
 def test_an_untrained_model_scores_a_quarter_on_balanced_questions(loaded, method):
     predictor, questions = MaskedLMPredictor.of(*loaded), balanced(1000)

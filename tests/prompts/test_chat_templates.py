@@ -434,6 +434,7 @@ def taught(tmp_path_factory):
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_a_model_whose_template_opens_no_turn_answers_bare_wherever_it_is_asked(
     taught, tmp_path, capsys, monkeypatch
 ):

@@ -102,6 +102,7 @@ def labels_in(folder) -> dict:
 # ---- the page ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", (360, 400, 1400))
 def test_the_page_opens_without_an_error_and_is_never_wider_than_the_window(
@@ -113,6 +114,7 @@ def test_the_page_opens_without_an_error_and_is_never_wider_than_the_window(
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_figures_of_results_json(chromium, single, several):
     for folder in (single, several):
         with browsers.opened(chromium, folder / "index.html", 400) as tab:
@@ -135,6 +137,7 @@ def test_the_page_shows_the_figures_of_results_json(chromium, single, several):
                     assert said[:5] == [label, str(one["support"]), *figures]
 
 
+@pytest.mark.slow
 def test_the_page_shows_who_was_taken_for_whom(chromium, single, several):
     with browsers.opened(chromium, single / "index.html", 400) as tab:
         for name, found in labels_in(single).items():
@@ -166,6 +169,7 @@ def test_no_text_is_smaller_than_11_pixels_on_a_telephone(chromium, single):
         assert browsers.smallest_text(tab) >= 11
 
 
+@pytest.mark.slow
 def test_figures_are_not_squeezed_by_a_long_name_on_a_telephone(chromium, single, many, hostile):
     for folder in (single, many, hostile):
         with browsers.opened(chromium, folder / "index.html", 360) as tab:
@@ -173,6 +177,7 @@ def test_figures_are_not_squeezed_by_a_long_name_on_a_telephone(chromium, single
                 assert figure.bounding_box()["width"] > 100
 
 
+@pytest.mark.slow
 def test_a_table_that_scrolls_can_be_reached_by_keyboard_and_has_a_name(chromium, single, many):
     for folder in (single, many):
         with browsers.opened(chromium, folder / "index.html", 400) as tab:
@@ -198,6 +203,7 @@ def test_the_page_refers_to_nothing_outside_itself(single, several, many):
         assert not re.search(r"https?://|@import", text)
 
 
+@pytest.mark.slow
 def test_the_page_says_nothing_of_letters_options_or_chance(chromium, single, several):
     for folder in (single, several):
         with browsers.opened(chromium, folder / "index.html") as tab:
@@ -263,6 +269,7 @@ def test_a_former_run_s_picture_does_not_stay(tmp_path, monkeypatch):
     assert "confusion.png" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 7, 30, 31, 45])
 def test_the_heat_map_is_drawn_and_darkest_where_most_of_a_class_went(tmp_path, count, recwarn):
     counts = [[90 if j == 0 else 1 for j in range(count)] for _ in range(count)]
@@ -280,6 +287,7 @@ def test_the_heat_map_is_not_drawn_where_a_name_would_be_boxes(tmp_path):
     assert not (tmp_path / "map.png").exists()
 
 
+@pytest.mark.slow
 def test_cells_say_counts_and_shares_up_to_30_classes(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
@@ -331,6 +339,7 @@ def test_a_card_of_a_model_that_scores_no_option_is_read(tmp_path, scoring):
     assert RunCard.read(tmp_path).scoring == scoring
 
 
+@pytest.mark.slow
 def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
     from finetune.training import publish as publishing
 

@@ -231,6 +231,7 @@ def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure,
     assert said in sections.calibration(evaluator.compute_metrics(result))
 
 
+@pytest.mark.slow
 def test_report_md_opens_with_the_verdict_and_shows_the_subjects(whole):
     text = (whole / "report.md").read_text(encoding="utf-8")
     for section in full().sections():
@@ -248,6 +249,7 @@ def test_report_md_shows_every_name_as_text():
 # ---- the page ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens_without_an_error_or_a_request(chromium, whole, examined, width, scheme):
@@ -256,6 +258,7 @@ def test_the_page_opens_without_an_error_or_a_request(chromium, whole, examined,
             assert tab.locator("article").count() == len(tab.locator(".sentence").all()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", (360, *WIDTHS))
 def test_the_page_is_never_wider_than_the_window(chromium, whole, examined, width):
     for folder in (whole, examined):
@@ -268,6 +271,7 @@ def test_no_text_is_smaller_than_11_pixels_on_a_telephone(chromium, whole):
         assert browsers.smallest_text(tab) >= 11
 
 
+@pytest.mark.slow
 def test_every_character_has_a_glyph(chromium, whole, examined):
     for folder in (whole, examined):
         with browsers.opened(chromium, folder / "index.html") as tab:
@@ -290,6 +294,7 @@ def test_every_character_has_a_glyph(chromium, whole, examined):
             assert boxes[0] > 100 and boxes[1] == ""
 
 
+@pytest.mark.slow
 def test_what_a_question_holds_is_shown_and_never_run(chromium, tmp_path):
     report.write(tmp_path, full(HOSTILE))
     with browsers.opened(chromium, tmp_path / "index.html") as tab:
@@ -344,6 +349,7 @@ def test_subjects_come_the_best_first_each_with_its_interval(chromium, whole):
         assert label.endswith(f"{row['n']}\u00a0題")
 
 
+@pytest.mark.slow
 def test_figures_on_the_page_are_those_of_results_json(chromium, whole, examined):
     for folder, name in ((whole, "held_back"), (whole, "test"), (examined, "test")):
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))[name]
@@ -378,6 +384,7 @@ def test_a_long_list_of_taught_questions_is_folded(chromium, whole):
         assert lists.first.locator("tr").count() == 16
 
 
+@pytest.mark.slow
 def test_the_surest_mistakes_show_the_right_option_and_the_chosen_one(chromium, whole):
     expected = evaluator.mistakes(full().exam_results["test"][0])
     with browsers.opened(chromium, whole / "index.html") as tab:
@@ -390,6 +397,7 @@ def test_the_surest_mistakes_show_the_right_option_and_the_chosen_one(chromium, 
             assert percent(one["confidence"]) in item.inner_text().replace("\u00a0", " ")
 
 
+@pytest.mark.slow
 def test_training_is_drawn_when_its_history_is_known(chromium, whole, examined):
     with browsers.opened(chromium, whole / "index.html") as tab:
         assert tab.locator("svg[aria-label=損失] path.other").bounding_box()["width"] > 100
@@ -399,5 +407,6 @@ def test_training_is_drawn_when_its_history_is_known(chromium, whole, examined):
     assert training([{"step": 4, "train_loss": math.nan}])  # a run that went wrong has a page too
 
 
+@pytest.mark.slow
 def test_the_font_in_the_page_is_cut_to_its_characters():
     assert len(embedded("甲乙丙")) < 20_000 < len(embedded(map(chr, range(0x4E00, 0x5000))))

@@ -77,6 +77,7 @@ def test_macro_4_is_the_mean_of_category_means_of_subject_means():
     )  # without STEM it would be another figure
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_its_files_and_the_figures_agree(train, tmp_path, exam_dir):
     assert train("--max_steps", 3) == 0
     model = tmp_path / MODEL
@@ -104,6 +105,7 @@ def test_a_run_leaves_all_its_files_and_the_figures_agree(train, tmp_path, exam_
     assert all(row["options"][row["answer"]] == row["answer_text"] for row in handed)
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_what_inference_answers(train, tmp_path):
     assert train("--max_steps", 3, "--objective", "mlm") == 0
     model, tokenizer, device = inference.load_model(tmp_path / MODEL, "cpu")
@@ -117,6 +119,7 @@ def test_what_is_reported_is_what_inference_answers(train, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_run_card_keeps_the_fingerprints_of_what_was_fitted_on(train, tmp_path, exam_dir):
     assert train("--max_steps", 1, "--exam_limit", 2) == 0
     card = RunCard.read(tmp_path / MODEL)
@@ -126,6 +129,7 @@ def test_the_run_card_keeps_the_fingerprints_of_what_was_fitted_on(train, tmp_pa
     assert card.fingerprints and set(card.fingerprints) <= pool and not test & set(card.fingerprints)
 
 
+@pytest.mark.slow
 def test_a_pool_with_test_rows_says_everywhere_that_it_is_not_comparable(train, tmp_path, capsys):
     assert train("--max_steps", 1, "--pool", "all") == 0
     assert "不可與公布的 TMMLU+ 成績比較" in capsys.readouterr().out

@@ -198,6 +198,7 @@ def test_the_terminal_outlasts_every_broken_file_typed_into_it(name, door, monke
         assert ended.code == 0 and "👋 再見！" in ended.out and "✗" not in ended.err
 
 
+@pytest.mark.slow
 def test_the_terminals_of_other_models_outlast_all_broken_files_too(
     door, monkeypatch, qwen_dir, classifier_dir
 ):

@@ -114,6 +114,7 @@ def test_no_file_that_outgrows_the_disk_harms_the_former_model_or_checkpoint(
     assert len(ended) > 1
 
 
+@pytest.mark.slow
 def test_wherever_saving_breaks_off_the_former_checkpoint_and_model_are_whole(trained, tmp_path, monkeypatch):
     """Every operation on the disk, one after another, is the first that fails, at each of the three things
     that are saved: a checkpoint, the best model, the finished model."""
@@ -213,6 +214,7 @@ def test_words_of_a_library_about_a_full_disk_end_in_the_same_message(train, tmp
     assert not list((tmp_path / "checkpoints").glob(".best*"))
 
 
+@pytest.mark.slow
 def test_a_log_that_was_cut_inside_a_character_does_not_stop_a_run_that_goes_on(train, tmp_path):
     assert train(*STEPS) == 0
     with (tmp_path / "train_log.jsonl").open("ab") as log:
@@ -221,6 +223,7 @@ def test_a_log_that_was_cut_inside_a_character_does_not_stop_a_run_that_goes_on(
     assert len(losses(tmp_path)) == 7
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_does_not_end_the_training(train, tmp_path, monkeypatch, capsys):
     from finetune.training.train_log import TrainLog
 
@@ -241,6 +244,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_training(train, tmp_path,
 # ---- folders -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_is_made_again_and_the_run_ends_well(train, tmp_path, monkeypatch, capsys):
     step = Engine.step
 
@@ -282,6 +286,7 @@ def test_a_mount_point_cannot_be_replaced_and_is_refused_before_training(
     assert "請改用 volume/model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_link_to_the_model_folder_stays_a_link(train, tmp_path):
     (tmp_path / "big_disk/model").mkdir(parents=True)
     (tmp_path / NAME).symlink_to(tmp_path / "big_disk/model")
@@ -309,6 +314,7 @@ def poison(monkeypatch, steps, value=float("nan")):
     monkeypatch.setattr(engine, "token_losses", losses_of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_rows_and_way_back(
     train, tmp_path, monkeypatch, capsys, value
@@ -516,6 +522,7 @@ def narrow(monkeypatch, most: int):
     monkeypatch.setattr(Engine, "forward", held)
 
 
+@pytest.mark.slow
 def test_without_memory_the_micro_batch_is_halved_on_request_and_the_step_stays_as_large(
     train, tmp_path, monkeypatch, capsys
 ):
@@ -546,6 +553,7 @@ def test_without_memory_the_advice_has_numbers(train, monkeypatch, capsys):
     assert "已經一次一列，可縮短 --max_length" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_memory_a_run_that_began_elsewhere_goes_on_from_there(train, tmp_path, monkeypatch, capsys):
     """Not from its first step; and it keeps one run at the tracker, and its own best model in its place."""
     assert train(*STEPS, "--save_total_limit", 0) == 0
@@ -564,6 +572,7 @@ def test_without_memory_a_run_that_began_elsewhere_goes_on_from_there(train, tmp
 # ---- the clock ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(train, tmp_path, monkeypatch):
     """Backwards, by years, at every look; and what the newest checkpoint is, no date decides."""
     jumps = iter(range(10**9))

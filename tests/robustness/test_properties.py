@@ -153,6 +153,7 @@ def fine(call, *arguments, raises=UserError):
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(rows_with(*QUESTIONS), st.booleans())
 @drawn("question")
 @example({"question": "天", "A": "1", "B": "2", "answer": 10**4200}, True)
@@ -166,6 +167,7 @@ def test_any_row_is_a_question_or_a_reason_why_not(row, needed):
         assert not needed or asked.answer is not None
 
 
+@pytest.mark.slow
 @given(
     rows_with(*INSTRUCTIONS)
     | st.builds(lambda m: {"messages": m}, messages)
@@ -182,6 +184,7 @@ def test_any_row_is_an_instruction_or_a_reason_why_not(row, needed):
         assert read.turns[-1][0] == ("assistant" if needed else "user")
 
 
+@pytest.mark.slow
 @given(
     rows_with("text", "pair", "label", "other"),
     st.booleans(),
@@ -203,6 +206,7 @@ def test_any_row_is_a_labelled_text_or_a_reason_why_not(row, multi, pair, classe
 # ---- files -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.builds(lambda raw: raw.decode("utf-8", "replace"), contents()) | st.builds(json.dumps, values))
 @drawn("json")
 def test_json_is_read_as_python_reads_it_or_refused_with_a_reason(text):
@@ -211,6 +215,7 @@ def test_json_is_read_as_python_reads_it_or_refused_with_a_reason(text):
         assert json.dumps(value) == json.dumps(json.loads(text, parse_constant=lambda name: None))
 
 
+@pytest.mark.slow
 @given(contents(), st.sampled_from([*READABLE, ".txt", ".csv.gz"]))
 @drawn("table")
 def test_any_bytes_are_rows_or_reasons_with_their_line(room, raw, suffix):
@@ -226,6 +231,7 @@ def test_any_bytes_are_rows_or_reasons_with_their_line(room, raw, suffix):
     assert file.read_bytes() == raw
 
 
+@pytest.mark.slow
 @given(contents(), st.sampled_from([*READABLE, ".txt"]), st.sampled_from(["fail", "skip"]))
 @drawn("data")
 def test_any_file_of_data_is_read_by_every_task_or_refused(room, raw, suffix, on_bad_rows):
@@ -275,6 +281,7 @@ def without_help(argv: list[str]) -> list[str]:
     return [word for word in argv if word.split("=")[0] not in ("-h", "--help", "--config")]
 
 
+@pytest.mark.slow
 @given(both)
 @drawn("flags")
 @example((train_args, ["--seed", "9" * 4400]))
@@ -287,6 +294,7 @@ def test_any_flags_are_read_or_all_that_is_wrong_is_said_at_once(drawing):
         fine(module.parse_args, without_help(argv))
 
 
+@pytest.mark.slow
 @given(both)
 @drawn("main")
 @example((inference_args, ["--prompt", "\ud800"]))
@@ -326,6 +334,7 @@ LINES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(LINES) | st.text(max_size=20), max_size=6).map("\n".join)
     | st.builds(lambda value: yaml.safe_dump(value, allow_unicode=True), st.dictionaries(
@@ -352,6 +361,7 @@ def test_any_config_file_gives_flags_or_says_what_is_wrong_and_where(room, text)
 # ---- the terminal ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from([*"ABCabc:：.,、()（） \t1210", "A:", "B：", "(A)"]) | words, max_size=14).map(
         "".join
@@ -379,6 +389,7 @@ class Deaf:
         pass
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         "{}{}{}".format,
@@ -410,6 +421,7 @@ card_keys = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.sampled_from(card_keys), values, max_size=3).map(lambda more: {**CARD, **more})
     | values
@@ -427,6 +439,7 @@ def test_any_run_card_is_read_or_refused(room, card):
             read.write(Path(folder))
 
 
+@pytest.mark.slow
 @given(
     st.builds(json.dumps, values).map(str.encode)
     | contents()
@@ -459,6 +472,7 @@ ds_blocks = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(ds_keys, values | st.just("auto") | ds_blocks, max_size=3).map(
         lambda more: {**SHIPPED, **more}

@@ -132,6 +132,7 @@ def test_what_a_pickle_holds_beside_tensors_is_refused_and_not_run_though_pickle
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_pickle_that_is_allowed_gives_the_same_weights(run, copied, model_dir):
     as_pickle(copied)
     mine = inference.load_model(copied, "cpu", allow_pickle=True)[0].state_dict()
@@ -347,6 +348,7 @@ def test_a_base_that_makes_no_sense_is_refused_in_one_message(run, model_dir, tm
     refused(run("inference", folder))
 
 
+@pytest.mark.slow
 def test_an_adapter_cannot_have_a_module_imported(run, copied, tmp_path, marker, monkeypatch):
     assert run("training", copied, "--lora_rank", 2, "--no_merge")[0] == 0
     (tmp_path / "evil_core.py").write_text(f"open({str(marker)!r}, 'w').write('owned')\n")
@@ -361,6 +363,7 @@ def test_an_adapter_cannot_have_a_module_imported(run, copied, tmp_path, marker,
 # ---- the same from the hub ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack", ["pickle", "evil pickle", "index", "code", "known code", "adapter", "kernel"]
 )
@@ -805,6 +808,7 @@ def escapes(value: ast.expr) -> bool:
     return getattr(value, "value", "?") is True
 
 
+@pytest.mark.slow
 def test_no_file_starts_a_shell_evaluates_text_unpickles_or_trusts_remote_code():
     files = [*sorted((ROOT / "finetune").rglob("*.py")), ROOT / "inference.py", ROOT / "fine_tuning_llm.py"]
     for path in files:

@@ -101,6 +101,7 @@ def test_the_help_reaches_every_console(script):
     assert done.returncode == 0 and b"--cpu" in done.stdout and not done.stderr
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_spoil_one_line_of_stdin_and_no_other(tmp_path):
     """They would take the lines after them along, up to 8 KB."""
     body = (

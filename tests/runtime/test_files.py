@@ -163,6 +163,7 @@ for number in range(100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchanges", ["yes", "no"])
 def test_a_folder_that_is_replaced_all_the_time_is_whole_whenever_the_process_is_killed(tmp_path, exchanges):
     rescued = 0

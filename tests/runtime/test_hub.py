@@ -56,6 +56,7 @@ def test_with_no_flag_but_the_steps_it_downloads_trains_and_then_runs_from_the_c
     assert "只用本機快取" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_whole_set_takes_ten_seconds_from_a_loopback_hub_and_two_from_the_cache(tmp_path, dataset):
     code = f"""
 import sys, time
@@ -74,6 +75,7 @@ print(len(exam), time.perf_counter() - start)
             assert int(count) == 66 * 6 and float(seconds) < limit, done.stdout
 
 
+@pytest.mark.slow
 def test_a_causal_model_and_its_rows_come_from_the_hub_by_name_and_the_card_knows_the_weights(
     tmp_path, qwen_dir
 ):
@@ -109,6 +111,7 @@ def test_a_causal_model_and_its_rows_come_from_the_hub_by_name_and_the_card_know
     assert card["lineage"][0] == base
 
 
+@pytest.mark.slow
 def test_a_revision_that_is_not_there_is_said(tmp_path, model_dir, dataset):
     with LoopbackHub({"bert-base-chinese": model_dir}, {"ikala/tmmluplus": dataset}) as hub:
         env = environment(hub.url, tmp_path / "home")
@@ -116,6 +119,7 @@ def test_a_revision_that_is_not_there_is_said(tmp_path, model_dir, dataset):
     assert done.returncode == 2 and "--revision v9" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["refuses", "hangs", "is not a name"])
 def test_without_network_or_cache_it_ends_in_twenty_seconds_with_three_ways_on(tmp_path, answers):
     with socket.socket() as silent:
@@ -134,6 +138,7 @@ def test_without_network_or_cache_it_ends_in_twenty_seconds_with_three_ways_on(t
     assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == []
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_had_is_said_too(tmp_path, exam_dir):
     url = f"http://127.0.0.1:{free_port()}"
     words = ["--cpu", "--max_steps", 2, "--dataset", exam_dir]
@@ -145,6 +150,7 @@ def test_a_model_that_cannot_be_had_is_said_too(tmp_path, exam_dir):
     )
 
 
+@pytest.mark.slow
 def test_inference_takes_a_model_from_the_hub_by_name(tmp_path, model_dir):
     words = ["--model_path", "bert-base-chinese", "--cpu", "--prompt", "天[MASK]", "--json"]
     with LoopbackHub({"bert-base-chinese": model_dir}, {}) as hub:
@@ -153,6 +159,7 @@ def test_inference_takes_a_model_from_the_hub_by_name(tmp_path, model_dir):
     assert done.returncode == 0 and done.stdout.count("probability") == 5, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_an_exam_is_held_on_the_hubs_questions_by_a_model_of_the_hub(tmp_path, model_dir, dataset):
     words = ["--model_path", "bert-base-chinese", "--cpu", "--exam", "ikala/tmmluplus", "--report", "r"]
     command = [sys.executable, ROOT / "inference.py", *words, "--scoring", "joint"]
@@ -206,6 +213,7 @@ with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:
 """
 
 
+@pytest.mark.slow
 def test_a_hub_that_hangs_drips_floods_or_puts_off_is_left_with_its_reason_and_a_good_one_is_not(tmp_path):
     import ast
 

@@ -161,6 +161,7 @@ ADAPTERS = {  # what is changed -> what the message says
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_adapter_without_bound_is_refused_by_key_and_an_honest_one_with_patterns_is_read(
     refused, qwen_dir, tmp_path, capsys
 ):
@@ -203,6 +204,7 @@ TEMPLATES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_chat_template_that_loops_or_swells_without_end_is_refused_and_only_its_child_ends(
     refused, llama_chat_dir, tmp_path
 ):
@@ -215,6 +217,7 @@ def test_a_chat_template_that_loops_or_swells_without_end_is_refused_and_only_it
     refused(folder, "'chat_template'", "3,000,000", "262,144")
 
 
+@pytest.mark.slow
 def test_what_is_confined_returns_and_raises_as_if_it_were_not(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "PATIENCE", 3.0)
 
@@ -256,6 +259,7 @@ RULES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rules_of_a_tokenizer_that_explode_swell_or_panic_are_refused(refused, llama_chat_dir, tmp_path):
     for name, rules in RULES.items():
         folder = shutil.copytree(llama_chat_dir, tmp_path / name)
@@ -310,6 +314,7 @@ def test_a_panic_of_the_tokenizer_in_the_middle_of_work_is_one_message(monkeypat
 # ---- texts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_texts_of_ten_megabytes_are_refused_at_every_door_before_a_tokenizer_sees_them(
     refused, model_dir, qwen_dir, loaded, tmp_path, monkeypatch, capsys
 ):

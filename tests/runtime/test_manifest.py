@@ -30,6 +30,7 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(raw)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_found(folder):
     """500 of them, drawn over all bytes of all files; and 100 in each file."""
     assert manifest.verify(folder) == []

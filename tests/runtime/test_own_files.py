@@ -62,6 +62,7 @@ def twice(tmp_path_factory, model_dir, exam_dir):
     return folder
 
 
+@pytest.mark.slow
 def test_a_persons_files_outlive_the_model_they_lay_beside(twice):
     assert all_there(twice / NAME, *OWN)
     archive = twice / "checkpoints/earlier_1/best"  # another run's best model: moved aside as a whole

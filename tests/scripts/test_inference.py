@@ -198,6 +198,7 @@ def test_ctrl_d_and_ctrl_c_say_goodbye(loaded, monkeypatch, capsys, end):
     assert "👋 再見！" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_works_from_another_folder_without_datasets_or_deepspeed(tmp_path, model_dir):
     code = f"""
 import sys
@@ -218,6 +219,7 @@ print(len(predict_mask(model, tokenizer, "天[MASK]", device)), len(qa_inference
     assert done.stdout.split() == ["5", "2"], done.stderr
 
 
+@pytest.mark.slow
 def test_asking_loads_no_training_code(model_dir):
     code = """
 import sys, inference

@@ -114,6 +114,7 @@ def test_the_judge_sees_both_answers_and_the_key(judge_dir, monkeypatch):
     assert judge.judgement([2, 9])["b_better"] == 1 and judge.judgement([])["n"] == 0
 
 
+@pytest.mark.slow
 def test_causal_models_are_compared_too_by_letters_and_in_words(judge_dir, tmp_path, exam_dir, monkeypatch):
     from inference import generate_text, load_model
 

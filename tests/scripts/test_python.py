@@ -81,6 +81,7 @@ def test_the_same_pythons_are_promised_everywhere():
         assert words in text and text.count("Python 3.") == 1
 
 
+@pytest.mark.slow
 def test_every_package_that_is_imported_is_pinned():
     pins = {
         line.partition("==")[0].lower().replace("-", "_")

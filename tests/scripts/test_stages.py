@@ -77,6 +77,7 @@ def taigi(teach, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_taigi_model_is_pre_trained_merged_tuned_and_answers_into_a_csv(taigi, capsys):
     import inference
 
@@ -91,6 +92,7 @@ def test_a_taigi_model_is_pre_trained_merged_tuned_and_answers_into_a_csv(taigi,
     assert {row["Answer"] for row in rows} <= set("1234")
 
 
+@pytest.mark.slow
 def test_the_card_says_which_weights_each_stage_began_from(taigi):
     import hashlib
 
@@ -105,6 +107,7 @@ def test_the_card_says_which_weights_each_stage_began_from(taigi):
     assert "base " in (taigi / "m/model/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_weights_that_changed_between_two_stages_are_noticed(taigi, teach, capsys):
     from safetensors.torch import load_file, save_file
 
@@ -118,6 +121,7 @@ def test_weights_that_changed_between_two_stages_are_noticed(taigi, teach, capsy
     assert [stage["stage"] for stage in card(taigi / "again/model")["lineage"]] == ["base", "sft"]
 
 
+@pytest.mark.slow
 def test_a_model_tuned_on_alpaca_says_what_it_was_taught_greedily_and_by_beam_search_and_samples(
     teach, tmp_path, capsys
 ):
@@ -143,6 +147,7 @@ def test_a_model_tuned_on_alpaca_says_what_it_was_taught_greedily_and_by_beam_se
 # ---- one step, however it is cut ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", 4, "--lora_dropout", 0]])
 @pytest.mark.parametrize("task", ["cpt", "sft"])
 def test_eight_rows_one_by_one_are_four_times_two(teach, tmp_path, task, lora):
@@ -166,6 +171,7 @@ def test_eight_rows_one_by_one_are_four_times_two(teach, tmp_path, task, lora):
     same(found[0][1], found[1][1], atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", 4]])
 def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(teach, tmp_path, lora, monkeypatch):
     from test_checkpoints import stop_at
@@ -188,6 +194,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_bit_for_bit(teach, tmp_pa
 # ---- adapters ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_merged_model_says_what_its_adapter_says(teach, tmp_path, qwen_dir):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -226,6 +233,7 @@ def test_a_merge_that_changes_what_is_said_is_refused_and_nothing_is_published(
     assert not (tmp_path / MODEL).exists() and (tmp_path / "checkpoints/best/adapter_config.json").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_kept_apart_loads_with_peft_and_is_used_as_it_is(teach, tmp_path, qwen_dir, capsys):
     import inference
 
@@ -241,6 +249,7 @@ def test_an_adapter_kept_apart_loads_with_peft_and_is_used_as_it_is(teach, tmp_p
     assert "只有 LoRA 的權重" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lora_trains_its_own_weights_alone_and_a_masked_model_too(train, tmp_path, model_dir):
     from safetensors.torch import load_file
 
@@ -256,6 +265,7 @@ def test_lora_trains_its_own_weights_alone_and_a_masked_model_too(train, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_computes_each_layer_twice_and_changes_nothing(teach, tmp_path, monkeypatch):
     from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
@@ -426,6 +436,7 @@ def test_texts_need_a_source_and_inspect_shows_them_without_a_model(teach, tmp_p
 # ---- what is left ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validation_is_measured_before_training_and_after_every_epoch(teach, tmp_path):
     data = write_alpaca(tmp_path / "a.csv", 40)
     assert teach("sft", data, "--num_epochs", 2, "--split_ratio", "0.6,0.2,0.2", "--learning_rate", 1e-2) == 0
@@ -444,6 +455,7 @@ def test_validation_is_measured_before_training_and_after_every_epoch(teach, tmp
     assert curve["validation"]["tuned"]["perplexity"] == pytest.approx(flat["validation_perplexity"])
 
 
+@pytest.mark.slow
 def test_a_loss_is_enough_to_stop_early(teach, tmp_path, capsys):
     data = write_alpaca(tmp_path / "a.csv", 12)
     flags = [
@@ -462,6 +474,7 @@ def test_a_loss_is_enough_to_stop_early(teach, tmp_path, capsys):
     assert len(epochs) == best + 3 < 40 and "提早結束" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_questions_taught_to_a_causal_model_end_in_the_same_report_as_any_exam(
     teach, tmp_path, exam_dir, capsys
 ):
@@ -474,6 +487,7 @@ def test_questions_taught_to_a_causal_model_end_in_the_same_report_as_any_exam(
     shutil.rmtree(tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_four_bits_are_trained_and_merged_into_full_precision(teach, tmp_path):
     base = make_causal_dir(tmp_path / "base", hidden_size=64, intermediate_size=128)
     flags = ["--lora_rank", 4, "--load_in_4bit", "--num_epochs", 20, "--learning_rate", 1e-2]
@@ -483,6 +497,7 @@ def test_four_bits_are_trained_and_merged_into_full_precision(teach, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / MODEL).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", 8]])
 def test_bf16_teaches_nearly_what_fp32_does(teach, tmp_path, lora):
     data = write_alpaca(tmp_path / "a.csv")

@@ -177,6 +177,7 @@ sys.exit(fine_tuning_llm.main())
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(tmp_path, model_dir, exam_dir):
     """In the middle of a step that takes for ever. One that comes right after the first is its echo, as a
     launcher sends it."""

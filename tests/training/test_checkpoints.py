@@ -49,6 +49,7 @@ def stop_at(monkeypatch, step: int, signum=signal.SIGTERM):
     monkeypatch.setattr(TrainLog, "step", log_and_signal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
 def test_a_resumed_run_ends_where_the_straight_run_ends(train, tmp_path, monkeypatch, capsys, stop):
     """In the middle of an epoch and at its end, dropout and all: bit for bit."""
@@ -86,6 +87,7 @@ def test_resume_without_a_checkpoint_starts_anew_and_says_so(train, capsys):
     assert "沒有檢查點，從頭開始" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_no_further(train, tmp_path, capsys):
     assert train(*STEPS) == 0
     before = losses(tmp_path)
@@ -93,6 +95,7 @@ def test_resuming_a_finished_run_trains_no_further(train, tmp_path, capsys):
     assert losses(tmp_path) == before and "已完成 7/7 步" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_anew_moves_the_former_checkpoints_aside(train, tmp_path):
     assert train(*STEPS) == 0
     assert train(*STEPS, "--seed", 5, "--max_steps", 2) == 0
@@ -112,6 +115,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(train, tmp_
     assert written == sorted(p.name for p in tmp_path.rglob("*"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_be_named_by_its_own_folder(train, tmp_path, capsys):
     more = "--save_interval", 1, "--save_total_limit", 0
     assert train(*STEPS, *more) == 0
@@ -242,6 +246,7 @@ def test_a_second_signal_ends_the_process_but_the_launchers_echo_does_not(monkey
         assert ended == [143]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_the_best_model_goes_along_when_a_run_goes_on_from_a_checkpoint(
     train, tmp_path, elsewhere, monkeypatch
@@ -261,6 +266,7 @@ def test_the_best_model_goes_along_when_a_run_goes_on_from_a_checkpoint(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_best_model_from_the_future_is_not_the_best_so_far(train, tmp_path, capsys):
     assert train(*STEPS) == 0
     card = tmp_path / "checkpoints/best/run_card.json"
@@ -277,6 +283,7 @@ def test_a_run_never_trains_from_the_folder_it_replaces(train, tmp_path, capsys)
     assert "微調前後就無從比較" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_taught_twice_remembers_both_lessons_and_says_what_it_had_seen(train, tmp_path, capsys):
     assert (
         train(*STEPS, "--pool", "all", "--output_dir", "first/model", "--save_dir", "first/checkpoints") == 0
@@ -301,6 +308,7 @@ def damage(path: Path, at: int = 100) -> None:
     path.write_bytes(raw)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_that_verifies_is_gone_on_from_and_those_passed_over_are_named(
     train, tmp_path, monkeypatch, capsys
 ):
@@ -338,6 +346,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_another_one_name
     assert before.keys() == dict.fromkeys(tmp_path.rglob("*"), 0).keys()
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_the_best_model_and_the_next_checkpoint_ends_as_the_straight_one(
     train, tmp_path, monkeypatch
 ):
@@ -452,6 +461,7 @@ def test_progress_that_makes_no_sense_is_refused(train, tmp_path, capsys, progre
     assert "進度讀不懂" in seen and "Traceback" not in seen
 
 
+@pytest.mark.slow
 def test_more_patience_makes_a_run_that_stopped_early_go_on(train, tmp_path, capsys):
     words = ["--num_epochs", 6, "--train_batch_size", 8, "--exam_limit", 2, "--learning_rate", 0.1]
     assert train(*words, "--early_stopping_patience", 1) == 0
@@ -461,6 +471,7 @@ def test_more_patience_makes_a_run_that_stopped_early_go_on(train, tmp_path, cap
     assert "提早結束" not in capsys.readouterr().err and len(losses(tmp_path)) > before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_goes_on_though_its_first_command_named_where_to_begin(train, tmp_path, capsys):
     """The same line in a job that is queued again: first from another run, then from where this one is."""
     assert train(*STEPS, "--save_interval", 2, "--save_total_limit", 0) == 0
@@ -472,6 +483,7 @@ def test_a_run_that_was_begun_goes_on_though_its_first_command_named_where_to_be
     assert not list((tmp_path / "mine").glob("earlier_*"))
 
 
+@pytest.mark.slow
 def test_a_merged_model_can_be_gone_on_with_when_the_run_was_killed_before_its_exam(
     train, tmp_path, monkeypatch
 ):

@@ -93,6 +93,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(loaded):
     assert report.grad_norm > 0.01 and seen["norm"] == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_memory_and_not_the_losses(train, tmp_path, monkeypatch):
     found = []
     for name, more in (("plain", []), ("thrifty", ["--gradient_checkpointing"])):

@@ -45,6 +45,7 @@ def test_random_weights_have_a_rate_of_their_own_and_a_given_one_wins(train, tmp
     assert planned(train, capsys, "--from_scratch", "--model", wide) == 5e-4
 
 
+@pytest.mark.slow
 def test_a_run_without_a_fall_of_the_loss_says_so_with_a_rate_to_try_and_resuming_keeps_the_old_one(
     train, tmp_path, source, capsys
 ):

@@ -233,6 +233,7 @@ def wandb_history(records) -> dict[str, dict[int, float]]:
     return seen
 
 
+@pytest.mark.slow
 def test_wandb_writes_offline_without_an_account(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -252,6 +253,7 @@ def test_wandb_writes_offline_without_an_account(tmp_path, monkeypatch):
     assert [record.exit.exit_code for record in wandb_records(again) if record.HasField("exit")] == [143]
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_its_runs_beside_the_model(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -276,6 +278,7 @@ def test_mlflow_keeps_its_runs_beside_the_model(tmp_path, monkeypatch):
         run_apart("mlflow", tmp_path, first=2)
 
 
+@pytest.mark.slow
 def test_trackio_keeps_runs_figures_and_cards(tmp_path, monkeypatch):
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -334,6 +337,7 @@ class _Served(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_in_the_middle_of_a_run_does_not_hold_it_up(
     train, tmp_path, monkeypatch, capsys
 ):

@@ -41,6 +41,7 @@ def parts_moved(base, folder) -> set[str]:
     return moved(*states, LayerGroups(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "learns"),
     [
@@ -106,6 +107,7 @@ def test_layers_learn_at_rates_that_fall_from_the_top(loaded):
     assert widest == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_the_middle_of_the_schedule_goes_on_as_if_it_never_was(train, tmp_path, model_dir):
     flags = ["--unfreeze_every", 3, "--max_steps", 10, "--learning_rate", 1e-3, "--exam_limit", 4]
     flags += ["--save_interval", 4, "--save_total_limit", 0, "--early_stopping_patience", 0]
