@@ -30,6 +30,11 @@ HAN = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏�
 ODD_OPTIONS = ("NA", "None", "1.0", "無", "甲,乙", '他說"好"', "第一行\n第二行", "007")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first: they wait for processes while others compute, and none is left for the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def blank_pictures(request):
     """Modules that look at pictures or at the font of a page are marked `pictures`; others draw none."""
