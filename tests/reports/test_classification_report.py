@@ -104,7 +104,7 @@ def labels_in(folder) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", (360, 400, 1400))
+@pytest.mark.parametrize("width", (360, pytest.param(400, marks=pytest.mark.nightly), 1400))
 def test_the_page_opens_without_an_error_and_is_never_wider_than_the_window(
     chromium, single, several, many, hostile, width, scheme
 ):

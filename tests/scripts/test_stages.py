@@ -289,7 +289,9 @@ def test_gradient_checkpointing_computes_each_layer_twice_and_changes_nothing(te
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.nightly), 3])
-@pytest.mark.parametrize("lora", [[], ["--lora_rank", 4, "--lora_dropout", 0]])
+@pytest.mark.parametrize(
+    "lora", [pytest.param([], marks=pytest.mark.nightly), ["--lora_rank", 4, "--lora_dropout", 0]]
+)
 def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transformers_and_peft(
     tmp_path, qwen_dir, stage, lora
 ):

@@ -264,8 +264,8 @@ def test_the_launcher_without_gpus_trains_on_cpu_processes_and_says_so(tmp_path,
 @pytest.mark.parametrize(
     "flags",
     [
-        pytest.param(["--cpu", "--num_processes", "1"], marks=pytest.mark.nightly),
-        ["--use_deepspeed", "--num_processes", "2"],
+        ["--cpu", "--num_processes", "1"],
+        pytest.param(["--use_deepspeed", "--num_processes", "2"], marks=pytest.mark.nightly),
     ],
 )
 def test_accelerate_launch_works(tmp_path, model_dir, exam_dir, flags):
