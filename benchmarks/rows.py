@@ -2,7 +2,7 @@
 
 python benchmarks/rows.py [questions]
 
-Without a number 2,000,000, and a tenth of them for comparison: ten minutes on two cores. Memory is the most
+Without a number 2,000,000, and a tenth of them for comparison: nine minutes on two cores. Memory is the most
 that the process has for itself, above one that has imported the same and read nothing. Pages of the mapped
 Arrow files, which the system takes back when it needs them, are not counted (Linux; elsewhere they are).
 """
