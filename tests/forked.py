@@ -34,7 +34,8 @@ LIBRARIES = (
 )  # fmt: skip
 SCRIPTS = ("fine_tuning_llm.py", "inference.py")
 SOCKET = "TESTS_FORKED_SOCKET"  # the environment variable with the server's address
-STEPS = "TESTS_FORKED_STEPS"  # set: a training command that names no --max_steps takes so many
+STEPS = "TESTS_FORKED_STEPS"  # set: a training command that begins a run and names no steps takes so many
+NAMES_STEPS = {"--max_steps", "--resume", "--load_dir", "--verify_resume", "--dry_run", "--help"}
 WITH_PICTURES = "TESTS_WITH_PICTURES"  # set where what is drawn is looked at
 PIXEL = bytes.fromhex(  # a PNG of one white pixel
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63f80f00010101"
@@ -324,7 +325,7 @@ def stand_in() -> None:
     if not sys.argv[1:] or Path(sys.argv[1]).name not in SCRIPTS:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     streams, server, words = (sys.stdin, sys.stdout, sys.stderr), os.environ[SOCKET], sys.argv[1:]
-    if STEPS in os.environ and Path(words[0]).name == "fine_tuning_llm.py" and "--max_steps" not in words:
+    if STEPS in os.environ and Path(words[0]).name == "fine_tuning_llm.py" and not NAMES_STEPS & {*words}:
         words += ["--max_steps", os.environ[STEPS]]
     sys.exit(Process(words, os.getcwd(), dict(os.environ), streams, server).wait() % 256)
 

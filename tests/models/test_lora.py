@@ -425,7 +425,7 @@ def test_a_test_label_that_training_never_saw_is_refused(train, tmp_path, capfd)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "deepspeed"])
-@pytest.mark.parametrize("task", ["choice", "classify"])
+@pytest.mark.parametrize("task", ["choice", pytest.param("classify", marks=pytest.mark.nightly)])
 def test_two_ranks_teach_heads_as_one_does(train, tmp_path, exam_dir, engine, task):
 
     still = make_model_dir(tmp_path / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

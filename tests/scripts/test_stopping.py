@@ -199,7 +199,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, model_dir, exam_dir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.nightly), "deepspeed"])
 def test_a_signal_to_the_launcher_stops_all_ranks_with_one_checkpoint(
     tmp_path, model_dir, exam_dir, launcher
 ):
