@@ -185,7 +185,7 @@ def address(bare: bool = False, **env: str) -> str:
     folder = f"{tempfile.gettempdir()}/forked_{run}_{which}"
     with FileLock(f"{folder}.lock"):
         if not os.path.exists(f"{folder}/socket"):
-            os.makedirs(folder)
+            os.makedirs(folder, exist_ok=True)
             server = subprocess.Popen(
                 [sys.executable, __file__, folder, str(run), "bare" if bare else "all"],
                 stdin=subprocess.DEVNULL,

@@ -105,30 +105,30 @@ def data_files(folder: Path, with_texts: bool = False) -> list[DataFile]:
     files = [file for file in below if is_readable(file)]
     if with_texts or not files:
         files += [file for file in below if suffix_of(file) == ".txt"]
-    by_name = [_from_path(folder, file) for file in _drop_other_formats(files)]
-    chosen = _as_declared(folder, by_name) or by_name
+    chosen = _as_declared(folder, files)
+    chosen = chosen or [_from_path(folder, file) for file in _drop_other_formats(files)]
     return [part for file in chosen for part in _parts(file)]
 
 
-def _as_declared(folder: Path, files: list[DataFile]) -> list[DataFile]:
+def _as_declared(folder: Path, files: list[Path]) -> list[DataFile]:
     """Return the files that README.md declares, with their configurations and splits; [] without any.
 
-    Configurations are subjects where there are several.
+    Configurations are subjects where there are several. A split of another name than SPLITS holds is "".
     """
     declared = declared_files(folder)
     several = len({config for config, _ in declared.values()}) > 1
     kept = []
-    for file in (file for file in files if file.path in declared):
+    for file in (_from_path(folder, path) for path in files if path in declared):
         config, split = declared[file.path]
         kept.append(
             replace(
                 file,
                 config=config,
-                split=SPLITS.get(split.lower()) or split_of(split) or split or file.split,
+                split=split_of(split) if split else file.split,
                 subject=config if several else file.subject,
             )
         )
-    if kept and (left := [str(file.path.relative_to(folder)) for file in files if file.path not in declared]):
+    if kept and (left := [str(path.relative_to(folder)) for path in files if path not in declared]):
         log(f"略過 {listed(left, 5)}：{folder / README} 的 configs 沒有列出")
     return kept
 

@@ -8,10 +8,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from conftest import ODD_OPTIONS, make_exam_dir, write_csv
+from conftest import ODD_OPTIONS, make_exam_dir, write_csv, write_rows
 from conftest import SUBJECTS as EXAM_SUBJECTS
 
 from finetune.data.exam import Exam, read_exam
+from finetune.data.labelled import read_labelled
 from finetune.data.question import Question, as_dict
 from finetune.data.question_rows import parse_question
 from finetune.data.splits import split_exam
@@ -175,6 +176,21 @@ def test_a_card_that_declares_what_the_names_say_changes_nothing(tmp_path, exam_
         ),
     )
     assert read_exam(str(folder)).questions == read_exam(str(exam_dir)).questions
+
+
+def test_a_card_may_name_one_of_two_formats_and_splits_that_are_none_of_ours(tmp_path):
+    write_csv(tmp_path / "x.csv", [["草稿", "一", "二", "三", "四", "A"]])
+    write_rows(tmp_path / "x.jsonl", [{**ROW, "question": "定稿"}])
+    declare(tmp_path, {"config_name": "default", "data_files": [{"split": "few_shot", "path": "x.jsonl"}]})
+    assert [q.stem for part in read_exam(str(tmp_path)).questions.values() for q in part] == ["定稿"]
+    rows = [{"text": f"天{n}", "label": "ab"[n % 2]} for n in range(8)]
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"labels/{name}.jsonl", rows)
+    splits = [{"split": "few_shot", "path": "a.jsonl"}, {"split": "train", "path": "b.jsonl"}]
+    declare(tmp_path / "labels", {"config_name": "default", "data_files": splits})
+    assert {name: len(part) for name, part in read_labelled(str(tmp_path / "labels")).rows.items()} == {
+        "train": 8
+    }
 
 
 @pytest.mark.parametrize(

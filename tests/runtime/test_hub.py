@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from conftest import ROOT, free_port, losses, make_exam_dir, run_process
 from forked import run_bare, run_ranks
 from loopback_hub import COMMIT, LoopbackHub
@@ -23,7 +24,15 @@ def dataset(tmp_path_factory):
     """The 66 subjects as they lie on the hub: below data/, beside a README and a script."""
     folder = tmp_path_factory.mktemp("tmmluplus")
     make_exam_dir(folder / "data", dev=2, val=2, test=2, subjects=SUBJECTS)
-    (folder / "README.md").write_text("# TMMLU+\n")
+    splits = {"train": "dev", "validation": "val", "test": "test"}
+    configs = [
+        {
+            "config_name": subject,
+            "data_files": [{"split": s, "path": f"data/{subject}_{splits[s]}.csv"} for s in splits],
+        }
+        for subject in SUBJECTS
+    ]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n# TMMLU+\n")
     (folder / "tmmluplus.py").write_text("raise SystemExit('a loading script must never run')\n")
     return folder
 
