@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from finetune.cli.train_args import TrainArgs, parse_args
 from finetune.predict.judge import JUDGE, EvalLLm, JudgedRow, compare
 from finetune.runtime import console
-from finetune.runtime.console import log
+from finetune.runtime.console import command, log
 from finetune.runtime.errors import NonFiniteError, RunError, Stopped
 from finetune.training.dataset_api import generate_qa_benchmark, get_dataset
 
@@ -305,7 +305,8 @@ def fit(run: Run, engine: Engine, checkpoints: Checkpoints, state: TrainingState
 def best_so_far(args: TrainArgs) -> str:
     """Return where the best model lies, for the message of a run that stopped; "" where there is none."""
     best = Path(args.save_dir) / "best"
-    return f"。目前最好的模型在 {best}，可直接用 inference.py --model_path {best}" if best.is_dir() else ""
+    use = f"{command('inference.py')} --model_path {best}"
+    return f"。目前最好的模型在 {best}，可直接用 {use}" if best.is_dir() else ""
 
 
 def save_best(run: Run, engine: Engine, checkpoints: Checkpoints, step: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from finetune.cli.flag_types import choice, comma_list, float_in, int_in, path
 from finetune.cli.inference_synonyms import USING
-from finetune.cli.parser import Parser, command
+from finetune.cli.parser import Parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
 from finetune.data.exam import SPLITS
@@ -104,7 +104,7 @@ class InferenceArgs:
 # fmt: off
 def build_parser() -> Parser:
     """Build the parser of all flags, each with its unit, its scope and what 0 means."""
-    parser = Parser(USING, prog="inference.py", usage=f"{command('inference.py')} [旗標]",
+    parser = Parser(USING, prog="inference.py", usage=f"{console.command('inference.py')} [旗標]",
                         description="填空、對話、答選擇題、分類、處理整個檔案、評測、檢查題庫；都不給就在終端機對話")
 
     add = parser.add_argument_group("模型").add_argument

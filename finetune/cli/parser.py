@@ -14,14 +14,6 @@ from finetune.cli.flag_types import BadValue, path
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, nearest, shown
 
-INSTALLED = ("fine-tuning-llm", "fine-tuning-llm-inference")  # the commands that pip installs
-
-
-def command(script: str) -> str:
-    """Return how a script is called: by its installed command where that was used, else by Python."""
-    name = Path(sys.argv[0]).stem
-    return name if name in INSTALLED else f"python {script}"
-
 
 class Parser(argparse.ArgumentParser):
     """Parser that takes `--a-b` for `--a_b`, reads flags from YAML, and reports all problems at once.

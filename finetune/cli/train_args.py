@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune.cli.flag_types import choice, choices, float_in, int_in, path, ratios
-from finetune.cli.parser import Parser, command
+from finetune.cli.parser import Parser
 from finetune.cli.training_synonyms import TRAINING
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.cleaning import CLEANING
@@ -148,7 +148,7 @@ class TrainArgs:
 def build_parser() -> Parser:
     """Build the parser of all flags, each with its unit, its scope and what 0 means."""
     parser = Parser(TRAINING, prog="fine_tuning_llm.py",
-                        usage=f"{command('fine_tuning_llm.py')} [旗標]",
+                        usage=f"{console.command('fine_tuning_llm.py')} [旗標]",
                         description="以考題、文字與對話訓練語言模型，並誠實評測")
 
     add = parser.add_argument_group("做什麼").add_argument

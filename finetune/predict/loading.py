@@ -49,7 +49,8 @@ def load_for_use(
 
     if path == MODEL_FOLDER and not Path(path).exists():
         raise UserError(
-            f"{flag} {path}：還沒有模型。先訓練一個：python fine_tuning_llm.py --demo，或指定資料夾"
+            f"{flag} {path}：還沒有模型。"
+            f"先訓練一個：{console.command('fine_tuning_llm.py')} --demo，或指定資料夾"
         )
     options = options or LoadOptions()
     check_source(path, flag, options.from_scratch, options.allow_pickle)

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.runtime import streams
@@ -20,6 +21,13 @@ from finetune.runtime.errors import RunError, Stopped, UserError, reason
 from finetune.runtime.strict_json import dumps
 
 MODEL_FOLDER = "./my_bert_finetuned_model_hf_format"  # written by fine_tuning_llm.py, read by inference.py
+# The commands that pip installs, by the script that each runs.
+INSTALLED = {"fine_tuning_llm.py": "fine-tuning-llm", "inference.py": "fine-tuning-llm-inference"}
+
+
+def command(script: str) -> str:
+    """Return how a script is called: by its installed command where one was used, else by Python."""
+    return INSTALLED[script] if Path(sys.argv[0]).stem in INSTALLED.values() else f"python {script}"
 
 
 def is_main_process() -> bool:

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from finetune.runtime import hub_client
-from finetune.runtime.console import log
+from finetune.runtime.console import command, log
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_named_as_file
 
@@ -173,7 +173,8 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     reason = " ".join(str(why).split())[:200] or type(why).__name__
     ways = ["用鏡像站：HF_ENDPOINT=https://鏡像站網址 python …"]
     if flag in ("--model_path", "--compare_with"):
-        ways += [f"用本機的資料夾：{flag} ./模型資料夾", "自己訓練一個：python fine_tuning_llm.py --demo"]
+        training = command("fine_tuning_llm.py")
+        ways += [f"用本機的資料夾：{flag} ./模型資料夾", f"自己訓練一個：{training} --demo"]
     elif flag in ("--exam", "--inspect"):
         ways += [f"用本機的資料夾或檔案：{flag} ./題庫資料夾", f"用內建示範：{flag} demo"]
     else:

@@ -145,3 +145,19 @@ def test_an_empty_path_is_refused_with_its_flag(value, capsys):
                 assert f"--{action.dest} 是 {value!r}" in capsys.readouterr().err
                 checked += 1
     assert checked >= 16
+
+
+@pytest.mark.parametrize(
+    ("called", "advice"),
+    [
+        ("inference.py", "python fine_tuning_llm.py --demo"),
+        ("/opt/bin/fine-tuning-llm-inference", "fine-tuning-llm --demo"),
+    ],
+)
+def test_advice_names_the_installed_command_where_one_was_used(called, advice, tmp_path, monkeypatch, capsys):
+    import inference
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [called])
+    assert inference.main(["--prompt", "天氣很[MASK]。"]) == 2
+    assert f"先訓練一個：{advice}，" in capsys.readouterr().err
