@@ -29,7 +29,8 @@ from finetune.training.state import TrainingState
 
 FORMAT = 2
 HASHED = ("model", "questions", "base")  # kept as hashes, which a message does not show
-FREE = {  # flags that a resumed run may change
+# Flags that a resumed run may change, so that no refusal names them. What may not: `Run.identity`.
+CHANGEABLE = {
     "save_dir", "load_dir", "ckpt_id", "resume", "output_dir", "report_to", "config", "debug", "local_rank",
     "save_interval", "save_total_limit", "dry_run", "verify_checkpoint", "verify_resume", "exam_limit",
     "exam_orders", "allow_world_size_change", "show_examples", "preview_masks", "inspect", "on_nan",
@@ -68,7 +69,7 @@ class Checkpoints:
     ):  # fmt: skip
         self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
         self.passes = passes
-        self.flags = {name: value for name, value in (flags or {}).items() if name not in FREE}
+        self.flags = {name: value for name, value in (flags or {}).items() if name not in CHANGEABLE}
 
     @property
     def best(self) -> Path:
