@@ -13,7 +13,8 @@ from finetune.models import layer_schedule, run_card
 from finetune.models.forward import attention_leaks_across_documents
 from finetune.models.generation import eos_ids
 from finetune.models.kv_cache import decode_mode
-from finetune.models.layer_schedule import LayerGroups, LayerSchedule
+from finetune.models.layer_groups import LayerGroups
+from finetune.models.layer_schedule import LayerSchedule
 from finetune.models.lora import Lora
 from finetune.models.run_card import RunCard, hash_texts, versions
 from finetune.prompts.causal_exam import CausalExamPrompts
