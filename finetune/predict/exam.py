@@ -158,22 +158,19 @@ def calibration_questions(
     """Return validation questions that are neither evaluated nor in the training data, for calibration.
 
     Returns:
-        at most CALIBRATION_ROWS questions; or, in words, why there are none.
+        the questions; or, in words, why there are none.
     """
     if split == "all":
-        return "評測的是全部題目，沒有別的題目可用來調整溫度"
+        return evaluator.ALL_EVALUATED
     if split == "validation":  # what is left are training rows, which a model of unknown training may know
-        return "評測的就是驗證題，沒有別的題目可用來調整溫度"
+        return evaluator.VALIDATION_EVALUATED
     known = {question.fingerprint for question in evaluated}
     if predictor.card:
         known |= set(predictor.card.fingerprints)
-    rows = [
+    candidates = (
         question
         for name in ("validation", "train")
         if name != split
         for question in exam.questions.get(name, ())
-        if question.fingerprint not in known
-    ]
-    if not rows:
-        return "題庫裡沒有既未評測、模型也沒訓練過的驗證題或訓練題，無法調整溫度"
-    return sample_rows(rows, evaluator.CALIBRATION_ROWS, seed=0)
+    )
+    return evaluator.choose_calibration(candidates, known, evaluator.NONE_UNSEEN)

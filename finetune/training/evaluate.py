@@ -20,7 +20,16 @@ from finetune.data.question_store import questions_of
 from finetune.data.splits import sample_rows
 from finetune.evaluation.baseline import stand_beside
 from finetune.evaluation.classification import compute_metrics, probabilities
-from finetune.evaluation.evaluator import CALIBRATION_ROWS, ExamResult, run_exam, scorer_for
+from finetune.evaluation.evaluator import (
+    CALIBRATION_ROWS,
+    NO_VALIDATION,
+    VALIDATION_EVALUATED,
+    VALIDATION_TRAINED_ON,
+    ExamResult,
+    choose_calibration,
+    run_exam,
+    scorer_for,
+)
 from finetune.models.forward import bf16_forward, forward_of, is_multi
 from finetune.models.generation import Decoding, Generator
 from finetune.models.kinds import names_of
@@ -135,7 +144,7 @@ class FinalEvaluation:
         questions = {
             name: sample_rows(questions_of(rows), args.exam_limit, args.seed) for name, rows in sets.items()
         }
-        calibration: Sequence[Question] | str = "評測的就是驗證題，沒有別的題目可用來調整溫度"
+        calibration: Sequence[Question] | str = VALIDATION_EVALUATED
         if "validation" not in questions:
             calibration = _calibration_questions(run, questions_of(splits.validation))
         return cls(
@@ -194,11 +203,9 @@ class FinalEvaluation:
 def _calibration_questions(run: Run, validation: Sequence[Question]) -> Sequence[Question] | str:
     """Return validation questions that no run trained on; or why there are none."""
     if not len(validation):
-        return "這次沒有留下驗證題（--split_ratio），無法調整溫度"
-    rows = sample_rows(validation, CALIBRATION_ROWS, run.args.seed)
-    return [
-        row for row in rows if row.fingerprint not in run.data.fitted
-    ] or "驗證題底模都訓練過，不能用來調整溫度"
+        return NO_VALIDATION
+    drawn = sample_rows(validation, CALIBRATION_ROWS, run.args.seed)  # first: there may be millions
+    return choose_calibration(drawn, run.data.fitted, VALIDATION_TRAINED_ON)
 
 
 @dataclass
