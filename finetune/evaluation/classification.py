@@ -18,7 +18,7 @@ from finetune.models.forward import check_numbers, is_multi
 from finetune.runtime.distributed import Distributed
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 THRESHOLD = 0.5  # of a multi-label classifier: a class at least so probable is predicted
 FLAT = (  # of the metrics of a set: those worth a curve or a flat name
@@ -66,7 +66,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str, max_length:
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
 def probabilities(
     forward: Forward | nn.Module,
-    config: PretrainedConfig,
+    config: PreTrainedConfig,
     pad_id: int,
     rows: Sequence[Encoded],
     device: torch.device | str = "cpu",

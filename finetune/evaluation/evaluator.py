@@ -9,12 +9,18 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import torch
+from torch import nn
+
 from finetune.data.contamination import TrainedQuestions
 from finetune.data.question import LETTERS, Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import metrics
+from finetune.evaluation.queries import Forward
 from finetune.evaluation.scoring import Progress, Scorer, Scores, ScoringConfig, tied
 from finetune.models.forward import NOT_NUMBERS
+from finetune.prompts.causal_exam import CausalExamPrompts
+from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.option_order import refers_to_other_options
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.runtime.console import log, plain
@@ -102,12 +108,14 @@ def run_exam(
     return ExamResult(list(questions), scores, str(parse(method)), orders)
 
 
-def scorer_for(model: Any, prompts: Any, device: Any) -> Callable[..., Scores]:
+def scorer_for(
+    model: nn.Module | Forward, prompts: ExamPrompts | CausalExamPrompts, device: torch.device | str
+) -> Callable[..., Scores]:
     """Return the `score` that `run_exam` takes, for a model or an engine's forward pass.
 
     Args:
         model: of transformers, or a forward pass, see `Scorer.of`.
-        prompts: ExamPrompts or CausalExamPrompts.
+        prompts: writes questions as token ids.
         device: of the model.
     """
 

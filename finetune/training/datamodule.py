@@ -6,11 +6,10 @@ import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.cli.train_args import TrainArgs
 from finetune.data.splits import Splits
@@ -75,7 +74,7 @@ class DataModule:
     """
 
     args: TrainArgs
-    config: Any
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     prompts: ExamPrompts | CausalExamPrompts | None
     max_length: int

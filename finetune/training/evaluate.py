@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
@@ -30,7 +31,7 @@ from finetune.evaluation.evaluator import (
     run_exam,
     scorer_for,
 )
-from finetune.models.forward import bf16_forward, forward_of, is_multi
+from finetune.models.forward import bf16_forward, config_of, forward_of, is_multi
 from finetune.models.generation import Decoding, Generator
 from finetune.models.kinds import names_of
 from finetune.objectives.batching import Example
@@ -80,6 +81,7 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
     if isinstance(objective, MaskedLMObjective):
         figures["validation_restored"] = stats.accuracy
     if isinstance(objective.rows[0], Question):
+        assert data.prompts is not None
         scorer = scorer_for(forward, data.prompts, run.world.device)
         result = run_exam(scorer, objective.rows, data.scoring, "1", run.world)
         figures |= {"validation_accuracy": result.accuracy, "validation_questions": len(objective.rows)}
@@ -87,7 +89,7 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
 
 
 def classifier_metrics(
-    run: Run, objective: ClassificationObjective, config: Any, forward: Callable[..., Tensor]
+    run: Run, objective: ClassificationObjective, config: PreTrainedConfig, forward: Callable[..., Tensor]
 ) -> tuple[dict[str, Any], list]:
     """Return the figures of a classifier on labelled rows, and its probabilities (n, K). Collective."""
     pad_id, world = run.data.tokenizer.pad_token_id, run.world
@@ -171,10 +173,10 @@ class FinalEvaluation:
         run, data, world = self.run, self.run.data, self.run.world
         model = model.to(world.device).eval()
         self._evaluate_classifier(model)
-        forward: Any = model
+        forward = model
         if run.hardware.precision == "bf16" and world.device.type == "cpu" and data.kind == "masked":
             forward = bf16_forward(model)
-        scorer = scorer_for(forward, data.prompts, world.device) if self.questions else None
+        scorer = scorer_for(forward, data.prompts, world.device) if data.prompts and self.questions else None
         orders = run.args.exam_orders
         for name, rows in self.questions.items():
             title = f"評測（{TITLES[which]}，{name}）" if rows else ""
@@ -193,7 +195,7 @@ class FinalEvaluation:
         for name, objective in self.labelled.items():
             assert self.labels is not None
             forward = forward_of(model).eval()
-            self.labels[name], found = classifier_metrics(self.run, objective, model.config, forward)
+            self.labels[name], found = classifier_metrics(self.run, objective, config_of(model), forward)
             answered[name] = objective.rows, found
         if answered and self.labels is not None and self.run.world.is_main:
             names = names_of(self.run.loaded.config)

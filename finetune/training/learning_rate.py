@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.runtime.errors import UserError
 from finetune.runtime.files import read_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from finetune.objectives.objective import Objective
 
 # Random weights learn nothing at the rates that pretrained ones are fine-tuned with. The best rate falls with
@@ -21,7 +23,7 @@ HIGHEST = 1e-3
 LEARNT = 0.02  # share of ln K by which a loss must fall
 
 
-def of_random_weights(config: Any) -> float:
+def of_random_weights(config: PreTrainedConfig) -> float:
     """Return the default for a randomly initialised model, by its width, to two digits."""
     width = getattr(config.get_text_config(), "hidden_size", None) or 128
     return float(f"{min(HIGHEST, SCRATCH_TIMES_WIDTH / width):.2g}")

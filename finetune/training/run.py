@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from finetune.cli.train_args import TrainArgs
 from finetune.data.splits import Splits
 from finetune.models import layer_schedule, run_card
@@ -45,7 +47,7 @@ class ModelInfo:
         num_trainable: parameters that are trained, those of adapters included.
     """
 
-    config: Any
+    config: PreTrainedConfig
     num_parameters: int
     new_head: bool
     end_ids: set[int] = field(default_factory=set)
