@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune.cli import synonyms
+from finetune.cli import config_file, synonyms
 from finetune.cli.flag_types import BadValue, path
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, nearest, shown
@@ -104,8 +104,6 @@ class Parser(argparse.ArgumentParser):
 
         Problems and remarks are added to those of `translation`.
         """
-        from finetune.cli import config_file
-
         peek = Parser()
         peek.add_argument("--config", type=path, default="")
         named_file = peek.parse_known_args(argv)[0].config
@@ -119,31 +117,11 @@ class Parser(argparse.ArgumentParser):
         }
         switches = {f"--{name}": action.nargs == 0 for name, action in actions.items()}
         entries = config_file.read(Path(named_file))
-        named = {key: key.removeprefix("--").replace("-", "_").lower() for key, _, _ in entries}
-        given = {named[key]: value for key, _, value in entries if isinstance(value, str)}
+        given = {_flag_name(key): value for key, _, value in entries if isinstance(value, str)}
         config = synonyms.Translation(self.rules, switches, given)
         pairs: list[tuple[str, str]] = []
         for key, line, value in entries:
-            name, where = named[key], f"--config {named_file}：第 {line} 行的 {shown(key)}"
-            rule = self.rules.get(name)
-            takes_text = name in actions and not switches[f"--{name}"]
-            if isinstance(value, config_file.NotTextError):
-                if value.null or (value.empty and name not in actions):
-                    config.unused.append(key)
-                elif rule and rule.takes == synonyms.MANY:
-                    pairs += config.apply(rule, "…", where, key)
-                else:
-                    config.problems.append(f"{where}：{value}")
-            elif value == "" and not takes_text:
-                config.unused.append(key)
-            elif rule:
-                pairs += config.apply(rule, value, where, key)
-            elif name in actions:
-                pairs += config.add_flag(name, value, where)
-            else:
-                guess = nearest(name, actions)
-                hint = f"，是不是 {guess[0]}？" if guess else ""
-                config.problems.append(f"--config {named_file}：第 {line} 行不認得 {shown(key)}{hint}")
+            pairs += _translate_entry(config, key, value, f"--config {named_file}：第 {line} 行")
         for name, text in [*pairs, *config.deferred_flags([name for name, _ in pairs])]:
             action = actions[name]
             default: Any = text
@@ -160,3 +138,41 @@ class Parser(argparse.ArgumentParser):
         translation.problems += config.problems
         translation.remarks += config.remarks
         translation.unused += config.unused
+
+
+def _flag_name(key: str) -> str:
+    """Return the name of the flag that a key of a configuration file stands for."""
+    return key.removeprefix("--").replace("-", "_").lower()
+
+
+def _translate_entry(
+    config: synonyms.Translation, key: str, value: str | config_file.NotTextError, place: str
+) -> list[tuple[str, str]]:
+    """Return the flags of ours with their values that an entry of a configuration file sets.
+
+    Args:
+        config: gets the problems and remarks.
+        key: as it is written.
+        value: the text, or why it is none.
+        place: file and line, for messages.
+    """
+    name, where = _flag_name(key), f"{place}的 {shown(key)}"
+    rule, is_switch = config.rules.get(name), config.flags.get(f"--{name}")  # None: no flag of ours
+    if isinstance(value, config_file.NotTextError):
+        if value.null or (value.empty and is_switch is None):
+            config.unused.append(key)
+        elif rule and rule.takes == synonyms.MANY:
+            return config.apply(rule, "…", where, key)
+        else:
+            config.problems.append(f"{where}：{value}")
+    elif value == "" and is_switch is not False:
+        config.unused.append(key)
+    elif rule:
+        return config.apply(rule, value, where, key)
+    elif is_switch is not None:
+        return config.add_flag(name, value, where)
+    else:
+        guess = nearest(name, [flag.removeprefix("--") for flag in config.flags])
+        hint = f"，是不是 {guess[0]}？" if guess else ""
+        config.problems.append(f"{place}不認得 {shown(key)}{hint}")
+    return []

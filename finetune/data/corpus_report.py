@@ -12,6 +12,7 @@ from finetune.data.contamination import NEAR
 from finetune.data.corpus import Corpus, read_corpus
 from finetune.runtime import console
 from finetune.runtime.console import log
+from finetune.runtime.text_width import display_width
 
 DONE = {  # key of `counts` -> object and effect of the step
     "urls": ("網址", "刪去 {:,} 個"),
@@ -115,8 +116,7 @@ def _fitted(line: str, width: int) -> str:
     """Cut a line to `width` columns."""
     columns = 0
     for at, character in enumerate(line):
-        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        columns -= bool(unicodedata.combining(character))
+        columns += display_width(character) - bool(unicodedata.combining(character))
         if columns > width:
             return line[: at - 1] + "…"
     return line

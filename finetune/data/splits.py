@@ -16,7 +16,7 @@ from finetune.data.data_files import ORDER
 from finetune.data.exam import Exam
 from finetune.data.instructions import Instruction
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset
-from finetune.data.question import Question, normalised, seeded_hash
+from finetune.data.question import Question, Statement, normalised, seeded_hash
 from finetune.data.question_store import QuestionView, as_view, concat, pick
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
@@ -52,6 +52,7 @@ class Splits(Generic[Row]):
 
     Attributes:
         duplicates: rows left out because the same question is already there.
+        statements: sentences of an exam, which are trained on beside its questions and belong to no split.
     """
 
     fit: Sequence[Row]
@@ -59,6 +60,7 @@ class Splits(Generic[Row]):
     held_out: Sequence[Row]
     test: Sequence[Row]
     duplicates: int = 0
+    statements: Sequence[Statement] = ()
 
 
 def split_exam(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: int) -> Splits[Question]:
@@ -83,7 +85,7 @@ def split_exam(exam: Exam, ratio: tuple[float, float, float], pool: str, seed: i
     rows = rows.stratified_shuffle(seed)
     parts = split_by_ratio(range(len(rows)), ratio, rows.passages.tolist().__getitem__)
     fit, validation, held_out = map(rows.pick, parts)
-    return Splits(fit, validation, held_out, test, len(all_rows) - len(rows))
+    return Splits(fit, validation, held_out, test, len(all_rows) - len(rows), exam.statements)
 
 
 def split_by_ratio(

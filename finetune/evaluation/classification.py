@@ -18,7 +18,7 @@ from finetune.models.forward import check_numbers, is_multi
 from finetune.runtime.distributed import Distributed
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 THRESHOLD = 0.5  # of a multi-label classifier: a class at least so probable is predicted
 FLAT = (  # of the metrics of a set: those worth a curve or a flat name
@@ -66,7 +66,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str, max_length:
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
 def probabilities(
     forward: Forward | nn.Module,
-    config: PretrainedConfig,
+    config: PreTrainedConfig,
     pad_id: int,
     rows: Sequence[Encoded],
     device: torch.device | str = "cpu",
@@ -139,34 +139,64 @@ def compute_metrics(
         return {}
     from sklearn import metrics
 
-    p, classes = numpy.asarray(probabilities, dtype=numpy.float64), range(len(names))
+    p = numpy.asarray(probabilities, dtype=numpy.float64)
     gold, chosen = _as_indicators(truth, p, multi)
     figures: dict[str, Any] = {"multi": multi, **share(int((gold == chosen).all(axis=1).sum()), len(gold))}
     for average in ("macro", "micro"):
         parts = metrics.precision_recall_fscore_support(gold, chosen, average=average, zero_division=0.0)
         for metric, value in zip(("precision", "recall", "f1"), parts, strict=False):
             figures[f"{average}_{metric}"] = float(value)
-    if multi:
-        figures |= {"mcc": None, "ece": None, "confidence": None}
-        figures["hamming_loss"] = float(metrics.hamming_loss(gold, chosen))
-        figures["log_loss"] = float(metrics.log_loss(gold.ravel(), p.ravel(), labels=[0, 1]))
-        counts = metrics.multilabel_confusion_matrix(gold, chosen)
-    else:
-        p /= p.sum(axis=1, keepdims=True)  # what float32 rounded off, which scikit-learn warns of
-        true, predicted = gold.argmax(axis=1), chosen.argmax(axis=1)
-        figures["log_loss"] = float(metrics.log_loss(true, p, labels=classes))
-        varied = len(numpy.union1d(true, predicted)) > 1  # else scikit-learn says 0 too, with a warning
-        figures["mcc"] = float(metrics.matthews_corrcoef(true, predicted)) if varied else 0.0
-        stated = calibration(numpy.log(p.clip(numpy.finfo(p.dtype).tiny)).tolist(), true.tolist())
-        figures |= {"ece": stated["ece"], "confidence": stated["confidence"], "hamming_loss": None}
-        counts = metrics.confusion_matrix(true, predicted, labels=classes)
+    own_figures, confusion = (_multi_label if multi else _single_label)(gold, chosen, p)
+    figures |= own_figures
     parts = metrics.precision_recall_fscore_support(gold, chosen, average=None, zero_division=0.0)
     of_classes = zip(names, *(part.tolist() for part in parts), strict=True)
     figures["per_class"] = {
         name: {"precision": precision, "recall": recall, "f1": f1, "support": support}
         for name, precision, recall, f1, support in of_classes
     }
-    return {**figures, "confusion": counts.tolist(), **_majority(gold, names)}
+    return {**figures, "confusion": confusion.tolist(), **_majority(gold, names)}
+
+
+def _single_label(
+    gold: numpy.ndarray, chosen: numpy.ndarray, p: numpy.ndarray
+) -> tuple[dict[str, Any], numpy.ndarray]:
+    """Return the metrics that only rows of one label have, and the confusion matrix.
+
+    Args:
+        gold, chosen: see `_as_indicators`.
+        p: probabilities, (n, K).
+    """
+    from sklearn import metrics
+
+    p = p / p.sum(axis=1, keepdims=True)  # what float32 rounded off, which scikit-learn warns of
+    classes, true, predicted = range(p.shape[1]), gold.argmax(axis=1), chosen.argmax(axis=1)
+    varied = len(numpy.union1d(true, predicted)) > 1  # else scikit-learn says 0 too, with a warning
+    stated = calibration(numpy.log(p.clip(numpy.finfo(p.dtype).tiny)).tolist(), true.tolist())
+    figures = {
+        "log_loss": float(metrics.log_loss(true, p, labels=classes)),
+        "mcc": float(metrics.matthews_corrcoef(true, predicted)) if varied else 0.0,
+        "ece": stated["ece"], "confidence": stated["confidence"], "hamming_loss": None,
+    }  # fmt: skip
+    return figures, metrics.confusion_matrix(true, predicted, labels=classes)
+
+
+def _multi_label(
+    gold: numpy.ndarray, chosen: numpy.ndarray, p: numpy.ndarray
+) -> tuple[dict[str, Any], numpy.ndarray]:
+    """Return the metrics that only rows of any number of labels have, and the confusion matrix of each class.
+
+    Args:
+        gold, chosen: see `_as_indicators`.
+        p: probabilities, (n, K).
+    """
+    from sklearn import metrics
+
+    figures = {
+        "mcc": None, "ece": None, "confidence": None,
+        "hamming_loss": float(metrics.hamming_loss(gold, chosen)),
+        "log_loss": float(metrics.log_loss(gold.ravel(), p.ravel(), labels=[0, 1])),
+    }  # fmt: skip
+    return figures, metrics.multilabel_confusion_matrix(gold, chosen)
 
 
 def _as_indicators(

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import torch
+from torch import nn
+
 from finetune.data.contamination import TrainedQuestions
 from finetune.data.question import LETTERS, Question
+from finetune.data.splits import sample_rows
 from finetune.evaluation import metrics
+from finetune.evaluation.queries import Forward
 from finetune.evaluation.scoring import Progress, Scorer, Scores, ScoringConfig, tied
 from finetune.models.forward import NOT_NUMBERS
+from finetune.prompts.causal_exam import CausalExamPrompts
+from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.option_order import refers_to_other_options
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.runtime.console import log, plain
@@ -21,7 +28,14 @@ from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import UserError
 
 MISTAKES = 20  # the most confident ones, for a report
-CALIBRATION_ROWS = 500  # validation questions that a temperature is fitted on, at most
+CALIBRATION_ROWS = 500  # questions that a temperature is fitted on, at most
+
+# Why no temperature is fitted, for results.json and reports.
+VALIDATION_EVALUATED = "評測的就是驗證題，沒有別的題目可用來調整溫度"
+ALL_EVALUATED = "評測的是全部題目，沒有別的題目可用來調整溫度"
+NO_VALIDATION = "這次沒有留下驗證題（--split_ratio），無法調整溫度"
+VALIDATION_TRAINED_ON = "驗證題底模都訓練過，不能用來調整溫度"
+NONE_UNSEEN = "題庫裡沒有既未評測、模型也沒訓練過的驗證題或訓練題，無法調整溫度"
 NONE_SCORED = "可用來調整溫度的題目沒有一題能作答"
 
 
@@ -94,12 +108,14 @@ def run_exam(
     return ExamResult(list(questions), scores, str(parse(method)), orders)
 
 
-def scorer_for(model: Any, prompts: Any, device: Any) -> Callable[..., Scores]:
+def scorer_for(
+    model: nn.Module | Forward, prompts: ExamPrompts | CausalExamPrompts, device: torch.device | str
+) -> Callable[..., Scores]:
     """Return the `score` that `run_exam` takes, for a model or an engine's forward pass.
 
     Args:
         model: of transformers, or a forward pass, see `Scorer.of`.
-        prompts: ExamPrompts or CausalExamPrompts.
+        prompts: writes questions as token ids.
         device: of the model.
     """
 
@@ -114,6 +130,20 @@ def scorer_for(model: Any, prompts: Any, device: Any) -> Callable[..., Scores]:
         return scorer.score(questions, ScoringConfig(method, orders), progress)
 
     return score
+
+
+def choose_calibration(
+    candidates: Iterable[Question], exclude: Container[str], reason: str
+) -> Sequence[Question] | str:
+    """Choose at most CALIBRATION_ROWS questions to fit a temperature on.
+
+    Args:
+        candidates: to choose from.
+        exclude: fingerprints of questions that are evaluated, or that the model was trained on.
+        reason: returned where no candidate is left.
+    """
+    rows = [question for question in candidates if question.fingerprint not in exclude]
+    return sample_rows(rows, CALIBRATION_ROWS, seed=0) if rows else reason
 
 
 def without_stem(questions: Sequence[Question]) -> list[Question]:

@@ -13,6 +13,7 @@ from statistics import fmean
 
 from finetune.data.question import Question
 from finetune.evaluation.queries import LogprobQuery
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, Prompt, mask_positions
 from finetune.prompts.option_order import orders_to_ask
 from finetune.prompts.scoring_methods import CHOICE, Method
@@ -37,7 +38,9 @@ class QuestionQueries:
     truncated: bool = False
 
 
-def queries_for(prompts: ExamPrompts, question: Question, method: Method, orders: str) -> QuestionQueries:
+def queries_for(
+    prompts: ExamPrompts | CausalExamPrompts, question: Question, method: Method, orders: str
+) -> QuestionQueries:
     """Make the queries that score the options of a question by a method.
 
     Args:
@@ -48,6 +51,7 @@ def queries_for(prompts: ExamPrompts, question: Question, method: Method, orders
     """
     if method.by_letter:
         return _letter_queries(prompts, question, orders)
+    assert isinstance(prompts, ExamPrompts)  # a causal model is scored by letters alone
     if method.base == CHOICE:
         return _head_queries(prompts, question)
     texts = [prompts.option_ids(question, option) for option in range(len(question.options))]
@@ -77,7 +81,9 @@ def log_softmax(row: Sequence[float]) -> list[float]:
     return [value - total for value in row]
 
 
-def _letter_queries(prompts: ExamPrompts, question: Question, orders: str) -> QuestionQueries:
+def _letter_queries(
+    prompts: ExamPrompts | CausalExamPrompts, question: Question, orders: str
+) -> QuestionQueries:
     letters = tuple(prompts.verbalizer_ids(len(question.options)))
     shown = orders_to_ask(question.options, orders)
     written = [prompts.mcq_prompt(question, order) for order in shown]

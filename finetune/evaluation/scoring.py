@@ -42,6 +42,7 @@ from finetune.evaluation.question_queries import (
 )
 from finetune.models.forward import NOT_NUMBERS
 from finetune.models.tokenizer import prompt_length
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.option_order import PromptError, pinned_options
 from finetune.prompts.scoring_methods import ORDERS, Method, parse
@@ -119,22 +120,22 @@ class Scorer:
         runner: runs rows through the model.
     """
 
-    prompts: ExamPrompts
+    prompts: ExamPrompts | CausalExamPrompts
     runner: LogprobRunner
 
     @classmethod
     def of(
         cls,
         model: nn.Module | Forward,
-        prompts: ExamPrompts,
+        prompts: ExamPrompts | CausalExamPrompts,
         device: torch.device | str | None = None,
         world: Distributed | None = None,
     ) -> Scorer:
         """Return the scorer of a model.
 
         Args:
-            model: a masked language model of transformers, or a forward pass (input_ids, attention_mask,
-                rows, cols) -> logits (M, V), such as an engine's.
+            model: a language model of transformers, or a forward pass (input_ids, attention_mask, rows, cols)
+                -> logits (M, V), such as an engine's.
             prompts: writes questions as token ids.
             device: of the model; its own when None.
             world: shares the rows among the ranks; every rank gets all scores. Each makes equally many
@@ -328,7 +329,11 @@ def _close(scores: Scores) -> list[int]:
 
 
 def _query_batches(
-    prompts: ExamPrompts, questions: Sequence[Question], method: Method, orders: str, skipped: dict[int, str]
+    prompts: ExamPrompts | CausalExamPrompts,
+    questions: Sequence[Question],
+    method: Method,
+    orders: str,
+    skipped: dict[int, str],
 ) -> Iterator[dict[int, QuestionQueries]]:
     """Yield the queries of questions by index, at most WINDOW_TOKENS and one question at a time.
 
@@ -392,13 +397,10 @@ class Ranking(list[tuple[str, str, float]]):
         return ranked
 
 
-def alike(prompts: Any, question: Question) -> list[tuple[int, ...]]:
+def alike(prompts: ExamPrompts | CausalExamPrompts, question: Question) -> list[tuple[int, ...]]:
     """Return groups of options that are the same to the model: the tokenizer makes the same tokens of them.
 
     It makes [UNK] of every rare character, say. Only their places tell them apart.
-
-    Args:
-        prompts: ExamPrompts, or CausalExamPrompts.
     """
     places = range(len(question.options))
     if isinstance(prompts, ExamPrompts):

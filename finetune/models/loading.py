@@ -110,7 +110,8 @@ def check_layers(config: PreTrainedConfig, kind: str, flags: Any) -> None:
     """
     import transformers
 
-    from finetune.models.layer_schedule import LayerGroups, build_schedule
+    from finetune.models.layer_groups import LayerGroups
+    from finetune.models.layer_schedule import build_schedule
 
     if flags.freeze or flags.train_only:
         with torch.device("meta"):

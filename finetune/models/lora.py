@@ -116,14 +116,8 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         _never_repack(model)
     targets = target_modules(model, lora.targets)
-    body = f"{model.base_model_prefix}."
     new = _new_modules(model)  # randomly initialised: trained whole
-    outside = [  # layers of the head that have the name of one of the body, as BERT's transform.dense
-        name
-        for name, _ in model.named_modules()
-        if name.rpartition(".")[2] in targets
-        and (not name.startswith(body) or name in new or name.startswith(tuple(f"{top}." for top in new)))
-    ]
+    outside = _head_modules(model, targets, new)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides by it
@@ -141,13 +135,7 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
         try:
             view = get_peft_model(cast(Any, model), config)
         except ValueError as error:  # layers that peft refuses in some families
-            reason = " ".join(str(error).split())[:300]
-            fitting = ",".join(name for name in targets if f"'{name}'" not in reason)
-            way_out = "--lora_dropout 0" if "lora_dropout" in reason else f"--lora_target_modules {fitting}"
-            family = f"{config_of(model).model_type} 模型加不了這樣的 LoRA"
-            raise UserError(
-                f"--lora_target_modules {lora.targets}：{family}：{reason}；請改用 {way_out}"
-            ) from error
+            raise _refusal(error, model, lora, targets) from error
     check_fit(model, f"--lora_target_modules {lora.targets}")
     folder = Path(base).expanduser()
     config.base_model_name_or_path = str(folder.resolve()) if folder.is_dir() else base
@@ -159,6 +147,32 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
         f"訓練 {trained / 1e6:.2f} M 參數（{trained / total:.1%}）"
     )
     return view
+
+
+def _head_modules(model: nn.Module, targets: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return layers of the head that have the name of one of the body, as BERT's transform.dense.
+
+    Args:
+        model: of transformers.
+        targets: names of the body's layers that get an adapter.
+        new: as `_new_modules` returns it.
+    """
+    body, tops = f"{model.base_model_prefix}.", tuple(f"{name}." for name in new)
+    return [
+        name
+        for name, _ in model.named_modules()
+        if name.rpartition(".")[2] in targets
+        and (not name.startswith(body) or name in new or name.startswith(tops))
+    ]
+
+
+def _refusal(error: ValueError, model: nn.Module, lora: Lora, targets: Sequence[str]) -> UserError:
+    """Word peft's refusal of some layers, with flags that it would take."""
+    reason = " ".join(str(error).split())[:300]
+    fitting = ",".join(name for name in targets if f"'{name}'" not in reason)
+    way_out = "--lora_dropout 0" if "lora_dropout" in reason else f"--lora_target_modules {fitting}"
+    family = f"{config_of(model).model_type} 模型加不了這樣的 LoRA"
+    return UserError(f"--lora_target_modules {lora.targets}：{family}：{reason}；請改用 {way_out}")
 
 
 def _new_modules(model: nn.Module) -> list[str]:

@@ -53,6 +53,7 @@ class CausalLMObjective:
     truncated = 0
     refused: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
+    baseline_loss = None
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Text], max_length: int, packed: bool = True
@@ -109,6 +110,7 @@ class InstructionObjective:
 
     name = "sft"
     packed = False
+    baseline_loss = None
 
     def __init__(
         self,

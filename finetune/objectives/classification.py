@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.data.labelled import Labelled
 from finetune.evaluation.classification import encode
 from finetune.objectives.batching import Example
+from finetune.objectives.objective import BaselineLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,19 +51,15 @@ class ClassificationObjective:
         self.lengths = [len(row.ids) for row in self.encoded]
         self.truncated = sum(row.cut for row in self.encoded)
 
-    def guess(self) -> tuple[float, float]:
-        """Return the losses of two guesses that read no text, in nats a decision.
-
-        Returns:
-            the loss of always giving each class its share of these rows, weighted as the loss is; and that of
-            a uniform guess: ln K, of several labels ln 2.
-        """
+    @property
+    def baseline_loss(self) -> BaselineLoss:
+        """Losses of guesses that read no text."""
         n, counts = len(self.rows), Counter(label for row in self.rows for label in row.labels)
         masses = [self.weights[label] * counts[label] for label in range(self.count)]
         if not self.multi:
-            return _entropy(masses) / n, math.log(self.count)
+            return BaselineLoss(_entropy(masses) / n, math.log(self.count))
         entropies = [_entropy([mass, n - counts[label]]) / n for label, mass in enumerate(masses)]
-        return sum(entropies) / self.count, math.log(2)
+        return BaselineLoss(sum(entropies) / self.count, math.log(2))
 
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
         """Return every row once."""

@@ -45,6 +45,7 @@ class ExamObjective:
     packed = False
     refused: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
+    baseline_loss = None
 
     def __init__(
         self,

@@ -84,6 +84,7 @@ class MaskedLMObjective:
     truncated = 0
     refused: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
+    baseline_loss = None
 
     def __init__(
         self,

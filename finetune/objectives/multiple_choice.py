@@ -32,6 +32,7 @@ class MultipleChoiceObjective:
     packed = False
     refused: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
+    baseline_loss = None
 
     def __init__(self, name: str, prompts: ExamPrompts, rows: Sequence):
         self.name, self.prompts = name, prompts

@@ -7,11 +7,23 @@ Six classes satisfy it, by structure alone: `ExamObjective`, `MultipleChoiceObje
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from finetune.objectives.batching import Example, MultipleChoiceExample
 
 ExampleKey = tuple[str, int]  # kind of an example (see preview.KINDS), index of its row
+
+
+class BaselineLoss(NamedTuple):
+    """Losses of two guesses that read no text, in nats a decision.
+
+    Attributes:
+        by_shares: of always giving each class its share of the rows, weighted as the loss is.
+        uniform: of giving all classes the same probability: ln K, of several labels ln 2.
+    """
+
+    by_shares: float
+    uniform: float
 
 
 class Objective(Protocol):
@@ -55,6 +67,11 @@ class Objective(Protocol):
     @property
     def remarks(self) -> Mapping[str, int]:
         """Remark -> number of rows that were written otherwise than one may expect."""
+        ...
+
+    @property
+    def baseline_loss(self) -> BaselineLoss | None:
+        """Losses of guesses that read no text; None where the targets are no fixed set of classes."""
         ...
 
     def epoch(self, epoch: int) -> Sequence[ExampleKey]:

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.cli.inference_args import BASE_MODEL, InferenceArgs, report_folder
+from finetune.cli.inference_args import BASE_MODEL, InferenceArgs
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult, run_exam
+from finetune.models.run_card import RunCard
+from finetune.predict.exam_output import write_exam_page, write_unscored
 from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports import report, sections
-from finetune.runtime.console import as_json, log, print_optional
+from finetune.runtime.console import log
 from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """Results of the models on the same questions.
+
+    Attributes:
+        model: of the model itself.
+        option_only: of the model on the questions without their stems; None with --skip_option_only.
+        held_out: of the model on questions for calibration; or, in words, why there are none.
+        other: of the second model; None without one.
+    """
+
+    model: ExamResult
+    option_only: ExamResult | None
+    held_out: ExamResult | str
+    other: ExamResult | None
 
 
 def run_exam_command(
@@ -47,50 +67,75 @@ def run_exam_command(
         return run_exam(model.score, questions, method, orders, world, title)
 
     unscored = evaluate(predictor, keyless, "評測（沒有答案的題目）") if len(keyless) else None
+    facts = facts_of(predictor, exam, method, orders)
     if not len(rows):
         if world.is_main and unscored:
-            facts = facts_of(predictor, exam, method, orders)
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
         return
+    calibration = calibration_questions(exam, split, rows, predictor)
+    results = evaluate_models(evaluate, flags, predictor, rival, rows, calibration)
+    if not world.is_main:
+        return
+    metrics = evaluator.compute_metrics(
+        results.model, results.other, card.trained_on if card else None, results.option_only, results.held_out
+    )
+    facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
+    page = report.Report(
+        facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
+        card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
+        unscored=unscored,
+    )  # fmt: skip
+    write_exam_page(flags, page)
+
+
+def evaluate_models(
+    evaluate: Callable[[Predictor, Sequence[Question], str], ExamResult],
+    flags: InferenceArgs,
+    predictor: Predictor,
+    rival: Predictor | None,
+    rows: Sequence[Question],
+    calibration: Sequence[Question] | str,
+) -> ModelResults:
+    """Evaluate a model on questions, without their stems too and for calibration, and a second one.
+
+    Args:
+        evaluate: returns the result of a model on questions; the text is the title of the progress bar.
+        flags: --skip_option_only and --compare_with.
+        predictor: the model.
+        rival: the second model; None without one.
+        rows: the questions.
+        calibration: see `calibration_questions`.
+    """
     result = evaluate(predictor, rows, "評測")
     option_only = other = None
     if not flags.skip_option_only:
         option_only = evaluate(predictor, evaluator.without_stem(rows), "只看選項")
-    calibration = calibration_questions(exam, split, rows, predictor)
     held_out: ExamResult | str = (
         calibration if isinstance(calibration, str) else evaluate(predictor, calibration, "驗證題（校準用）")
     )
-    other_title = sections.BASE_MODEL_TITLE if flags.compare_with == BASE_MODEL else flags.compare_with or ""
     if rival:  # by the same method, or they are not compared
-        other = evaluate(rival, rows, f"評測（{other_title}）")
-    if not world.is_main:
-        return
-    trained = card.trained_on if card else None
-    metrics = evaluator.compute_metrics(result, other, trained, option_only, held_out)
-    facts = facts_of(predictor, exam, method, orders)
-    facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
+        other = evaluate(rival, rows, f"評測（{_other_title(flags)}）")
+    return ModelResults(result, option_only, held_out, other)
+
+
+def _other_title(flags: InferenceArgs) -> str:
+    """Return what the model of --compare_with is called; "" without one."""
+    return sections.BASE_MODEL_TITLE if flags.compare_with == BASE_MODEL else flags.compare_with or ""
+
+
+def _notes(exam: Exam, card: RunCard | None, keyless: int) -> list[str]:
+    """Return what must stand beside every figure.
+
+    Args:
+        card: of the model.
+        keyless: number of questions that were answered and have no key.
+    """
     notes = [sections.NOT_COMPARABLE] if card and card.pool == "all" else []
-    if unscored:
-        notes.append(f"另有 {len(keyless)} 題沒有答案：作答了（predictions.jsonl），不計分")
+    if keyless:
+        notes.append(f"另有 {keyless} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:
         notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有評測（--on_bad_rows skip）")
-    history = card.history if card else []
-    page = report.Report(
-        facts, {split: metrics}, {split: (result, other)}, other_title, "other", history,
-        card.step if card else 0, notes, unscored=unscored,
-    )  # fmt: skip
-    folder = Path(report_folder(flags))
-    if (folder / "results.json").exists():
-        log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
-    verdict = report.verdict(page)
-    if flags.json:
-        verdict = [as_json({"report": str(folder), "facts": facts, split: metrics})]
-    try:
-        report.write(folder, page, "成績如上；清出空間，或用 --report 指定別的資料夾，再評測一次")
-    finally:
-        for line in verdict:  # hours of work, whether or not there is room for the rest
-            print_optional(line)
-    log(f"報告：{folder / 'index.html'}")
+    return notes
 
 
 def facts_of(predictor: Predictor, exam: Exam, method: str, orders: str) -> dict[str, str]:
@@ -141,39 +186,25 @@ def without_key(exam: Exam, split: str) -> Sequence[Question]:
     return exam.keyless.get(split, [])
 
 
-def write_unscored(flags: InferenceArgs, facts: dict[str, str], result: ExamResult) -> None:
-    """Write the predictions of questions that have no key: there is nothing to score, and so no page."""
-    folder = Path(report_folder(flags))
-    count = len(result.questions)
-    note = f"{count} 題都沒有答案：作答了，不計分"
-    report.write(folder, report.Report(facts, {}, {}, notes=[note], unscored=result))
-    if flags.json:
-        print_optional(as_json({"report": str(folder), "answered": count, "scored": 0}))
-    log(f"{note}。答案在 {folder / 'predictions.jsonl'}")
-
-
 def calibration_questions(
     exam: Exam, split: str, evaluated: Sequence[Question], predictor: Predictor
 ) -> Sequence[Question] | str:
     """Return validation questions that are neither evaluated nor in the training data, for calibration.
 
     Returns:
-        at most CALIBRATION_ROWS questions; or, in words, why there are none.
+        the questions; or, in words, why there are none.
     """
     if split == "all":
-        return "評測的是全部題目，沒有別的題目可用來調整溫度"
+        return evaluator.ALL_EVALUATED
     if split == "validation":  # what is left are training rows, which a model of unknown training may know
-        return "評測的就是驗證題，沒有別的題目可用來調整溫度"
+        return evaluator.VALIDATION_EVALUATED
     known = {question.fingerprint for question in evaluated}
     if predictor.card:
         known |= set(predictor.card.fingerprints)
-    rows = [
+    candidates = (
         question
         for name in ("validation", "train")
         if name != split
         for question in exam.questions.get(name, ())
-        if question.fingerprint not in known
-    ]
-    if not rows:
-        return "題庫裡沒有既未評測、模型也沒訓練過的驗證題或訓練題，無法調整溫度"
-    return sample_rows(rows, evaluator.CALIBRATION_ROWS, seed=0)
+    )
+    return evaluator.choose_calibration(candidates, known, evaluator.NONE_UNSEEN)

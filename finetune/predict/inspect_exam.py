@@ -20,6 +20,7 @@ from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, unknown_parts
 from finetune.prompts.option_order import PromptError, refers_to_other_options
 from finetune.runtime.console import as_json, print_result
+from finetune.runtime.text_width import align_table, display_width
 
 USUAL_OPTIONS = 4
 SHORT_STEM = 2  # characters
@@ -270,17 +271,7 @@ def _coverage_lines(model: dict[str, Any]) -> list[str]:
 
 def table(header: list[str], rows: list[list[Any]]) -> list[str]:
     """Return the lines of a Markdown table, and an empty one."""
-    body = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(_width, column)) for column in zip(*body, strict=True)]
-    lines = [
-        "| "
-        + " | ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
-        + " |"
-        for row in body
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""]
-
-
-def _width(text: str) -> int:
-    """Return the columns a text takes on a terminal: a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    aligned = align_table([[str(cell) for cell in row] for row in [header, *rows]])
+    lines = [f"| {' | '.join(row)} |" for row in aligned]
+    rule = "|".join("-" * (display_width(cell) + 2) for cell in aligned[0])
+    return [lines[0], f"|{rule}|", *lines[1:], ""]

@@ -7,17 +7,18 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.cli.inference_args import InferenceArgs, report_folder, required
+from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.columns import column_names
 from finetune.data.exam import SPLITS
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, LabelledOptions, read_labelled
 from finetune.data.question import seeded_hash
 from finetune.evaluation.classification import compute_metrics
 from finetune.predict.classifier import ClassifierPredictor
+from finetune.predict.exam_output import log_page, summary_lines, target_folder
 from finetune.reports import report
 from finetune.reports.classification import title_of, verdict
 from finetune.runtime import hub
-from finetune.runtime.console import as_json, log, print_result
+from finetune.runtime.console import print_result
 from finetune.runtime.errors import UserError, listed
 from finetune.runtime.files import atomic_open
 
@@ -31,19 +32,7 @@ def run_label_exam(flags: InferenceArgs, predictor: ClassifierPredictor, world: 
     Raises:
         UserError: no labelled texts, no such split, no label that the model knows.
     """
-    card = predictor.card
-    train_flags = card.flags if card else {}
-    hub.prepare_for(required(flags.exam))
-    text_column = flags.text_column or _trained_columns(required(flags.exam), train_flags.get("text_column"))
-    options = LabelledOptions(text_column, flags.label_column, predictor.multi)
-    revision = flags.revision if "revision" in flags.given else None
-    try:
-        dataset = read_labelled(
-            required(flags.exam), revision, options, flags.on_bad_rows, "--exam", learn=False
-        )
-    except UserError as error:
-        needed = f"{predictor.name} 是分類模型，只會分類：--exam 要有標籤的文字，不是選擇題"
-        raise UserError([*error.problems, needed]) from error
+    dataset = _read_texts(flags, predictor)
     split, rows = _select_split(dataset, flags.split)
     if flags.exam_limit:
         rows = sorted(rows, key=lambda row: seeded_hash(0, row.fingerprint))[: flags.exam_limit]
@@ -64,27 +53,47 @@ def run_label_exam(flags: InferenceArgs, predictor: ClassifierPredictor, world: 
     metrics = compute_metrics(truth, scored, predictor.names, predictor.multi)
     notes = [note] if note else []
     if unknown:
-        names = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))
-        left = len(rows) - len(known)
-        worst = metrics["right"] / len(rows)
-        notes.append(f"{left} 列的標籤是模型沒有的（{names}），沒有列入；算它們答錯的話是 {worst:.3f}")
+        notes.append(_unknown_note(unknown, len(rows), metrics))
     if dataset.skipped:
         notes.append(f"有 {len(dataset.skipped)} 列讀不了，沒有列入（--on_bad_rows skip）")
     facts = {"模型": predictor.name, "資料": dataset.origin, "題目": f"{title_of(split)} {len(rows)} 列"}
-    if card:
+    if card := predictor.card:
         facts |= {"底模": card.base_model, "訓練資料": card.dataset}
     page = report.Report(facts, {}, {}, notes=notes, labels={split: metrics})
-    folder = Path(report_folder(flags))
-    if (folder / "results.json").exists():
-        log(f"換掉 {folder} 裡先前的報告；要留著就用 --report 指定別的資料夾")
+    folder = target_folder(flags)
     report.write(folder, page)
     _write_predictions(folder / "predictions.jsonl", rows, dataset, predictor, probabilities)
-    if flags.json:
-        print_result(as_json({"report": str(folder), "facts": facts, "notes": notes, split: metrics}))
-    else:
-        for line in [*verdict(page.labels), *notes]:
-            print_result(line)
-    log(f"報告：{folder / 'index.html'}")
+    record = {"facts": facts, "notes": notes, split: metrics}
+    for line in summary_lines(flags, folder, [*verdict(page.labels), *notes], record):
+        print_result(line)
+    log_page(folder)
+
+
+def _read_texts(flags: InferenceArgs, predictor: ClassifierPredictor) -> LabelledDataset:
+    """Read the labelled texts of --exam, from the columns that the flags or the run card name."""
+    source, card = required(flags.exam), predictor.card
+    hub.prepare_for(source)
+    trained_column = card.flags.get("text_column") if card else None
+    text_column = flags.text_column or _trained_columns(source, trained_column)
+    options = LabelledOptions(text_column, flags.label_column, predictor.multi)
+    revision = flags.revision if "revision" in flags.given else None
+    try:
+        return read_labelled(source, revision, options, flags.on_bad_rows, "--exam", learn=False)
+    except UserError as error:
+        needed = f"{predictor.name} 是分類模型，只會分類：--exam 要有標籤的文字，不是選擇題"
+        raise UserError([*error.problems, needed]) from error
+
+
+def _unknown_note(unknown: Counter[str], total: int, metrics: dict[str, Any]) -> str:
+    """Word how many of `total` rows have a label that the model lacks, and the accuracy if they are wrong.
+
+    Args:
+        unknown: how often each label occurs that the model lacks.
+        metrics: of the other rows.
+    """
+    names = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))
+    left, worst = total - metrics["n"], metrics["right"] / total
+    return f"{left} 列的標籤是模型沒有的（{names}），沒有列入；算它們答錯的話是 {worst:.3f}"
 
 
 def _trained_columns(source: str, columns: object) -> str:

@@ -13,7 +13,7 @@ from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:  # torch waits until it is needed
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune.models.loading import LoadOptions
     from finetune.predict.causal import CausalLMPredictor
@@ -126,14 +126,31 @@ def predictor_for(
 
 
 @overload
-def predictor_of_kind(kind: Literal["masked"], model, tokenizer, device) -> MaskedLMPredictor: ...
+def predictor_of_kind(
+    kind: Literal["masked"],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | str,
+) -> MaskedLMPredictor: ...
 @overload
-def predictor_of_kind(kind: Literal["causal"], model, tokenizer, device) -> CausalLMPredictor: ...
+def predictor_of_kind(
+    kind: Literal["causal"],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | str,
+) -> CausalLMPredictor: ...
 @overload
-def predictor_of_kind(kind: Literal["classifier"], model, tokenizer, device) -> ClassifierPredictor: ...
+def predictor_of_kind(
+    kind: Literal["classifier"],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | str,
+) -> ClassifierPredictor: ...
 
 
-def predictor_of_kind(kind: str, model, tokenizer, device):
+def predictor_of_kind(
+    kind: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device | str
+) -> Predictor:
     """Return the predictor of a model that must be of one kind.
 
     Raises:
@@ -212,7 +229,7 @@ def exam_prompts(flags: InferenceArgs) -> ExamPrompts | CausalExamPrompts:
     return prompts_for(config, tokenizer, card, max_length)
 
 
-def _kind(path: str) -> tuple[str, PretrainedConfig, str]:
+def _kind(path: str) -> tuple[str, PreTrainedConfig, str]:
     """Return (kind, configuration, folder or name) of a model. Raises UserError: what is no model."""
     from finetune.models.kinds import kind_of
     from finetune.models.loading import load_config

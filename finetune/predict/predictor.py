@@ -20,13 +20,14 @@ from finetune.models.forward import ROW_CLASSES, TokenLogits, bf16_forward, forw
 from finetune.models.run_card import RunCard, hash_texts
 from finetune.models.tokenizer import prompt_length
 from finetune.predict.fill_mask import Blanks, Filling, FillMask, read_blanks
+from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, unknown_parts
 from finetune.prompts.scoring_methods import CHOICE, GENERATE, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune.runtime.distributed import Distributed
 
@@ -40,7 +41,7 @@ def needs_word_search(blanks: Blanks, word_length: int, candidates: Sequence[str
 
 
 def prompts_for(
-    config: PretrainedConfig,
+    config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     card: RunCard | None,
     max_length: int | None = None,
@@ -80,7 +81,7 @@ class Predictor(ABC):
         prompts: how questions are written for it; None for a model that answers none.
     """
 
-    prompts: Any = None  # ExamPrompts or CausalExamPrompts, by the subclass
+    prompts: ExamPrompts | CausalExamPrompts | None = None
 
     def __init__(
         self,
@@ -154,7 +155,11 @@ class Predictor(ABC):
             progress: called with the number of questions finished.
         """
         config = ScoringConfig(self.method(method), orders, prior)  # refuses first what cannot be scored
-        return Scorer.of(self.forward, self.prompts, self.device, world).score(questions, config, progress)
+        return self._scorer(world).score(questions, config, progress)
+
+    def _scorer(self, world: Distributed | None = None) -> Scorer:
+        assert self.prompts is not None  # a model that answers no questions has no method
+        return Scorer.of(self.forward, self.prompts, self.device, world)
 
     def rank(
         self,
@@ -187,7 +192,7 @@ class Predictor(ABC):
 
     def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
         """Estimate the model's preference for letters, see `Scorer.estimate_prior`."""
-        return Scorer.of(self.forward, self.prompts, self.device).estimate_prior(questions)
+        return self._scorer().estimate_prior(questions)
 
     def digest(self) -> str:
         """Hash the weights and the prompt settings; the same wherever the folder lies."""

@@ -17,10 +17,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from finetune.runtime import hub_client
 from finetune.runtime.console import command, log
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_named_as_file
+from finetune.runtime.hub_health import HEALTH
 
 PROBE_SECONDS = 6.0  # limit for DNS look-up, connection and first byte together
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -113,7 +113,9 @@ def go_offline_if_unreachable() -> bool:
     thread.start()
     thread.join(PROBE_SECONDS)
     if answered.is_set():
-        hub_client.install_limits()
+        from finetune.runtime import hub_client
+
+        hub_client.install()
         return True
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "huggingface_hub" in sys.modules:  # it read the variable at its import
@@ -169,7 +171,7 @@ def cached(model: str, file: str) -> Path | None:
 
 def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     """Word the error for a model or dataset that could not be downloaded, with the ways to go on."""
-    why = f"hub {hub_client.HEALTH.reason}" if hub_client.HEALTH.reason else why
+    why = f"hub {HEALTH.reason}" if HEALTH.reason else why
     reason = " ".join(str(why).split())[:200] or type(why).__name__
     ways = ["用鏡像站：HF_ENDPOINT=https://鏡像站網址 python …"]
     if flag in ("--model_path", "--compare_with"):

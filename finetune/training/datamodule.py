@@ -6,11 +6,10 @@ import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.cli.train_args import TrainArgs
 from finetune.data.splits import Splits
@@ -37,6 +36,8 @@ from finetune.runtime.errors import UserError
 from finetune.training import learning_rate
 from finetune.training.hardware import Hardware, resolve_auto_precision
 from finetune.training.tasks import TASKS, Source, Task, TaskContext
+
+TITLES = {"train": "訓練", "validation": "驗證", "held_out": "保留"}  # of the objectives, in the log
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class DataModule:
     """
 
     args: TrainArgs
-    config: Any
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     prompts: ExamPrompts | CausalExamPrompts | None
     max_length: int
@@ -208,19 +209,18 @@ def setup_data(
     tokenizer = world.main_process_first(lambda: load_tokenizer(name, flag, kind))
     max_length = prompt_length(config, tokenizer, args.max_length)
     prompts = task.prompts(args, tokenizer, max_length)
-    statements = getattr(source, "statements", ())
     rows = {
-        "訓練": [*splits.fit, *statements] if statements else splits.fit,
-        "驗證": splits.validation,
-        "保留": splits.held_out if task.by_token else [],
+        "train": [*splits.fit, *splits.statements] if splits.statements else splits.fit,
+        "validation": splits.validation,
+        "held_out": splits.held_out if task.by_token else [],
     }
     context = TaskContext(args, config, tokenizer, prompts, max_length)
-    made = {title: task.objective(context, part, validating=title != "訓練") for title, part in rows.items()}
+    made = {key: task.objective(context, part, validating=key != "train") for key, part in rows.items()}
     if max_length < args.max_length:
         log(f"  這個模型最多讀 {max_length} 個 token：--max_length {args.max_length} 改為 {max_length}")
-    for title, objective in made.items():
-        tell_of_lengths(title, objective)
-    train = made["訓練"]
+    for key, objective in made.items():
+        tell_of_lengths(TITLES[key], objective)
+    train = made["train"]
     if args.task == "cpt" and not train.packed:
         log(f"  {config.model_type} 模型沒辦法在一列裡隔開好幾篇文字：一列一篇")
     if not train.rows or not train.lengths:
@@ -238,7 +238,7 @@ def setup_data(
     # the first step of a warm-up changes nothing
     warmup_steps = min(math.ceil(args.warmup_ratio * total_steps), total_steps - 1)
     return DataModule(
-        args, config, tokenizer, prompts, max_length, train, made["驗證"], made["保留"], source,
+        args, config, tokenizer, prompts, max_length, train, made["validation"], made["held_out"], source,
         steps_per_epoch, total_steps, warmup_steps, fitted, pool, base_card,
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,56 +107,14 @@ def resolve(config: dict[str, Any], settings: Settings, hidden_size: int, where:
     Raises:
         UserError: with all conflicts and every "auto" that no flag decides.
     """
-    steps = settings.train_batch // (settings.micro_batch * settings.world_size)
-    decided = {
-        "train_batch_size": (settings.train_batch, "--train_batch_size"),
-        "train_micro_batch_size_per_gpu": (settings.micro_batch, "--micro_batch_size"),
-        "gradient_accumulation_steps": (steps, "--train_batch_size ÷（--micro_batch_size × rank 數）"),
-        "gradient_clipping": (settings.max_grad_norm, "--max_grad_norm"),
-    }
     problems = deepspeed_keys.impossible(config, settings.world_size, settings.on_gpu, where)
-
-    def check_agrees(key: str, written: object, value: object, flag: str) -> None:
-        if written == "auto" or written == value:
-            return
-        way_out = f"，或把旗標改成 {flag} {written}" if re.fullmatch(r"--\w+", flag) else ""
-        if key == "gradient_accumulation_steps" and isinstance(written, int):
-            factors = settings.micro_batch, written, settings.world_size
-            product = " × ".join(map(str, factors))
-            way_out = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
-        problems.append(
-            f'{where} 的 {key} 是 {shown(written)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{way_out}'
-        )
-
-    resolved = dict(config)
-    for key, (value, flag) in decided.items():
-        check_agrees(key, config.get(key, "auto"), value, flag)
-        resolved[key] = value
-    for name in ("bf16", "fp16"):
-        block = dict(config.get(name, {}))
-        check_agrees(
-            f"{name}.enabled",
-            block.get("enabled", "auto"),
-            settings.precision == name,
-            f"--precision（{settings.precision}）",
-        )
-        resolved[name] = {**block, "enabled": settings.precision == name}
-    _check_optimizer(config, settings, check_agrees, problems, where)
+    flags = _FlagCheck(settings, where, problems)
+    resolved = {**config, **_batch(config, flags), **_precision(config, flags)}
+    _check_optimizer(config, flags)
     # This project makes AdamW and the schedule itself, the same for every engine.
     for name in ("optimizer", "scheduler", "compile"):
         resolved.pop(name, None)
-    zero = dict(config.get("zero_optimization", {}))
-    from_hidden_size: dict[str, int | bool] = {
-        "reduce_bucket_size": max(hidden_size * hidden_size, SMALLEST_BUCKET),
-        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
-        "stage3_param_persistence_threshold": 10 * hidden_size,
-        "stage3_gather_16bit_weights_on_model_save": True,
-        "stage": 0,
-    }
-    for key, default in from_hidden_size.items():
-        if zero.get(key) == "auto":
-            zero[key] = default
-    resolved["zero_optimization"] = zero
+    resolved["zero_optimization"] = zero = _zero(config, hidden_size)
     if zero.get("stage", 0) == 0 and settings.precision != "fp32":  # the fp32 weights could not be read
         problems.append(
             f"{where} 的 zero_optimization.stage 是 0，不能配 {settings.precision}；請用 1 以上或 "
@@ -175,14 +132,78 @@ def resolve(config: dict[str, Any], settings: Settings, hidden_size: int, where:
     return resolved
 
 
-def _check_optimizer(
-    config: dict[str, Any],
-    settings: Settings,
-    check_agrees: Callable[[str, object, object, str], None],
-    problems: list[str],
-    where: str,
-) -> None:
+@dataclass(frozen=True)
+class _FlagCheck:
+    """Comparison of the file's values with those of the flags.
+
+    Args:
+        settings: values of the flags.
+        where: the file's name, for messages.
+        problems: messages so far.
+    """
+
+    settings: Settings
+    where: str
+    problems: list[str]
+
+    def compare(self, key: str, written: object, value: object, flag: str) -> None:
+        """Add a problem where the file has another value than the flag."""
+        if written == "auto" or written == value:
+            return
+        way_out = f"，或把旗標改成 {flag} {written}" if re.fullmatch(r"--\w+", flag) else ""
+        if key == "gradient_accumulation_steps" and isinstance(written, int):
+            factors = self.settings.micro_batch, written, self.settings.world_size
+            product = " × ".join(map(str, factors))
+            way_out = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
+        self.problems.append(
+            f'{self.where} 的 {key} 是 {shown(written)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{way_out}'
+        )
+
+
+def _batch(config: dict[str, Any], flags: _FlagCheck) -> dict[str, Any]:
+    """Return the keys of the batch and of gradient clipping, as the flags decide them."""
+    settings = flags.settings
+    steps = settings.train_batch // (settings.micro_batch * settings.world_size)
+    decided = {
+        "train_batch_size": (settings.train_batch, "--train_batch_size"),
+        "train_micro_batch_size_per_gpu": (settings.micro_batch, "--micro_batch_size"),
+        "gradient_accumulation_steps": (steps, "--train_batch_size ÷（--micro_batch_size × rank 數）"),
+        "gradient_clipping": (settings.max_grad_norm, "--max_grad_norm"),
+    }
+    for key, (value, flag) in decided.items():
+        flags.compare(key, config.get(key, "auto"), value, flag)
+    return {key: value for key, (value, _) in decided.items()}
+
+
+def _precision(config: dict[str, Any], flags: _FlagCheck) -> dict[str, Any]:
+    """Return the blocks `bf16` and `fp16`, enabled as --precision decides."""
+    precision = flags.settings.precision
+    blocks = {}
+    for name in ("bf16", "fp16"):
+        block, enabled = config.get(name, {}), precision == name
+        flags.compare(f"{name}.enabled", block.get("enabled", "auto"), enabled, f"--precision（{precision}）")
+        blocks[name] = {**block, "enabled": enabled}
+    return blocks
+
+
+def _zero(config: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+    """Return the block `zero_optimization`; what is "auto" there follows from the size of the model."""
+    from_hidden_size: dict[str, int | bool] = {
+        "reduce_bucket_size": max(hidden_size * hidden_size, SMALLEST_BUCKET),
+        "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "stage": 0,
+    }
+    zero = config.get("zero_optimization", {})
+    return {
+        key: from_hidden_size.get(key, value) if value == "auto" else value for key, value in zero.items()
+    }
+
+
+def _check_optimizer(config: dict[str, Any], flags: _FlagCheck) -> None:
     """Add a problem for each value of an optimizer or scheduler block that differs from the flags."""
+    settings, where, problems = flags.settings, flags.where, flags.problems
     expected: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         "optimizer": (
             ("AdamW", "Adam", "auto"),
@@ -215,7 +236,7 @@ def _check_optimizer(
             )
         for key, written in parameters.items():
             if key in values:
-                check_agrees(f"{name}.params.{key}", written, values[key], "旗標")
+                flags.compare(f"{name}.params.{key}", written, values[key], "旗標")
             elif key not in ("torch_adam", "adam_w_mode"):
                 problems.append(f"{where} 的 {name}.params.{key} 不會被用到；請刪掉")
 

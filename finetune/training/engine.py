@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from finetune.models.cpu import use_fast_dropout
 from finetune.models.forward import forward_of
 from finetune.models.kinds import DTYPES
+from finetune.models.layer_groups import LayerGroups
 from finetune.models.layer_schedule import (
-    LayerGroups,
     LayerSchedule,
     build_parameter_groups,
     by_group,

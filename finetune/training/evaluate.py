@@ -14,14 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
 from finetune.data.splits import sample_rows
 from finetune.evaluation.baseline import stand_beside
 from finetune.evaluation.classification import compute_metrics, probabilities
-from finetune.evaluation.evaluator import CALIBRATION_ROWS, ExamResult, run_exam, scorer_for
-from finetune.models.forward import bf16_forward, forward_of, is_multi
+from finetune.evaluation.evaluator import (
+    CALIBRATION_ROWS,
+    NO_VALIDATION,
+    VALIDATION_EVALUATED,
+    VALIDATION_TRAINED_ON,
+    ExamResult,
+    choose_calibration,
+    run_exam,
+    scorer_for,
+)
+from finetune.models.forward import bf16_forward, config_of, forward_of, is_multi
 from finetune.models.generation import Decoding, Generator
 from finetune.models.kinds import names_of
 from finetune.objectives.batching import Example
@@ -71,6 +81,7 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
     if isinstance(objective, MaskedLMObjective):
         figures["validation_restored"] = stats.accuracy
     if isinstance(objective.rows[0], Question):
+        assert data.prompts is not None
         scorer = scorer_for(forward, data.prompts, run.world.device)
         result = run_exam(scorer, objective.rows, data.scoring, "1", run.world)
         figures |= {"validation_accuracy": result.accuracy, "validation_questions": len(objective.rows)}
@@ -78,7 +89,7 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
 
 
 def classifier_metrics(
-    run: Run, objective: ClassificationObjective, config: Any, forward: Callable[..., Tensor]
+    run: Run, objective: ClassificationObjective, config: PreTrainedConfig, forward: Callable[..., Tensor]
 ) -> tuple[dict[str, Any], list]:
     """Return the figures of a classifier on labelled rows, and its probabilities (n, K). Collective."""
     pad_id, world = run.data.tokenizer.pad_token_id, run.world
@@ -135,7 +146,7 @@ class FinalEvaluation:
         questions = {
             name: sample_rows(questions_of(rows), args.exam_limit, args.seed) for name, rows in sets.items()
         }
-        calibration: Sequence[Question] | str = "評測的就是驗證題，沒有別的題目可用來調整溫度"
+        calibration: Sequence[Question] | str = VALIDATION_EVALUATED
         if "validation" not in questions:
             calibration = _calibration_questions(run, questions_of(splits.validation))
         return cls(
@@ -162,10 +173,10 @@ class FinalEvaluation:
         run, data, world = self.run, self.run.data, self.run.world
         model = model.to(world.device).eval()
         self._evaluate_classifier(model)
-        forward: Any = model
+        forward = model
         if run.hardware.precision == "bf16" and world.device.type == "cpu" and data.kind == "masked":
             forward = bf16_forward(model)
-        scorer = scorer_for(forward, data.prompts, world.device) if self.questions else None
+        scorer = scorer_for(forward, data.prompts, world.device) if data.prompts and self.questions else None
         orders = run.args.exam_orders
         for name, rows in self.questions.items():
             title = f"評測（{TITLES[which]}，{name}）" if rows else ""
@@ -184,7 +195,7 @@ class FinalEvaluation:
         for name, objective in self.labelled.items():
             assert self.labels is not None
             forward = forward_of(model).eval()
-            self.labels[name], found = classifier_metrics(self.run, objective, model.config, forward)
+            self.labels[name], found = classifier_metrics(self.run, objective, config_of(model), forward)
             answered[name] = objective.rows, found
         if answered and self.labels is not None and self.run.world.is_main:
             names = names_of(self.run.loaded.config)
@@ -194,11 +205,9 @@ class FinalEvaluation:
 def _calibration_questions(run: Run, validation: Sequence[Question]) -> Sequence[Question] | str:
     """Return validation questions that no run trained on; or why there are none."""
     if not len(validation):
-        return "這次沒有留下驗證題（--split_ratio），無法調整溫度"
-    rows = sample_rows(validation, CALIBRATION_ROWS, run.args.seed)
-    return [
-        row for row in rows if row.fingerprint not in run.data.fitted
-    ] or "驗證題底模都訓練過，不能用來調整溫度"
+        return NO_VALIDATION
+    drawn = sample_rows(validation, CALIBRATION_ROWS, run.args.seed)  # first: there may be millions
+    return choose_calibration(drawn, run.data.fitted, VALIDATION_TRAINED_ON)
 
 
 @dataclass

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.runtime.errors import UserError
 from finetune.runtime.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from finetune.objectives.objective import Objective
 
 # Random weights learn nothing at the rates that pretrained ones are fine-tuned with. The best rate falls with
 # the width (Yang et al. 2022, arXiv:2203.03466): 1e-3 at 128 and 1.7e-4 at 768, where BERT used 1e-4.
@@ -18,7 +23,7 @@ HIGHEST = 1e-3
 LEARNT = 0.02  # share of ln K by which a loss must fall
 
 
-def of_random_weights(config: Any) -> float:
+def of_random_weights(config: PreTrainedConfig) -> float:
     """Return the default for a randomly initialised model, by its width, to two digits."""
     width = getattr(config.get_text_config(), "hidden_size", None) or 128
     return float(f"{min(HIGHEST, SCRATCH_TIMES_WIDTH / width):.2g}")
@@ -33,21 +38,20 @@ def of_checkpoint(folder: Path) -> float | None:
     return rate if isinstance(rate, float) and rate > 0 else None
 
 
-def unlearnt(objective: Any, history: list[dict], rate: float, usual: float | None) -> str:
+def unlearnt(objective: Objective, history: list[dict], rate: float, usual: float | None) -> str:
     """Return a warning that the training loss hardly fell, with a learning rate to try; "" where it did.
 
     It must fall below the loss of a guess by the shares of the classes, by LEARNT of ln K.
 
     Args:
-        objective: may have a `guess()` that returns (loss of a guess by the shares of the classes, ln K);
-            without it there is no warning.
+        objective: without a `baseline_loss` there is no warning.
         history: of training, with a `train_loss` for each epoch.
         usual: rate for random weights; None for others.
     """
-    if not history or not hasattr(objective, "guess"):
+    if not history or (baseline := objective.baseline_loss) is None:
         return ""
-    (guessed, ln_k), lowest = objective.guess(), min(entry["train_loss"] for entry in history)
-    if not math.isfinite(lowest) or lowest <= guessed - LEARNT * ln_k:
+    lowest, guessed = min(entry["train_loss"] for entry in history), baseline.by_shares
+    if not math.isfinite(lowest) or lowest <= guessed - LEARNT * baseline.uniform:
         return ""
     other = rate_to_try(rate, usual)
     return (

@@ -7,13 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from finetune.cli.train_args import TrainArgs
 from finetune.data.splits import Splits
 from finetune.models import layer_schedule, run_card
 from finetune.models.forward import attention_leaks_across_documents
 from finetune.models.generation import eos_ids
 from finetune.models.kv_cache import decode_mode
-from finetune.models.layer_schedule import LayerGroups, LayerSchedule
+from finetune.models.layer_groups import LayerGroups
+from finetune.models.layer_schedule import LayerSchedule
 from finetune.models.lora import Lora
 from finetune.models.run_card import RunCard, hash_texts, versions
 from finetune.prompts.causal_exam import CausalExamPrompts
@@ -44,7 +47,7 @@ class ModelInfo:
         num_trainable: parameters that are trained, those of adapters included.
     """
 
-    config: Any
+    config: PreTrainedConfig
     num_parameters: int
     new_head: bool
     end_ids: set[int] = field(default_factory=set)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.cli.train_args import TrainArgs
 from finetune.data import labelled
@@ -59,7 +59,7 @@ class TaskContext:
     """
 
     args: TrainArgs
-    config: Any
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     prompts: ExamPrompts | CausalExamPrompts | None
     max_length: int
@@ -79,10 +79,10 @@ class Task(Protocol):
     def split(self, source: Any, args: TrainArgs) -> Splits:
         """Split the rows, and log how many each split has."""
 
-    def align_labels(self, config: Any, source: Any, splits: Splits) -> None:
+    def align_labels(self, config: PreTrainedConfig, source: Any, splits: Splits) -> None:
         """Renumber the labels of the rows as a model numbers them that knows them already."""
 
-    def configure_model(self, config: Any, source: Any) -> None:
+    def configure_model(self, config: PreTrainedConfig, source: Any) -> None:
         """Write into the model's configuration what the data decide."""
 
     def prompts(
@@ -101,7 +101,7 @@ class Task(Protocol):
     def scoring(self, args: TrainArgs) -> str:
         """Return the method by which a model is scored that was trained on this."""
 
-    def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
+    def identity(self, args: TrainArgs, config: PreTrainedConfig) -> dict[str, str]:
         """Return what else a checkpoint is bound to, by its key in `checkpoints.LABELS`.
 
         The texts are part of the checkpoint's format.
@@ -111,10 +111,10 @@ class Task(Protocol):
 class _NoLabels:
     """Methods of tasks whose data name nothing that the model must know."""
 
-    def align_labels(self, config: Any, source: Any, splits: Splits) -> None:
+    def align_labels(self, config: PreTrainedConfig, source: Any, splits: Splits) -> None:
         """Leave the rows as they are."""
 
-    def configure_model(self, config: Any, source: Any) -> None:
+    def configure_model(self, config: PreTrainedConfig, source: Any) -> None:
         """Leave the configuration as it is."""
 
 
@@ -154,7 +154,7 @@ class ExamTask(_NoLabels):
         """Return the method that belongs to --objective."""
         return METHOD_OF_OBJECTIVE[args.objective]
 
-    def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
+    def identity(self, args: TrainArgs, config: PreTrainedConfig) -> dict[str, str]:
         """Return how tokens are masked, where the objective masks any."""
         masks = args.objective in ("mlm", "answer+mlm")
         return {"masks": str(masking_config(args, False)) if masks else ""}
@@ -197,7 +197,7 @@ class CausalLMTask(_TextTask):
         """Return `letter`."""
         return "letter"
 
-    def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
+    def identity(self, args: TrainArgs, config: PreTrainedConfig) -> dict[str, str]:
         """Return nothing more."""
         return {}
 
@@ -218,7 +218,7 @@ class MaskedLMTask(_TextTask):
         """Return `pll`."""
         return "pll"
 
-    def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
+    def identity(self, args: TrainArgs, config: PreTrainedConfig) -> dict[str, str]:
         """Return how tokens are masked."""
         return {"masks": str(masking_config(args, False))}
 
@@ -276,7 +276,7 @@ class InstructionTask(_NoLabels):
         """Return `letter`."""
         return "letter"
 
-    def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
+    def identity(self, args: TrainArgs, config: PreTrainedConfig) -> dict[str, str]:
         """Return how conversations are written out, and whether prompts count."""
         return {"written": f"{args.template}{' 提示也算損失' * args.train_on_prompt}"}
 
@@ -306,13 +306,13 @@ class ClassificationTask:
         describe_labels(source, splits)
         return splits
 
-    def align_labels(self, config: Any, source: LabelledDataset, splits: Splits) -> None:
+    def align_labels(self, config: PreTrainedConfig, source: LabelledDataset, splits: Splits) -> None:
         """Take over the order of the labels of a base that is a classifier and knows them all."""
         known = classes_of(config)
         if known != source.names and {*known} >= {*source.names}:
             renumber(source, splits, known)
 
-    def configure_model(self, config: Any, source: LabelledDataset) -> None:
+    def configure_model(self, config: PreTrainedConfig, source: LabelledDataset) -> None:
         """Write the names of the classes into the configuration."""
         name_classes(config, source.names, source.multi)
 
@@ -326,6 +326,7 @@ class ClassificationTask:
             UserError: --class_weights, and a class without any row.
         """
         config, multi = context.config, is_multi(context.config)
+        assert config.num_labels is not None
         weights = None
         if context.args.class_weights and not validating:
             labels = {label for row in rows for label in row.labels}
@@ -343,7 +344,7 @@ class ClassificationTask:
         """Return "": a classifier has one way to answer."""
         return ""
 
-    def identity(self, args: TrainArgs, config: Any) -> dict[str, str]:
+    def identity(self, args: TrainArgs, config: PreTrainedConfig) -> dict[str, str]:
         """Return the classes, and whether they are weighted."""
         return {"labels": f"{'、'.join(names_of(config))}{' 加權' * args.class_weights}"}
 

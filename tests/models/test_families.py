@@ -29,7 +29,7 @@ import fine_tuning_llm
 import inference
 from finetune.models.forward import forward_of
 from finetune.models.kinds import CLASSES, name_classes
-from finetune.models.layer_schedule import LayerGroups
+from finetune.models.layer_groups import LayerGroups
 from finetune.models.loading import LoadOptions, load_config, load_model
 from finetune.models.padding import padded
 from finetune.models.tokenizer import load_tokenizer, prompt_length

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from finetune.models import layer_schedule
+from finetune.models.layer_groups import LayerGroups, parse_layers
 from finetune.models.layer_schedule import (
-    LayerGroups,
     LayerSchedule,
     build_parameter_groups,
     build_schedule,
     by_group,
-    parse_layers,
     set_trainable,
     table,
 )

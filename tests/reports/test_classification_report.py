@@ -354,7 +354,7 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
         output_path=lambda: tmp_path,
         run_card=lambda step, weights: card(sets={}),
         loaded=SimpleNamespace(new_head=False),
-        data=SimpleNamespace(train=None),
+        data=SimpleNamespace(train=SimpleNamespace(baseline_loss=None)),
     )
     evaluation = SimpleNamespace(results={}, before_after=None, labels=given)
     kept, verdict = publishing.write_results(run, evaluation, PROGRESS, "以 4 位元載入")

@@ -199,16 +199,17 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from loopback_hub import LoopbackHub
 from finetune.data import hub_dataset
-from finetune.runtime import hub, hub_client
+from finetune.runtime import hub, hub_health
 from finetune.runtime.errors import UserError
-hub_client.PATIENCE = hub_client.WINDOW = 1.5
-hub_client.SECONDS = 1.0
 with LoopbackHub({{}}, {{"some/rows": Path({rows!r})}}) as here:
     import os
     os.environ["HF_ENDPOINT"] = here.url
     assert hub.go_offline_if_unreachable()
+    from finetune.runtime import hub_client  # with huggingface_hub, which reads HF_ENDPOINT at its import
+    hub_health.PATIENCE = hub_client.WINDOW = 1.5
+    hub_client.SECONDS = 1.0
     for here.mood in ("hangs", "drips", "is busy", "sends on", "halves", "floods", "pours", ""):
-        hub_client.HEALTH.__init__()
+        hub_health.HEALTH.__init__()
         began = time.monotonic()
         try:
             kind = "models" if here.mood in ("floods", "pours") else "datasets"

@@ -70,7 +70,7 @@ def test_the_guess_is_the_least_loss_of_one_answer_for_all_rows(loaded, multi, w
     sets = [(0,)] * 50 + [(1,)] * 20 + [(2,)] * 10 + ([(0, 1)] * 7 + [()] * 3 if multi else [])
     rows = [Labelled("天", labels=labels) for labels in sets]
     weights = class_weights(rows, 3, multi) if weighted else None
-    known, whole = ClassificationObjective(loaded[1], rows, 16, 3, multi, weights).guess()
+    known, whole = ClassificationObjective(loaded[1], rows, 16, 3, multi, weights).baseline_loss
     logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-14)
     weight = torch.tensor(weights, dtype=torch.float64) if weights else None

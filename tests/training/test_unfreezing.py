@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from test_engine import ONE, engine_config, examples_of, train_on_two
 from test_lora import run_on_two
 
-from finetune.models.layer_schedule import LayerGroups, build_schedule
+from finetune.models.layer_groups import LayerGroups
+from finetune.models.layer_schedule import build_schedule
 from finetune.models.loading import load
 from finetune.objectives.batching import collate
 from finetune.training.engine import Engine
