@@ -127,8 +127,8 @@ def build_parser() -> Parser:
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
     add("--candidates", type=comma_list, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
-    add = parser.add_argument_group("寫作（因果模型）").add_argument
-    add("--max_new_tokens", type=int_in(1), default=256, help="最多寫幾個 token（預設 256）")
+    add = parser.add_argument_group("文字生成（因果模型）").add_argument
+    add("--max_new_tokens", type=int_in(1), default=256, help="最多生成幾個 token（預設 256）")
     add("--do_sample", action="store_true", help="抽樣；不加就每次選最可能的（greedy）")
     add("--temperature", type=float_in(0), default=1.0, help="抽樣的溫度；0 = greedy（預設 1）")
     add("--top_p", type=float_in(0, 1, above=True), default=1.0, help="只從合計這麼多機率的字裡抽（預設 1）")
@@ -392,7 +392,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
 def tell_of_idle_writing(args: InferenceArgs) -> None:
     """Warn of flags of text generation that were given where a causal model only chooses a letter."""
     if idle := "、".join("--" + name for name in WRITING if name in args.given):
-        console.log(f"⚠️ {idle} 沒有作用：選擇題不看寫作的旗標")
+        console.log(f"⚠️ {idle} 沒有作用：選擇題不使用文字生成的旗標")
 
 
 def _check_hardware(args: InferenceArgs) -> None:

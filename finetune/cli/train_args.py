@@ -191,7 +191,7 @@ def build_parser() -> Parser:
     add("--mask_rate", type=float_in(0, 1, above=True), default=0.15,
         help="訓練時遮住多少（預設 0.15；驗證一律 0.15）")
     add("--all_masked", action="store_true",
-        help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的字、10 %% 不變")
+        help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的 token、10 %% 不變")
     add("--preview_masks", type=int_in(0), default=0, help="只看幾列遮起來的樣子，不訓練")
 
     add = parser.add_argument_group("分類（classify）").add_argument
@@ -224,15 +224,15 @@ def build_parser() -> Parser:
     add("--micro_batch_size", type=int_in(0), default=0,
         help="每個 rank 一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--auto_micro_batch", action="store_true",
-        help="GPU 記憶體不足時自己把一次的列數減半，從最近的檢查點接續；每一步的列數不變")
+        help="GPU 記憶體不足時自動把微批次減半，從最近的檢查點接續；批次大小不變")
     add("--learning_rate", type=float_in(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5；"
              "隨機初始化 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
     add("--on_nan", type=choice("fail", "skip"), default="fail",
-        help="損失不是數字時：fail 停止並說是哪些列（預設）；skip 略過那一步")
+        help="損失是 NaN 或無限大時：fail 停止並列出是哪些列（預設）；skip 略過那一步")
     add("--warmup_ratio", type=float_in(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
     add("--weight_decay", type=float_in(0), default=0.01, help="權重衰減（預設 0.01）")
-    add("--max_grad_norm", type=float_in(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
+    add("--max_grad_norm", type=float_in(0), default=1.0, help="梯度範數的上限；0 = 不裁剪（預設 1.0）")
     add("--seed", type=int_in(0), default=42, help="亂數種子（預設 42）")
 
     add = parser.add_argument_group("機器").add_argument
@@ -248,10 +248,10 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("調整哪些權重").add_argument
     add("--freeze", default="",
-        help="不學的部分：embeddings、層號、head，例如 embeddings,0-9，或 all_but_head")
-    add("--train_only", default="", help="只學的部分，例如 11,head")
+        help="凍結的部分：embeddings、層號、head，例如 embeddings,0-9，或 all_but_head")
+    add("--train_only", default="", help="只訓練的部分，例如 11,head")
     add("--unfreeze_every", type=int_in(0), default=0,
-        help="由上而下每幾步多開一部分；0 = 一開始全部都學（預設）")
+        help="由上而下，每幾步多解凍一部分；0 = 一開始就訓練全部（預設）")
     add("--layer_lr_decay", type=float_in(0, 1, above=True), default=1.0,
         help="每往下一層學習率乘上多少，例如 0.9（預設 1，各層相同）")
     add("--lora_rank", type=int_in(0), default=0, help="LoRA 的 rank；0 = 訓練全部權重（預設）")

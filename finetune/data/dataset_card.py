@@ -41,7 +41,7 @@ def declared_files(folder: Path) -> dict[Path, tuple[str, str]]:
             files = _resolve(folder, config["data_files"], str(config.get("data_dir") or ""))
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
-            log(f"{folder / README} 的 configs 看不懂（{name}：{reason}），改照檔名分")
+            log(f"{folder / README} 的 configs 無法解析（{name}：{reason}），改照檔名分")
             return {}
         for file, split in files.items():
             if file not in sizes or len(files) < sizes[file]:

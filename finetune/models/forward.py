@@ -36,7 +36,7 @@ PACKABLE = (
     "smollm3", "glm4", "granite",
 )  # fmt: skip
 NOT_NUMBERS = (
-    "模型算出的不是數（NaN 或無限大）：權重壞了，或這個精度裝不下它；請用 --precision fp32 再試，或換一個模型"
+    "模型輸出 NaN 或無限大：權重損壞，或超出這個精度的範圍；請用 --precision fp32 再試，或換一個模型"
 )
 LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neighbour changes
 

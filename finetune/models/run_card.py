@@ -35,11 +35,11 @@ FORMAT = 1
 SKETCHED = 100_000  # the most questions of which sketches are kept: 0.3 kB each
 TASK_TITLES = {
     "exam": "考題微調",
-    "mlm": "續訓",
-    "cpt": "續訓",
-    "sft": "問答微調",
-    "classify": "分類",
-}  # of tasks
+    "mlm": "持續預訓練",
+    "cpt": "持續預訓練",
+    "sft": "指令微調",
+    "classify": "文字分類",
+}  # titles of the tasks, for the model card and the report
 NEEDED = ("scoring", "template", "max_length")  # a card without them is useless
 LARGEST = 1 << 53  # the largest integer that a float still represents
 UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options

@@ -175,7 +175,7 @@ class InstructionObjective:
         self.remarks.update(self.chat.remarks(row.messages))
         if passages > 1:
             self.remarks[
-                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：分成幾例訓練，前文都與作答時一樣"
+                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：拆成多個樣本訓練，前文都與作答時一樣"
             ] += 1
         if self.on_prompt and row.untaught:
             self.remarks["有不訓練的回答：只訓練其他的回答，提示不算損失（--train_on_prompt）"] += 1

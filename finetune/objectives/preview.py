@@ -44,7 +44,7 @@ def masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) 
             yield f"  {shown(tokenizer, example)}"
     chosen = totals["masked"] + totals["kept"] + totals["changed"]
     if chosen:
-        titles = (("換成 [MASK]", "masked"), ("換成別的字", "changed"), ("不變", "kept"))
+        titles = (("換成 [MASK]", "masked"), ("換成別的 token", "changed"), ("不變", "kept"))
         shares = "、".join(f"{title} {totals[key] / chosen:.1%}" for title, key in titles)
         share = chosen / totals["tokens"]
         counts = f"遮住 {chosen:,}/{totals['tokens']:,} 個 token（{share:.1%}）"

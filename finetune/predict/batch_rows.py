@@ -104,7 +104,7 @@ class McqRows(RowHandler[Predictor, Question]):
             raise ValueError(row)
         question = draft(row).without_answer(self.reading)
         if not all(map(is_text, (question.stem, *question.options, question.subject))):
-            raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
+            raise ValueError("有落單的代理字元（surrogate），不是合法的 UTF-8")
         return question
 
     def read_row(self, record: Record, row: Row) -> Question:

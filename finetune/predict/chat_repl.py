@@ -29,7 +29,7 @@ HELP = """
   qa              問一題選擇題
   sample on|off   抽樣，或每次都選最可能的字（現在 {sample}）
   temperature N   抽樣的溫度，0 到 5（現在 {temperature:g}）
-  tokens N        最多寫幾個 token（現在 {tokens}）
+  tokens N        最多生成幾個 token（現在 {tokens}）
   method M        選擇題的作答方式（現在 {method}）：letter、generate、prior
   orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all
   quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或停住正在寫的回答）
@@ -97,7 +97,7 @@ class ChatRepl(Repl[CausalLMPredictor]):
                 print_result(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
-                print_result("\n🤖 （它什麼也沒說）", end="")
+                print_result("\n🤖 （模型沒有輸出）", end="")
         except KeyboardInterrupt:
             print_result("…（停在這裡）", end="")
             if not pieces:

@@ -151,7 +151,7 @@ class JudgedRow:
             try:
                 messages = parse_instruction(item, need_answer=False).messages
             except ValueError as error:
-                raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
+                raise UserError(f"這一題無法解析：{error}（{str(item)[:60]}）") from error
             return cls(str(messages[-1]["content"]), None, tuple(messages), _answer_to(messages, item))
         question = as_question(item)
         key = "" if question.answer is None else question.options[question.answer]
@@ -217,11 +217,11 @@ def as_question(item: object) -> Question:
     if isinstance(item, str):
         match = re.fullmatch(r"\s*question:(.*?)\n\s*answer:(.*)", item, re.S)
         if not match:
-            raise UserError(f"這一題看不懂：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
+            raise UserError(f"這一題無法解析：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
         item = {"question": match[1], "answer": match[2].strip()}
     from finetune.data.question_rows import parse_question
 
     try:
         return parse_question(item)
     except ValueError as error:
-        raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
+        raise UserError(f"這一題無法解析：{error}（{str(item)[:60]}）") from error

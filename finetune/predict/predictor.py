@@ -176,10 +176,10 @@ class Predictor(ABC):
         try:
             row = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
         except ValueError as error:
-            raise UserError(f"這一題問不了：{error}") from error
+            raise UserError(f"這一題無法計分：{error}") from error
         scores = self.score([row], method, orders)
         if scores.skipped:
-            raise UserError(f"這一題問不了：{scores.skipped[0]}")
+            raise UserError(f"這一題無法計分：{scores.skipped[0]}")
         if scores.unparsable:
             message = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
             raise UserError(f"{message}；可改用 letter（--scoring letter，對話中是 method letter）")

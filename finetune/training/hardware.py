@@ -195,8 +195,8 @@ def choose_precision(
     if device.type != "cuda":
         return ("auto", "") if engine == "torch" else ("fp32", "精度：fp32（CPU）；")
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "精度：bf16（這張 GPU 會算 bf16）；"
-    return "fp16", "精度：fp16（這張 GPU 不會算 bf16，損失會放大再縮回）；"
+        return "bf16", "精度：bf16（這張 GPU 支援 bf16）；"
+    return "fp16", "精度：fp16（這張 GPU 不支援 bf16，使用損失縮放（loss scaling））；"
 
 
 def choose_micro_batch(train_batch: int, wanted: int, most: int, world: Distributed) -> int:

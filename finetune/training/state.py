@@ -14,7 +14,7 @@ PATIENCE = 20  # steps in a row that may be skipped
 
 
 def _all_nonfinite(what: str) -> NonFiniteError:
-    return NonFiniteError(f"{what}的損失都不是數字，略過也沒有用；請用較小的 --learning_rate")
+    return NonFiniteError(f"{what}的損失都是 NaN 或無限大，略過也無法繼續；請用較小的 --learning_rate")
 
 
 @dataclass

@@ -66,7 +66,7 @@ class TrainLog:
             return
         if result.skipped:
             shown = "、".join(result.skipped[:8]) + "…" * (len(result.skipped) > 8)
-            self.message(f"⚠ 第 {step} 步的損失不是數字，略過（--on_nan skip）；這一批：{shown}")
+            self.message(f"⚠ 第 {step} 步的損失是 NaN 或無限大，略過（--on_nan skip）；這一批：{shown}")
             self._write({"step": step, "skipped": list(result.skipped)})
             if self._bar:
                 self._bar.update(1)

@@ -467,7 +467,7 @@ def test_flags_without_effect_are_said(run, flags, idle):
 def test_flags_of_writing_without_effect_on_a_file_of_questions_are_said(run, tmp_path):
     passages(tmp_path / "q.csv", 1)
     code, _, err = run("--input", "q.csv", "--output", "a.csv", "--do_sample")
-    assert code == 0 and "⚠️ --do_sample 沒有作用：選擇題不看寫作的旗標" in err
+    assert code == 0 and "⚠️ --do_sample 沒有作用：選擇題不使用文字生成的旗標" in err
 
 
 def test_flags_that_have_an_effect_are_not_warned_of(run):
@@ -679,7 +679,7 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, talk, monkeypat
 
 def test_a_model_that_says_nothing_is_said_to(qwen, talk, monkeypatch):
     monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: iter(()))
-    assert replies_in(talk(qwen, "天")) == ["（它什麼也沒說）"]
+    assert replies_in(talk(qwen, "天")) == ["（模型沒有輸出）"]
 
 
 def test_rubbish_never_ends_a_conversation(qwen, talk):
