@@ -114,11 +114,11 @@ def build_parser() -> Parser:
         help="沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
     add("--cpu", action="store_true", help="不用 GPU")
     add("--precision", type=choice("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，難分高下的題再用 fp32")
+        help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，分數太接近的題再用 fp32")
     add("--local_rank", type=int_in(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("填空與分類").add_argument
-    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或接著寫；分類模型則分類")
+    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或續寫；分類模型則分類")
     add("--pair", help="分類模型：一對句子的第二句，第一句是 --prompt")
     add("--top_k", type=int_in(0, MOST_WORDS), default=5,
         help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5；分類的 JSON 與檔案預設全部標籤）；"
@@ -155,9 +155,9 @@ def build_parser() -> Parser:
     add("--input", type=path, help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
                         "csv、tsv、json、jsonl、parquet、arrow、xlsx、txt")
     add("--text_column", default="",
-        help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
+        help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自動辨識）")
     add("--label_column", default="",
-        help="分類：正解的欄位，--input 與 --exam 用來算正確率，--inspect 看標籤（預設自己找）")
+        help="分類：正解的欄位，--input 與 --exam 用來算正確率，--inspect 看標籤（預設自動辨識）")
     add("--output", type=path, help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
@@ -189,7 +189,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("輸出").add_argument
     add("--json", action="store_true", help="結果以 JSON 輸出，一行一個物件")
     add("--answer_format", type=choice("letter", "index"), default="letter",
-        help="答案：letter（A、B…）或 index（和檔案裡的答案同樣算法；選項1… 從 1，看不出來就從 0）")
+        help="答案：letter（A、B…）或 index（起算方式同檔案裡的答案；選項1… 從 1，看不出來就從 0）")
     add("--batch_size", type=int_in(0), default=0, help="檔案一次讀幾列；0 = 自動")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser

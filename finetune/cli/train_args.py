@@ -151,7 +151,7 @@ def build_parser() -> Parser:
                         usage=f"{console.command('fine_tuning_llm.py')} [旗標]",
                         description="以考題、文字與對話訓練語言模型，並誠實評測")
 
-    add = parser.add_argument_group("做什麼").add_argument
+    add = parser.add_argument_group("任務").add_argument
     add("--task", type=choice(*TASK_DEFAULTS), default="exam",
         help="exam：以選擇題訓練遮罩模型（預設）；mlm：以文字持續預訓練遮罩模型；classify：文字分類；"
              "cpt：以文字持續預訓練因果模型；sft：以問答微調因果模型（指令微調）")
@@ -182,21 +182,21 @@ def build_parser() -> Parser:
         help="整數答案裡，第一個選項是 0 還是 1；auto 看全部的列，看不出來就問（預設）")
     add("--max_length", type=int_in(16), default=512,
         help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
-    add("--show_examples", type=int_in(0), default=0, help="印出幾個模型看到的例子")
+    add("--show_examples", type=int_in(0), default=0, help="印出幾個訓練樣本，也就是模型看到的樣子")
 
     add = parser.add_argument_group("遮住哪些字（mlm 與 exam）").add_argument
     add("--masking", type=choice(*MASKINGS, "answer"), default="answer",
         help="token 逐字；word 整詞（jieba；mlm 預設）；span 幾個連著的詞；"
              "answer 多半遮整個答案（exam 預設）")
     add("--mask_rate", type=float_in(0, 1, above=True), default=0.15,
-        help="訓練時遮住多少（預設 0.15；驗證一律 0.15）")
+        help="訓練時遮住的比例（預設 0.15；驗證一律 0.15）")
     add("--all_masked", action="store_true",
         help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的 token、10 %% 不變")
     add("--preview_masks", type=int_in(0), default=0, help="只看幾列遮起來的樣子，不訓練")
 
     add = parser.add_argument_group("分類（classify）").add_argument
-    add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自己找）")
-    add("--label_column", default="", help="標籤的欄位；寫幾個就是多標籤，各欄是 0 或 1（預設自己找）")
+    add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自動辨識）")
+    add("--label_column", default="", help="標籤的欄位；寫幾個就是多標籤，各欄是 0 或 1（預設自動辨識）")
     add("--multi_label", action="store_true", help="一列可有幾個標籤，以 |、;、、 或逗號分開")
     add("--class_weights", action="store_true", help="少見的類別在損失裡加重，依訓練資料的比例")
     add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
@@ -222,7 +222,7 @@ def build_parser() -> Parser:
     add("--train_batch_size", type=int_in(1), default=32,
         help="批次大小：每一步的列數，所有 rank 合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=int_in(0), default=0,
-        help="每個 rank 一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
+        help="每個 rank 一次前向傳播的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--auto_micro_batch", action="store_true",
         help="GPU 記憶體不足時自動把微批次減半，從最近的檢查點接續；批次大小不變")
     add("--learning_rate", type=float_in(0, above=True), default=3e-5,
@@ -272,7 +272,7 @@ def build_parser() -> Parser:
     add("--ckpt_id", type=path, default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
     add("--resume", action="store_true", help="接續 --save_dir 中最新的檢查點；沒有就從頭開始")
     add("--allow_world_size_change", action="store_true",
-        help="接續別的 rank 數寫的檢查點；dropout 抽的不同，不再逐位元相同")
+        help="接續別的 rank 數寫的檢查點；dropout 的隨機結果不同，不再逐位元相同")
     add("--verify_checkpoint", type=path, default="",
         help="只檢查一個檢查點、--save_dir 或模型資料夾是否完好，不訓練")
     add("--verify_resume", type=int_in(0), default=0,
@@ -280,11 +280,12 @@ def build_parser() -> Parser:
     add("--output_dir", type=path, default=console.MODEL_FOLDER,
         help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
 
-    add = parser.add_argument_group("觀察").add_argument
+    add = parser.add_argument_group("觀察與記錄").add_argument
     add("--exam_limit", type=int_in(0), default=0, help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部")
     add("--exam_orders", type=choice(*ORDERS), default="1",
         help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
-    add("--report_to", type=choice("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
+    add("--report_to", type=choice("none", *TRACKERS), default="none",
+        help="另外記錄到哪個追蹤工具（預設 none）")
     add("--config", type=path, default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
     add("--dry_run", action="store_true", help="讀資料、算步數、印出設定，不訓練")
     add("--debug", action="store_true", help="出錯時顯示完整經過")

@@ -355,7 +355,9 @@ class Survey:
         if count := self.certain[TEXT]:
             notes.append(f"{count} 列的答案是選項的文字（例如 {shown(self.examples[TEXT])}），對回選項")
         if self.ambiguous[NUMBER] and NUMBER not in convention.texts | convention.places:
-            notes.append(f"{self.ambiguous[NUMBER]} 列的答案既像編號也像選項的文字，兩種讀法不同的算壞列")
+            notes.append(
+                f"{self.ambiguous[NUMBER]} 列的答案既像編號也像選項的文字，兩種讀法不一致的視為有問題的列"
+            )
         for kind, kind_name in ((LETTER, "字母"), (ORDINAL, "次序"), (NUMBER, "編號")):
             if self.ambiguous[kind] and kind in convention.texts | convention.places:
                 meaning = "選項的文字" if kind in convention.texts else kind_name

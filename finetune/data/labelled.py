@@ -316,8 +316,8 @@ def _check(dataset: LabelledDataset, named: str, are_classes: bool) -> None:
         )
     if len(names) < 2:
         raise UserError(
-            f"{named}：標籤欄 {column} 只有一個標籤（{names[0] if names else '空的'}）；有沒有它請寫成兩類"
-            "（每列一個標籤），或用 --label_column 指出別欄"
+            f"{named}：標籤欄 {column} 只有一個標籤（{names[0] if names else '空的'}）；請把「有」"
+            "與「沒有」寫成兩類（每列一個標籤），或用 --label_column 指出別欄"
         )
     problems = []
     for split, labels in used.items():

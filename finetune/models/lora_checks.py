@@ -49,7 +49,7 @@ def check_fit(model: nn.Module, flag: str) -> None:
         before, used = _used_layers(layers, logits)
         chosen = {name.rpartition(".")[2]: layers[name] for name in reversed(used)}
         if idle := sorted({name.rpartition(".")[2] for name in layers} - chosen.keys()):
-            reason = f"不經過 {'、'.join(idle)} 這些層，加在那裡學不到"
+            reason = f"不經過 {'、'.join(idle)} 這些層，加在那裡不會被訓練到"
             raise UserError(_message(model, flag, reason, sorted(chosen)))
         changed, merged = _trial_logits(list(chosen.values()), logits)
     finally:

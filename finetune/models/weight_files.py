@@ -62,7 +62,7 @@ def _header_problems(file: Path) -> Iterator[str]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > LONGEST_HEADER or 8 + length > size:
-            sizes = f"有 {size:,} 個位元組，檔頭說單是目錄就有 {length:,} 個"
+            sizes = f"有 {size:,} 個位元組，檔頭記載的目錄卻有 {length:,} 個"
             yield f"{file.name} 不完整，或不是 safetensors：{sizes}；請重新下載"
             return
         try:
@@ -74,7 +74,7 @@ def _header_problems(file: Path) -> Iterator[str]:
             yield f"{file.name} 的目錄讀不懂，不是 safetensors 或已損壞；請重新下載"
             return
     if size != end:
-        yield f"{file.name} 有 {size:,} 個位元組，應有 {end:,} 個：沒有下載完，或磁碟滿過；請重新下載"
+        yield f"{file.name} 有 {size:,} 個位元組，應有 {end:,} 個：沒有下載完，或寫到一半磁碟滿了；請重新下載"
     not_floats = [
         name
         for name, (dtype, dims) in sorted(formats.items())

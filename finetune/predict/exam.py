@@ -73,7 +73,7 @@ def run_exam_command(
     if unscored:
         notes.append(f"另有 {len(keyless)} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:
-        notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有評測（--on_bad_rows skip）")
+        notes.append(f"題庫裡有 {len(exam.skipped)} 列無法讀取，沒有評測（--on_bad_rows skip）")
     history = card.history if card else []
     page = report.Report(
         facts, {split: metrics}, {split: (result, other)}, other_title, "other", history,

@@ -205,7 +205,7 @@ def as_text(inspection: dict[str, Any]) -> str:
     lines = [f"題庫 {inspection['origin']}：{inspection['rows']} 題，{len(inspection['subjects'])} 科"]
     if inspection["keyless"]:
         counts = "、".join(f"{split} {count}" for split, count in inspection["keyless"].items())
-        lines.append(f"另有沒有答案的題目：{counts}")
+        lines.append(f"另有無答案的題目：{counts}")
     lines += [f"讀法：{note}" for note in inspection["read_as"]] + [""]
     lines += table(
         ["部分", "題數", "科數", *(f"答案 {letter}" for letter in letters)],

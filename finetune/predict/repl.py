@@ -340,7 +340,7 @@ def print_ranking(ranked: Ranking) -> None:
     for place, (label, text, score) in enumerate(ranked, 1):
         print_result(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
     if tied := getattr(ranked, "tied", ()):
-        print_result(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；照給的順序排列")
+        print_result(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；依輸入的順序排列")
 
 
 def int_between(name: str, value: str, low: int, high: int) -> int:

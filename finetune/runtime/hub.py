@@ -185,7 +185,7 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     listed = "".join(f"\n      {number}. {way}" for number, way in enumerate(ways, 1))
     where = "" if "/" in name else f"這裡沒有名叫 {name} 的檔案或資料夾，hub 上"
     return UserError(
-        f"{flag} {name}：{where}拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}"
+        f"{flag} {name}：{where}拿不到這個{what}（{endpoint()}）。{reason}\n    三種做法：{listed}"
     )
 
 

@@ -244,7 +244,7 @@ class Checkpoints:
         if then != now and not other_ranks:
             differences.append(
                 f"rank 數：檢查點 {then!r}，這次 {now}；加 --allow_world_size_change 可換 rank 數接續"
-                "（dropout 抽的不同，不再逐位元相同）"
+                "（dropout 的隨機結果不同，不再逐位元相同）"
             )
         if differences:
             refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differences]
@@ -253,7 +253,8 @@ class Checkpoints:
         read(folder)
         if card.get("passes") != self.passes:
             log(
-                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}：dropout 抽的不同，不再逐位元相同"
+                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}："
+                "dropout 的隨機結果不同，不再逐位元相同"
             )
         if then != now:
             log(f"  檢查點由 {then} 個 rank 寫出，這次是 {now} 個：已重新分配")

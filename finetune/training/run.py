@@ -115,7 +115,7 @@ class Run:
         data, end_ids = self.data, set()
         if data.packed and attention_leaks_across_documents(model):
             name = self.args.model_name_or_path
-            raise UserError(f"--model_name_or_path {name}：注意力的實作不理會遮罩，一列裡隔不開兩篇文字")
+            raise UserError(f"--model_name_or_path {name}：注意力的實作會忽略遮罩，一列裡隔不開兩篇文字")
         if data.kind == "causal":
             if not getattr(model, "is_loaded_in_4bit", False):  # see lora._never_repack
                 decode_mode(model)
@@ -140,7 +140,7 @@ class Run:
         if schedule.frozen and args.from_scratch:
             log("  ⚠️ 底模是隨機初始化的，凍結的部分會一直是隨機的權重")
         elif info.new_head and "head" in schedule.frozen:
-            log("  ⚠️ 輸出層是新裝的（隨機初始化），凍結它就學不到東西；請讓 head 也參與訓練")
+            log("  ⚠️ 輸出層是新加的（隨機初始化），凍結它就學不到東西；請讓 head 也參與訓練")
         if schedule.last_opening >= self.data.total_steps:
             log(
                 f"  ⚠️ 總共只有 {self.data.total_steps} 步，最下面的層要 "

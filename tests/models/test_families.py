@@ -557,8 +557,8 @@ def test_a_classifier_keeps_its_own_order_of_labels_and_those_the_data_do_not_us
     [
         ("qwen2", ("exam", "choice"), ("qwen2", "不能當選擇題模型的底模", "--task sft")),
         ("gpt2", ("exam", "answer"), ("GPT2LMHeadModel", "不是填空用的遮罩語言模型")),
-        ("bert", ("sft",), ("BertForMaskedLM", "不是接著寫下去的因果語言模型", "Qwen/Qwen2.5-0.5B")),
-        ("roberta", ("cpt",), ("RobertaForMaskedLM", "不是接著寫下去的因果語言模型")),
+        ("bert", ("sft",), ("BertForMaskedLM", "不是生成文字的因果語言模型", "Qwen/Qwen2.5-0.5B")),
+        ("roberta", ("cpt",), ("RobertaForMaskedLM", "不是生成文字的因果語言模型")),
     ],
 )
 def test_a_model_of_another_kind_is_refused(family, task, says, base_of, refused, sources):

@@ -566,7 +566,7 @@ def test_without_memory_a_run_that_began_elsewhere_goes_on_from_there(train, tmp
     words = ["--load_dir", "checkpoints", "--ckpt_id", "step4", "--micro_batch_size", 8, "--auto_micro_batch"]
     assert train(*STEPS, *words, "--save_dir", "other", "--output_dir", "other_model") == 0
     assert seen == [4, 4, 5, 6] and not list(tmp_path.glob("other/earlier_*"))
-    assert "dropout 抽的不同，不再逐位元相同" in capsys.readouterr().err
+    assert "dropout 的隨機結果不同，不再逐位元相同" in capsys.readouterr().err
 
 
 # ---- the clock ---------------------------------------------------------------------------------------------
