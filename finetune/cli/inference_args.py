@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LONGEST_WORD = 4  # characters that one blank may become
 MOST_WORDS = 1000  # that are listed
 T = TypeVar("T")
-BASE_MODEL = "base"  # of --compare_with: the model before it was fine-tuned
+BASE_MODEL = "base"  # value of --compare_with: the model before it was fine-tuned
 
 
 @dataclass
@@ -199,7 +199,7 @@ WRITING = (  # flags of text generation, by the names of generation.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
     "length_penalty", "early_stopping", "seed",
 )  # fmt: skip
-KINDS = {  # of models, by the names of kinds.CLASSES
+KINDS = {  # titles of the kinds of models, by the names of kinds.CLASSES
     "masked": "填空的遮罩模型", "causal": "因果模型", "classifier": "分類模型", "choice": "選擇題模型",
 }  # fmt: skip
 FOR_KINDS = {  # flags that only some kinds of model have a use for
@@ -367,7 +367,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
     """Refuse flags that are meant for another kind of model, and warn of those without effect.
 
     Args:
-        kind: of the model, one of KINDS.
+        kind: kind of the model, one of KINDS.
 
     Raises:
         UserError: with the flags that this model has no use for.

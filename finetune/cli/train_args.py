@@ -13,11 +13,11 @@ from finetune.data.encodings import choose_encoding
 from finetune.prompts.scoring_methods import METHOD_OF_OBJECTIVE, ORDERS
 from finetune.runtime import console
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of --report_to
-MASKINGS = ("token", "word", "span")  # of --masking, beside `answer`
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # values of --report_to
+MASKINGS = ("token", "word", "span")  # values of --masking, beside `answer`
 DEFAULT_DEEPSPEED_CONFIG = "ds_config.json"
 
-DEMO_DEFAULTS: dict[str, object] = {  # of flags that were not given; measured for two cores, see README
+DEMO_DEFAULTS: dict[str, object] = {  # defaults with --demo; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
     "early_stopping_patience": 10,
 }  # fmt: skip
@@ -27,7 +27,7 @@ CAUSAL_DEFAULTS: dict[str, object] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B", "split_ratio": (0.95, 0.05, 0.0), "max_length": 2048,
     "train_batch_size": 16, "early_stopping_patience": 0,
 }  # fmt: skip
-TASK_DEFAULTS: dict[str, dict[str, object]] = {  # of flags that were not given
+TASK_DEFAULTS: dict[str, dict[str, object]] = {  # task -> defaults of flags that were not given
     "exam": {},
     "mlm": {
         "dataset": "",
@@ -102,7 +102,7 @@ class TrainArgs:
     auto_micro_batch: bool
     learning_rate: float | None  # None: by the width of a model with random weights
     on_nan: str
-    warmup_ratio: float  # of all steps
+    warmup_ratio: float  # share of all steps
     weight_decay: float
     max_grad_norm: float  # 0: no clipping
     seed: int

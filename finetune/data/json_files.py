@@ -278,7 +278,7 @@ def _members(file: Path, size: int, changed: int) -> dict[str, _Member] | Unread
     """Return the members of an object by name, Unreadable where it is no JSON.
 
     Args:
-        size, changed: of the file, so that the cache forgets a file that changes.
+        size, changed: the file's size and time of change, so that the cache forgets a file that changes.
     """
     members: dict[str, _Member] = {}
     with open_text(file) as stream:

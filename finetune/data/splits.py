@@ -1,4 +1,4 @@
-"""Splits of each kind of data set: training, validation, held-out and test rows."""
+"""Splits of each kind of dataset: training, validation, held-out and test rows."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CLASSES = {  # of transformers
+CLASSES = {  # kind -> its auto class in transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
 }  # fmt: skip

@@ -23,7 +23,7 @@ from finetune.runtime.errors import UserError
 CACHES = ("past_key_values", "cache_params")  # parameters by which a forward pass takes a cache
 NO_TOKEN = (1 << 31) - 1  # stands for padding: beyond every vocabulary
 PROBED, SHARED = 8, 5  # tokens of the two probe rows, and of the beginning they share
-# Of the mean difference of logits, in units of their spread. A lost token moves it by about one; rounding
+# Mean difference of logits, in units of their spread. A lost token moves it by about one; rounding
 # moves it by a millionth in fp32, and by some hundredths where bf16 sends tokens to other experts.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 COARSE = 0.05  # the tolerance for every other precision

@@ -42,7 +42,7 @@ class LayerGroups:
     the meta device.
 
     Attributes:
-        names: of the parts, bottom to top.
+        names: names of the parts, bottom to top.
         count: the number of layers of the model, which may share their weights.
         tied: the head's output weights are those of the embeddings, and belong to that part.
     """
@@ -176,7 +176,7 @@ def parse_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
     Args:
         spec: `embeddings`, `head`, `all_but_head`, `3`, `0-9`, separated by commas (，、 too).
         flag: the flag that holds the list, for messages.
-        layers: of the model.
+        layers: the model's layers.
 
     Raises:
         UserError: all problems of the list: unknown names, ranges that are reversed or too high, an empty
@@ -216,10 +216,10 @@ def parse_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class LayerSchedule:
-    """Which parts are trained, from which step on, at which learning rate.
+    """Schedule of the trained parts: from which step on, at which learning rate.
 
     Attributes:
-        names: of all parts, bottom to top.
+        names: names of all parts, bottom to top.
         frozen: parts that are never trained.
         trainable: the others that have a parameter to train (with LoRA, an adapter).
         unfreeze_every: optimizer steps from the unfreezing of one part to that of the next one below; 0: all
@@ -291,7 +291,7 @@ def build_schedule(
     Args:
         flags_freeze, flags_train_only: as `parse_layers` takes them; "" when not given.
         unfreeze_every, decay: see `LayerSchedule`.
-        layers: of the model with its adapters, before `apply`: what has `requires_grad` now can be trained.
+        layers: the model's, with its adapters, before `apply`: what has `requires_grad` now can be trained.
 
     Raises:
         UserError: all problems of the flags, or nothing would be left to train.

@@ -17,7 +17,7 @@ from finetune.runtime import git_lfs, limits
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FLOATS = {"F64", "F32", "F16", "BF16"}  # of safetensors
+FLOATS = {"F64", "F32", "F16", "BF16"}  # floating-point types of safetensors
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no more
 # Ends of the names of tables of positions and masks, which are no weights.
 TABLES = ("bias", "mask", "_ids", "_index", "_idx", "inv_freq", "num_batches_tracked")
@@ -92,7 +92,7 @@ def quantization(config: PreTrainedConfig, training: bool) -> str:
     """Return why the quantized weights of a model cannot be used; "" where they can, or are not quantized.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         training: the model is to be trained.
     """
     settings = getattr(config, "quantization_config", None) or getattr(

@@ -43,7 +43,7 @@ PROMPT_COLUMNS = {
 }  # fmt: skip
 REPLY_COLUMNS = {"row": "whole", "id": "text", "prompt": "text", "response": "text", "error": "text"}
 SUBMISSION = {"ID": "text", "Answer": "text"}  # csv of what a causal model chose, as competitions take it
-PROMPT_FIELDS = {"prompt", "instruction", "messages", "conversations"}  # of a row for a generating model
+PROMPT_FIELDS = {"prompt", "instruction", "messages", "conversations"}  # columns for a generating model
 
 
 class McqRows(RowHandler[Predictor, Question]):

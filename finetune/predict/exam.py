@@ -97,7 +97,7 @@ def facts_of(predictor: Predictor, exam: Exam, method: str, orders: str) -> dict
     """Return the facts of a report: model, exam and scoring method, in words.
 
     Args:
-        orders: of the options: `1`, `cyclic`, `all`.
+        orders: option orders: `1`, `cyclic`, `all`.
     """
     orders_title = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[orders]
     card = predictor.card

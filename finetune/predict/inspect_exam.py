@@ -24,7 +24,7 @@ from finetune.runtime.console import as_json, print_result
 USUAL_OPTIONS = 4
 SHORT_STEM = 2  # characters
 UNKNOWN_SHOWN = 40  # characters a model does not know
-ROWS_SHOWN = 20  # of each kind, on the screen; JSON has them all
+ROWS_SHOWN = 20  # rows of each kind on the screen; JSON has them all
 
 
 def show_exam(flags: InferenceArgs, exam: Exam, load: Callable[[], ExamPrompts | CausalExamPrompts]) -> int:

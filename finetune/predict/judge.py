@@ -67,7 +67,7 @@ class EvalLLm:
         ground_truth: the right answer, shown to the judge; None when there is none.
         prompt: the question, used when `evaluation` gets none.
         model_name: the judge, a causal model that chats; one that was fine-tuned here too.
-        device: of the judge; None takes the GPU if there is one.
+        device: the judge's device; None takes the GPU if there is one.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ def compare(
 
     Args:
         rows: as `JudgedRow.of` takes them.
-        answer: of the untuned and of the tuned model: row -> the text of the option chosen, or the reply.
-        max_length: of the judge's reply, in tokens.
+        answer: for the untuned and the tuned model: row -> the text of the option chosen, or the reply.
+        max_length: longest reply of the judge, in tokens.
 
     Returns:
         as `fine_tuning_llm.exe_chat`.

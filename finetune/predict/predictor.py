@@ -48,7 +48,7 @@ def prompts_for(
     """Build the exam prompts of a masked model: the template of its run card, or the default one.
 
     Args:
-        max_length: of a prompt, in tokens; None takes the run card's.
+        max_length: longest prompt, in tokens; None takes the run card's.
     """
     card = card or RunCard()
     length = prompt_length(config, tokenizer, max_length or card.max_length)
@@ -146,10 +146,10 @@ class Predictor(ABC):
         """Score the options of questions with `scoring.Scorer`.
 
         Args:
-            questions: of 2 to 10 options.
-            method: of scoring, or `auto`.
-            orders: of the options, see `scoring.ScoringConfig`.
-            prior: of `letter+prior`, see `prior`; estimated from these questions when None.
+            questions: each with 2 to 10 options.
+            method: scoring method, or `auto`.
+            orders: option orders, see `scoring.ScoringConfig`.
+            prior: used by `letter+prior`, see `prior`; estimated from these questions when None.
             world: ranks that share the questions.
             progress: called with the number of questions finished.
         """

@@ -81,7 +81,7 @@ class Chat:
     """Writes messages for one tokenizer.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         style: `chat` for the tokenizer's template, or `plain`.
         flag: named in error messages.
 

@@ -148,7 +148,7 @@ def fetch_small(model: str) -> Path | None:
     patterns = ["*.json", "*.jinja", "vocab.txt", "merges.txt"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*.json"]))
-    except Exception:  # of the hub, its HTTP client or the disk: try config.json at least
+    except Exception:  # the hub, its HTTP client or the disk failed: try config.json at least
         with contextlib.suppress(Exception):  # the caller that needs the file reports why it is missing
             config = fetch(model, "config.json")
             return config.parent if config else None

@@ -49,7 +49,7 @@ class BoundedLines:
     start of a line, where files were concatenated, is dropped.
 
     Attributes:
-        number: of the line returned last, from 1.
+        number: number of the line returned last, from 1.
     """
 
     def __init__(self, stream: TextIO):

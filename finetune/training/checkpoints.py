@@ -60,7 +60,7 @@ class Checkpoints:
         keep: how many to keep; 0 keeps all.
         passes: size of one forward pass, in words. A resumed run with another one gets a warning, since its
             dropout differs.
-        flags: of this run; a resume that is refused names those that differ.
+        flags: this run's flags; a resume that is refused names those that differ.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Checkpoints:
         """Return the state that training starts from, and make --save_dir ready for it. All ranks call it.
 
         Args:
-            checkpoint: to load; None starts anew.
+            checkpoint: the checkpoint to load; None starts anew.
             read: restores the engine's state from a folder.
             other_ranks: as `load` takes it.
             again: this run has begun before, so that files in --save_dir are its own.
@@ -319,7 +319,7 @@ class Checkpoints:
         """Copy the best models that archived checkpoints refer to, so that these can be resumed.
 
         Args:
-            names: of the checkpoints.
+            names: names of the checkpoints.
             archive: folder that they were moved to.
         """
         models = {_step_of_model(path): path for path in (*self.folder.glob(".best.step*"), self.best)}

@@ -59,9 +59,9 @@ class DataModule:
     """Rows of a run as objectives, with how they are written out and in how many steps they are trained on.
 
     Args:
-        config: of the model, before it is loaded.
+        config: the model's configuration, known before it is loaded.
         prompts: writes questions and messages as token ids; None for texts and labels.
-        max_length: of a row, in tokens.
+        max_length: longest row, in tokens.
         validation: objective of the validation rows, with the same masks and orders every time.
         held_out: objective of rows that neither train nor choose the best step.
         source: the dataset that the rows come from.
@@ -110,7 +110,7 @@ class DataModule:
 
     @property
     def dataset(self) -> str:
-        """Where the rows came from."""
+        """Origin of the rows."""
         return self.source.origin
 
     @property
@@ -156,7 +156,7 @@ class DataModule:
 
         Args:
             forward: see models/forward.py; an engine's, say.
-            tokens: of one forward pass, with padding; its rows are of like length.
+            tokens: most tokens of one forward pass, with padding; its rows are of like length.
         """
         batches = split_by_tokens(objective.epoch(0), lambda key: objective.lengths[key[1]], 0, 1, tokens)
         sums = torch.zeros(4, dtype=torch.float64)

@@ -19,7 +19,7 @@ from finetune.training.deepspeed_engine import import_deepspeed
 # Tokens a forward pass may hold, with padding, when --micro_batch_size is 0. On a CPU more would no longer
 # fit its caches: benchmarks/NOTES.md.
 CPU_TOKENS, GPU_TOKENS = 2048, 32768
-FP32_SHARE = 0.7  # of the free memory of a GPU, that a model's fp32 weights may take when it is evaluated
+FP32_SHARE = 0.7  # share of a GPU's free memory that fp32 weights may take when a model is evaluated
 OPTIONS = 4
 CAUSAL_SHARE = 4  # a causal model gets a fourth of GPU_TOKENS, since every position has 150,000 logits
 

@@ -41,7 +41,7 @@ def unlearnt(objective: Any, history: list[dict], rate: float, usual: float | No
     Args:
         objective: may have a `guess()` that returns (loss of a guess by the shares of the classes, ln K);
             without it there is no warning.
-        history: of training, with a `train_loss` for each epoch.
+        history: entries of the epochs, each with a `train_loss`.
         usual: rate for random weights; None for others.
     """
     if not history or not hasattr(objective, "guess"):

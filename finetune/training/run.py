@@ -32,13 +32,13 @@ BOUND_FLAGS = ("train_batch_size", "learning_rate", "weight_decay", "max_grad_no
 
 @dataclass
 class ModelInfo:
-    """What is known of a model once it is loaded.
+    """Facts about the loaded model.
 
     Args:
-        config: of transformers.
-        num_parameters: of the whole model.
+        config: its transformers configuration.
+        num_parameters: parameters of the whole model.
         new_head: its head was put on here and was randomly initialised.
-        end_ids: of a causal model: tokens that end a reply.
+        end_ids: for a causal model: tokens that end a reply.
         adapter: peft's view of the model, where it has an adapter.
         schedule: which layers are trained, from which step.
         num_trainable: parameters that are trained, those of adapters included.
@@ -55,11 +55,11 @@ class ModelInfo:
 
 @dataclass
 class Run:
-    """What one training run consists of.
+    """Everything one training run consists of.
 
     Args:
         args: values of all flags.
-        checkpoint: to resume from; None starts anew.
+        checkpoint: the checkpoint to resume from; None starts anew.
         model: known once the model is loaded, see `attach_model`.
     """
 

@@ -32,7 +32,7 @@ class TrainingState:
     epochs_without_gain: int = 0
     seconds: float = 0.0  # spent training, over all runs
     before: dict = field(default_factory=dict)  # validation before the first step (of texts and replies)
-    # Of the running epoch: summed loss, and the number of targets that it is divided by.
+    # The running epoch: summed loss, and the number of targets that it is divided by.
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     # One entry an epoch: step, train_loss, validation_loss, …
     history: list[dict] = field(default_factory=list)
