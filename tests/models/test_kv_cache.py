@@ -32,8 +32,8 @@ def some(quick):
 
 
 def theirs(model, family, row, **asked):
-    """What `generate` of transformers writes after one row; greedily and plainly, what the model's own passes
-    say."""
+    """Tokens that `generate` of transformers writes after one row; for some families, those of the model's
+    own greedy passes."""
     if family in SHIFTED:
         ids = list(row)
         while len(ids) < len(row) + 8 and not ENDS & set(ids[len(row) :]):

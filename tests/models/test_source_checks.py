@@ -34,7 +34,7 @@ def folder(llama_dir, tmp_path):
 
 
 def refused(capsys, folder, *more) -> str:
-    """What both scripts say of a model, with exit code 2."""
+    """Message of both scripts about a model that they refuse, with exit code 2."""
     words = ["--model_path", folder, "--cpu", "--prompt", "天地", "--max_new_tokens", 4]
     assert inference.main([*map(str, [*words, *more])]) == 2
     told = capsys.readouterr().err

@@ -546,7 +546,7 @@ def talk(monkeypatch, capsys, tmp_path):
 
 
 def replies_in(out: str) -> list[str]:
-    """What stands after each 🤖, up to the next prompt."""
+    """Replies: the text after each 🤖, up to the next prompt."""
     return [part.split("\n\n💬")[0] for part in out.split("\n🤖 ")[2:]]  # the first is the greeting's
 
 

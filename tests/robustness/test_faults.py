@@ -55,7 +55,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def state(folder: Path) -> tuple:
-    """What must outlive a full disk: the model, and the checkpoints that verify."""
+    """State that must outlive a full disk: the model, and the checkpoints that verify."""
     saves = folder / "checkpoints"
     whole = [name for name in checkpoints.complete(saves) if not manifest.verify(saves / name)]
     assert whole == checkpoints.complete(saves)  # none of them is half

@@ -1,4 +1,4 @@
-"""Which layers learn, in the real engines: what is frozen stays, what opens opens when it was promised."""
+"""Layers that are trained, in the real engines: frozen ones stay, others unfreeze at the promised step."""
 
 from __future__ import annotations
 
