@@ -381,7 +381,7 @@ def exe_chat(
     untuned: str = "bert-base-chinese",
     judge: str = JUDGE,
 ) -> dict:
-    """Compare two models over a test set: both answer, the key counts, the judge scores.
+    """Compare two models over a test set: accuracy where there is a key, and the judge's scores.
 
     Args:
         test_qa: rows as `judge.JudgedRow.of` takes them: test_qa_data.json for one, or instructions and
