@@ -503,7 +503,7 @@ def test_a_causal_model_fills_no_blank_and_a_masked_one_writes_nothing(qwen, mod
     with pytest.raises(UserError, match="因果模型，不會填"):
         inference.predict_words(*qwen[:2], "天[MASK]", "cpu")
     model, tokenizer, _ = inference.load_model(model_dir, "cpu")
-    with pytest.raises(UserError, match="遮罩模型，不會寫"):
+    with pytest.raises(UserError, match="遮罩模型，不會生成"):
         inference.generate_text(model, tokenizer, ["天"], "cpu")
 
 
