@@ -10,7 +10,7 @@ deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json
 torchrun --nproc_per_node 2 fine_tuning_llm.py
 """
 
-import finetune  # noqa: F401  an older Python is told here which one is needed, before it meets newer words
+import finetune  # noqa: F401  refuses an older Python with a clear message, before it meets newer syntax
 
 # isort: split
 import signal
@@ -381,12 +381,12 @@ def exe_chat(
     untuned: str = "bert-base-chinese",
     judge: str = JUDGE,
 ) -> dict:
-    """Compare two models over a test set: both answer, the key counts, the judge scores.
+    """Compare two models over a test set: accuracy where there is a key, and the judge's scores.
 
     Args:
         test_qa: rows as `judge.JudgedRow.of` takes them: test_qa_data.json for one, or instructions and
             prompts, which causal models answer in words.
-        max_length: of a reply, in tokens.
+        max_length: longest reply, in tokens.
 
     Returns:
         n, accuracy of each model on the questions with a key (None without any), the judge's summary (A is
@@ -411,7 +411,7 @@ def _answered(path: str, max_length: int, row: JudgedRow) -> str:
 
 @lru_cache(maxsize=2)
 def _predictor(path: str):
-    """Load a model once, ready to be asked."""
+    """Load a model once, ready for prediction."""
     from finetune.predict.loading import load_for_use, predictor_for
 
     return predictor_for(*load_for_use(path, None, "--model_path"))

@@ -160,7 +160,7 @@ def qa_inference(  # noqa: PLR0913  a public name: its parameters stay
         scoring: `auto` (as the run card says, else `pll`; a causal model `letter`; a multiple-choice model
             its own head), or a name of finetune.prompts.scoring_methods.METHODS, of a causal model one
             of CAUSAL.
-        orders: of `letter`: `1`, `cyclic` or `all`.
+        orders: option orders of `letter`: `1`, `cyclic` or `all`.
 
     Returns:
         list of at most `top_k` (label, text, score), best first; the score is a log-probability in nats. Its

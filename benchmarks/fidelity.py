@@ -1,4 +1,4 @@
-"""What bf16 on a CPU changes: the loss of a BERT of base size over 200 steps, and the answers of the demo's
+"""Effect of bf16 on a CPU: the loss of a BERT of base size over 200 steps, and the answers of the demo's
 model, beside fp32.
 
 python benchmarks/fidelity.py [steps]

@@ -74,7 +74,7 @@ def training(
 
 
 def beside(measure: Callable, home: Path, runs: int, **more) -> list[Found]:
-    """What speed.py measures, on the GPU; its targets are those of a CPU, and here we shall not be slower."""
+    """Measurements of speed.py on the GPU; its targets are a CPU's, and here we shall not be slower."""
     rows = measure(home, runs, **{"device": "cuda", **more})
     return [replace(row, target="<= 1.0" if row.unit == "ms" else ">= 1.0") for row in rows]
 

@@ -1,5 +1,5 @@
-"""What the speed benchmarks share: ways that take turns, processes with their peak memory, and a table of
-ratios beside their targets."""
+"""Shared parts of the speed benchmarks: ways that take turns, processes with their peak memory, and a table
+of ratios beside their targets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def compare(what: str, against: str, unit: str, ours: list[float], theirs: list[
 
 
 def alternate(ways: dict[str, Callable[[], object]], runs: int = RUNS) -> dict[str, list]:
-    """What each way returns, run after run: they take turns, so that a slow minute of the machine is slow for
+    """Results of each way, run after run: they take turns, so that a slow minute of the machine is slow for
     all of them."""
     found: dict[str, list] = {name: [] for name in ways}
     for number in range(runs):
@@ -118,7 +118,7 @@ def peak_flops(dtype, device: str = "cpu", shapes: Sequence[tuple[int, int, int]
 
 
 def machine() -> dict:
-    """What the figures were measured on."""
+    """Machine that the figures were measured on."""
     import torch
 
     names = ("torch", "transformers", "deepspeed", "accelerate", "tokenizers", "numpy")

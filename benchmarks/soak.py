@@ -71,7 +71,7 @@ LONGEST = 300  # seconds that a run may take without a kill
 
 @dataclass
 class Found:
-    """What came out of the kills of one engine."""
+    """Outcome of the kills of one engine."""
 
     kills: Counter = field(default_factory=Counter)  # by moment
     finished: int = 0
@@ -164,7 +164,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def moment(folder: Path) -> str:
-    """What a run that is killed now was doing, by what lies on the disk."""
+    """Stage of a run that is killed now, by what lies on the disk."""
     saves = folder / SAVES
     if any(saves.glob(".step*.half")):
         return "saving a checkpoint"

@@ -1,4 +1,4 @@
-"""How fast this project is beside the ways people do the same today: same rows, same weights, in turns.
+"""Speed of this project beside the ways people do the same today: same rows, same weights, in turns.
 
 python benchmarks/speed.py [training] [evaluation] [prompts] [starting] [decoding] [zero] [rows] [--runs 5]
 

@@ -1,4 +1,4 @@
-"""What do the two stages gain on a model small enough for a laptop?
+"""Gain of the two stages on a model small enough for a laptop.
 
     python benchmarks/two_stages.py --general drcd_paragraphs.jsonl --taigi taigi_cc0.json \\
         --reading reading_mcq_train.csv --questions reading_mcq_val.csv

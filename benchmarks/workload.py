@@ -1,4 +1,4 @@
-"""What the speed benchmarks work on: a BERT of base size with random weights, and questions as long as real
+"""Workload of the speed benchmarks: a BERT of base size with random weights, and questions as long as real
 ones.
 
 What a token costs does not depend on what it is or on what the weights are, so nothing is downloaded. Lengths

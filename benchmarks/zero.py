@@ -1,4 +1,4 @@
-"""What ZeRO keeps on each rank, beside what its paper says (Rajbhandari et al. 2020, arXiv:1910.02054).
+"""Memory of each rank under ZeRO, beside its paper's figures (Rajbhandari et al. 2020, arXiv:1910.02054).
 
 python benchmarks/zero.py [--ranks 1,2,4] [--width 256]
 
@@ -84,7 +84,7 @@ def held(rank: dict, kind: str) -> int:
 
 
 def compared(case: list[dict], kinds: Sequence[str] = KINDS) -> list[Found]:
-    """What the ranks held against theory; `low` and `high` are of the ranks."""
+    """Memory that the ranks held, against theory; `low` and `high` are those of the ranks."""
     first, ranks = case[0], len(case)
     said = theory(first["precision"], first["stage"], ranks, first["weights"])
     what = f"ZeRO-{first['stage']} on {ranks} rank{'s' * (ranks > 1)}, {first['precision']}"

@@ -116,7 +116,7 @@ def build(world, precision: str, stage: int, width: int):
 
 
 def measure(world, precision: str, stage: int, width: int) -> dict:
-    """What this rank holds after each backward pass of the last step, and how many weights the model has."""
+    """Memory of this rank after each backward pass of the last step, and the model's number of weights."""
     from finetune.objectives.batching import Example, collate
 
     gc.collect()

@@ -171,7 +171,7 @@ def quick_python(folder: Path, **env: str) -> dict[str, str]:
 
 
 def address(bare: bool = False, **env: str) -> str:
-    """Where a server of this test run listens; it is started at the first call, and ends with the run.
+    """Address of this test run's server; it is started at the first call, and ends with the run.
 
     Args:
         bare: it has no library of the hub.
@@ -321,7 +321,7 @@ def _become(wanted: dict, streams: list[int]) -> None:
 
 
 def stand_in() -> None:
-    """What `python …` is where quick_python() comes first."""
+    """Stand in for `python …` where quick_python() comes first on the path."""
     if not sys.argv[1:] or Path(sys.argv[1]).name not in SCRIPTS:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     streams, server, words = (sys.stdin, sys.stdout, sys.stderr), os.environ[SOCKET], sys.argv[1:]

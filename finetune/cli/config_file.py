@@ -103,5 +103,5 @@ def _text(node: Any, what: str) -> str:
     try:
         node.value.encode()
     except UnicodeEncodeError:
-        raise NotTextError("有不成字的字元（半個 surrogate）") from None
+        raise NotTextError("有落單的代理字元（surrogate）") from None
     return node.value

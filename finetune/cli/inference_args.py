@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LONGEST_WORD = 4  # characters that one blank may become
 MOST_WORDS = 1000  # that are listed
 T = TypeVar("T")
-BASE_MODEL = "base"  # of --compare_with: the model before it was fine-tuned
+BASE_MODEL = "base"  # value of --compare_with: the model before it was fine-tuned
 
 
 @dataclass
@@ -114,11 +114,11 @@ def build_parser() -> Parser:
         help="沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
     add("--cpu", action="store_true", help="不用 GPU")
     add("--precision", type=choice("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，難分高下的題再用 fp32")
+        help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，分數太接近的題再用 fp32")
     add("--local_rank", type=int_in(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("填空與分類").add_argument
-    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或接著寫；分類模型則分類")
+    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或續寫；分類模型則分類")
     add("--pair", help="分類模型：一對句子的第二句，第一句是 --prompt")
     add("--top_k", type=int_in(0, MOST_WORDS), default=5,
         help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5；分類的 JSON 與檔案預設全部標籤）；"
@@ -127,8 +127,8 @@ def build_parser() -> Parser:
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
     add("--candidates", type=comma_list, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
-    add = parser.add_argument_group("寫作（因果模型）").add_argument
-    add("--max_new_tokens", type=int_in(1), default=256, help="最多寫幾個 token（預設 256）")
+    add = parser.add_argument_group("文字生成（因果模型）").add_argument
+    add("--max_new_tokens", type=int_in(1), default=256, help="最多生成幾個 token（預設 256）")
     add("--do_sample", action="store_true", help="抽樣；不加就每次選最可能的（greedy）")
     add("--temperature", type=float_in(0), default=1.0, help="抽樣的溫度；0 = greedy（預設 1）")
     add("--top_p", type=float_in(0, 1, above=True), default=1.0, help="只從合計這麼多機率的字裡抽（預設 1）")
@@ -155,9 +155,9 @@ def build_parser() -> Parser:
     add("--input", type=path, help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
                         "csv、tsv、json、jsonl、parquet、arrow、xlsx、txt")
     add("--text_column", default="",
-        help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自己找）")
+        help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自動辨識）")
     add("--label_column", default="",
-        help="分類：正解的欄位，--input 與 --exam 用來算正確率，--inspect 看標籤（預設自己找）")
+        help="分類：正解的欄位，--input 與 --exam 用來算正確率，--inspect 看標籤（預設自動辨識）")
     add("--output", type=path, help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
@@ -189,7 +189,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("輸出").add_argument
     add("--json", action="store_true", help="結果以 JSON 輸出，一行一個物件")
     add("--answer_format", type=choice("letter", "index"), default="letter",
-        help="答案：letter（A、B…）或 index（和檔案裡的答案同樣算法；選項1… 從 1，看不出來就從 0）")
+        help="答案：letter（A、B…）或 index（起算方式同檔案裡的答案；選項1… 從 1，看不出來就從 0）")
     add("--batch_size", type=int_in(0), default=0, help="檔案一次讀幾列；0 = 自動")
     add("--debug", action="store_true", help="出錯時顯示完整經過")
     return parser
@@ -199,7 +199,7 @@ WRITING = (  # flags of text generation, by the names of generation.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
     "length_penalty", "early_stopping", "seed",
 )  # fmt: skip
-KINDS = {  # of models, by the names of kinds.CLASSES
+KINDS = {  # titles of the kinds of models, by the names of kinds.CLASSES
     "masked": "填空的遮罩模型", "causal": "因果模型", "classifier": "分類模型", "choice": "選擇題模型",
 }  # fmt: skip
 FOR_KINDS = {  # flags that only some kinds of model have a use for
@@ -367,7 +367,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
     """Refuse flags that are meant for another kind of model, and warn of those without effect.
 
     Args:
-        kind: of the model, one of KINDS.
+        kind: kind of the model, one of KINDS.
 
     Raises:
         UserError: with the flags that this model has no use for.
@@ -392,7 +392,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
 def tell_of_idle_writing(args: InferenceArgs) -> None:
     """Warn of flags of text generation that were given where a causal model only chooses a letter."""
     if idle := "、".join("--" + name for name in WRITING if name in args.given):
-        console.log(f"⚠️ {idle} 沒有作用：選擇題不看寫作的旗標")
+        console.log(f"⚠️ {idle} 沒有作用：選擇題不使用文字生成的旗標")
 
 
 def _check_hardware(args: InferenceArgs) -> None:

@@ -13,11 +13,11 @@ from finetune.data.encodings import choose_encoding
 from finetune.prompts.scoring_methods import METHOD_OF_OBJECTIVE, ORDERS
 from finetune.runtime import console
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of --report_to
-MASKINGS = ("token", "word", "span")  # of --masking, beside `answer`
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # values of --report_to
+MASKINGS = ("token", "word", "span")  # values of --masking, beside `answer`
 DEFAULT_DEEPSPEED_CONFIG = "ds_config.json"
 
-DEMO_DEFAULTS: dict[str, object] = {  # of flags that were not given; measured for two cores, see README
+DEMO_DEFAULTS: dict[str, object] = {  # defaults with --demo; measured for two cores, see README
     "objective": "mlm", "num_epochs": 30, "train_batch_size": 32, "learning_rate": 1e-3, "max_length": 64,
     "early_stopping_patience": 10,
 }  # fmt: skip
@@ -27,7 +27,7 @@ CAUSAL_DEFAULTS: dict[str, object] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B", "split_ratio": (0.95, 0.05, 0.0), "max_length": 2048,
     "train_batch_size": 16, "early_stopping_patience": 0,
 }  # fmt: skip
-TASK_DEFAULTS: dict[str, dict[str, object]] = {  # of flags that were not given
+TASK_DEFAULTS: dict[str, dict[str, object]] = {  # task -> defaults of flags that were not given
     "exam": {},
     "mlm": {
         "dataset": "",
@@ -102,7 +102,7 @@ class TrainArgs:
     auto_micro_batch: bool
     learning_rate: float | None  # None: by the width of a model with random weights
     on_nan: str
-    warmup_ratio: float  # of all steps
+    warmup_ratio: float  # share of all steps
     weight_decay: float
     max_grad_norm: float  # 0: no clipping
     seed: int
@@ -151,7 +151,7 @@ def build_parser() -> Parser:
                         usage=f"{console.command('fine_tuning_llm.py')} [旗標]",
                         description="以考題、文字與對話訓練語言模型，並誠實評測")
 
-    add = parser.add_argument_group("做什麼").add_argument
+    add = parser.add_argument_group("任務").add_argument
     add("--task", type=choice(*TASK_DEFAULTS), default="exam",
         help="exam：以選擇題訓練遮罩模型（預設）；mlm：以文字持續預訓練遮罩模型；classify：文字分類；"
              "cpt：以文字持續預訓練因果模型；sft：以問答微調因果模型（指令微調）")
@@ -182,21 +182,21 @@ def build_parser() -> Parser:
         help="整數答案裡，第一個選項是 0 還是 1；auto 看全部的列，看不出來就問（預設）")
     add("--max_length", type=int_in(16), default=512,
         help="一列最長幾個 token；太長的題目縮短題幹中段（預設 512；cpt、sft 是 2048）")
-    add("--show_examples", type=int_in(0), default=0, help="印出幾個模型看到的例子")
+    add("--show_examples", type=int_in(0), default=0, help="印出幾個訓練樣本，也就是模型看到的樣子")
 
     add = parser.add_argument_group("遮住哪些字（mlm 與 exam）").add_argument
     add("--masking", type=choice(*MASKINGS, "answer"), default="answer",
         help="token 逐字；word 整詞（jieba；mlm 預設）；span 幾個連著的詞；"
              "answer 多半遮整個答案（exam 預設）")
     add("--mask_rate", type=float_in(0, 1, above=True), default=0.15,
-        help="訓練時遮住多少（預設 0.15；驗證一律 0.15）")
+        help="訓練時遮住的比例（預設 0.15；驗證一律 0.15）")
     add("--all_masked", action="store_true",
-        help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的字、10 %% 不變")
+        help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的 token、10 %% 不變")
     add("--preview_masks", type=int_in(0), default=0, help="只看幾列遮起來的樣子，不訓練")
 
     add = parser.add_argument_group("分類（classify）").add_argument
-    add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自己找）")
-    add("--label_column", default="", help="標籤的欄位；寫幾個就是多標籤，各欄是 0 或 1（預設自己找）")
+    add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自動辨識）")
+    add("--label_column", default="", help="標籤的欄位；寫幾個就是多標籤，各欄是 0 或 1（預設自動辨識）")
     add("--multi_label", action="store_true", help="一列可有幾個標籤，以 |、;、、 或逗號分開")
     add("--class_weights", action="store_true", help="少見的類別在損失裡加重，依訓練資料的比例")
     add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
@@ -222,17 +222,17 @@ def build_parser() -> Parser:
     add("--train_batch_size", type=int_in(1), default=32,
         help="批次大小：每一步的列數，所有 rank 合計（預設 32；cpt、sft 16）")
     add("--micro_batch_size", type=int_in(0), default=0,
-        help="每個 rank 一次前傳的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
+        help="每個 rank 一次前向傳播的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--auto_micro_batch", action="store_true",
-        help="GPU 記憶體不足時自己把一次的列數減半，從最近的檢查點接續；每一步的列數不變")
+        help="GPU 記憶體不足時自動把微批次減半，從最近的檢查點接續；批次大小不變")
     add("--learning_rate", type=float_in(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5；"
              "隨機初始化 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
     add("--on_nan", type=choice("fail", "skip"), default="fail",
-        help="損失不是數字時：fail 停止並說是哪些列（預設）；skip 略過那一步")
+        help="損失是 NaN 或無限大時：fail 停止並列出是哪些列（預設）；skip 略過那一步")
     add("--warmup_ratio", type=float_in(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")
     add("--weight_decay", type=float_in(0), default=0.01, help="權重衰減（預設 0.01）")
-    add("--max_grad_norm", type=float_in(0), default=1.0, help="梯度裁剪的長度；0 = 不裁（預設 1.0）")
+    add("--max_grad_norm", type=float_in(0), default=1.0, help="梯度範數的上限；0 = 不裁剪（預設 1.0）")
     add("--seed", type=int_in(0), default=42, help="亂數種子（預設 42）")
 
     add = parser.add_argument_group("機器").add_argument
@@ -248,10 +248,10 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("調整哪些權重").add_argument
     add("--freeze", default="",
-        help="不學的部分：embeddings、層號、head，例如 embeddings,0-9，或 all_but_head")
-    add("--train_only", default="", help="只學的部分，例如 11,head")
+        help="凍結的部分：embeddings、層號、head，例如 embeddings,0-9，或 all_but_head")
+    add("--train_only", default="", help="只訓練的部分，例如 11,head")
     add("--unfreeze_every", type=int_in(0), default=0,
-        help="由上而下每幾步多開一部分；0 = 一開始全部都學（預設）")
+        help="由上而下，每幾步多解凍一部分；0 = 一開始就訓練全部（預設）")
     add("--layer_lr_decay", type=float_in(0, 1, above=True), default=1.0,
         help="每往下一層學習率乘上多少，例如 0.9（預設 1，各層相同）")
     add("--lora_rank", type=int_in(0), default=0, help="LoRA 的 rank；0 = 訓練全部權重（預設）")
@@ -272,7 +272,7 @@ def build_parser() -> Parser:
     add("--ckpt_id", type=path, default="", help="接續哪一個檢查點，例如 step100（預設最新的）")
     add("--resume", action="store_true", help="接續 --save_dir 中最新的檢查點；沒有就從頭開始")
     add("--allow_world_size_change", action="store_true",
-        help="接續別的 rank 數寫的檢查點；dropout 抽的不同，不再逐位元相同")
+        help="接續別的 rank 數寫的檢查點；dropout 的隨機結果不同，不再逐位元相同")
     add("--verify_checkpoint", type=path, default="",
         help="只檢查一個檢查點、--save_dir 或模型資料夾是否完好，不訓練")
     add("--verify_resume", type=int_in(0), default=0,
@@ -280,11 +280,12 @@ def build_parser() -> Parser:
     add("--output_dir", type=path, default=console.MODEL_FOLDER,
         help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
 
-    add = parser.add_argument_group("觀察").add_argument
+    add = parser.add_argument_group("觀察與記錄").add_argument
     add("--exam_limit", type=int_in(0), default=0, help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部")
     add("--exam_orders", type=choice(*ORDERS), default="1",
         help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
-    add("--report_to", type=choice("none", *TRACKERS), default="none", help="另外記到哪裡（預設 none）")
+    add("--report_to", type=choice("none", *TRACKERS), default="none",
+        help="另外記錄到哪個追蹤工具（預設 none）")
     add("--config", type=path, default="", help="YAML 檔，內容是 旗標: 值；命令列上的旗標優先")
     add("--dry_run", action="store_true", help="讀資料、算步數、印出設定，不訓練")
     add("--debug", action="store_true", help="出錯時顯示完整經過")

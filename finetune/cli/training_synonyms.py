@@ -166,7 +166,7 @@ TRAINING = {
     **names(instead("請直接給檔案、資料夾或 hub 名稱：--dataset 路徑"), "dataset_dir datasets test_datasets data_dir pretraining_dataset"),
     **names(same("train_batch_size", "讀作 --train_batch_size：每步的批次大小，所有 rank 合計"),
             "batch_size batch global_batch_size total_batch_size bs"),
-    **names(same("micro_batch_size", "讀作 --micro_batch_size：每個 rank 一次前傳的列數；每步的批次大小另由 --train_batch_size 決定"), MICRO),
+    **names(same("micro_batch_size", "讀作 --micro_batch_size：每個 rank 一次前向傳播的列數；每步的批次大小另由 --train_batch_size 決定"), MICRO),
     **names(idle("驗證的批次大小與訓練相同"), "per_device_eval_batch_size per_gpu_eval_batch_size eval_batch_size val_batch_size"),
     **names(Rule(_accumulation), "gradient_accumulation_steps gradient_accumulation accumulate_grad_batches grad_accum "
             "grad_accum_steps accumulation_steps"),

@@ -32,7 +32,7 @@ _ORDINALS = {
 _SIGNS: dict[int, int | None] = {
     base + i: ord("A") + i for base in (0x1F130, 0x1F150, 0x1F170) for i in range(26)
 }  # 🄰 🅐 🅰
-_SIGNS |= {0xFE0F: None, 0x20E3: None}  # of 1️⃣
+_SIGNS |= {0xFE0F: None, 0x20E3: None}  # the invisible parts of 1️⃣
 _LEAD = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+|right\s+)?(?:answer|ans|option|choice|key)(?:\s+is)?"
     r"|(?:正確|正确|標準|参考|參考)?(?:答案|解答|選項|选项)(?:是|為|为)?|正解|答|選|选)\s*[:=]?\s*",
@@ -214,7 +214,7 @@ def _matches(text: str, options: Sequence[str]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class AnswerConvention:
-    """Conventions of the answers of a data set.
+    """Conventions of the answers of a dataset.
 
     Attributes:
         first: the number of the first option, 0 or 1; None where no answer is a number.
@@ -355,7 +355,9 @@ class Survey:
         if count := self.certain[TEXT]:
             notes.append(f"{count} 列的答案是選項的文字（例如 {shown(self.examples[TEXT])}），對回選項")
         if self.ambiguous[NUMBER] and NUMBER not in convention.texts | convention.places:
-            notes.append(f"{self.ambiguous[NUMBER]} 列的答案既像編號也像選項的文字，兩種讀法不同的算壞列")
+            notes.append(
+                f"{self.ambiguous[NUMBER]} 列的答案既像編號也像選項的文字，兩種讀法不一致的視為有問題的列"
+            )
         for kind, kind_name in ((LETTER, "字母"), (ORDINAL, "次序"), (NUMBER, "編號")):
             if self.ambiguous[kind] and kind in convention.texts | convention.places:
                 meaning = "選項的文字" if kind in convention.texts else kind_name

@@ -12,7 +12,7 @@ import unicodedata
 
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # takes no room: a cell of these alone looks empty
 NO_VALUE = {"nan", "none", "null", "<na>", "#n/a", "n/a"}  # how programs write a missing value
-NO_GOLD = {"-", "-1", "-1.0", "?"}  # how data sets say on purpose that a row has no gold answer or label
+NO_GOLD = {"-", "-1", "-1.0", "?"}  # how datasets say on purpose that a row has no gold answer or label
 LONGEST_LITERAL = 1 << 16  # characters of a list in a cell
 NUMBERS = re.compile(r"\[\s*\d+\.?\d*(\s+\d+\.?\d*)+\s*\]")  # `[1 0 1]`, as numpy prints an array
 WRAPPED = re.compile(r"(?:array|tensor)\((\[.*\])(?:,\s*dtype=[\w.]+)?\)", re.DOTALL)

@@ -34,7 +34,7 @@ PAIRS = (
 )  # fmt: skip
 LABELS = ("label", "labels", "category", "class", "sentiment", "標籤", "類別", "分類", "情緒")
 LOOKED = 100  # rows looked at to find the columns
-SEPARATORS = re.compile(r"[|;；、,，]")  # of several labels in one text
+SEPARATORS = re.compile(r"[|;；、,，]")  # separators of several labels in one text
 SWITCHES = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False}
 NO_LABEL = {"-", "－", "—"}  # how a text says that there is none
 
@@ -44,7 +44,7 @@ NO_LABEL = {"-", "－", "—"}  # how a text says that there is none
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a labelled data set.
+    """Columns of a labelled dataset.
 
     Attributes:
         texts: one column, or the two of a sentence pair.

@@ -36,7 +36,7 @@ class Corpus:
         counts: `read` texts with `read_characters`; of each step done, how often: `urls`, `numbering`
             (numbers), `punctuation` (places), `titles` (rows merged into another one), `too_short`, `cut`
             (documents) into `parts`, `duplicates`, `near_duplicates`.
-        examples: of each step, (before, after).
+        examples: by step, (before, after).
         skipped: rows left out, each with the reason.
     """
 
@@ -72,7 +72,7 @@ def read_corpus(
     documents are separated by blank lines; without any the whole file is one.
 
     Args:
-        revision: of a data set on the hub; None is `main`.
+        revision: revision of a dataset on the hub; None is `main`.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
         flag: the flag that named the source, for messages.

@@ -88,7 +88,7 @@ def as_text(corpus: Corpus, width: int = 100) -> str:
             lines += [f"   前 {before_line}", f"   後 {after_line}"] if after else [f"   丟 {before_line}"]
     lines.append("")
     if skipped := corpus.skipped:
-        lines += [f"讀不了、略過的 {len(skipped)} 列：", *(f"  - {row}" for row in skipped[:20])]
+        lines += [f"無法讀取而略過的 {len(skipped)} 列：", *(f"  - {row}" for row in skipped[:20])]
         lines += ["  - …（全部見 --json）"] if len(skipped) > 20 else []
     return "\n".join(lines).rstrip()
 

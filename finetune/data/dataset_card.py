@@ -1,4 +1,4 @@
-"""Card of a data set: what its README.md, or the files of `datasets` beside it, say about the data.
+"""Card of a dataset: what its README.md, or the files of `datasets` beside it, say about the data.
 
 A card names the classes of a label, and the files of each configuration and split (`configs`), as the hub
 reads it.
@@ -41,7 +41,7 @@ def declared_files(folder: Path) -> dict[Path, tuple[str, str]]:
             files = _resolve(folder, config["data_files"], str(config.get("data_dir") or ""))
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
-            log(f"{folder / README} 的 configs 看不懂（{name}：{reason}），改照檔名分")
+            log(f"{folder / README} 的 configs 無法解析（{name}：{reason}），改照檔名分")
             return {}
         for file, split in files.items():
             if file not in sizes or len(files) < sizes[file]:
@@ -85,7 +85,7 @@ def _is_inside(path: PurePosixPath) -> bool:
 
 
 def card_classes(folder: Path, column: str, config: str = "") -> tuple[str, ...]:
-    """Return the names of a ClassLabel column from the description of a data set; () without any.
+    """Return the names of a ClassLabel column from the description of a dataset; () without any.
 
     They are in dataset_infos.json, dataset_info.json or the README.md of its folder.
     """
@@ -102,7 +102,7 @@ def names_of_feature(feature: object) -> tuple[str, ...]:
     if isinstance(feature, dict):
         feature = feature.get("feature", feature)
     names = feature.get("names") if isinstance(feature, dict) else None
-    if isinstance(names, dict):  # of a card: {"0": "…", "1": "…"}
+    if isinstance(names, dict):  # as in a card: {"0": "…", "1": "…"}
         try:
             names = [names[key] for key in sorted(names, key=int)]
         except ValueError:

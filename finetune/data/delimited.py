@@ -197,7 +197,7 @@ def _csv_error_message(error: csv.Error, start: int, lines: BoundedLines) -> str
 
 def _tab_records(lines: BoundedLines) -> Grid:
     """Yield the records of a tsv."""
-    width, quoting = 0, False  # of the header; whether its cells are quoted, and so those of all rows
+    width, quoting = 0, False  # columns of the header; whether its cells, and so all rows', are quoted
     while True:
         try:
             line = next(lines)

@@ -84,7 +84,7 @@ def read_exam(
     Args:
         source: `ikala/tmmluplus`, `./folder` ({subject}_{dev,val,test}.csv, also in data/ below it) or
             `./file.csv`.
-        revision: of a data set on the hub.
+        revision: revision of a dataset on the hub.
         subjects: `all`, or subject and category names (English or Chinese) separated by commas.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
@@ -104,7 +104,7 @@ def read_exam(
     reader.read(wanted)
     reading = reader.survey.reading(f"{flag} {source}", first_option)
     notes = reader.survey.notes(reading, first_option)
-    if reading != reader.reading:  # only the whole data set shows how its rows are meant: read them again
+    if reading != reader.reading:  # only the whole dataset shows how its rows are meant: read them again
         reader = _Reader(reading)
         reader.read(wanted)
     if notes:
@@ -156,7 +156,7 @@ class _Reader:
         """
         for file in files:
             unanswered = QuestionView(store=self.store)
-            lines = array("L")  # of each question without an answer; 0 where that is on purpose
+            lines = array("L")  # line of each question without an answer; 0 where that is on purpose
             has_answers = False
             for line, drafted in self._drafts(file):
                 try:

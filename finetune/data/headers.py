@@ -147,7 +147,7 @@ def names_without_header(rows: Sequence[Sequence[object]]) -> list[str]:
         return []
     columns = list(zip(*full_rows, strict=True))
     numbered = width > 2 and all(cell.isdecimal() for cell in columns[0])
-    count = width - 2 - numbered  # of options
+    count = width - 2 - numbered  # number of options
     ids = ["id"] if numbered else []
     if 2 <= count <= len(LETTERS) and all(len(cell) == 1 and cell in LETTERS[:count] for cell in columns[-1]):
         return [*ids, "question", *LETTERS[:count], "answer"]

@@ -1,4 +1,4 @@
-"""Files of a data set: a local file or folder, or one snapshot of a data set on the hub."""
+"""Files of a dataset: a local file or folder, or one snapshot of a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA_FILES += ["README.md"]  # which may name the classes
 def find_files(
     source: str, revision: str, flag: str, with_texts: bool = False
 ) -> tuple[Path, list[DataFile], str]:
-    """Return the files of a data set that is a file, a folder, or a name on the hub.
+    """Return the files of a dataset that is a file, a folder, or a name on the hub.
 
     Args:
         with_texts: a .txt counts as well.
@@ -55,7 +55,7 @@ def _missing_message(path: Path, named: str) -> str:
 
 
 def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
-    """Fetch a data set on the hub as a folder: one snapshot of its data files, not one request a subject.
+    """Fetch a dataset on the hub as a folder: one snapshot of its data files, not one request a subject.
 
     Returns:
         the folder, and the commit it holds.

@@ -278,7 +278,7 @@ def _members(file: Path, size: int, changed: int) -> dict[str, _Member] | Unread
     """Return the members of an object by name, Unreadable where it is no JSON.
 
     Args:
-        size, changed: of the file, so that the cache forgets a file that changes.
+        size, changed: the file's size and time of change, so that the cache forgets a file that changes.
     """
     members: dict[str, _Member] = {}
     with open_text(file) as stream:
@@ -420,7 +420,7 @@ def _read_columns(values: JsonStream, file: Path) -> Iterator[Any]:
     """
     if file.stat().st_size > LARGEST_TABLE:
         way = "改用 pandas 的 to_json(orient='records', lines=True)"
-        raise UserError(f"{file}：一欄一欄寫的 JSON 太大，讀不進來；{way}")
+        raise UserError(f"{file}：以欄儲存的 JSON 太大，讀不進來；{way}")
     table: dict[str, dict[Any, Any]] = {}
     for name in values.names():
         column: Any = values.value()

@@ -19,7 +19,7 @@ from finetune.runtime.errors import UserError, listed
 Draft = tuple[list[str], tuple[str, ...], str]  # texts, labels by name, id
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 SWITCH = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-SEPARATORS = ("|", "｜", ";", "；", "、", ",", "，")  # of several labels in one text
+SEPARATORS = ("|", "｜", ";", "；", "、", ",", "，")  # separators of several labels in one text
 SURE = "|｜"  # separators that hardly occur within a name
 FEWEST_CLASSES = 3  # 0, 1, 2 …; from so many classes on, -1 means no label
 
@@ -50,7 +50,7 @@ def interpret_labels(
 
     Args:
         multi: cells hold lists.
-        column: of the labels, for names and messages.
+        column: the label column, for names and messages.
         first: names that the data themselves give.
         multi_label: the flag: a row may have several labels even where each has one.
 

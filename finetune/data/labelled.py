@@ -35,7 +35,7 @@ SHOWN = 10  # classes listed in a message
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, or a pair of texts, and its classes: ascending indices into the names of the data set."""
+    """A text, or a pair of texts, and its classes: ascending indices into the names of the dataset."""
 
     text: str
     pair: str = ""
@@ -58,7 +58,7 @@ class LabelledDataset:
     """Labelled texts by official split: "train", "validation", "test", or "" where there is none.
 
     Attributes:
-        names: of the classes, by index.
+        names: names of the classes, by index.
         multi: a text may have no label, or several.
         pair_column: "" for single texts.
         label_columns: several where each column says yes or no to one label.
@@ -80,7 +80,7 @@ class LabelledDataset:
 
 @dataclass(frozen=True)
 class LabelledOptions:
-    """Columns and configuration of a labelled data set to read.
+    """Columns and configuration of a labelled dataset to read.
 
     Attributes:
         text_column: "" finds it; two names, separated by a comma, are a sentence pair.
@@ -113,7 +113,7 @@ def read_labelled(
     `x_dev.csv`, `test/0000.parquet`.
 
     Args:
-        revision: of a data set on the hub; None is `main`.
+        revision: revision of a dataset on the hub; None is `main`.
         options: columns and configuration; None finds the columns.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons.
         flag: the flag that named the source, for messages.
@@ -264,7 +264,7 @@ class _Reader:
         return problems
 
     def dataset(self, origin: str, skipped: list[str]) -> LabelledDataset:
-        """Return the data set, its classes numbered."""
+        """Return the dataset, its classes numbered."""
         columns = self.columns
         used = {name for drafts in self.drafts.values() for _, labels, _ in drafts for name in labels}
         first = columns.labels if len(columns.labels) > 1 else tuple(self.classes)
@@ -316,8 +316,8 @@ def _check(dataset: LabelledDataset, named: str, are_classes: bool) -> None:
         )
     if len(names) < 2:
         raise UserError(
-            f"{named}：標籤欄 {column} 只有一個標籤（{names[0] if names else '空的'}）；有沒有它請寫成兩類"
-            "（每列一個標籤），或用 --label_column 指出別欄"
+            f"{named}：標籤欄 {column} 只有一個標籤（{names[0] if names else '空的'}）；請把「有」"
+            "與「沒有」寫成兩類（每列一個標籤），或用 --label_column 指出別欄"
         )
     problems = []
     for split, labels in used.items():

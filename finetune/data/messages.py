@@ -187,7 +187,7 @@ def merge_same_role(turns: list[Turn], remarks: set[str]) -> list[Turn]:
         if last == turn and turn.role == "system":
             continue  # a column repeats the system message of the conversation
         if last and (last.role, *last[3:]) == (turn.role, *turn[3:]):
-            remarks.add("同一個角色連說幾則：接成一則")
+            remarks.add("同一個角色連續幾則訊息：併成一則")
             content = "\n\n".join(filter(None, (last.content, turn.content)))
             thought = "\n\n".join(filter(None, (last.thought, turn.thought)))
             merged[-1] = turn._replace(content=content, thought=thought)

@@ -57,7 +57,7 @@ def parse_options(text: str) -> dict[str, str]:
     """
     options = labelled(text)
     if len(options) < 2:
-        raise UserError(f"選項看不懂：{text.strip()!r}；請寫成 {EXAMPLE}")
+        raise UserError(f"選項無法解析：{text.strip()!r}；請寫成 {EXAMPLE}")
     if empty := [label for label, option in options.items() if not option]:
         raise UserError(f"選項 {'、'.join(empty)} 是空的；請寫成 {EXAMPLE}")
     return options

@@ -1,6 +1,6 @@
 """Columns of exam questions: question, passage, options, answer and subject.
 
-They are found by the names that data sets and people give them, in Chinese (both scripts) and English,
+They are found by the names that datasets and people give them, in Chinese (both scripts) and English,
 whatever case and spaces.
 """
 

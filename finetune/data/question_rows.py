@@ -28,7 +28,7 @@ MANY = ("questions",)  # columns with several questions about one passage
 
 @dataclass(frozen=True)
 class Reading:
-    """Conventions for reading the rows of a data set.
+    """Conventions for reading the rows of a dataset.
 
     Attributes:
         convention: how the answers are written.
@@ -41,7 +41,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Draft:
-    """A row before it is known how its data set is to be read.
+    """A row before it is known how its dataset is to be read.
 
     Attributes:
         bare: the options without the labels that they carry; () where they carry none.
@@ -227,10 +227,10 @@ def digest(passage: str) -> str:
 
 @dataclass
 class Survey:
-    """Looks at all rows of a data set, file by file.
+    """Look at all rows of a dataset, file by file.
 
     Attributes:
-        keys: of the answers.
+        keys: survey of the answers.
         rows: by file.
         labelled: rows whose options carry labels, by file.
         found: rows by `Draft.found`.

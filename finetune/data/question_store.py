@@ -28,15 +28,15 @@ class QuestionStore:
     """Store of questions by their place, from 0.
 
     Attributes:
-        fingerprints: of each question.
-        subjects, passages: of each question, as indices into `subject_names`, `passage_names`. Passage 0 is
+        fingerprints: one for each question.
+        subjects, passages: for each question, as indices into `subject_names`, `passage_names`. Passage 0 is
             none.
     """
 
     def __init__(self) -> None:
         self._on_disk: Dataset | None = None  # the questions stored first
         self._in_memory: list[Question] = []  # those after them
-        self._characters = 0  # of the questions in memory
+        self._characters = 0  # characters of the questions in memory
         self.fingerprints, self.subjects, self.passages = array("Q"), array("I"), array("I")
         self.subject_names: list[str] = []
         self.passage_names: list[str] = [""]
@@ -222,7 +222,7 @@ class QuestionView(Sequence[Question]):
         import numpy as np
 
         names, passages = self.store.subject_names, self.store.passage_names
-        rank = np.empty(len(names), np.uint32)  # of each subject by number
+        rank = np.empty(len(names), np.uint32)  # subject number -> rank
         rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
         keys = (
             passages[passage] or f"{fingerprint:016x}"

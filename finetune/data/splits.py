@@ -1,4 +1,4 @@
-"""Splits of each kind of data set: training, validation, held-out and test rows."""
+"""Splits of each kind of dataset: training, validation, held-out and test rows."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def describe_exam(exam: Exam, splits: Splits[Question]) -> None:
     subject_count = f"{len(subjects)} 科" if subjects else "未註明科目"
     log(f"題庫 {exam.origin}：{len(exam)} 題（{counts}），{subject_count}")
     if keyless := "、".join(f"{split or '不分'} {len(rows)}" for split, rows in exam.keyless.items() if rows):
-        log(f"  另有沒有答案的題目（{keyless}）：不訓練、不計分；--exam 會作答")
+        log(f"  另有無答案的題目（{keyless}）：不訓練、不計分；--exam 會作答")
     if exam.skipped:
         log(f"  略過 {len(exam.skipped)} 列：")
         for problem in abridged(exam.skipped):

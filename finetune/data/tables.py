@@ -44,7 +44,7 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
     A row that cannot be read is replaced by Unreadable, with line 0 where it is the file itself.
 
     Args:
-        file: of a kind in READABLE or .txt, maybe packed (.gz, .bz2, .xz). The line is counted from 1; a
+        file: its kind is in READABLE or .txt, maybe packed (.gz, .bz2, .xz). The line is counted from 1; a
             header is one.
         required: columns a csv, tsv or sheet must have, each by any one of its names.
         part: the sheet of a workbook, or the name of a list in a JSON object; "" is the only one, or all.

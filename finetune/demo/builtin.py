@@ -20,7 +20,7 @@ from finetune.demo.facts import RELATIONS
 from finetune.prompts.exam import ELLIPSIS, Template
 
 OPTIONS = 4
-RATIOS = {"train": 0.5, "validation": 0.1, "test": 0.4}  # of the questions, split subject by subject
+RATIOS = {"train": 0.5, "validation": 0.1, "test": 0.4}  # shares of the questions, split subject by subject
 
 
 def exam() -> Exam:
@@ -62,7 +62,7 @@ def write_labels(path: str | Path, several: bool = False) -> None:
     The file is a csv with the columns `text` (日本) and `label` (首都).
 
     Args:
-        path: of the file to write.
+        path: the file to write.
         several: one row for each thing, labelled with all subjects that have a fact about it (首都|貨幣);
             else a row for each fact.
     """

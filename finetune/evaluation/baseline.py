@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 GRAMS = (1, 3)  # characters: no segmentation is needed
-ROWS = 20_000  # to train on, and of a set to predict, at most
-ANSWERS = 400_000  # rows × classes, in training: half a minute, whatever the texts
-CHARACTERS = 1_000  # of a text that are read
+ROWS = 20_000  # rows: most to train on, most of a set to predict
+ANSWERS = 400_000  # most rows × classes to train on: half a minute, whatever the texts
+CHARACTERS = 1_000  # characters read of a text
 FEATURES = 50_000  # the commonest sequences of characters
 WEIGHTS = 1_000_000  # features × classes: of many classes fewer features
-STEPS = 200  # of the solver, at most
+STEPS = 200  # solver steps, at most
 
 
 class Baseline:
@@ -35,8 +35,8 @@ class Baseline:
     Multi-label: one regression for each label. Pairs: the features of both texts side by side.
 
     Args:
-        rows: to train on; of more than ROWS a fixed sample.
-        count: of classes, K.
+        rows: rows to train on; of more than ROWS, a fixed sample.
+        count: number of classes, K.
         multi: a row may have any number of labels.
     """
 
@@ -57,7 +57,7 @@ class Baseline:
         truth = numpy.array([row.labels[0] for row in rows]) if not multi else _indicators(rows, count)
         if multi:
             self.model = OneVsRestClassifier(self.model)
-        with warnings.catch_warnings():  # of a label that all rows have, or none; of steps that ran out
+        with warnings.catch_warnings():  # warnings: a label that all rows or none have; steps ran out
             warnings.simplefilter("ignore")
             self.model.fit(self._features(rows), truth)
 
@@ -107,10 +107,10 @@ def stand_beside(
     metrics.paired_test), and `trained_on`, the number of rows it was trained on.
 
     Args:
-        figures: of each set, see `classification.compute_metrics`.
+        figures: by set, see `classification.compute_metrics`.
         trained: the rows that the model was trained on.
-        predicted: of each set its rows and the model's probabilities, (n, K).
-        names: of the classes.
+        predicted: by set, its rows and the model's probabilities, (n, K).
+        names: names of the classes.
     """
     multi = next(iter(figures.values()))["multi"]
     log(f"簡單的基準（{BASELINE}）：以同樣的 {len(trained):,} 列訓練…")

@@ -20,8 +20,8 @@ from finetune.runtime.distributed import Distributed
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-THRESHOLD = 0.5  # of a multi-label classifier: a class at least so probable is predicted
-FLAT = (  # of the metrics of a set: those worth a curve or a flat name
+THRESHOLD = 0.5  # a multi-label classifier predicts the classes that are at least so probable
+FLAT = (  # metrics of a set that are worth a curve or a flat name
     "n", "accuracy", "interval_95", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "mcc",
     "hamming_loss", "log_loss", "ece", "majority", "macro_f1_majority",
 )  # fmt: skip
@@ -34,7 +34,7 @@ class Encoded:
 
     Args:
         ids: token ids, special tokens included.
-        segments: of a pair, 0 or 1 for each token, where the model tells them apart.
+        segments: for a pair, 0 or 1 for each token, where the model tells them apart.
         cut: its end was left out.
     """
 
@@ -47,7 +47,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str, max_length:
     """Tokenize a text, or a pair of them; special tokens that stand in a text are text.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         text: the first or only text.
         pair: the second text; "" for none.
         max_length: in tokens; the longest of the two loses its end first.
@@ -78,10 +78,10 @@ def probabilities(
 
     Args:
         forward: see `models.forward.SequenceLogits`.
-        config: of the model.
+        config: the model's configuration.
         pad_id: id of the padding token.
         rows: tokenized.
-        device: of the model.
+        device: the model's device.
         world: shares the rows among the ranks; every rank gets all probabilities.
 
     Raises:
@@ -119,7 +119,7 @@ def compute_metrics(
         truth: indices of the classes of each row: exactly one, or with `multi` any number.
         probabilities: (n, K): a softmax, of which the largest is predicted, or with `multi` independent
             sigmoids, of which those of at least THRESHOLD are.
-        names: of the K ≥ 2 classes, no two alike.
+        names: names of the K ≥ 2 classes, no two alike.
         multi: a row may have any number of labels.
 
     Returns:

@@ -45,9 +45,9 @@ class ExamResult:
 
     Args:
         questions: scored.
-        scores: of each question the log-probabilities of its options, in nats.
+        scores: for each question the log-probabilities of its options, in nats.
         method: name of the scoring method.
-        orders: of the options: `1`, `cyclic` or `all`.
+        orders: option orders: `1`, `cyclic` or `all`.
     """
 
     questions: Sequence[Question]
@@ -83,11 +83,11 @@ def run_exam(
 
     Args:
         score: (questions, method, orders, world=, progress=) -> scores, as `Predictor.score` or `scorer_for`.
-        questions: to be scored.
+        questions: the questions to score.
         method: name of the scoring method.
-        orders: of the options: `1`, `cyclic` or `all`.
+        orders: option orders: `1`, `cyclic` or `all`.
         world: ranks that share the questions.
-        title: of the progress bar; "" for none.
+        title: title of the progress bar; "" for none.
 
     Raises:
         UserError: not one score is a number.
@@ -114,9 +114,9 @@ def scorer_for(
     """Return the `score` that `run_exam` takes, for a model or an engine's forward pass.
 
     Args:
-        model: of transformers, or a forward pass, see `Scorer.of`.
+        model: a transformers model, or a forward pass, see `Scorer.of`.
         prompts: writes questions as token ids.
-        device: of the model.
+        device: the model's device.
     """
 
     def score(
@@ -164,11 +164,11 @@ def compute_metrics(
     """Compute all metrics of one set of questions, as results.json keeps them; {} without any question.
 
     Args:
-        result: of the model.
-        other: of a second model on the same questions (the untuned one, say).
+        result: the model's answers.
+        other: a second model's answers to the same questions (the untuned one's, say).
         trained: questions the model was fitted on; the score without them stands beside the whole.
-        option_only: of the model on the questions `without_stem`.
-        held_out: of the model on questions neither trained nor evaluated on, to fit a temperature on; or why
+        option_only: the model's answers to the questions `without_stem`.
+        held_out: its answers to questions neither trained nor evaluated on, to fit a temperature on; or why
             there are none.
     """
     questions, predictions, scores = result.questions, result.predictions, result.scores
@@ -312,8 +312,8 @@ def records(
     chosen then (A=C: these two alike); `flips`: they are not all the same one.
 
     Args:
-        result: of the model.
-        other: of a second model on the same questions.
+        result: the model's answers.
+        other: a second model's answers to the same questions.
         other_name: begins the keys of the second model.
     """
     other_predictions = other.predictions if other else None

@@ -21,7 +21,7 @@ from finetune.data.subjects import CATEGORIES, category_of
 from finetune.evaluation.scoring import tied
 
 Prediction = int | tuple[int, ...]
-RESAMPLES = 10_000  # of a bootstrap: the ends of its interval then move by a fiftieth of its width
+RESAMPLES = 10_000  # bootstrap samples: the ends of the interval then move by a fiftieth of its width
 BINS = 15  # equal-width bins of confidence (arXiv:1706.04599, section 2)
 INTERVAL = (2.5, 97.5)  # percentiles
 SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
@@ -233,8 +233,8 @@ def mean_difference(
     """Return the mean difference of two models with its 95 % interval by a bootstrap of the rows.
 
     Args:
-        differences: of each row, the credit of one model minus that of the other.
-        rng: of the bootstrap; one of seed 0 when None.
+        differences: for each row, the credit of one model minus that of the other.
+        rng: random numbers of the bootstrap; those of seed 0 when None.
     """
     drawn = _resampled(rng or numpy.random.default_rng(0), differences)
     return {
@@ -301,7 +301,7 @@ def order_bias(
     """Measure how answers depend on the order of the options.
 
     Args:
-        by_order: of each question (order, scores by option) of every order it was scored in.
+        by_order: for each question (order, scores by option), once for every order it was scored in.
         answers: the right option of each.
 
     Returns:

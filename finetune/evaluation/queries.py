@@ -19,7 +19,7 @@ from finetune.runtime.distributed import Distributed
 BATCH_TOKENS = 4096  # padded tokens of a forward pass
 BATCH_BLANKS = 512  # positions of a forward pass: their logits are (M, vocabulary)
 
-Forward = Callable[..., Tensor]  # of input_ids, attention_mask, rows, cols, and segments where there are any
+Forward = Callable[..., Tensor]  # called with input_ids, attention_mask, rows, cols and, for pairs, segments
 
 
 def as_forward(model: nn.Module | Forward) -> Forward:
@@ -38,7 +38,7 @@ class LogprobQuery:
     wanted: tuple[tuple[int, ...], ...]
     softmax_over_candidates: bool = False  # softmax over `wanted` instead of the vocabulary
     raw_logits: bool = False  # logits, of a head that has no vocabulary
-    segments: Sequence[int] = ()  # of a pair of sentences: which one each token belongs to
+    segments: Sequence[int] = ()  # for a pair of sentences: 0 or 1, the sentence that each token belongs to
     results: list[list[float]] = field(default_factory=list)  # log-probabilities, shaped like `wanted`
 
 
@@ -52,7 +52,7 @@ class LogprobRunner:
         forward: (input_ids, attention_mask, rows, cols[, segments]) -> logits (M, V), or (M,) of a head that
             gives one number.
         pad_id: id of the padding token.
-        device: of the model.
+        device: the model's device.
         world: ranks that share the batches; every rank gets all results.
     """
 
@@ -106,8 +106,8 @@ def batched(rows: Sequence, length: Callable, positions: Callable) -> list[list]
     """Group rows of similar length, within BATCH_TOKENS padded tokens and BATCH_BLANKS positions a batch.
 
     Args:
-        rows: of anything.
-        length: of a row, in tokens.
+        rows: any objects.
+        length: returns the length of a row, in tokens.
         positions: number of positions whose logits a row needs.
     """
     batches: list[list] = []

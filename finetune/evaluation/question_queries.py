@@ -26,9 +26,9 @@ class QuestionQueries:
     """A question as queries for the model, and how their results are read.
 
     Attributes:
-        queries: to be run.
+        queries: the queries to run.
         read: returns a score for each option, once the queries have results.
-        orders: of `letter`: the order of the options in each query.
+        orders: for `letter`, the order of the options in each query.
         truncated: the stem was shortened.
     """
 
@@ -44,7 +44,7 @@ def queries_for(
     """Make the queries that score the options of a question by a method.
 
     Args:
-        orders: of `letter`: `1`, `cyclic` or `all`.
+        orders: option orders of `letter`: `1`, `cyclic` or `all`.
 
     Raises:
         PromptError: the question cannot be written out, e.g. because it is too long.
@@ -126,7 +126,7 @@ def _text_queries(
         texts: token ids of each option.
     """
     shared: dict[tuple[int, ...], LogprobQuery] = {}
-    cells: list[list[tuple[LogprobQuery, int, int]]] = []  # of each option and token: query, position, choice
+    cells: list[list[tuple[LogprobQuery, int, int]]] = []  # by option and token: query, position, choice
     truncated = False
     for option, text in enumerate(texts):
         scored = text[:1] if method.base == "first" else text

@@ -51,13 +51,13 @@ from finetune.runtime.distributed import Distributed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WINDOW_TOKENS = 1 << 19  # of rows made at a time: what bounds the memory of a long exam
+WINDOW_TOKENS = 1 << 19  # tokens of the rows made at a time: bounds the memory of a long exam
 TIE = 1e-9  # nats: what the same numbers, added up in another order, differ by
 CLOSE = 0.02  # nats between the best two: bf16 moves scores by half of that, see benchmarks/NOTES.md
-# A model that leaves more than this share of the questions so close is guessing, and no precision makes it
-# know better: of its questions one in so many, or a few, are scored again.
+# If more than this share of the questions are that close, the model is guessing: only the closest 1 in 50
+# (at least 4) are scored again in fp32.
 GUESSING, GUESSED_ONE_IN, GUESSED_FEW = 0.34, 50, 4
-PRIOR_SHARE = 0.05  # of the questions, for the prior (arXiv:2309.03882, section 4.2)
+PRIOR_SHARE = 0.05  # share of the questions that the prior is estimated on (arXiv:2309.03882, section 4.2)
 
 Prior = dict[int, list[float]]  # number of options -> log-probability that the model gives each place
 Progress = Callable[[int], object]  # called with a number of questions finished
@@ -68,12 +68,12 @@ class Scores(list[list[float]]):
 
     Attributes:
         skipped: index of a question -> why it could not be scored. Its scores are equal: it has no answer.
-        by_order: of `letter`, for each question the orders scored, each with its own scores by option; the
+        by_order: for `letter`: for each question the orders scored, each with its own scores by option; the
             order as written comes first. Empty for the other methods.
-        prior: of `+prior`, by number of options: the log-probability the model gives each place by itself.
-        rotated: of `+prior`, the questions that the prior comes from: they were scored in every rotation.
+        prior: for `+prior`, by number of options: the log-probability the model gives each place by itself.
+        rotated: for `+prior`, the questions that the prior comes from: they were scored in every rotation.
         truncated: questions whose stem was cut in its middle so that the rest fits.
-        replies: of `generate`, by index: what the model wrote.
+        replies: for `generate`, by index: what the model wrote.
         unparsable: those whose reply names no option: they have no answer.
     """
 
@@ -90,12 +90,12 @@ class Scores(list[list[float]]):
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How options are scored.
+    """Settings of option scoring.
 
     Args:
         method: a name of scoring_methods.METHODS.
-        orders: of `letter`: `1` as written, `cyclic` every rotation, `all` every permutation.
-        prior: of `+prior`: as `Scorer.estimate_prior` returns it; estimated from the questions when None.
+        orders: option orders of `letter`: `1` as written, `cyclic` every rotation, `all` every permutation.
+        prior: for `+prior`: as `Scorer.estimate_prior` returns it; estimated from the questions when None.
 
     Raises:
         ValueError: no such method or orders.
@@ -137,7 +137,7 @@ class Scorer:
             model: a language model of transformers, or a forward pass (input_ids, attention_mask, rows, cols)
                 -> logits (M, V), such as an engine's.
             prompts: writes questions as token ids.
-            device: of the model; its own when None.
+            device: where to run the model; its own when None.
             world: shares the rows among the ranks; every rank gets all scores. Each makes equally many
                 forward passes, since under ZeRO-3 each pass is collective.
         """
@@ -156,7 +156,7 @@ class Scorer:
         whose best two options are CLOSE.
 
         Args:
-            questions: of 2 to 10 options.
+            questions: each with 2 to 10 options.
             config: method, orders and prior.
             progress: called with the number of questions finished.
 
@@ -292,10 +292,10 @@ def score_options(
     Args:
         model: a masked language model of transformers, or a forward pass (input_ids, attention_mask, rows,
             cols) -> logits (M, V).
-        tokenizer: of the model.
-        questions: of 2 to 10 options.
+        tokenizer: the model's tokenizer.
+        questions: each with 2 to 10 options.
         method: a name of scoring_methods.METHODS.
-        orders: of `letter`: `1` as written, `cyclic` every rotation, `all` every permutation.
+        orders: option orders of `letter`: `1` as written, `cyclic` every rotation, `all` every permutation.
         prompts: how questions are written out; the default template at the model's length when None. A bare
             forward pass needs it.
 
@@ -363,7 +363,7 @@ def tied(scores: Sequence[float]) -> tuple[int, ...]:
     """Return the indices of the options that share the highest score, to within TIE."""
     top = max(scores)
     equals = tuple(i for i, score in enumerate(scores) if score == top or top - score <= TIE)
-    return equals or (max(range(len(scores)), key=scores.__getitem__),)  # of scores that are no numbers
+    return equals or (max(range(len(scores)), key=scores.__getitem__),)  # NaN equals nothing
 
 
 def best(scores: Sequence[float]) -> int:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 SMALL = 256  # models of a smaller hidden size gain nothing: converting costs what the products save
 FASTER = 1.5  # the least speedup by bf16 that is worth its fewer digits
-# of mallopt(3)
+# parameters of mallopt(3)
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 
 
@@ -77,7 +77,7 @@ def dropout_mask(like: Tensor, p: float, shape: tuple[int, ...] | None = None) -
 
     Args:
         like: on the CPU, of a floating-point dtype.
-        shape: of the result; that of `like` when None.
+        shape: shape of the result; that of `like` when None.
     """
     shape = like.shape if shape is None else shape
     dtype = BITS[like.dtype]

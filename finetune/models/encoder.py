@@ -107,7 +107,7 @@ class Encoder:
     def __init__(self, body: Any, bf16: bool = False):
         self.body, self.bf16 = body, bf16
         self._copies: list[_Bf16Layer] = []
-        self._copied_version = 0  # of the weights that the copies were made of
+        self._copied_version = 0  # version of the weights that the copies were made of
 
     def __call__(
         self,
@@ -194,7 +194,7 @@ def _forward_layer(
         residual: (U, H) hidden states of the tokens.
         query_inputs: the same in the dtype of products.
         key_inputs: (N, H) hidden states attended to, in the dtype of products.
-        positions: of the U and of the N tokens.
+        positions: positions of the U and of the N tokens.
         bias: see `attention`.
     """
     keys, values = layer.keys_and_values(key_inputs)
@@ -293,7 +293,7 @@ def attention(attention: Any, queries: Tensor, keys: Tensor, values: Tensor, bia
     """Compute multi-head attention: queries (B, Q, H), keys and values (B, T, H) -> (B, Q, H).
 
     Args:
-        attention: of transformers, for its heads, its scale and its dropout.
+        attention: transformers' module, for its heads, its scale and its dropout.
         bias: (B, T), added to scores: -inf at positions that must not be attended to; None for no bias.
     """
     heads, p = attention.num_attention_heads, attention.dropout.p if attention.training else 0.0
@@ -308,7 +308,7 @@ def attention(attention: Any, queries: Tensor, keys: Tensor, values: Tensor, bia
         return context.transpose(1, 2).reshape(size, num_queries, width)
     with torch.autocast("cpu", enabled=False):
         queries, keys, values = (part.reshape(size * heads, -1, width // heads) for part in split)
-        start, beta = queries.new_zeros(1), 0  # of the products: adding a bias costs nothing there
+        start, beta = queries.new_zeros(1), 0  # added to the products, where a bias costs nothing
         if bias is not None:
             start, beta = bias.expand(-1, heads, -1, -1).reshape(size * heads, 1, -1), 1
         scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=beta, alpha=attention.scaling)

@@ -36,9 +36,9 @@ PACKABLE = (
     "smollm3", "glm4", "granite",
 )  # fmt: skip
 NOT_NUMBERS = (
-    "模型算出的不是數（NaN 或無限大）：權重壞了，或這個精度裝不下它；請用 --precision fp32 再試，或換一個模型"
+    "模型輸出 NaN 或無限大：權重損壞，或超出這個精度的範圍；請用 --precision fp32 再試，或換一個模型"
 )
-LEAK = 0.02  # of the spread of logits: more than bf16 rounds, less than a neighbour changes
+LEAK = 0.02  # as a share of the spread of logits: more than bf16 rounds, less than a neighbour changes
 
 
 def config_of(model: nn.Module) -> PreTrainedConfig:
@@ -68,7 +68,7 @@ class TokenLogits(nn.Module):
     Training, validation and scoring all go through it, so DDP and ZeRO see one root module.
 
     Args:
-        model: of transformers, with a masked or a causal language modelling head.
+        model: a transformers model with a masked or a causal language modelling head.
         packed: rows hold several documents each (causal models only); none of them attends to another.
         bf16: use a copy of the weights in bf16, where models/encoder.py supports the family.
 
@@ -210,7 +210,7 @@ def can_pack(config: PreTrainedConfig, max_length: int) -> bool:
     """Return whether a model can read several documents in one row without one attending to another.
 
     Args:
-        config: of the model. An attention window shorter than the row would be lost under our mask.
+        config: the model's; an attention window shorter than the row would be lost under our mask.
         max_length: tokens of a row.
     """
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # ChatML and Qwen, Llama 3, Gemma
-BATCH_TOKENS = 1 << 14  # of the cache, prompts and replies together
+BATCH_TOKENS = 1 << 14  # tokens in the cache, prompts and replies together
 
 Rows = Sequence[Sequence[int]]  # prompts as token ids
 
@@ -48,7 +48,7 @@ class Decoding:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
-    seed: int | None = None  # of sampling; None = a new one every time
+    seed: int | None = None  # seed of sampling; None = a new one every time
 
     def __post_init__(self) -> None:
         if self.samples and self.num_beams > 1:
@@ -162,7 +162,7 @@ class _Batch:
 
     Attributes:
         rows: their token ids.
-        numbers: of each row in the whole call; with the seed they fix what is drawn for it.
+        numbers: number of each row in the whole call; with the seed it fixes what is drawn for the row.
         finished: rows that have ended; the reader may add to it, and that row gets no more tokens.
     """
 

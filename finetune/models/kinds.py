@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CLASSES = {  # of transformers
+CLASSES = {  # kind -> its auto class in transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
 }  # fmt: skip
 NEW_HEAD = ("classifier", "choice")  # kinds whose head is put on here, whatever the base was trained for
 TITLES = {
-    "masked": "填空用的遮罩語言模型", "causal": "接著寫下去的因果語言模型", "classifier": "文字分類模型",
+    "masked": "填空用的遮罩語言模型", "causal": "生成文字的因果語言模型", "classifier": "文字分類模型",
     "choice": "選擇題模型",
 }  # fmt: skip
 HINTS = {
@@ -112,7 +112,7 @@ def name_classes(config: PreTrainedConfig, names: Sequence[str], multi: bool) ->
         )
         raise UserError(
             f"--model_name_or_path：底模已經是分類模型，標籤依序是{present}，資料的是{wanted}；"
-            "資料的標籤都是底模有的、單一或多標籤也相同，才能接著訓練，否則請換它的底模"
+            "資料的標籤都在底模的標籤之中、單一或多標籤也相同，才能接著訓練；否則請改用它的底模"
         )
     config.id2label = dict(enumerate(names))
     config.label2id = {name: at for at, name in enumerate(names)}

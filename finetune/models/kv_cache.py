@@ -23,7 +23,7 @@ from finetune.runtime.errors import UserError
 CACHES = ("past_key_values", "cache_params")  # parameters by which a forward pass takes a cache
 NO_TOKEN = (1 << 31) - 1  # stands for padding: beyond every vocabulary
 PROBED, SHARED = 8, 5  # tokens of the two probe rows, and of the beginning they share
-# Of the mean difference of logits, in units of their spread. A lost token moves it by about one; rounding
+# Mean difference of logits, in units of their spread. A lost token moves it by about one; rounding
 # moves it by a millionth in fp32, and by some hundredths where bf16 sends tokens to other experts.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 COARSE = 0.05  # the tolerance for every other precision
@@ -44,8 +44,8 @@ class DecodeMode:
     @property
     def limitations(self) -> str:
         """Description of what is not possible in this mode; "" in the best one."""
-        uncached = ["用不了快取，每寫一個字都從頭讀一遍（較慢）"] * (not self.cached)
-        return "；".join([*uncached, *["不能補齊成批，一次只寫一個提示"] * (not self.batched)])
+        uncached = ["不支援 KV 快取：每生成一個 token 都重算整段（較慢）"] * (not self.cached)
+        return "；".join([*uncached, *["不支援批次補齊，一次只生成一個提示"] * (not self.batched)])
 
 
 BEST = DecodeMode()
@@ -171,8 +171,8 @@ def _try(model: nn.Module) -> DecodeMode:
     finally:
         model.train(was_training)
     raise UserError(
-        f"{config_of(model).model_type} 模型讀同一段文字的開頭，會因後面接什麼而說得不同"
-        "（不是由左到右的因果模型），不能用來接著寫；請換 Qwen/Qwen2.5-0.5B 這類模型"
+        f"{config_of(model).model_type} 模型：前文的輸出會隨後文改變"
+        "（不是由左到右的因果模型），不能用來續寫；請換 Qwen/Qwen2.5-0.5B 這類模型"
     )
 
 

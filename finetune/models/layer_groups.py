@@ -33,7 +33,7 @@ class LayerGroups:
     the meta device.
 
     Attributes:
-        names: of the parts, bottom to top.
+        names: names of the parts, bottom to top.
         count: the number of layers of the model, which may share their weights.
         tied: the head's output weights are those of the embeddings, and belong to that part.
     """
@@ -164,7 +164,7 @@ def parse_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
     Args:
         spec: `embeddings`, `head`, `all_but_head`, `3`, `0-9`, separated by commas (，、 too).
         flag: the flag that holds the list, for messages.
-        layers: of the model.
+        layers: the model's layers.
 
     Raises:
         UserError: all problems of the list: unknown names, ranges that are reversed or too high, an empty

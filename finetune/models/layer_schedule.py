@@ -21,10 +21,10 @@ RIGHT = frozenset({1, 2, 4})  # columns of the table that hold numbers
 
 @dataclass(frozen=True)
 class LayerSchedule:
-    """Which parts are trained, from which step on, at which learning rate.
+    """Schedule of the trained parts: from which step on, at which learning rate.
 
     Attributes:
-        names: of all parts, bottom to top.
+        names: names of all parts, bottom to top.
         frozen: parts that are never trained.
         trainable: the others that have a parameter to train (with LoRA, an adapter).
         unfreeze_every: optimizer steps from the unfreezing of one part to that of the next one below; 0: all
@@ -96,7 +96,7 @@ def build_schedule(
     Args:
         flags_freeze, flags_train_only: as `parse_layers` takes them; "" when not given.
         unfreeze_every, decay: see `LayerSchedule`.
-        layers: of the model with its adapters, before `apply`: what has `requires_grad` now can be trained.
+        layers: the model's, with its adapters, before `apply`: what has `requires_grad` now can be trained.
 
     Raises:
         UserError: all problems of the flags, or nothing would be left to train.
@@ -105,7 +105,7 @@ def build_schedule(
     frozen: frozenset[str] = frozenset()
     names = frozenset(layers.names)
     if flags_freeze and flags_train_only:
-        problems.found.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
+        problems.found.append("--freeze 與 --train_only 不能同時使用：前者指定凍結哪些，後者指定只訓練哪些")
     with problems:
         if flags_freeze:
             frozen = parse_layers(flags_freeze, "--freeze", layers)
@@ -113,7 +113,7 @@ def build_schedule(
         if flags_train_only:
             frozen = names - parse_layers(flags_train_only, "--train_only", layers)
     if unfreeze_every < 0:
-        problems.found.append(f"--unfreeze_every {unfreeze_every}：應為 0（一開始全部都學）以上的步數")
+        problems.found.append(f"--unfreeze_every {unfreeze_every}：應為 0（一開始就訓練全部）以上的步數")
     if not 0 < decay <= 1:
         problems.found.append(f"--layer_lr_decay {decay:g}：應大於 0 且不超過 1（1 是各層相同）")
     problems.report()
@@ -121,7 +121,7 @@ def build_schedule(
     if frozen and not trainable - frozen:
         flag = f"--train_only {flags_train_only}" if flags_train_only else f"--freeze {flags_freeze}"
         shown = format_ranges(name for name in layers.names if name in trainable)
-        raise UserError(f"{flag}：沒有任何參數可學了；這個模型能學的部分是 {shown or '（沒有）'}")
+        raise UserError(f"{flag}：沒有留下可訓練的參數；這個模型可訓練的部分是 {shown or '（沒有）'}")
     return LayerSchedule(tuple(layers.names), frozen, trainable - frozen, unfreeze_every, decay)
 
 

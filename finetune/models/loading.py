@@ -47,7 +47,7 @@ class LoadOptions:
 
     Attributes:
         from_scratch: initialise the weights at random, from the configuration alone.
-        seed: of everything that is initialised at random.
+        seed: fixes everything that is initialised at random.
         kind: one of CLASSES; "" is the kind that the model was saved as. `load` finds the kind by itself.
         allow_pickle: read weights from a pickle where there are no safetensors. An adapter's own weights are
             never read from a pickle, those of its base may be.

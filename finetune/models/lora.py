@@ -30,9 +30,9 @@ from finetune.runtime.errors import RunError, UserError, nearest
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PREFIX = "base_model.model."  # of names in peft's files
-TOLERANCE = 1e-3  # of logits, between the model with its adapter and the merged one
-PROMPT_TOKENS = 256  # of each held-out prompt that is compared
+PREFIX = "base_model.model."  # prefix of the names in peft's files
+TOLERANCE = 1e-3  # largest difference in logits between the model with its adapter and the merged one
+PROMPT_TOKENS = 256  # tokens compared of each held-out prompt
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Lora:
     """Hyperparameters of LoRA.
 
     Attributes:
-        rank: of the matrices.
+        rank: rank of the matrices.
         alpha: `alpha` / `rank` scales the update.
-        dropout: of the adapter's inputs.
+        dropout: dropout on the adapter's inputs.
         targets: `auto`, or names of linear layers, by commas.
     """
 
@@ -97,10 +97,10 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
     """Freeze the model and put adapters into it.
 
     Args:
-        model: of transformers.
+        model: a transformers model.
         lora: hyperparameters.
         base: name or folder that the adapter's configuration will name as its base.
-        seed: of the random half of the matrices; the other half is 0, so that nothing changes at first.
+        seed: fixes the random half of the matrices; the other half is 0, so that nothing changes at first.
 
     Returns:
         Peft's view of the model; its `get_base_model()` is the model itself.
@@ -207,7 +207,7 @@ def save_adapter(folder: Path, view: PeftModel, weights: dict[str, Tensor]) -> N
     """Write peft's files, then read them back.
 
     Args:
-        folder: to write to.
+        folder: where to write.
         view: as `attach` returned it.
         weights: the adapter's parameters by their names in the model.
 
@@ -243,7 +243,7 @@ def with_adapter(model: nn.Module, folder: str | Path, flag: str) -> PeftModel:
             view = PeftModel.from_pretrained(cast(Any, model), str(folder), autocast_adapter_dtype=True)
             _check_all_used(view, Path(folder))
             return view
-    except Exception as error:  # of peft or safetensors, or a file that makes no sense
+    except Exception as error:  # peft or safetensors failed, or the file makes no sense
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{flag} {folder}：LoRA 的權重與底模不合：{reason}") from error
 

@@ -16,7 +16,7 @@ from finetune.models.kinds import kind_of
 from finetune.models.kv_cache import probe_ids
 from finetune.runtime.errors import UserError
 
-SIZE = 0.5  # of the trial update of a layer, in units of the spread of its weights
+SIZE = 0.5  # size of the trial update of a layer, in units of the spread of its weights
 OFF = 0.1  # the error of merging that is allowed, as a share of that change: rounding in bf16 is a hundredth
 
 
@@ -27,7 +27,7 @@ def check_fit(model: nn.Module, flag: str) -> None:
     One layer of each name is tried.
 
     Args:
-        model: of transformers, with the layers of peft inside.
+        model: a transformers model, with peft's layers inside.
         flag: with its value, for the message.
 
     Raises:
@@ -49,7 +49,7 @@ def check_fit(model: nn.Module, flag: str) -> None:
         before, used = _used_layers(layers, logits)
         chosen = {name.rpartition(".")[2]: layers[name] for name in reversed(used)}
         if idle := sorted({name.rpartition(".")[2] for name in layers} - chosen.keys()):
-            reason = f"不經過 {'、'.join(idle)} 這些層，加在那裡學不到"
+            reason = f"不經過 {'、'.join(idle)} 這些層，加在那裡不會被訓練到"
             raise UserError(_message(model, flag, reason, sorted(chosen)))
         changed, merged = _trial_logits(list(chosen.values()), logits)
     finally:

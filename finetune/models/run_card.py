@@ -35,11 +35,11 @@ FORMAT = 1
 SKETCHED = 100_000  # the most questions of which sketches are kept: 0.3 kB each
 TASK_TITLES = {
     "exam": "考題微調",
-    "mlm": "續訓",
-    "cpt": "續訓",
-    "sft": "問答微調",
-    "classify": "分類",
-}  # of tasks
+    "mlm": "持續預訓練",
+    "cpt": "持續預訓練",
+    "sft": "指令微調",
+    "classify": "文字分類",
+}  # titles of the tasks, for the model card and the report
 NEEDED = ("scoring", "template", "max_length")  # a card without them is useless
 LARGEST = 1 << 53  # the largest integer that a float still represents
 UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a head of its own for options
@@ -47,10 +47,10 @@ UNSCORED = ("", "choice")  # `scoring` of a classifier, and of a model with a he
 
 @dataclass
 class RunCard:
-    """How a model was trained, as saved beside its weights."""
+    """Record of how a model was trained, saved beside its weights."""
 
     task: str = "exam"
-    chat: str = ""  # of a causal model: how messages are written (chat.STYLES), or none: trained on texts
+    chat: str = ""  # how a causal model's messages are written (chat.STYLES); "none": trained on texts
     objective: str = ""
     scoring: str = "pll"  # the method it was trained for, or one of UNSCORED
     step: int = 0  # optimizer steps
@@ -62,14 +62,14 @@ class RunCard:
     pool: str = "fit"  # `all`: trained on official test rows too
     flags: dict[str, Any] = field(default_factory=dict)
     fingerprints: list[str] = field(default_factory=list)
-    # of the same questions, unless there are more than SKETCHED; see data/contamination.py
+    # sketches of the same questions, unless there are more than SKETCHED; see data/contamination.py
     sketches: dict[str, str] = field(default_factory=dict)
     lineage: list[dict[str, Any]] = field(default_factory=list)  # base → this model, see `ancestors`
-    history: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry for each epoch of training
     results: dict[str, Any] = field(default_factory=dict)
-    # of a model trained on texts or replies: evaluation before and after, see training/evaluate.py
+    # for a model trained on texts or replies: evaluation before and after, see training/evaluate.py
     growth: dict[str, Any] = field(default_factory=dict)
-    # of a classifier: metrics by set, see reports/classification.py
+    # for a classifier: metrics by set, see reports/classification.py
     labels: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -243,7 +243,7 @@ def ancestors(name: str, card: RunCard | None, from_scratch: bool) -> list[dict[
     """Return the stages that led to the base of this run, the base itself last.
 
     Args:
-        name: of the base, a folder or a name on the hub.
+        name: the base, a folder or a name on the hub.
         card: the base's run card; None for a model that was not trained here.
         from_scratch: the base's weights are not used.
     """

@@ -27,7 +27,7 @@ def save_model(
 
     Args:
         weights: the full state, on the CPU. Tied tensors may be there once or twice.
-        ends: of a causal model: ids of the tokens that end a reply, for its generation_config.json.
+        ends: for a causal model: ids of the tokens that end a reply, for its generation_config.json.
 
     Raises:
         RunError: weights are missing, or what was read back differs.

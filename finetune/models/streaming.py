@@ -28,7 +28,7 @@ class Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]):
         self.stops = stops
         self.over = False
-        self._decode: Callable[[list[int]], str] = tokenizer.decode  # type: ignore[assignment]  # of one text
+        self._decode: Callable[[list[int]], str] = tokenizer.decode  # type: ignore[assignment]  # one text
         self._longest_stop = max(map(len, stops), default=0)
         self._special = special_tokens(tokenizer)
         self._ids: list[int] = []  # the last tokens: first those whose text is known, as context for the next

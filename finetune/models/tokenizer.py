@@ -71,7 +71,7 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
                 "或在 config.json 寫明 eos_token_id"
             )
         if added := separate_padding(tokenizer):
-            log(f"  tokenizer 沒有補齊專用的符號，以 {added} 補齊")
+            log(f"  tokenizer 沒有 padding token，改用 {added}")
         return tokenizer
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")

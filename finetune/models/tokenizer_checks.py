@@ -17,7 +17,7 @@ from finetune.runtime.sandbox import Sandbox
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LARGEST_PART = 4 * MEGABYTE  # of a tokenizer's rules, as JSON; T5's, the largest kind, take 0.4 MB
+LARGEST_PART = 4 * MEGABYTE  # bytes of one part of a tokenizer's rules, at most; T5's largest takes 0.4 MB
 GROWTH = 64  # tokens or characters that one character may become; the longest ligature becomes 18
 # The patterns of GPT-4, Llama 3 and Qwen2: they match every text in bounded time.
 WORDS = (
@@ -104,7 +104,7 @@ def try_patterns(adapter_config: dict[str, Any], names: Sequence[str], what: str
 
     Args:
         adapter_config: the contents of adapter_config.json.
-        names: of the model's modules.
+        names: names of the model's modules.
         what: flag and name of the adapter, for the message.
 
     Raises:

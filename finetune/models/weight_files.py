@@ -17,7 +17,7 @@ from finetune.runtime import git_lfs, limits
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FLOATS = {"F64", "F32", "F16", "BF16"}  # of safetensors
+FLOATS = {"F64", "F32", "F16", "BF16"}  # floating-point types of safetensors
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no more
 # Ends of the names of tables of positions and masks, which are no weights.
 TABLES = ("bias", "mask", "_ids", "_index", "_idx", "inv_freq", "num_batches_tracked")
@@ -62,7 +62,7 @@ def _header_problems(file: Path) -> Iterator[str]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > LONGEST_HEADER or 8 + length > size:
-            sizes = f"有 {size:,} 個位元組，檔頭說單是目錄就有 {length:,} 個"
+            sizes = f"有 {size:,} 個位元組，檔頭記載的目錄卻有 {length:,} 個"
             yield f"{file.name} 不完整，或不是 safetensors：{sizes}；請重新下載"
             return
         try:
@@ -74,7 +74,7 @@ def _header_problems(file: Path) -> Iterator[str]:
             yield f"{file.name} 的目錄讀不懂，不是 safetensors 或已損壞；請重新下載"
             return
     if size != end:
-        yield f"{file.name} 有 {size:,} 個位元組，應有 {end:,} 個：沒有下載完，或磁碟滿過；請重新下載"
+        yield f"{file.name} 有 {size:,} 個位元組，應有 {end:,} 個：沒有下載完，或寫到一半磁碟滿了；請重新下載"
     not_floats = [
         name
         for name, (dtype, dims) in sorted(formats.items())
@@ -92,7 +92,7 @@ def quantization(config: PreTrainedConfig, training: bool) -> str:
     """Return why the quantized weights of a model cannot be used; "" where they can, or are not quantized.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         training: the model is to be trained.
     """
     settings = getattr(config, "quantization_config", None) or getattr(

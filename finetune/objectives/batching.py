@@ -34,9 +34,9 @@ class Example:
     candidates: tuple[int, ...] = ()
     row: str = ""  # id of the question or statement, for messages
     by_token: bool = False  # every target counts once; else the example does, however many it has
-    documents: tuple[int, ...] = ()  # of a packed row: the number of each token's document, from 1
-    segments: Sequence[int] = ()  # of a pair of sentences: 0 for the tokens of the first, 1 for the second
-    importance: tuple[float, ...] = ()  # of each target, beside the others; () where they are equal
+    documents: tuple[int, ...] = ()  # in a packed row: the number of each token's document, from 1
+    segments: Sequence[int] = ()  # for a pair of sentences: 0 for the tokens of the first, 1 for the second
+    importance: tuple[float, ...] = ()  # relative weight of each target; () where they are equal
 
     @property
     def weights(self) -> list[float]:
@@ -102,7 +102,7 @@ class EpochPlan(Sequence):
 
     Args:
         entries: keys of the epoch's examples.
-        batches: of each batch, which of the entries.
+        batches: for each batch, the indices of its entries.
     """
 
     entries: Sequence
@@ -281,7 +281,7 @@ def split_by_tokens(
 
     Args:
         batch: the global batch.
-        length: of a row, in tokens.
+        length: returns the length of a row, in tokens.
         rank: this one.
         world_size: number of ranks.
         most: tokens of a part, with padding (a single row may be longer).

@@ -43,9 +43,9 @@ class CausalLMObjective:
     pieces of that length.
 
     Args:
-        tokenizer: of the model.
-        rows: to train or validate on.
-        max_length: of a row, in tokens.
+        tokenizer: the model's tokenizer.
+        rows: rows to train or validate on.
+        max_length: longest row, in tokens.
         packed: False gives every piece a row of its own.
     """
 
@@ -101,7 +101,7 @@ class InstructionObjective:
         prompts: writes conversations and questions as token ids.
         rows: instructions, or questions that are answered with a letter, options in a new order each epoch.
         on_prompt: the loss is on the prompt too; not on that of a row that has replies it must not learn.
-        seed: of the orders. The same (seed, epoch, row) gives the same example.
+        seed: fixes the orders. The same (seed, epoch, row) gives the same example.
 
     Attributes:
         refused: id and error of each row that the chat template does not accept.
@@ -126,8 +126,8 @@ class InstructionObjective:
         self.refused: list[str] = []
         self.truncated = 0
         self.remarks: Counter[str] = Counter()
-        # of each example its row and, but for a question, which is written anew for each order,
-        # (token ids, positions, targets)
+        # for each example its row and (token ids, positions, targets); None for a question, which is written
+        # anew for each order
         self._row_of = array("I")
         self._written: list[tuple[array, array, array] | None] = []
         kept = array("I")
@@ -177,7 +177,7 @@ class InstructionObjective:
         self.remarks.update(self.chat.remarks(row.messages))
         if passages > 1:
             self.remarks[
-                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：分成幾例訓練，前文都與作答時一樣"
+                "接上後文時，前面的回答會被樣板（或 tokenizer）改寫：拆成多個樣本訓練，前文都與作答時一樣"
             ] += 1
         if self.on_prompt and row.untaught:
             self.remarks["有不訓練的回答：只訓練其他的回答，提示不算損失（--train_on_prompt）"] += 1
@@ -214,8 +214,8 @@ def pack_documents(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Pack documents into rows by best-fit decreasing (arXiv:2404.10830, section 3.2), uncut.
 
     Args:
-        lengths: of the documents in tokens, each at most `size`.
-        size: of a row, in tokens.
+        lengths: lengths of the documents in tokens, each at most `size`.
+        size: length of a row, in tokens.
 
     Returns:
         indices of the documents of each row.

@@ -23,11 +23,11 @@ class ClassificationObjective:
 
     Args:
         tokenizer: writes a pair with its own separator.
-        rows: to train or validate on.
-        max_length: of a row, in tokens; of a longer one the end is left out, of a pair that of the longer.
-        count: of classes.
+        rows: rows to train or validate on.
+        max_length: longest row, in tokens; a longer one loses its end, a pair that of its longer text.
+        count: number of classes.
         multi: a row may have any number of labels.
-        weights: of each class in the loss: of the rows that have it or, of `multi`, of its yes. None: equal.
+        weights: weight of each class in the loss: of its rows or, with `multi`, of its yes. None: all equal.
     """
 
     name = "classify"

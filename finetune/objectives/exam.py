@@ -25,8 +25,8 @@ from finetune.objectives.masked_lm import MaskingConfig, apply_mask, maskable_un
 from finetune.prompts.exam import ExamPrompts, Prompt, PromptTooLongError, mask_positions, warm_cache
 from finetune.prompts.option_order import shuffled
 
-MLM_SHARE = 0.2  # of the examples, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
-ANSWER_MASKED = 0.9  # of the examples, in mlm: the whole answer is the blank
+MLM_SHARE = 0.2  # share of the examples that are MLM, in answer+mlm (15 to 20 % work alike, arXiv:2502.03793)
+ANSWER_MASKED = 0.9  # share of the examples whose blank is the whole answer, in mlm
 ANSWER = MaskingConfig("answer")
 WORDS_KEPT = 1 << 15  # rows whose words are kept from epoch to epoch
 
@@ -38,7 +38,7 @@ class ExamObjective:
         name: `answer`, `answer+mlm` or `mlm`.
         prompts: writes the rows as token ids.
         rows: questions and, for `mlm`, statements.
-        seed: of every draw. The same (seed, epoch, row) gives the same example, in any process, at any time.
+        seed: fixes all draws: one (seed, epoch, row) gives one example, in any process, at any time.
         masking_config: how words are masked; masking `answer` masks the answer of `mlm`.
     """
 
@@ -61,7 +61,7 @@ class ExamObjective:
             # beside whole answers single characters, as pseudo-log-likelihoods need them
             masking_config = replace(masking_config, masking="token" if self.masks_answer else "word")
         self.masking_config = masking_config
-        self._words: dict[int, list[Sequence[int]]] = {}  # of a row, made when they are first masked
+        self._words: dict[int, list[Sequence[int]]] = {}  # row -> words, found when first masked
         self.too_long: list[str] = []
         self.truncated = 0
         self.lengths = array("I")

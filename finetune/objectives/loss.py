@@ -41,7 +41,7 @@ def option_scores(logits: Tensor, batch: MultipleChoiceBatch) -> Tensor:
 
     Args:
         logits: (M, V), or (M, 1) of a multiple-choice head.
-        batch: of Q questions with M cells.
+        batch: Q questions with M cells.
     """
     if logits.shape[1] == 1:
         cells = logits[:, 0]

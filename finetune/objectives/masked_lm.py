@@ -37,7 +37,7 @@ SPAN_END, SPAN_LIMIT = 0.2, 10  # SpanBERT, arXiv:1907.10529, section 3.1: p and
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """How tokens are masked.
+    """Masking settings.
 
     Args:
         masking: one of train_args.MASKINGS (`token`, `word`, `span`), or `answer` for `ExamObjective`.
@@ -72,10 +72,10 @@ class MaskedLMObjective:
     """Masked language modelling of texts, a row each; a longer one is cut between words.
 
     Args:
-        tokenizer: of the model.
-        rows: to train or validate on.
-        max_length: of a row, in tokens, special ones included.
-        seed: of every draw. The same (seed, epoch, row) gives the same masks, in any process, at any time.
+        tokenizer: the model's tokenizer.
+        rows: rows to train or validate on.
+        max_length: longest row, in tokens, special ones included.
+        seed: fixes every draw. The same (seed, epoch, row) gives the same masks, in any process, at any time.
         masking_config: how tokens are masked.
     """
 
@@ -171,7 +171,7 @@ def apply_mask(
         ids: token ids, special ones included.
         units: positions that are masked together (words), in the order of the row; no special token among
             them, see `maskable_units`.
-        mask_id: of [MASK].
+        mask_id: id of [MASK].
         vocab: ordinary token ids to draw replacements from.
         rng: what every draw comes from.
         config: by which units, which share of their tokens (`rate`), and what becomes of them.

@@ -36,7 +36,7 @@ class MultipleChoiceObjective:
 
     def __init__(self, name: str, prompts: ExamPrompts, rows: Sequence):
         self.name, self.prompts = name, prompts
-        self.lengths = array("I")  # of the longest row of a question
+        self.lengths = array("I")  # length of each question's longest row
         self.too_long: list[str] = []
         self.truncated = 0
         kept = array("I")

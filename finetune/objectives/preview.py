@@ -15,7 +15,7 @@ from finetune.runtime.console import log
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = {  # of examples, as they are shown
+KINDS = {  # kind of an example -> its title when shown
     "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
     "cloze": "選項填空",
 }  # fmt: skip
@@ -26,15 +26,15 @@ def masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) 
 
     Args:
         objective: ExamObjective or MaskedLMObjective; of another there is nothing to show.
-        tokenizer: of the model.
-        count: of rows shown; the totals are of all rows.
+        tokenizer: the model's tokenizer.
+        count: number of rows shown; the totals are over all rows.
     """
     entries = [entry for entry in objective.epoch(0) if entry[0] == "mlm"]
     totals: Counter[str] = Counter()
     mask = tokenizer.mask_token_id
     for number, entry in enumerate(entries, 1):
         example = objective.example(*entry, 0)
-        assert isinstance(example, Example)  # of kind mlm
+        assert isinstance(example, Example)  # as all of kind mlm are
         for at, token in zip(example.positions, example.targets, strict=True):
             seen = example.ids[at]
             totals["masked" if seen == mask else "kept" if seen == token else "changed"] += 1
@@ -44,7 +44,7 @@ def masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) 
             yield f"  {shown(tokenizer, example)}"
     chosen = totals["masked"] + totals["kept"] + totals["changed"]
     if chosen:
-        titles = (("換成 [MASK]", "masked"), ("換成別的字", "changed"), ("不變", "kept"))
+        titles = (("換成 [MASK]", "masked"), ("換成別的 token", "changed"), ("不變", "kept"))
         shares = "、".join(f"{title} {totals[key] / chosen:.1%}" for title, key in titles)
         share = chosen / totals["tokens"]
         counts = f"遮住 {chosen:,}/{totals['tokens']:,} 個 token（{share:.1%}）"
@@ -81,7 +81,7 @@ def tell_of_lengths(title: str, objective: Objective) -> None:
     """Log how many rows were shortened to fit, how many were left out and why.
 
     Args:
-        title: of the rows, e.g. 訓練.
+        title: title of the rows, e.g. 訓練.
         objective: made of them.
     """
     is_exam = any(isinstance(row, Question) for row in objective.rows[:1])

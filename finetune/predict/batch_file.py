@@ -91,7 +91,7 @@ class BatchRun:
     """One batch prediction: the file, how its rows are answered, and where the records go.
 
     Attributes:
-        state: of the source when it was first read, see `_file_state`.
+        state: state of the source when it was first read, see `_file_state`.
         round_size: rows a rank answers between two writes.
     """
 
@@ -104,7 +104,7 @@ class BatchRun:
 
     @property
     def resume_hint(self) -> str:
-        """How to continue, for messages."""
+        """Hint for messages: how to continue."""
         return f"答好的存於 {self.journal.path}，同一個指令會接著做"
 
     def open(self) -> int:

@@ -43,7 +43,7 @@ PROMPT_COLUMNS = {
 }  # fmt: skip
 REPLY_COLUMNS = {"row": "whole", "id": "text", "prompt": "text", "response": "text", "error": "text"}
 SUBMISSION = {"ID": "text", "Answer": "text"}  # csv of what a causal model chose, as competitions take it
-PROMPT_FIELDS = {"prompt", "instruction", "messages", "conversations"}  # of a row for a generating model
+PROMPT_FIELDS = {"prompt", "instruction", "messages", "conversations"}  # columns for a generating model
 
 
 class McqRows(RowHandler[Predictor, Question]):
@@ -104,7 +104,7 @@ class McqRows(RowHandler[Predictor, Question]):
             raise ValueError(row)
         question = draft(row).without_answer(self.reading)
         if not all(map(is_text, (question.stem, *question.options, question.subject))):
-            raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
+            raise ValueError("有落單的代理字元（surrogate），不是合法的 UTF-8")
         return question
 
     def read_row(self, record: Record, row: Row) -> Question:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from finetune.runtime.distributed import Distributed
 
-LETTER_TOKENS = 16  # of a reply that is to name a letter
+LETTER_TOKENS = 16  # longest reply that is to name a letter
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
@@ -42,7 +42,7 @@ def exam_prompts_for(
     """Build the exam prompts of a causal model; one without a template gets the plain form.
 
     Args:
-        max_length: of a prompt, in tokens.
+        max_length: longest prompt, in tokens.
     """
     style = style_of(tokenizer, card)
     chat = Chat(tokenizer, style if style in STYLES else "plain", "--model_path")

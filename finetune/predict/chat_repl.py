@@ -18,21 +18,21 @@ GREETING = """
   輸入 help：其他指令
   輸入 quit、exit 或 q：離開
 ============================================================"""
-CHATS = "對話：直接輸入想說的話\n  輸入 reset：忘掉前面說的，重新開始"
-GOES_ON = "接著寫：輸入一段文字的開頭"
+CHATS = "對話：直接輸入想說的話\n  輸入 reset：清除先前的對話，重新開始"
+GOES_ON = "續寫：輸入一段文字的開頭"
 CHATS_HELP = """
-  一段話          模型回答；前面說過的它還記得（現在 {turns} 個來回）
-  reset           忘掉前面說的"""
+  一段話          模型回答；並保留先前的對話（現在 {turns} 個來回）
+  reset           清除先前的對話"""
 GOES_ON_HELP = """
-  一段文字        模型接著寫下去；每次重新開始，不記得前面的"""
+  一段文字        模型續寫；每次重新開始，不保留先前的內容"""
 HELP = """
   qa              問一題選擇題
   sample on|off   抽樣，或每次都選最可能的字（現在 {sample}）
   temperature N   抽樣的溫度，0 到 5（現在 {temperature:g}）
-  tokens N        最多寫幾個 token（現在 {tokens}）
+  tokens N        最多生成幾個 token（現在 {tokens}）
   method M        選擇題的作答方式（現在 {method}）：letter、generate、prior
   orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all
-  quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或停住正在寫的回答）
+  quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或中止正在寫的回答）
 """
 
 ROOM = 64  # tokens left for a reply before the oldest turns are dropped
@@ -61,7 +61,7 @@ class ChatRepl(Repl[CausalLMPredictor]):
         """Handle one entry as `Repl.handle`; `reset` clears the conversation."""
         if decode_entry(entry) == "reset" or entry.lower() in ("/clear", "/new"):
             self.messages = []
-            cleared = "忘掉前面說的了" if self.has_chat_template else "這個模型本來就不記得前面說的"
+            cleared = "已清除先前的對話" if self.has_chat_template else "這個模型本來就不保留先前的內容"
             print_result(f"  {cleared}\n")
         else:
             super().handle(entry)
@@ -90,16 +90,16 @@ class ChatRepl(Repl[CausalLMPredictor]):
         while len(messages) > 1 and len(ids) + ROOM > self.predictor.longest:
             messages = messages[2:]
             ids = self.predictor.encode(messages)
-            print_result("  （對話太長，忘掉最早的一個來回）")
+            print_result("  （對話太長，捨去最早的一個來回）")
         pieces: list[str] = []
         try:
             for piece in self.predictor.stream(ids, self.decoding):
                 print_result(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
-                print_result("\n🤖 （它什麼也沒說）", end="")
+                print_result("\n🤖 （模型沒有輸出）", end="")
         except KeyboardInterrupt:
-            print_result("…（停在這裡）", end="")
+            print_result("…（已中止）", end="")
             if not pieces:
                 return  # no reply to keep
         finally:

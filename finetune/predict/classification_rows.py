@@ -141,7 +141,7 @@ def _text_of(row: Row, column: str) -> str:
     if value is None or value != value or not str(value).strip():  # NaN is not itself
         raise ValueError(f"{column} 是空的" if column in row else f"沒有 {column} 欄")
     if not is_text(str(value)):
-        raise ValueError("有不成字的字元（半個 surrogate），不是合法的 UTF-8")
+        raise ValueError("有落單的代理字元（surrogate），不是合法的 UTF-8")
     if reason := too_long(str(value)):
         raise ValueError(f"{column} {reason}")
     return str(value)

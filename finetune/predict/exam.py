@@ -134,7 +134,7 @@ def _notes(exam: Exam, card: RunCard | None, keyless: int) -> list[str]:
     if keyless:
         notes.append(f"另有 {keyless} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:
-        notes.append(f"題庫裡有 {len(exam.skipped)} 列讀不懂，沒有評測（--on_bad_rows skip）")
+        notes.append(f"題庫裡有 {len(exam.skipped)} 列無法讀取，沒有評測（--on_bad_rows skip）")
     return notes
 
 
@@ -142,7 +142,7 @@ def facts_of(predictor: Predictor, exam: Exam, method: str, orders: str) -> dict
     """Return the facts of a report: model, exam and scoring method, in words.
 
     Args:
-        orders: of the options: `1`, `cyclic`, `all`.
+        orders: option orders: `1`, `cyclic`, `all`.
     """
     orders_title = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}[orders]
     card = predictor.card

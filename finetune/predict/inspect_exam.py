@@ -25,7 +25,7 @@ from finetune.runtime.text_width import align_table, display_width
 USUAL_OPTIONS = 4
 SHORT_STEM = 2  # characters
 UNKNOWN_SHOWN = 40  # characters a model does not know
-ROWS_SHOWN = 20  # of each kind, on the screen; JSON has them all
+ROWS_SHOWN = 20  # rows of each kind on the screen; JSON has them all
 
 
 def show_exam(flags: InferenceArgs, exam: Exam, load: Callable[[], ExamPrompts | CausalExamPrompts]) -> int:
@@ -206,7 +206,7 @@ def as_text(inspection: dict[str, Any]) -> str:
     lines = [f"題庫 {inspection['origin']}：{inspection['rows']} 題，{len(inspection['subjects'])} 科"]
     if inspection["keyless"]:
         counts = "、".join(f"{split} {count}" for split, count in inspection["keyless"].items())
-        lines.append(f"另有沒有答案的題目：{counts}")
+        lines.append(f"另有無答案的題目：{counts}")
     lines += [f"讀法：{note}" for note in inspection["read_as"]] + [""]
     lines += table(
         ["部分", "題數", "科數", *(f"答案 {letter}" for letter in letters)],

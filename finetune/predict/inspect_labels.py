@@ -27,7 +27,7 @@ def holds_labels(source: str, text_column: str = "") -> bool:
     """Return True for a local file or folder of texts with a column of labels, and of no questions.
 
     Args:
-        text_column: of the texts; "" finds it.
+        text_column: column of the texts; "" finds it.
     """
     path = Path(source).expanduser()
     files = data_files(path) if path.is_dir() else data_file(path) if is_readable(path) else []

@@ -67,7 +67,7 @@ class EvalLLm:
         ground_truth: the right answer, shown to the judge; None when there is none.
         prompt: the question, used when `evaluation` gets none.
         model_name: the judge, a causal model that chats; one that was fine-tuned here too.
-        device: of the judge; None takes the GPU if there is one.
+        device: the judge's device; None takes the GPU if there is one.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class JudgedRow:
             try:
                 messages = parse_instruction(item, need_answer=False).messages
             except ValueError as error:
-                raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
+                raise UserError(f"這一題無法解析：{error}（{str(item)[:60]}）") from error
             return cls(str(messages[-1]["content"]), None, tuple(messages), _answer_to(messages, item))
         question = as_question(item)
         key = "" if question.answer is None else question.options[question.answer]
@@ -177,8 +177,8 @@ def compare(
 
     Args:
         rows: as `JudgedRow.of` takes them.
-        answer: of the untuned and of the tuned model: row -> the text of the option chosen, or the reply.
-        max_length: of the judge's reply, in tokens.
+        answer: for the untuned and the tuned model: row -> the text of the option chosen, or the reply.
+        max_length: longest reply of the judge, in tokens.
 
     Returns:
         as `fine_tuning_llm.exe_chat`.
@@ -217,11 +217,11 @@ def as_question(item: object) -> Question:
     if isinstance(item, str):
         match = re.fullmatch(r"\s*question:(.*?)\n\s*answer:(.*)", item, re.S)
         if not match:
-            raise UserError(f"這一題看不懂：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
+            raise UserError(f"這一題無法解析：{item[:60]!r}；應為 question:…、A:…、answer:… 各一行")
         item = {"question": match[1], "answer": match[2].strip()}
     from finetune.data.question_rows import parse_question
 
     try:
         return parse_question(item)
     except ValueError as error:
-        raise UserError(f"這一題看不懂：{error}（{str(item)[:60]}）") from error
+        raise UserError(f"這一題無法解析：{error}（{str(item)[:60]}）") from error

@@ -55,7 +55,7 @@ def run_label_exam(flags: InferenceArgs, predictor: ClassifierPredictor, world: 
     if unknown:
         notes.append(_unknown_note(unknown, len(rows), metrics))
     if dataset.skipped:
-        notes.append(f"有 {len(dataset.skipped)} 列讀不了，沒有列入（--on_bad_rows skip）")
+        notes.append(f"有 {len(dataset.skipped)} 列無法讀取，沒有列入（--on_bad_rows skip）")
     facts = {"模型": predictor.name, "資料": dataset.origin, "題目": f"{title_of(split)} {len(rows)} 列"}
     if card := predictor.card:
         facts |= {"底模": card.base_model, "訓練資料": card.dataset}

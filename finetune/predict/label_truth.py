@@ -17,9 +17,9 @@ class TrueLabels:
     """The labels in a file's own column, read as in training.
 
     Args:
-        columns: of the file; `texts` are among them.
+        columns: columns of the file; `texts` are among them.
         label_column: --label_column; "" takes the only obvious one, and none where there is none or several.
-        names: of the model's classes.
+        names: names of the model's classes.
         source: flag and file, for messages.
 
     Attributes:

@@ -158,7 +158,7 @@ def predictor_of_kind(
     """
     predictor = predictor_for(model, tokenizer, device)
     if predictor.kind != kind:
-        ability = {"masked": "填 [MASK]", "causal": "寫文章", "classifier": "分類"}[kind]
+        ability = {"masked": "填 [MASK]", "causal": "生成文字", "classifier": "分類"}[kind]
         instead = {
             "masked": "predict_mask",
             "causal": "generate_text",

@@ -35,7 +35,7 @@ def show_reply(flags: InferenceArgs, predictor: CausalLMPredictor) -> None:
         reply = predictor.generate([ids], required(flags.decoding))[0]
         console.print_result(console.as_json({"prompt": flags.prompt, "response": reply}))
         return
-    prompt_title, reply_title = ("問題", "回答") if predictor.has_chat_template else ("開頭", "接著寫")
+    prompt_title, reply_title = ("問題", "回答") if predictor.has_chat_template else ("開頭", "續寫")
     console.print_result(f"{prompt_title}: {flags.prompt}\n\n{reply_title}: ", end="")
     for piece in predictor.stream(ids, required(flags.decoding)):
         console.print_result(piece, end="")

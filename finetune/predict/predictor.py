@@ -49,7 +49,7 @@ def prompts_for(
     """Build the exam prompts of a masked model: the template of its run card, or the default one.
 
     Args:
-        max_length: of a prompt, in tokens; None takes the run card's.
+        max_length: longest prompt, in tokens; None takes the run card's.
     """
     card = card or RunCard()
     length = prompt_length(config, tokenizer, max_length or card.max_length)
@@ -147,10 +147,10 @@ class Predictor(ABC):
         """Score the options of questions with `scoring.Scorer`.
 
         Args:
-            questions: of 2 to 10 options.
-            method: of scoring, or `auto`.
-            orders: of the options, see `scoring.ScoringConfig`.
-            prior: of `letter+prior`, see `prior`; estimated from these questions when None.
+            questions: each with 2 to 10 options.
+            method: scoring method, or `auto`.
+            orders: option orders, see `scoring.ScoringConfig`.
+            prior: used by `letter+prior`, see `prior`; estimated from these questions when None.
             world: ranks that share the questions.
             progress: called with the number of questions finished.
         """
@@ -181,10 +181,10 @@ class Predictor(ABC):
         try:
             row = parse_question({"question": question, "choices": list(options.values())}, need_answer=False)
         except ValueError as error:
-            raise UserError(f"這一題問不了：{error}") from error
+            raise UserError(f"這一題無法計分：{error}") from error
         scores = self.score([row], method, orders)
         if scores.skipped:
-            raise UserError(f"這一題問不了：{scores.skipped[0]}")
+            raise UserError(f"這一題無法計分：{scores.skipped[0]}")
         if scores.unparsable:
             message = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
             raise UserError(f"{message}；可改用 letter（--scoring letter，對話中是 method letter）")

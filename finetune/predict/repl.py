@@ -82,7 +82,7 @@ class Repl(ABC, Generic[AnyPredictor]):
     Args:
         answer: ranks the options of a question; None for a model that answers none.
         top_k: predictions that are listed.
-        method, orders: of multiple-choice questions, at first.
+        method, orders: how multiple-choice questions are scored at first.
     """
 
     input_prompt = "💬 請輸入問題: "
@@ -142,7 +142,7 @@ class Repl(ABC, Generic[AnyPredictor]):
             print_result(f"⚠️ {error}\n")
         except (EOFError, QuitError):
             raise
-        except BaseException as error:  # of a library, about text that nobody foresaw
+        except BaseException as error:  # a library failed on text that nobody foresaw
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
                 raise
             print_result(
@@ -340,7 +340,7 @@ def print_ranking(ranked: Ranking) -> None:
     for place, (label, text, score) in enumerate(ranked, 1):
         print_result(f"  {place}. {label}: {plain(text, lines=False)} (分數: {score:.4f})")
     if tied := getattr(ranked, "tied", ()):
-        print_result(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；照給的順序排列")
+        print_result(f"  ⚠️ {'、'.join(tied)} 並列最高分，這個模型分不出來；依輸入的順序排列")
 
 
 def int_between(name: str, value: str, low: int, high: int) -> int:

@@ -26,7 +26,7 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
     """Base of the row handlers.
 
     Attributes:
-        columns: of the output: name -> type, as `tables.write_table` takes them.
+        columns: columns of the output: name -> type, as `tables.write_table` takes them.
         text: the column that the model reads.
         method: the scoring method of questions.
         remarks: how rows were read, where a person may not expect it -> how many rows.

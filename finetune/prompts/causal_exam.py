@@ -28,7 +28,7 @@ class CausalExamPrompts:
 
     Args:
         chat: writes the messages for the model's tokenizer.
-        max_length: of a prompt, in tokens.
+        max_length: longest prompt, in tokens.
         template: texts around the stem and the options.
     """
 
@@ -101,8 +101,8 @@ class CausalExamPrompts:
         its middle; options never are.
 
         Args:
-            question: to be asked.
-            order: of the options, as indices.
+            question: the question to write.
+            order: order of the options, as indices.
             spare: tokens to leave free for the answer.
 
         Raises:

@@ -81,7 +81,7 @@ class Chat:
     """Writes messages for one tokenizer.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         style: `chat` for the tokenizer's template, or `plain`.
         flag: named in error messages.
 
@@ -190,9 +190,9 @@ class Chat:
         if "strftime_now" in self.template:
             notes.append("對話樣板會寫進當天的日期：訓練時寫的是今天，推論時寫的是推論當天")
         if self.form.ignores_generation_prompt:
-            notes.append("對話樣板不理會 add_generation_prompt：模型開口的地方依它寫回答的方式補上")
+            notes.append("對話樣板沒有用到 add_generation_prompt：回答的開頭依它寫回答的格式補上")
         elif not self.form.continues_prompt:
-            notes.append("對話樣板寫回答的方式接不上它請模型開口的地方：照請模型開口的地方訓練")
+            notes.append("對話樣板寫出的回答，開頭與 add_generation_prompt 加上的不一致：照後者訓練")
         return notes
 
     def escape_special_tokens(self, text: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ELLIPSIS = "…"
 BATCH = 512  # rows that are tokenized at once
-PLACEHOLDER = re.compile(r"\{[^{}]*\}")  # of a template, unknown ones included
+PLACEHOLDER = re.compile(r"\{[^{}]*\}")  # a template's placeholders, unknown ones included
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ExamPrompts:
 
     Args:
         tokenizer: with cls/sep (or bos/eos) and mask tokens.
-        max_length: of a prompt, in tokens, special ones included.
+        max_length: longest prompt, in tokens, special ones included.
         template: texts around the parts of a question.
         cache_size: number of texts whose token ids are cached, so that an epoch need not tokenize again.
 

@@ -108,7 +108,7 @@ def warning(metrics: dict[str, Any]) -> list[str]:
     baseline = metrics.get("baseline")
     if not baseline or baseline["difference"] > 0:
         return []
-    accuracy = baseline["accuracy"] + baseline["difference"]  # of the model, on the baseline's rows
+    accuracy = baseline["accuracy"] + baseline["difference"]  # the model's, on the baseline's rows
     verb = "低於" if baseline["difference"] < 0 else "只等於"
     name = f"{BASELINE}，同樣的 {baseline['trained_on']:,} 列訓練"
     return [

@@ -23,7 +23,7 @@ SCRIPTS = ["hani.ZHT ", "kana.ZHT ", "latn.ZHT "]  # forms of characters in the 
 
 
 class Content(Protocol):
-    """What the page shows; report.Report has it, and the other fields that the template reads."""
+    """Content of the page: report.Report, with the other fields that the template reads."""
 
     history: Sequence[dict[str, Any]]
 
@@ -36,7 +36,7 @@ def render(report: Content, heat_maps: Mapping[str, bytes] = MappingProxyType({}
     """Return the page of a report as HTML.
 
     Args:
-        report: to be written.
+        report: the report to write.
         heat_maps: PNG of the confusion matrix of each set of labels, shown where the classes are too many for
             a table.
     """

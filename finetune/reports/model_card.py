@@ -79,8 +79,8 @@ def all_results(results: dict[str, Any], progress: TrainingRecord, card: RunCard
 
     Args:
         results: metrics of each set of questions.
-        progress: of training.
-        card: of the run.
+        progress: how training went.
+        card: run card.
     """
     last = progress.history[-1] if progress.history else {}
     flat = {

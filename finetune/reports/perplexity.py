@@ -14,7 +14,7 @@ from typing import Any
 from finetune.evaluation.sets import in_order
 
 TITLES = {"held_back": "保留", "validation": "驗證"}
-PARTS = (("提示", "prompt"), ("原文", "wanted"), ("微調前", "untuned"), ("微調後", "tuned"))  # of a sample
+PARTS = (("提示", "prompt"), ("原文", "wanted"), ("微調前", "untuned"), ("微調後", "tuned"))  # (title, key)
 COLUMNS = ("未參與訓練的資料", "token", "困惑度（前）", "困惑度（後）", "變化")
 BITS, RESTORED = "每字位元（後）", "還原（前 → 後）"
 TITLE = "困惑度"

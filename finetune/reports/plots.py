@@ -62,7 +62,7 @@ def plot_curve(path: Path, history: Sequence[dict[str, Any]], best_step: int) ->
     """Plot training and validation loss over steps, macro F1 or accuracy on a second axis.
 
     Args:
-        path: of the picture.
+        path: where the picture is written.
         history: entries with `step` and what was measured then.
         best_step: is marked.
     """
@@ -112,7 +112,7 @@ def plot_intervals(path: Path, rows: Sequence[IntervalRow], chance: float) -> bo
     """Plot accuracies with their intervals, one below the other, and a line at chance.
 
     Args:
-        path: of the picture.
+        path: where the picture is written.
         rows: in the order shown.
         chance: accuracy of guessing.
 
@@ -155,8 +155,8 @@ def plot_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequen
     Of up to MOST_CELLS classes the cells hold counts and shares; of more, colours alone.
 
     Args:
-        path: of the picture.
-        names: of the classes.
+        path: where the picture is written.
+        names: names of the classes.
         confusion: (K, K) counts, a row for each true class.
 
     Returns:

@@ -59,14 +59,14 @@ OURS = re.compile(
 
 
 class TrainingRecord(Protocol):
-    """What reports need to know of a training run; training.state.TrainingState has it.
+    """Facts about a training run that reports need; training.state.TrainingState has them.
 
     Attributes:
         step: optimizer steps finished.
         epoch: epochs finished.
         seconds: spent training.
-        best_step: of the best model.
-        best_accuracy: of the best model on the validation rows, 0..1; -1 where it was not measured.
+        best_step: step of the best model.
+        best_accuracy: accuracy of the best model on the validation rows, 0..1; -1 where it was not measured.
         best_loss: validation loss of the best model, nats.
         history: an entry an epoch.
     """
@@ -92,11 +92,11 @@ class Report:
     Args:
         facts: label -> value, of the model and the exam, in Chinese.
         results: metrics of each set of questions (`evaluator.compute_metrics`), by its name.
-        exam_results: of each set, the answers of the model and of the other one, or None.
+        exam_results: by set, the answers of the model and of the other one, or None.
         other: what the other model is called: 微調前, or a path.
-        other_key: of the other model's answers in predictions.jsonl.
-        history: of training, an entry an epoch; empty when it is not known.
-        best_step: of training.
+        other_key: key of the other model's answers in predictions.jsonl.
+        history: an entry for each epoch of training; empty when it is not known.
+        best_step: step of training with the best model.
         notes: sentences that must stand beside every figure.
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
@@ -154,13 +154,13 @@ def of_training(
     """Make the report of the evaluation that ends a training run.
 
     Args:
-        card: of the run, with its results.
-        exam_results: of each set, the answers of the tuned and the untuned model.
-        progress: of training.
+        card: run card, with its results.
+        exam_results: by set, the answers of the tuned and the untuned model.
+        progress: how training went.
     """
     objective = card.objective or TASK_TITLES[card.task]
     facts = {
-        "底模": card.base_model, "資料": card.dataset, "目標": objective,
+        "底模": card.base_model, "資料": card.dataset, "訓練目標": objective,
         **({"作答方式": card.scoring} if any(card.results.values()) else {}),
         "訓練": f"{progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
     }  # fmt: skip
@@ -180,7 +180,7 @@ def check_folder(folder: str | Path, flag: str) -> None:
     """Refuse a folder in which this report would replace something else.
 
     Args:
-        folder: of the report.
+        folder: the report's folder.
         flag: that named it, for the message.
 
     Raises:
@@ -213,8 +213,8 @@ def write(folder: Path, report: Report, way_on: str = "請清出空間，或換�
     A reader sees the former report or this one.
 
     Args:
-        folder: of the report.
-        report: to be written.
+        folder: the report's folder.
+        report: the report to write.
         way_on: what can be done when it cannot be written.
 
     Raises:
@@ -349,7 +349,7 @@ def markdown(report: Report, pictures: dict[str, str]) -> str:
     """Return report.md: the verdict on each set, its metrics, categories and subjects with their intervals.
 
     Args:
-        report: to be written.
+        report: the report to write.
         pictures: file of a set's subjects or of its confusion, by the set's name.
     """
     return template("report.md.j2").render(report=report, sections=report.sections(), pictures=pictures)

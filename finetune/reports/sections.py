@@ -22,7 +22,7 @@ FAR = 0.25  # from here on an interval above chance is 遠高於 it
 
 
 class Context(Protocol):
-    """What sentences depend on beside the metrics; report.Report has it.
+    """Inputs of the sentences beside the metrics; report.Report has them.
 
     Attributes:
         other: what the other model is called: 微調前, or a path.

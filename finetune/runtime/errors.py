@@ -12,8 +12,9 @@ from collections.abc import Iterable
 
 REASONS = {  # errno name -> explanation in Chinese
     "ENOSPC": "磁碟滿了", "EDQUOT": "超過了配額", "EFBIG": "檔案超過了大小的上限", "EROFS": "檔案系統唯讀",
-    "EACCES": "沒有權限", "EPERM": "不准這樣做", "EIO": "磁碟或終端機讀寫失敗", "EBADF": "關著，或不能寫",
-    "ENOENT": "不在那裡", "EISDIR": "是一個資料夾", "ENOTDIR": "路徑中有一段不是資料夾",
+    "EACCES": "沒有權限", "EPERM": "不允許這項操作", "EIO": "磁碟或終端機讀寫失敗",
+    "EBADF": "已經關閉，或不能寫入", "ENOENT": "不存在", "EISDIR": "是一個資料夾",
+    "ENOTDIR": "路徑中有一段不是資料夾",
     "ELOOP": "是一個連結", "EMFILE": "開了太多檔案", "ENOTEMPTY": "資料夾裡還有東西", "EBUSY": "正在使用中",
 }  # fmt: skip
 LONGEST_SHOWN = 80  # characters of a value in a message

@@ -34,7 +34,7 @@ def atomic_open(path: str | Path, mode: str = "w", **kwargs: Any) -> Iterator[IO
 
     Args:
         path: the file to write.
-        mode: of `open`, with "w".
+        mode: as `open` takes it, with "w".
         kwargs: passed on to `open`; the default encoding is UTF-8.
 
     Raises:

@@ -150,7 +150,7 @@ def fetch_small(model: str) -> Path | None:
     patterns = ["*.json", "*.jinja", "vocab.txt", "merges.txt"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*.json"]))
-    except Exception:  # of the hub, its HTTP client or the disk: try config.json at least
+    except Exception:  # the hub, its HTTP client or the disk failed: try config.json at least
         with contextlib.suppress(Exception):  # the caller that needs the file reports why it is missing
             config = fetch(model, "config.json")
             return config.parent if config else None
@@ -187,7 +187,7 @@ def cannot_fetch(what: str, name: str, flag: str, why: object) -> UserError:
     listed = "".join(f"\n      {number}. {way}" for number, way in enumerate(ways, 1))
     where = "" if "/" in name else f"這裡沒有名叫 {name} 的檔案或資料夾，hub 上"
     return UserError(
-        f"{flag} {name}：{where}拿不到這個{what}（{endpoint()}）。{reason}\n    三條路：{listed}"
+        f"{flag} {name}：{where}拿不到這個{what}（{endpoint()}）。{reason}\n    三種做法：{listed}"
     )
 
 

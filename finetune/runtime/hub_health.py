@@ -35,7 +35,7 @@ class HubHealth:
             HubGaveUpError: the hub has failed for too long, or was given up before.
         """
         if not self.reason and self._failing and time.monotonic() - self._failing > PATIENCE:
-            self.give_up(f"{PATIENCE:g} 秒以來都沒有好好回答")
+            self.give_up(f"連續 {PATIENCE:g} 秒沒有有效回應")
         if self.reason:
             raise HubGaveUpError(self.reason)
 

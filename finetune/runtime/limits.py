@@ -121,7 +121,7 @@ def check_tokens(
     The added tokens are part of the model's vocabulary, so vocab_size limits them.
 
     Args:
-        folder: of the tokenizer's files.
+        folder: where the tokenizer's files are.
         tokenizer_config: tokenizer_config.json.
         config: config.json.
         what: flag and name of the model, for the message.
@@ -184,7 +184,7 @@ def check_weights(folder: Path, config: dict[str, Any], what: str) -> list[str]:
     There must be at least one tensor for each layer that config.json promises.
 
     Args:
-        folder: of the weights.
+        folder: where the weights are.
         config: config.json.
         what: flag and name of the model, for the message.
     """
@@ -208,7 +208,7 @@ def check_adapter(folder: Path, config: dict[str, Any], what: str) -> list[str]:
     """List what a LoRA adapter requests beyond what its weights hold, or without limit.
 
     Args:
-        folder: of the adapter.
+        folder: where the adapter is.
         config: adapter_config.json; {} where there is none.
         what: flag, name and file, for the message.
     """

@@ -49,7 +49,7 @@ class BoundedLines:
     start of a line, where files were concatenated, is dropped.
 
     Attributes:
-        number: of the line returned last, from 1.
+        number: number of the line returned last, from 1.
     """
 
     def __init__(self, stream: TextIO):
@@ -164,7 +164,7 @@ def _checked(value: object, text: str, start: int, end: int) -> object:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise JsonError("有不成字的字元（半個 surrogate），不是合法的 UTF-8") from None
+            raise JsonError("有落單的代理字元（surrogate），不是合法的 UTF-8") from None
     return value
 
 

@@ -30,7 +30,7 @@ def check_folder(name: str, flag: str, folder: Path | None = None) -> None:
     """Check the folder of a model or an adapter.
 
     Args:
-        name: of the model, a path or a hub name.
+        name: the model, a path or a hub name.
         flag: that the name was given to, for the message.
         folder: the downloaded files of a model on the hub.
 

@@ -34,7 +34,7 @@ class Watchdog:
     """Watchdog of one rank: its connections to the other ranks.
 
     Args:
-        rank: of this process.
+        rank: this process's rank.
         size: number of ranks.
         broadcast: returns rank 0's value on every rank; `Distributed.broadcast`.
     """

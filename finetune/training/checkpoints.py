@@ -60,7 +60,7 @@ class Checkpoints:
         keep: how many to keep; 0 keeps all.
         passes: size of one forward pass, in words. A resumed run with another one gets a warning, since its
             dropout differs.
-        flags: of this run; a resume that is refused names those that differ.
+        flags: this run's flags; a resume that is refused names those that differ.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Checkpoints:
         """Return the state that training starts from, and make --save_dir ready for it. All ranks call it.
 
         Args:
-            checkpoint: to load; None starts anew.
+            checkpoint: the checkpoint to load; None starts anew.
             read: restores the engine's state from a folder.
             other_ranks: as `load` takes it.
             again: this run has begun before, so that files in --save_dir are its own.
@@ -244,7 +244,7 @@ class Checkpoints:
         if then != now and not other_ranks:
             differences.append(
                 f"rank 數：檢查點 {then!r}，這次 {now}；加 --allow_world_size_change 可換 rank 數接續"
-                "（dropout 抽的不同，不再逐位元相同）"
+                "（dropout 的隨機結果不同，不再逐位元相同）"
             )
         if differences:
             refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differences]
@@ -253,7 +253,8 @@ class Checkpoints:
         read(folder)
         if card.get("passes") != self.passes:
             log(
-                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}：dropout 抽的不同，不再逐位元相同"
+                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}："
+                "dropout 的隨機結果不同，不再逐位元相同"
             )
         if then != now:
             log(f"  檢查點由 {then} 個 rank 寫出，這次是 {now} 個：已重新分配")
@@ -318,7 +319,7 @@ class Checkpoints:
         """Copy the best models that archived checkpoints refer to, so that these can be resumed.
 
         Args:
-            names: of the checkpoints.
+            names: names of the checkpoints.
             archive: folder that they were moved to.
         """
         models = {_step_of_model(path): path for path in (*self.folder.glob(".best.step*"), self.best)}

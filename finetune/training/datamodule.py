@@ -60,9 +60,9 @@ class DataModule:
     """Rows of a run as objectives, with how they are written out and in how many steps they are trained on.
 
     Args:
-        config: of the model, before it is loaded.
+        config: the model's configuration, known before it is loaded.
         prompts: writes questions and messages as token ids; None for texts and labels.
-        max_length: of a row, in tokens.
+        max_length: longest row, in tokens.
         validation: objective of the validation rows, with the same masks and orders every time.
         held_out: objective of rows that neither train nor choose the best step.
         source: the dataset that the rows come from.
@@ -111,7 +111,7 @@ class DataModule:
 
     @property
     def dataset(self) -> str:
-        """Where the rows came from."""
+        """Origin of the rows."""
         return self.source.origin
 
     @property
@@ -157,7 +157,7 @@ class DataModule:
 
         Args:
             forward: see models/forward.py; an engine's, say.
-            tokens: of one forward pass, with padding; its rows are of like length.
+            tokens: most tokens of one forward pass, with padding; its rows are of like length.
         """
         batches = split_by_tokens(objective.epoch(0), lambda key: objective.lengths[key[1]], 0, 1, tokens)
         sums = torch.zeros(4, dtype=torch.float64)
@@ -229,7 +229,7 @@ def setup_data(
         way_out = "請加長，或換上下文更長的模型"
         raise UserError(f"--max_length {args.max_length}：沒有一{row}放得下{limit}，{way_out}")
     for kind, index in train.epoch(0)[: args.show_examples]:
-        log(f"  例（{KINDS.get(kind, kind)}）{as_seen(tokenizer, train.example(kind, index, 0))}")
+        log(f"  樣本（{KINDS.get(kind, kind)}）{as_seen(tokenizer, train.example(kind, index, 0))}")
     steps_per_epoch = math.ceil(len(train.epoch(0)) / args.train_batch_size)
     total_steps = args.max_steps or args.num_epochs * steps_per_epoch
     _log_steps(args, world, hardware, steps_per_epoch, total_steps)

@@ -53,10 +53,10 @@ def get_dataset(  # noqa: PLR0913  a public name
 
     Args:
         num_samples: at most so many training questions; 0 takes all.
-        max_length: of a row, in tokens.
+        max_length: longest row, in tokens.
         test_ratio: share of the held-out questions.
         val_ratio: share of the validation questions.
-        seed: of the split and of the sample.
+        seed: fixes the split and the sample.
         source: hub name, folder or file.
 
     Returns:

@@ -100,7 +100,7 @@ def resolve(config: dict[str, Any], settings: Settings, hidden_size: int, where:
 
     Args:
         config: as `read` returned it.
-        hidden_size: of the model; bucket sizes follow it as in transformers' integration, but a small model
+        hidden_size: the model's; bucket sizes follow it as in transformers' integration, but a small model
             gets one bucket instead of fifty, since each costs a round of messages.
         where: the file's name, for messages.
 

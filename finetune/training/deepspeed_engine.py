@@ -85,7 +85,7 @@ class DeepSpeedEngine(Engine):
         deepspeed_config.compare_built(self.wrapped, self.ds_config)
         self.files = ZeroFiles(self.wrapped, self.world.rank, self.world.size)
         self.wrapped.checkpoint_engine = self.files
-        self.norm: Tensor | None = None  # of the gradients, where DeepSpeed does not check that it is finite
+        self.norm: Tensor | None = None  # gradient norm, where DeepSpeed does not check that it is finite
         if not hasattr(self.optimizer, "overflow"):
             self._check_steps()
         if hasattr(self.optimizer, "check_grad_overflow"):  # skip steps with bad gradients in bf16 too
@@ -154,7 +154,7 @@ class DeepSpeedEngine(Engine):
 
         def checked(*args: Any, **kwargs: Any) -> None:
             gradients = [value.grad for value in self.forward_model.parameters() if value.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)  # of their sum over the ranks: the same on each
+            norm = nn.utils.get_total_norm(gradients)  # gradients are summed over the ranks: one norm on all
             self.norm = norm
             if norm.isfinite():
                 step(*args, **kwargs)
@@ -166,7 +166,7 @@ class DeepSpeedEngine(Engine):
 
         All ranks call it: every rank gathers every tensor, and rank 0 keeps it.
         """
-        # Of a parameter without `requires_grad` DeepSpeed would give the rounded copy.
+        # For a parameter without `requires_grad` DeepSpeed would give the rounded copy.
         with self._all_trainable():
             return self._gather_weights()
 

@@ -58,7 +58,7 @@ class ZeroFiles:
 
     Args:
         engine: DeepSpeed's engine.
-        rank: of this process.
+        rank: this process's rank.
         size: number of ranks.
 
     `failed` is the error of writing, if any. It is kept and not raised, since DeepSpeed waits after writing

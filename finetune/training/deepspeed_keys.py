@@ -85,8 +85,8 @@ ZERO = {
     ), SWITCH),
     **dict.fromkeys(("offload_param", "offload_optimizer", "zenflow", "leaf_module"), BLOCK),
 }  # fmt: skip
-MIXED_PRECISION = {"enabled": SWITCH}  # of bf16 and fp16; DeepSpeed checks their other keys
-OPTIMIZERS = {"type": TEXT, "params": BLOCK}  # of optimizer and scheduler
+MIXED_PRECISION = {"enabled": SWITCH}  # keys of bf16 and fp16 checked here; DeepSpeed checks the others
+OPTIMIZERS = {"type": TEXT, "params": BLOCK}  # keys of optimizer and scheduler
 INSIDE = {
     "zero_optimization": ZERO, "bf16": MIXED_PRECISION, "fp16": MIXED_PRECISION, "optimizer": OPTIMIZERS,
     "scheduler": OPTIMIZERS, **WRAPPED,

@@ -194,7 +194,7 @@ class Engine:
                 self._backward(scaled)
         norm = self._update()
         if norm is not None and not math.isfinite(norm) and self.config.precision != "fp16":
-            rows = self._nonfinite_rows(step, f"梯度的長度是 {norm}", micro_batches)
+            rows = self._nonfinite_rows(step, f"梯度範數是 {norm}", micro_batches)
             return StepResult(math.nan, 0, int(tokens), None, stops > 0, rows)
         return StepResult(loss / num_targets, int(num_targets), int(tokens), norm, stops > 0)
 

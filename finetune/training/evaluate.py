@@ -60,7 +60,7 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
     the accuracy.
 
     Args:
-        forward: of an engine that is set to evaluate.
+        forward: forward pass of an engine that is set to evaluate.
     """
     data, objective = run.data, run.data.validation
     if not objective.lengths:
@@ -109,7 +109,7 @@ class FinalEvaluation:
         questions: by set; `exam_results` has a result of each model in turn.
         labelled: objectives of labelled rows, by set; `labels` are the figures of the tuned model alone: one
             with a new head knows nothing before.
-        before_after: of a language model on texts or replies.
+        before_after: figures of a language model on texts or replies.
         calibration: questions that are neither trained on nor evaluated, which the tuned model answers to fit
             its temperature (`calibration_result`); or why there are none.
     """
@@ -138,7 +138,7 @@ class FinalEvaluation:
             }
             if splits.validation:
                 objectives["validation"] = data.validation
-            return cls(run, labelled=objectives, labels={})  # type: ignore[arg-type]  # of ClassificationTask
+            return cls(run, labelled=objectives, labels={})  # type: ignore[arg-type]  # those of ClassificationTask
         if not data.prompts:
             sets = {}
         elif data.by_token and not any(sets.values()):
@@ -212,7 +212,7 @@ def _calibration_questions(run: Run, validation: Sequence[Question]) -> Sequence
 
 @dataclass
 class BeforeAfter:
-    """What a language model gained on rows it was not trained on.
+    """Loss and samples of a language model before and after training.
 
     Attributes:
         sets: by set (`validation`, `held_back`): figures of the `tuned` and the `untuned` model.

@@ -19,7 +19,7 @@ from finetune.training.deepspeed_engine import import_deepspeed
 # Tokens a forward pass may hold, with padding, when --micro_batch_size is 0. On a CPU more would no longer
 # fit its caches: benchmarks/NOTES.md.
 CPU_TOKENS, GPU_TOKENS = 2048, 32768
-FP32_SHARE = 0.7  # of the free memory of a GPU, that a model's fp32 weights may take when it is evaluated
+FP32_SHARE = 0.7  # share of a GPU's free memory that fp32 weights may take when a model is evaluated
 OPTIONS = 4
 CAUSAL_SHARE = 4  # a causal model gets a fourth of GPU_TOKENS, since every position has 150,000 logits
 
@@ -195,8 +195,8 @@ def choose_precision(
     if device.type != "cuda":
         return ("auto", "") if engine == "torch" else ("fp32", "精度：fp32（CPU）；")
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "精度：bf16（這張 GPU 會算 bf16）；"
-    return "fp16", "精度：fp16（這張 GPU 不會算 bf16，損失會放大再縮回）；"
+        return "bf16", "精度：bf16（這張 GPU 支援 bf16）；"
+    return "fp16", "精度：fp16（這張 GPU 不支援 bf16，使用損失縮放（loss scaling））；"
 
 
 def choose_micro_batch(train_batch: int, wanted: int, most: int, world: Distributed) -> int:

@@ -45,7 +45,7 @@ def unlearnt(objective: Objective, history: list[dict], rate: float, usual: floa
 
     Args:
         objective: without a `baseline_loss` there is no warning.
-        history: of training, with a `train_loss` for each epoch.
+        history: entries of the epochs, each with a `train_loss`.
         usual: rate for random weights; None for others.
     """
     if not history or (baseline := objective.baseline_loss) is None:

@@ -140,7 +140,7 @@ def check_given(args: TrainArgs, given: frozenset[str]) -> None:
         formats = "csv、jsonl…" if args.task == "classify" else "json、txt、csv…"
         problems.append(f"--task {args.task} 要用 --dataset 指定{what}：資料夾、檔案（{formats}）或 hub 名稱")
     if args.freeze and args.train_only:
-        problems.append("--freeze 與 --train_only 不能同時使用：一個說哪些不學，一個說只學哪些")
+        problems.append("--freeze 與 --train_only 不能同時使用：前者指定凍結哪些，後者指定只訓練哪些")
     problems += _idle_masks(args, given)
     method = METHOD_OF_OBJECTIVE[args.objective]
     if args.task == "exam" and "exam_orders" in given and method != "letter":

@@ -1,4 +1,4 @@
-"""What a training run leaves: the best model so far, the published one, and the results of both."""
+"""Write the outputs of a run: best model, published model, results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _publish(best: Path, half: Path, target: Path, run: Run, merge_into) -> None
 def _former_card(target: Path) -> RunCard | None:
     try:
         return RunCard.read(target)
-    except UserError:  # of no use any more
+    except UserError:  # unreadable, so of no use any more
         return None
 
 

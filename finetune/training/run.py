@@ -35,13 +35,13 @@ BOUND_FLAGS = ("train_batch_size", "learning_rate", "weight_decay", "max_grad_no
 
 @dataclass
 class ModelInfo:
-    """What is known of a model once it is loaded.
+    """Facts about the loaded model.
 
     Args:
-        config: of transformers.
-        num_parameters: of the whole model.
+        config: its transformers configuration.
+        num_parameters: parameters of the whole model.
         new_head: its head was put on here and was randomly initialised.
-        end_ids: of a causal model: tokens that end a reply.
+        end_ids: for a causal model: tokens that end a reply.
         adapter: peft's view of the model, where it has an adapter.
         schedule: which layers are trained, from which step.
         num_trainable: parameters that are trained, those of adapters included.
@@ -58,11 +58,11 @@ class ModelInfo:
 
 @dataclass
 class Run:
-    """What one training run consists of.
+    """Everything one training run consists of.
 
     Args:
         args: values of all flags.
-        checkpoint: to resume from; None starts anew.
+        checkpoint: the checkpoint to resume from; None starts anew.
         model: known once the model is loaded, see `attach_model`.
     """
 
@@ -118,7 +118,7 @@ class Run:
         data, end_ids = self.data, set()
         if data.packed and attention_leaks_across_documents(model):
             name = self.args.model_name_or_path
-            raise UserError(f"--model_name_or_path {name}：注意力的實作不理會遮罩，一列裡隔不開兩篇文字")
+            raise UserError(f"--model_name_or_path {name}：注意力的實作會忽略遮罩，一列裡隔不開兩篇文字")
         if data.kind == "causal":
             if not getattr(model, "is_loaded_in_4bit", False):  # see lora._never_repack
                 decode_mode(model)
@@ -143,7 +143,7 @@ class Run:
         if schedule.frozen and args.from_scratch:
             log("  ⚠️ 底模是隨機初始化的，凍結的部分會一直是隨機的權重")
         elif info.new_head and "head" in schedule.frozen:
-            log("  ⚠️ 輸出層是新裝的（隨機初始化），凍結它就學不到東西；請讓 head 也參與訓練")
+            log("  ⚠️ 輸出層是新加的（隨機初始化），凍結它就學不到東西；請讓 head 也參與訓練")
         if schedule.last_opening >= self.data.total_steps:
             log(
                 f"  ⚠️ 總共只有 {self.data.total_steps} 步，最下面的層要 "

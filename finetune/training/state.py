@@ -14,7 +14,7 @@ PATIENCE = 20  # steps in a row that may be skipped
 
 
 def _all_nonfinite(what: str) -> NonFiniteError:
-    return NonFiniteError(f"{what}的損失都不是數字，略過也沒有用；請用較小的 --learning_rate")
+    return NonFiniteError(f"{what}的損失都是 NaN 或無限大，略過也無法繼續；請用較小的 --learning_rate")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class TrainingState:
     epochs_without_gain: int = 0
     seconds: float = 0.0  # spent training, over all runs
     before: dict = field(default_factory=dict)  # validation before the first step (of texts and replies)
-    # Of the running epoch: summed loss, and the number of targets that it is divided by.
+    # The running epoch: summed loss, and the number of targets that it is divided by.
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     # One entry an epoch: step, train_loss, validation_loss, …
     history: list[dict] = field(default_factory=list)

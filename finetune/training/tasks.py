@@ -45,17 +45,17 @@ from finetune.prompts.scoring_methods import CHOICE, METHOD_OF_OBJECTIVE
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
-Source = Exam | Corpus | InstructionDataset | LabelledDataset  # of a task's rows
+Source = Exam | Corpus | InstructionDataset | LabelledDataset  # what a task reads its rows from
 
 
 @dataclass
 class TaskContext:
-    """What rows are made into examples with.
+    """Inputs for making examples of rows.
 
     Args:
-        config: of the model.
-        prompts: of the task; None for texts and labels.
-        max_length: of a row, in tokens.
+        config: the model's configuration.
+        prompts: how the task's prompts are written; None for texts and labels.
+        max_length: longest row, in tokens.
     """
 
     args: TrainArgs
@@ -161,7 +161,7 @@ class ExamTask(_NoLabels):
 
 
 class _TextTask(_NoLabels):
-    """What both tasks on texts share: the corpus, its splits, no prompts."""
+    """Base of the tasks on texts: corpus and splits, no prompts."""
 
     by_token = True
 

@@ -79,7 +79,7 @@ class _Service(ABC):
         """Record the run card.
 
         Args:
-            path: of run_card.json.
+            path: where run_card.json is.
             shown: its contents as Markdown, without the entries that are too long.
         """
 

@@ -25,7 +25,7 @@ class TrainLog:
     """Log of the main process; other ranks write nothing.
 
     Args:
-        path: of train_log.jsonl.
+        path: where train_log.jsonl is written.
         state: where the run starts. Lines of steps that it takes again are dropped.
         total: optimizer steps of the whole run.
         tracker: is used after this log is closed too, by the evaluation.
@@ -35,7 +35,7 @@ class TrainLog:
     def __init__(self, path: Path, state: TrainingState, total: int, tracker: Tracker, enabled: bool):
         self.enabled, self.total, self.path = enabled, total, path
         self._tracker = tracker
-        self._bar: Any = None  # of tqdm, on a terminal
+        self._bar: Any = None  # tqdm's progress bar, on a terminal
         self._stream: IO[str] | None = None
         self._started = time.perf_counter()
         if not enabled:
@@ -66,7 +66,7 @@ class TrainLog:
             return
         if result.skipped:
             shown = "、".join(result.skipped[:8]) + "…" * (len(result.skipped) > 8)
-            self.message(f"⚠ 第 {step} 步的損失不是數字，略過（--on_nan skip）；這一批：{shown}")
+            self.message(f"⚠ 第 {step} 步的損失是 NaN 或無限大，略過（--on_nan skip）；這一批：{shown}")
             self._write({"step": step, "skipped": list(result.skipped)})
             if self._bar:
                 self._bar.update(1)
@@ -91,7 +91,7 @@ class TrainLog:
         """Log the metrics of one epoch.
 
         Args:
-            entry: of the history, see `TrainingState.after_epoch`.
+            entry: an entry of the history, see `TrainingState.after_epoch`.
         """
         self._write(entry)
         metrics = {name: value for name, value in entry.items() if name not in ("epoch", "step")}

@@ -1,4 +1,4 @@
-"""What was taught is recognised in an exam, word for word or nearly."""
+"""Questions that were trained on are recognised in an exam, word for word or nearly."""
 
 from __future__ import annotations
 

@@ -200,10 +200,10 @@ def test_a_card_may_name_one_of_two_formats_and_splits_that_are_none_of_ours(tmp
         ([{"split": "test", "path": "https://example.com/x.csv"}], "指到資料夾外面"),
         ([{"split": "test", "path": "/etc/*"}], "指到資料夾外面"),
         ([{"split": "test", "path": "gone.csv"}], ""),
-        ([{"split": "test"}], "看不懂"),
-        ([{"split": "test", "path": "a"}, {"split": "test", "path": "b"}], "看不懂"),
-        ([7], "看不懂"),
-        (7, "看不懂"),
+        ([{"split": "test"}], "無法解析"),
+        ([{"split": "test", "path": "a"}, {"split": "test", "path": "b"}], "無法解析"),
+        ([7], "無法解析"),
+        (7, "無法解析"),
     ],
 )
 def test_a_card_that_cannot_be_followed_is_passed_over_and_said(tmp_path, capsys, data_files, said):

@@ -1,4 +1,4 @@
-"""What labels mean, in the many ways people write them."""
+"""Meaning of labels, in the many ways people write them."""
 
 import pytest
 from conftest import write_rows

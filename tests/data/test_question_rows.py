@@ -1,4 +1,4 @@
-"""What a row of questions means, in the many ways people write it: one reader of columns, options and answers
+"""Meaning of a row of questions, in the many ways people write it: one reader of columns, options and answers
 for training, --exam, --input and --inspect."""
 
 import json

@@ -119,7 +119,7 @@ TOLD = {
     "an answer of null": ({"messages": [U, {**A, "content": None}, U, A]}, 4, (1,), "空的回答"),
     "an empty answer last": ({"messages": [U, A, U, {**A, "content": ""}]}, 2, (), "最後的話沒有回答"),
     "developer": ({"messages": [{"role": "developer", "content": "甲"}, U, A]}, 3, (), "developer"),
-    "twice in a row": ({"messages": [U, U, A]}, 2, (), "接成一則"),
+    "twice in a row": ({"messages": [U, U, A]}, 2, (), "併成一則"),
     "tools": ({**TALK, "tools": [{"type": "function"}]}, 2, (), "tools"),
     "chosen": ({"prompt": "你好", "chosen": "嗨", "rejected": "不"}, 2, (), "rejected"),
     "chosen beside a talk": ({"conversations": [U], "chosen": A, "rejected": BAD}, 2, (), "rejected"),

@@ -28,7 +28,7 @@ BARE_STEP = 0.04  # seconds, on the two cores of which 150 s of training are pro
 
 
 def slowness() -> float:
-    """How many times slower this machine is, now, than that one (at least 1): by the median step of a bare
+    """Slowness of this machine now, as a multiple of that one (at least 1): by the median step of a bare
     encoder of the demo's shape. A limit in seconds alone measures the neighbours of a virtual machine."""
     layer = torch.nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, activation="gelu", batch_first=True)
     model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)

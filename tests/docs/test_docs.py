@@ -38,8 +38,8 @@ def both(name: str) -> tuple[str, str]:
 
 
 def made_by(picture: str, name: str) -> str:
-    """What a command of the page leaves, of a picture: `pictures/layers/my_x/y.png` is my_x/y.png, and a
-    screenshot z.html.png is of z.html."""
+    """File of a run that a picture of the page comes from: for `pictures/layers/my_x/y.png` my_x/y.png, for a
+    screenshot z.html.png z.html."""
     found = Path(picture).relative_to(f"pictures/{name}")
     return str(found.with_suffix("") if found.stem.endswith(".html") else found)
 

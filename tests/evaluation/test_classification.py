@@ -1,4 +1,4 @@
-"""How good a classifier is: every figure against plain loops over counts, and what is said of it."""
+"""Metrics of a classifier: every figure against plain loops over counts, and what is said of it."""
 
 from __future__ import annotations
 

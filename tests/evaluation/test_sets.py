@@ -1,5 +1,5 @@
-"""Which set of rows comes first wherever sets are told; what a temperature is fitted on after training; ties;
-what a text that was cut is called."""
+"""Order of the sets wherever they are listed; rows that a temperature is fitted on after training; ties; the
+name of a text that was cut."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def base_of(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory):
-    """What each task is taught."""
+    """Training data of each task."""
     home, rng = tmp_path_factory.mktemp("sources"), random.Random(5)
     rows = [[random_text(rng, 5, 40), LABELS[number % 3]] for number in range(40)]
     texts = write_texts(home / "texts.json", 8)
@@ -178,7 +178,7 @@ def teach(monkeypatch, tmp_path, sources):
 
 @torch.no_grad()
 def said(model) -> torch.Tensor:
-    """What a model says of two rows."""
+    """Logits of a model for two rows."""
     ids = torch.arange(10, 50).view(2, 20)
     ids = ids[:, None] if type(model).__name__.endswith("ForMultipleChoice") else ids
     was_training = model.training
@@ -199,7 +199,7 @@ def loaded_by_transformers(folder, kind: str):
 
 
 def answers(kind: str, capsys, folder=MODEL) -> dict:
-    """What `inference.main` says, as JSON."""
+    """Answers of `inference.main`, as JSON."""
     asked = {
         "masked": ["--prompt", "天地[MASK]。"], "classifier": ["--prompt", "天地玄黃"],
         "choice": ["--question", "天地？", "--options", "A:玄 B:黃 C:宇宙"],
@@ -557,8 +557,8 @@ def test_a_classifier_keeps_its_own_order_of_labels_and_those_the_data_do_not_us
     [
         ("qwen2", ("exam", "choice"), ("qwen2", "不能當選擇題模型的底模", "--task sft")),
         ("gpt2", ("exam", "answer"), ("GPT2LMHeadModel", "不是填空用的遮罩語言模型")),
-        ("bert", ("sft",), ("BertForMaskedLM", "不是接著寫下去的因果語言模型", "Qwen/Qwen2.5-0.5B")),
-        ("roberta", ("cpt",), ("RobertaForMaskedLM", "不是接著寫下去的因果語言模型")),
+        ("bert", ("sft",), ("BertForMaskedLM", "不是生成文字的因果語言模型", "Qwen/Qwen2.5-0.5B")),
+        ("roberta", ("cpt",), ("RobertaForMaskedLM", "不是生成文字的因果語言模型")),
     ],
 )
 def test_a_model_of_another_kind_is_refused(family, task, says, base_of, refused, sources):

@@ -32,8 +32,8 @@ def some(quick):
 
 
 def theirs(model, family, row, **asked):
-    """What `generate` of transformers writes after one row; greedily and plainly, what the model's own passes
-    say."""
+    """Tokens that `generate` of transformers writes after one row; for some families, those of the model's
+    own greedy passes."""
     if family in SHIFTED:
         ids = list(row)
         while len(ids) < len(row) + 8 and not ENDS & set(ids[len(row) :]):
@@ -82,7 +82,7 @@ def test_a_family_that_cannot_be_read_in_the_fastest_manner_is_named_once(capsys
     for _ in range(2):
         generate_ids(model, ROWS, GREEDY, {*range(WORDS)}, PAD)
     assert capsys.readouterr().err.splitlines() == [
-        "rwkv 模型：用不了快取，每寫一個字都從頭讀一遍（較慢）；不能補齊成批，一次只寫一個提示"
+        "rwkv 模型：不支援 KV 快取：每生成一個 token 都重算整段（較慢）；不支援批次補齊，一次只生成一個提示"
     ]
     assert decode_mode(make("llama")) == BEST and not capsys.readouterr().err
 
@@ -113,5 +113,5 @@ def test_a_model_that_does_not_read_from_left_to_right_is_refused(family, change
 def test_a_model_whose_logits_are_no_numbers_is_refused_before_it_writes():
     model = make("llama")
     model.model.norm.weight.data[3] = float("nan")
-    with pytest.raises(UserError, match="算出的不是數.*--precision fp32"):
+    with pytest.raises(UserError, match="輸出 NaN 或無限大.*--precision fp32"):
         generate_ids(model, ROWS, GREEDY, ENDS, PAD)

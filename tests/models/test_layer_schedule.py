@@ -262,7 +262,7 @@ def test_something_must_be_left_to_learn(twelve):
     adapted = LayerGroups(with_lora(make(), ["query"]))
     for freeze, only in (("0-2", ""), ("", "head")):
         (problem,) = problems(freeze, only, 0, 1.0, adapted, call=build_schedule)
-        assert "沒有任何參數可學" in problem and "0–2" in problem
+        assert "沒有留下可訓練的參數" in problem and "0–2" in problem
     assert learn(adapted, train_only="1,head").trainable == {"1"}
 
 

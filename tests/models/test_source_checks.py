@@ -34,7 +34,7 @@ def folder(llama_dir, tmp_path):
 
 
 def refused(capsys, folder, *more) -> str:
-    """What both scripts say of a model, with exit code 2."""
+    """Message of both scripts about a model that they refuse, with exit code 2."""
     words = ["--model_path", folder, "--cpu", "--prompt", "天地", "--max_new_tokens", 4]
     assert inference.main([*map(str, [*words, *more])]) == 2
     told = capsys.readouterr().err
@@ -220,7 +220,7 @@ def test_a_padding_token_that_was_added_is_said_and_the_configuration_agrees_whe
     change(folder, "tokenizer_config.json", pad_token="<|endoftext|>", bos_token="<|im_start|>")
     change(folder, pad_token_id=None, eos_token_id=7, bos_token_id=None)
     tokenizer = load_tokenizer(str(folder), "--model_path", "causal")
-    assert "沒有補齊專用的符號，以 <|pad|> 補齊" in capsys.readouterr().err
+    assert "沒有 padding token，改用 <|pad|>" in capsys.readouterr().err
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     (tmp_path / "saved").mkdir()

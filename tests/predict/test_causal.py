@@ -467,7 +467,7 @@ def test_flags_without_effect_are_said(run, flags, idle):
 def test_flags_of_writing_without_effect_on_a_file_of_questions_are_said(run, tmp_path):
     passages(tmp_path / "q.csv", 1)
     code, _, err = run("--input", "q.csv", "--output", "a.csv", "--do_sample")
-    assert code == 0 and "⚠️ --do_sample 沒有作用：選擇題不看寫作的旗標" in err
+    assert code == 0 and "⚠️ --do_sample 沒有作用：選擇題不使用文字生成的旗標" in err
 
 
 def test_flags_that_have_an_effect_are_not_warned_of(run):
@@ -503,7 +503,7 @@ def test_a_causal_model_fills_no_blank_and_a_masked_one_writes_nothing(qwen, mod
     with pytest.raises(UserError, match="因果模型，不會填"):
         inference.predict_words(*qwen[:2], "天[MASK]", "cpu")
     model, tokenizer, _ = inference.load_model(model_dir, "cpu")
-    with pytest.raises(UserError, match="遮罩模型，不會寫"):
+    with pytest.raises(UserError, match="遮罩模型，不會生成"):
         inference.generate_text(model, tokenizer, ["天"], "cpu")
 
 
@@ -546,7 +546,7 @@ def talk(monkeypatch, capsys, tmp_path):
 
 
 def replies_in(out: str) -> list[str]:
-    """What stands after each 🤖, up to the next prompt."""
+    """Replies: the text after each 🤖, up to the next prompt."""
     return [part.split("\n\n💬")[0] for part in out.split("\n🤖 ")[2:]]  # the first is the greeting's
 
 
@@ -577,7 +577,7 @@ def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, l
     import finetune.predict.causal
 
     monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter([" 天", "地"]))
-    assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n接著寫:  天地\n"
+    assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n續寫:  天地\n"
 
 
 def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, talk, monkeypatch):
@@ -589,7 +589,7 @@ def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, talk
     assert first == [{"role": "user", "content": "天"}]
     assert second == [*first, {"role": "assistant", "content": replies[0]}, {"role": "user", "content": "地"}]
     assert third == [{"role": "user", "content": "玄"}]
-    assert "現在 2 個來回" in out and "現在 1 個來回" in out and "忘掉前面說的了" in out
+    assert "現在 2 個來回" in out and "現在 1 個來回" in out and "已清除先前的對話" in out
 
 
 def test_without_a_template_every_entry_is_a_text_of_its_own(llama, talk):
@@ -662,7 +662,7 @@ def test_a_conversation_that_has_grown_too_long_loses_what_was_said_first(qwen, 
     assert len(replies_in(out)) == 3 and out.count("⚠️") == 1  # what does not fit alone is refused
     last = qwen[1].decode(asked[-1])
     assert "天天" not in qwen[1].decode(asked[1]) and "地地" in last and "玄玄" not in last
-    assert all(len(ids) < 512 for ids in asked[:2]) and "忘掉最早的一個來回" in out
+    assert all(len(ids) < 512 for ids in asked[:2]) and "捨去最早的一個來回" in out
 
 
 def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, talk, monkeypatch):
@@ -674,12 +674,12 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, talk, monkeypat
     monkeypatch.setattr(CausalLMPredictor, "encode", lambda self, said: asked.append(said) or ask(self, said))
     monkeypatch.setattr(CausalLMPredictor, "stream", stopped)
     out = talk(qwen, "玄", "黃")
-    assert out.count("天地…（停在這裡）") == 2 and asked[1][1]["content"] == "天地"
+    assert out.count("天地…（已中止）") == 2 and asked[1][1]["content"] == "天地"
 
 
 def test_a_model_that_says_nothing_is_said_to(qwen, talk, monkeypatch):
     monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: iter(()))
-    assert replies_in(talk(qwen, "天")) == ["（它什麼也沒說）"]
+    assert replies_in(talk(qwen, "天")) == ["（模型沒有輸出）"]
 
 
 def test_rubbish_never_ends_a_conversation(qwen, talk):
@@ -703,7 +703,7 @@ def test_the_end_of_input_says_goodbye(run, monkeypatch, tmp_path, llama_dir):
         monkeypatch.setattr(sys, "stdin", StringIO("天\n"))
         code, out, err = run("--max_new_tokens", "3", **model)
         assert code == 0 and out.rstrip().endswith("👋 再見！") and not err
-        assert ("接著寫" if model else "對話") in out
+        assert ("續寫" if model else "對話") in out
 
 
 # ---- adapters ----------------------------------------------------------------------------------------------

@@ -576,7 +576,7 @@ def test_a_function_for_another_kind_of_model_says_which_one_to_call(models):
         (inference.classify, (["天"],), choice, "選擇題模型，不會分類；請用 qa_inference"),
         (inference.predict_mask, ("天",), single, "分類模型，不會填 .MASK.；請用 classify"),
         (inference.predict_words, ("天",), choice, "選擇題模型，不會填 .MASK.；請用 qa_inference"),
-        (inference.generate_text, (["天"],), single, "分類模型，不會寫文章；請用 classify"),
+        (inference.generate_text, (["天"],), single, "分類模型，不會生成文字；請用 classify"),
         (inference.qa_inference, ("天？", {"A": "地", "B": "玄"}), single, "不會答選擇題；請用 classify"),
     ):
         with pytest.raises(UserError, match=says):

@@ -91,7 +91,7 @@ def test_bad_rows_stop_an_exam_or_are_left_out_and_said(examine, tmp_path):
     source = write_csv(tmp_path / "own.csv", rows)
     assert examine(source)[0] == 2
     code, results, out, _ = examine(source, "--on_bad_rows", "skip")
-    assert code == 0 and results["all"]["model"]["n"] == 1 and "1 列讀不懂" in out
+    assert code == 0 and results["all"]["model"]["n"] == 1 and "1 列無法讀取" in out
 
 
 def test_subjects_that_are_not_there_are_refused_whatever_the_source(examine, tmp_path):

@@ -136,4 +136,4 @@ def test_what_was_interpreted_what_has_no_answer_and_what_a_model_cannot_tell_ap
     assert "'(A)' 這樣" in found["read_as"][0]
     assert found["model"]["indistinguishable"] == ["x/train/2", "x/test/2"]
     text = inspect(tmp_path / "e", "--model_path", model_dir)[1]
-    assert "模型分不出來（算並列）：x/train/2、x/test/2" in text and "另有沒有答案的題目：test 1" in text
+    assert "模型分不出來（算並列）：x/train/2、x/test/2" in text and "另有無答案的題目：test 1" in text

@@ -1,4 +1,4 @@
-"""What is said to a causal model, token by token, compared with what its chat template writes."""
+"""Prompts of a causal model, token by token, compared with what its chat template writes."""
 
 import random
 from itertools import permutations

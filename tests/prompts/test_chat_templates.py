@@ -407,7 +407,7 @@ def test_what_is_odd_about_a_template_is_said(qwen_dir):
     ) == ""  # fmt: skip
     assert "日期" in notes("{{ strftime_now('%d %b %Y') }}" + CHATML)
     assert "add_generation_prompt" in notes(IGNORING)
-    assert "接不上" in notes(CHATML.replace("<|im_start|>assistant\n{% endif %}", "Assistant: {% endif %}"))
+    assert "後者" in notes(CHATML.replace("<|im_start|>assistant\n{% endif %}", "Assistant: {% endif %}"))
     for broken in ("{{ 1 / 0 }}", "{% for message in messages[:1] %}{{ message.content }}{% endfor %}"):
         tokenizer.chat_template = broken
         with pytest.raises(UserError, match="一問一答也寫不出來"):

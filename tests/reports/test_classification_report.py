@@ -1,4 +1,4 @@
-"""What a classifier's training leaves for people: the page in a real browser, report.md, the picture, the
+"""Output of a classifier's training for people: the page in a real browser, report.md, the picture, the
 model card."""
 
 from __future__ import annotations

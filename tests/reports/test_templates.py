@@ -71,7 +71,7 @@ pipeline_tag: text-generation
 tags: [traditional-chinese]
 ---
 
-# a&#96;b 問答微調模型
+# a&#96;b 指令微調模型
 
 - 底模：`某處/a'b`
 - 資料：對話

@@ -55,7 +55,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def state(folder: Path) -> tuple:
-    """What must outlive a full disk: the model, and the checkpoints that verify."""
+    """State that must outlive a full disk: the model, and the checkpoints that verify."""
     saves = folder / "checkpoints"
     whole = [name for name in checkpoints.complete(saves) if not manifest.verify(saves / name)]
     assert whole == checkpoints.complete(saves)  # none of them is half
@@ -340,7 +340,7 @@ def test_steps_without_a_number_are_left_out_on_request_and_change_nothing(
         poison(patch, {3})
         assert train(*STEPS, "--micro_batch_size", 8, "--on_nan", "skip") == 0
     seen = capsys.readouterr().err
-    assert "第 3 步的損失不是數字，略過" in seen and "/train/" in seen
+    assert "第 3 步的損失是 NaN 或無限大，略過" in seen and "/train/" in seen
     log = read_log(tmp_path)
     assert [entry["step"] for entry in log if "skipped" in entry] == [3] and len(losses(tmp_path)) == 6
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
@@ -378,7 +378,7 @@ def test_a_gradient_that_is_no_number_is_found_though_the_loss_is_one(loaded):
     first = next(made.forward_model.parameters())
     first.register_hook(lambda gradient: gradient * float("inf"))
     before = copy.deepcopy(made.full_weights())
-    with pytest.raises(NonFiniteError, match="梯度的長度是"):
+    with pytest.raises(NonFiniteError, match="梯度範數是"):
         made.step([collate(examples_of(loaded), 0)], 0, 1e-3)
     assert same(before, made.full_weights())
 
@@ -386,10 +386,10 @@ def test_a_gradient_that_is_no_number_is_found_though_the_loss_is_one(loaded):
 def test_a_run_in_which_nothing_is_a_number_any_more_ends(train, monkeypatch, capsys):
     poison(monkeypatch, set(range(3, 999)))
     assert train("--max_steps", 60, "--on_nan", "skip", "--exam_limit", 2) == 1
-    assert "第 2 輪每一步的損失都不是數字，略過也沒有用" in capsys.readouterr().err
+    assert "第 2 輪每一步的損失都是 NaN 或無限大，略過也無法繼續" in capsys.readouterr().err
     words = ["--train_batch_size", 1, "--micro_batch_size", 1]
     assert train("--max_steps", 60, "--on_nan", "skip", "--exam_limit", 2, *words) == 1
-    assert f"連續 {PATIENCE} 步的損失都不是數字" in capsys.readouterr().err
+    assert f"連續 {PATIENCE} 步的損失都是 NaN 或無限大" in capsys.readouterr().err
 
 
 EXPLODING = """
@@ -566,7 +566,7 @@ def test_without_memory_a_run_that_began_elsewhere_goes_on_from_there(train, tmp
     words = ["--load_dir", "checkpoints", "--ckpt_id", "step4", "--micro_batch_size", 8, "--auto_micro_batch"]
     assert train(*STEPS, *words, "--save_dir", "other", "--output_dir", "other_model") == 0
     assert seen == [4, 4, 5, 6] and not list(tmp_path.glob("other/earlier_*"))
-    assert "dropout 抽的不同，不再逐位元相同" in capsys.readouterr().err
+    assert "dropout 的隨機結果不同，不再逐位元相同" in capsys.readouterr().err
 
 
 # ---- the clock ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import inference
 from finetune.runtime.console import as_json
 from finetune.runtime.strict_json import dumps
 
-REASON = "模型算出的不是數（NaN 或無限大）"
+REASON = "模型輸出 NaN 或無限大"
 
 
 def spoilt(folder, name: str, row: int = -1):

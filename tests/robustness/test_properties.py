@@ -142,7 +142,7 @@ def room(tmp_path_factory) -> Path:
 
 
 def fine(call, *arguments, raises=UserError):
-    """What a call returns; None for the error that it may raise, which says in words what is wrong."""
+    """Result of a call; None for the error that it may raise, which says in words what is wrong."""
     try:
         return call(*arguments)
     except raises as error:

@@ -24,7 +24,7 @@ def make(folder: Path, text: str) -> Path:
 
 
 def read(folder: Path) -> str:
-    """What is in all its files; they must be of one making."""
+    """Text of all its files; they must be of one making."""
     texts = {(folder / name).read_text() for name in ("a", "b/c")}
     assert len(texts) == 1
     return texts.pop()

@@ -245,7 +245,7 @@ def test_a_hub_that_hangs_drips_floods_or_puts_off_is_left_with_its_reason_and_a
     assert found.pop("has no list")[1] == ["config.json"]  # what says whether a model brings code of its own
     assert all(seconds < 30 for seconds, _ in found.values()), found  # by the real bounds, 60
     assert "太慢" in found["drips"][1]
-    assert all("沒有好好回答" in found[mood][1] for mood in ("hangs", "is busy")), found
+    assert all("沒有有效回應" in found[mood][1] for mood in ("hangs", "is busy")), found
     for mood in ("floods", "pours"):
         assert "config.json" in found[mood][1] and "16,777,216" in found[mood][1], found[mood]
     assert all("HF_ENDPOINT" in said for _, said in found.values()), found

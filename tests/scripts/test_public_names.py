@@ -79,7 +79,7 @@ def test_rows_of_every_test_set_people_have_are_questions(exam_dir):
     for item in (former, text):
         question = as_question(item)
         assert (question.stem, question.options, question.answer) == ("天？", ("地", "玄黃"), 1)
-    with pytest.raises(UserError, match="看不懂"):
+    with pytest.raises(UserError, match="無法解析"):
         as_question("天？")
 
 

@@ -39,7 +39,7 @@ def examples_of(loaded, name="answer+mlm", count=8):
 
 
 def gradient(loaded, examples, micro_batches):
-    """What one optimizer step sees, without dropout."""
+    """Gradient of one optimizer step, without dropout."""
     engine = Engine(copy.deepcopy(loaded[0]), ONE, engine_config())
     engine.wrapped.train = lambda mode=True: engine.wrapped  # dropout stays off
     engine.wrapped.eval()

@@ -68,7 +68,7 @@ def run_apart(name: str, folder: Path, first: int = 1, fail: str = "None") -> No
 
 
 def events(folder: Path):
-    """What tensorboard reads of the one run below `folder`."""
+    """Events that tensorboard reads of the one run below `folder`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (place,) = {path.parent for path in (folder / "runs").glob("*/events*")}

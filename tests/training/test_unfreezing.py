@@ -1,4 +1,4 @@
-"""Which layers learn, in the real engines: what is frozen stays, what opens opens when it was promised."""
+"""Layers that are trained, in the real engines: frozen ones stay, others unfreeze at the promised step."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_schedule_longer_than_the_run_is_told(train, capfd):
     ("flags", "says"),
     [
         (["--from_scratch", "--freeze", "all_but_head"], "底模是隨機初始化的"),
-        (["--objective", "choice", "--freeze", "head"], "輸出層是新裝的（隨機初始化）"),
+        (["--objective", "choice", "--freeze", "head"], "輸出層是新加的（隨機初始化）"),
     ],
 )
 def test_random_weights_that_will_never_learn_are_warned_of(train, capfd, flags, says):
