@@ -282,6 +282,19 @@ def train(monkeypatch, tmp_path, model_dir, exam_dir):
 
 
 @pytest.fixture
+def train_causal(train, qwen_dir):
+    """`fine_tuning_llm.main` on a causal model; returns its exit code."""
+
+    def run(task, data, *argv, model=qwen_dir):
+        return train(
+            "--task", task, "--dataset", data, "--model_name_or_path", model, "--cpu", "--seed", 9527, *argv,
+            base=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
 def run(folders, capsys, tmp_path, monkeypatch):
     """Runs inference.main on one of the module's `folders`, in an empty folder; returns (exit code, stdout,
     stderr)."""
@@ -306,6 +319,21 @@ def read_log(folder: Path) -> list[dict]:
 def losses(folder: Path) -> list[float]:
     """Training losses by step, from train_log.jsonl."""
     return [entry["loss"] for entry in read_log(folder) if "loss" in entry]
+
+
+def causal_weights(folder: Path) -> dict:
+    """Weights of a causal model by name."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def assert_same_weights(first: dict, second: dict, **tolerance: float) -> None:
+    import torch
+
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], **tolerance)
 
 
 def command(*words: str) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, losses, make_model_dir, write_texts
 from safetensors.torch import load_file
+from test_classification_task import run_on_two
 from test_engine import ONE, engine_config, examples_of, train_on_two
-from test_lora import run_on_two
 
 from finetune.models.layer_schedule import LayerGroups, build_schedule
 from finetune.models.loading import load
