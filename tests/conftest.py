@@ -199,6 +199,12 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def spread_model_dir(tmp_path_factory) -> Path:
+    """The tiny model with weights drawn 15 times as wide: its logits lie apart."""
+    return make_model_dir(tmp_path_factory.mktemp("models") / "spread", initializer_range=0.3)
+
+
+@pytest.fixture(scope="session")
 def loaded(model_dir):
     """(model, tokenizer, device) of the tiny model, for tests that do not change it."""
     import inference

@@ -7,11 +7,14 @@ import random
 import pytest
 import torch
 from conftest import random_text
+from transformers import AutoModelForMaskedLM
 
 from finetune.data.question import Question
 from finetune.data.segmentation import simplified, word_spans
+from finetune.evaluation import scoring
 from finetune.evaluation.scoring import Ranking, Scorer, ScoringConfig, best, ranking, score_options, tied
-from finetune.models.forward import TokenLogits
+from finetune.models.forward import TokenLogits, bf16_forward
+from finetune.models.tokenizer import load_tokenizer
 from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.scoring_methods import METHODS, ORDERS, TEXT, parse
 
@@ -391,7 +394,7 @@ def test_logits_at_the_blanks_are_the_models_own(world):
 
 @pytest.mark.parametrize("family", ["roberta", "albert", "modernbert", "electra"])
 def test_logits_at_the_blanks_are_the_models_own_for_every_family(family):
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoConfig
 
     config = AutoConfig.for_model(
         family, vocab_size=50, hidden_size=16, embedding_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -403,3 +406,54 @@ def test_logits_at_the_blanks_are_the_models_own_for_every_family(family):
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[rows, cols]
         torch.testing.assert_close(TokenLogits(model)(ids, torch.ones_like(ids), rows, cols), expected)
+
+
+# ---- close calls of the bf16 pass --------------------------------------------------------------------------
+
+
+def questions_of_four(count):
+    rng = random.Random(5)
+    return [
+        Question(random_text(rng, 4, 20), tuple(random_text(rng, 1, 6) for _ in range(4)), 0, "s", f"q{i}")
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("method", ["letter", "letter+prior", "pll", "joint"])
+def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(spread_model_dir, method, monkeypatch):
+    monkeypatch.setattr(scoring, "CLOSE", math.inf)
+    monkeypatch.setattr(scoring, "GUESSING", 1.0)
+    tokenizer = load_tokenizer(str(spread_model_dir), "--model_path")
+    model = AutoModelForMaskedLM.from_pretrained(spread_model_dir).eval()
+    light, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions_of_four(30)
+    exact = scoring.score_options(light.fp32_forward, tokenizer, rows, method, prompts=prompts)
+    config = scoring.ScoringConfig(method, prior=exact.prior or None)
+    scorer = scoring.Scorer.of(light, prompts)
+    found = scorer.score(rows, config)
+    monkeypatch.setattr(scoring, "CLOSE", 0.0)
+    rough = scorer.score(rows, config)
+    at = [i for i in range(30) if i not in exact.rotated]
+    for i in at:
+        assert found[i] == pytest.approx(exact[i], abs=1e-5)
+    assert max(abs(a - b) for i in at for a, b in zip(rough[i], exact[i], strict=True)) > 1e-4
+
+
+def scores_apart(margins, orders=1):
+    """Of questions of three options, asked in so many orders."""
+    scores = scoring.Scores([0.0, -margin, -9.0] for margin in margins)
+    scores.by_order = [[((0, 1, 2), row)] * orders for row in scores]
+    return scores
+
+
+def test_every_close_call_is_asked_again_and_the_closest_first():
+    assert scoring._close(scores_apart([1.0, 0.019, 0.0, 0.021, 1.0, 1.0])) == [2, 1]
+
+
+def test_a_mean_over_four_orders_is_close_at_half_the_distance():
+    assert scoring._close(scores_apart([1.0, 0.011, 0.009, 1.0], orders=4)) == [2]
+
+
+def test_of_a_model_that_guesses_only_the_closest_few_questions_are_asked_again():
+    scores = scores_apart([*(1e-9 * i for i in range(1, 301)), 1.0])
+    scores.skipped[0] = "?"
+    assert scoring._close(scores) == [1, 2, 3, 4, 5, 6]
