@@ -84,7 +84,7 @@ def test_a_run_card_of_before_the_sketches_still_knows_its_questions():
 
 
 @pytest.mark.slow
-def test_a_score_is_given_with_and_without_what_was_taught(train, tmp_path, exam_dir, capsys):
+def test_a_score_is_given_with_and_without_what_was_trained_on(train, tmp_path, exam_dir, capsys):
     assert train("--max_steps", 1, "--exam_limit", 2, "--objective", "mlm") == 0
     words = ["--model_path", "my_bert_finetuned_model_hf_format", "--cpu", "--exam", str(exam_dir)]
     assert inference.main([*words, "--split", "train", "--report", "r", "--skip_option_only"]) == 0

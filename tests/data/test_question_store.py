@@ -57,7 +57,7 @@ def place(request, monkeypatch):
         monkeypatch.setattr(question_store, "IN_MEMORY", 7)
 
 
-def test_what_is_put_on_the_shelf_is_read_back_as_it_was_in_any_order(place):
+def test_what_is_put_into_the_question_store_is_read_back_as_it_was_in_any_order(place):
     told = questions(60, passages=5)
     kept = QuestionView(told[:30])
     assert list(kept) == told[:30]
@@ -110,7 +110,7 @@ def test_rows_are_split_as_a_plain_loop_over_lists_splits_them(place, pool, pass
     assert splits.test == ([] if pool == "all" else exam["test"])
 
 
-def test_rows_of_several_shelves_are_joined_too():
+def test_rows_of_several_question_stores_are_joined_too():
     told = questions(20)
     store = QuestionStore()
     assert (
@@ -121,7 +121,7 @@ def test_rows_of_several_shelves_are_joined_too():
     assert concat([]) == []
 
 
-def test_the_same_few_are_drawn_from_a_list_and_from_a_shelf():
+def test_the_same_few_are_drawn_from_a_list_and_from_a_question_store():
     told = questions(50)
     assert sample_rows(QuestionView(told), 7, 1) == sample_rows(told, 7, 1) != sample_rows(told, 7, 2)
     assert (
@@ -188,7 +188,7 @@ def test_a_question_on_the_disk_takes_less_than_sixty_bytes_of_memory(monkeypatc
 
 
 @pytest.mark.parametrize("name", ["answer", "answer+mlm", "mlm"])
-def test_examples_of_rows_on_a_shelf_are_those_of_a_list(place, loaded, name):
+def test_examples_of_rows_in_a_question_store_are_those_of_a_list(place, loaded, name):
     told = [q for q in questions(40) if q.answer is not None] + [Question("長" * 300, ("甲" * 150, "乙"), 0)]
     made = [ExamObjective(name, ExamPrompts(loaded[1], 128), kept, 1) for kept in (told, QuestionView(told))]
     assert made[0].too_long == made[1].too_long and len(made[0].too_long) == 1
@@ -209,7 +209,7 @@ def test_texts_tokenized_together_have_the_ids_of_those_tokenized_alone(loaded):
             assert together.ids(text) == alone.ids(text) == tuple(plain)
 
 
-def test_token_ids_and_words_are_remembered_of_so_many_rows_and_no_more(loaded, monkeypatch):
+def test_token_ids_and_words_are_cached_of_so_many_rows_and_no_more(loaded, monkeypatch):
     monkeypatch.setattr(exam_objective, "WORDS_KEPT", 5)
     prompts = ExamPrompts(loaded[1], 64, cache_size=50)
     objective = ExamObjective("mlm", prompts, [q for q in questions(200) if q.answer is not None], 1)

@@ -134,7 +134,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("row", "count", "untaught", "told"), TOLD.values(), ids=TOLD)
-def test_what_is_read_otherwise_than_it_stands_is_told(row, count, untaught, told):
+def test_what_is_read_otherwise_than_it_stands_is_reported(row, count, untaught, told):
     turns, context, remarks = read(row)
     assert (len(turns), context) == (count, untaught) and turns[-1] == HELLO[1]
     (remark,) = remarks
@@ -152,7 +152,7 @@ LEFT_OUT = [
 
 
 @pytest.mark.parametrize(("row", "reason"), LEFT_OUT)
-def test_a_row_that_says_it_is_not_to_be_learnt_is_left_out_and_still_can_be_answered(row, reason):
+def test_a_row_marked_not_to_be_trained_on_is_left_out_and_still_can_be_answered(row, reason):
     with pytest.raises(UnusableRowError, match=reason):
         parse_instruction(row)
     assert parse_instruction(row, need_answer=False).turns[-1] == ("user", "你好")
@@ -180,7 +180,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("row", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_taught_as_it_is_meant_is_refused_by_name(row, reason):
+def test_what_cannot_be_trained_on_as_it_is_meant_is_refused_by_name(row, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         parse_instruction(row)
     assert not isinstance(refused.value, UnusableRowError)
@@ -206,7 +206,7 @@ def test_a_file_says_in_one_counted_line_each_how_it_was_read(tmp_path, train, q
     assert "訓練：對話樣板沒有思考（reasoning_content）的位置：不訓練思考，只訓練回答（1 列）" in err
 
 
-def test_a_file_in_which_nothing_is_to_be_taught_is_refused_with_the_reason(tmp_path):
+def test_a_file_in_which_nothing_is_to_be_trained_on_is_refused_with_the_reason(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", [{"messages": [U, {**A, "weight": 0}]}] * 3)
     with pytest.raises(UserError, match="標了不訓練的列不用於訓練（3 列）"):
         read_instructions(str(source))
@@ -219,7 +219,7 @@ def test_conversations_in_the_cells_of_a_table_are_conversations(tmp_path, suffi
     assert found.turns == (("system", "甲"), *HELLO) and found.id == "1"
 
 
-def test_the_same_talk_with_other_weights_counts_once_and_nothing_that_one_row_teaches_is_lost():
+def test_the_same_chat_with_other_weights_counts_once_and_no_reply_to_train_on_is_lost():
     talk = [U, A, {**U, "content": "在嗎"}, {**A, "content": "在"}]
     quiet = parse_instruction({"messages": [U, {**A, "weight": 0}, *talk[2:]]})
     loud = parse_instruction({"messages": talk})
@@ -242,7 +242,9 @@ def test_questions_with_options_stay_an_exam_whatever_stands_beside_them(tmp_pat
     assert read_instructions(str(write_rows(tmp_path / "talk.jsonl", [talk]))).rows[0].turns == HELLO
 
 
-def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwen_dir, capsys, monkeypatch):
+def test_a_file_to_be_answered_is_read_as_it_is_for_training_and_says_so(
+    tmp_path, qwen_dir, capsys, monkeypatch
+):
     import inference
     from finetune.predict.causal import CausalLMPredictor
 

@@ -54,7 +54,7 @@ def test_there_are_at_least_600_facts_in_6_subjects_each_thing_once():
         assert len({answer for _, answer in relation.pairs}) >= builtin.OPTIONS
 
 
-def test_every_question_has_one_right_answer_and_every_fact_is_told():
+def test_every_question_has_one_right_answer_and_every_fact_is_a_statement():
     exam = builtin.exam()
     told = {statement.text[statement.start : statement.end] for statement in exam.statements}
     facts = {
@@ -69,7 +69,7 @@ def test_every_question_has_one_right_answer_and_every_fact_is_told():
     assert builtin.exam() == exam
 
 
-def test_what_is_asked_in_the_exam_is_never_asked_in_training():
+def test_no_test_question_is_trained_on():
     splits = split_exam(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
     assert not {q.stem for q in splits.test} & {q.stem for q in [*splits.fit, *splits.validation]}
     assert len(splits.test) > 250

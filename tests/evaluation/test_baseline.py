@@ -69,7 +69,7 @@ def test_pairs_are_read_with_both_texts_and_several_labels_one_by_one(kind):
     assert kind == "multi" or shares.sum(axis=1) == pytest.approx(numpy.ones(100))
 
 
-def test_a_class_that_was_never_taught_has_no_chance_and_rows_are_bounded(monkeypatch):
+def test_a_class_never_trained_on_has_no_chance_and_rows_are_bounded(monkeypatch):
     monkeypatch.setattr(baseline, "ROWS", 50)
     taught = [row for row in rows(300, 0) if row.labels != (2,)]
     made = baseline.Baseline(taught, 3, False)

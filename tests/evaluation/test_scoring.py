@@ -301,7 +301,7 @@ def test_all_orders_of_six_options_are_refused_with_the_way_out(world):
 
 
 @pytest.mark.slow
-def test_a_long_question_with_ten_options_is_asked_in_batches_of_bounded_size(world):
+def test_a_long_question_with_ten_options_is_scored_in_batches_of_bounded_size(world):
     _, tokenizer, prompts, forward = world
     sizes, blanks = [], []
 
@@ -333,7 +333,7 @@ def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
     assert scores.truncated == set(range(12)) and len({tuple(row) for row in scores}) == 1
 
 
-def test_a_vocabulary_without_letters_is_asked_by_the_texts_of_its_options(tmp_path):
+def test_with_a_vocabulary_without_letters_questions_are_scored_by_the_texts_of_their_options(tmp_path):
     import conftest
 
     from finetune.runtime.errors import UserError
@@ -420,7 +420,7 @@ def questions_of_four(count):
 
 
 @pytest.mark.parametrize("method", ["letter", "letter+prior", "pll", "joint"])
-def test_close_calls_of_a_light_pass_are_decided_by_the_exact_one(spread_model_dir, method, monkeypatch):
+def test_close_calls_of_a_bf16_pass_are_decided_by_the_exact_one(spread_model_dir, method, monkeypatch):
     monkeypatch.setattr(scoring, "CLOSE", math.inf)
     monkeypatch.setattr(scoring, "GUESSING", 1.0)
     tokenizer = load_tokenizer(str(spread_model_dir), "--model_path")
@@ -445,7 +445,7 @@ def scores_apart(margins, orders=1):
     return scores
 
 
-def test_every_close_call_is_asked_again_and_the_closest_first():
+def test_every_close_call_is_scored_again_and_the_closest_first():
     assert scoring._close(scores_apart([1.0, 0.019, 0.0, 0.021, 1.0, 1.0])) == [2, 1]
 
 
@@ -453,7 +453,7 @@ def test_a_mean_over_four_orders_is_close_at_half_the_distance():
     assert scoring._close(scores_apart([1.0, 0.011, 0.009, 1.0], orders=4)) == [2]
 
 
-def test_of_a_model_that_guesses_only_the_closest_few_questions_are_asked_again():
+def test_of_a_model_that_guesses_only_the_closest_few_questions_are_scored_again():
     scores = scores_apart([*(1e-9 * i for i in range(1, 301)), 1.0])
     scores.skipped[0] = "?"
     assert scoring._close(scores) == [1, 2, 3, 4, 5, 6]

@@ -78,7 +78,7 @@ def test_the_gain_of_bf16_is_measured_on_this_machine():
 
 
 @pytest.mark.slow
-def test_teaching_and_exam_in_bf16_by_auto_end_to_end(tmp_path, monkeypatch, capsys):
+def test_training_and_exam_in_bf16_by_auto_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "SMALL", 1)
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 3.0)
     losses = {}

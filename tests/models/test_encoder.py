@@ -111,7 +111,7 @@ def test_in_bf16_the_pass_is_as_near_to_fp32_as_transformers_own():
     assert 0 < (light - exact).abs().mean() < limit
 
 
-def test_a_light_pass_learns_of_it_when_the_model_was_taught_in_between():
+def test_the_bf16_copies_are_refreshed_after_training():
     model = model_of("bert")
     light = bf16_forward(model)
     ids, mask = ragged((9, 9, 9, 9), 9)

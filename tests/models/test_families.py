@@ -257,7 +257,7 @@ def cells():
 
 
 @pytest.mark.parametrize("family, way", cells())
-def test_a_family_is_taught_and_transformers_loads_what_was_saved_and_it_says_the_same(
+def test_a_family_is_trained_and_transformers_loads_what_was_saved_with_the_same_logits(
     family, way, base_of, teach, tmp_path, capsys
 ):
     task = {"mlm task": "mlm", "classify": "classify", "cpt": "cpt"}.get(way, "exam")
@@ -298,7 +298,7 @@ def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(family, base_of
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", some(FAMILIES, ("bert", "modernbert", "gpt2", "falcon")))
-def test_with_lora_the_new_head_is_taught_whole_and_all_of_it_is_merged(
+def test_with_lora_the_new_head_is_trained_whole_and_all_of_it_is_merged(
     family, base_of, teach, tmp_path, capsys
 ):
     assert teach(base_of(family), "classify", "--lora_rank", 2) == 0, capsys.readouterr().err
@@ -326,7 +326,9 @@ def test_an_adapter_kept_apart_brings_its_head_along(family, base_of, teach, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_multiple_choice_head_is_taught_whole_beside_adapters_too(family, base_of, teach, tmp_path, capsys):
+def test_a_multiple_choice_head_is_trained_whole_beside_adapters_too(
+    family, base_of, teach, tmp_path, capsys
+):
     assert teach(base_of(family), "exam", "choice", "--lora_rank", 2) == 0, capsys.readouterr().err
     model, _ = loaded_by_transformers(tmp_path / MODEL, "choice")
     torch.testing.assert_close(said(model), teach.said, atol=1e-3, rtol=0)
@@ -522,7 +524,9 @@ def test_macbert_fills_no_blanks_and_sorts_texts(base_of, refused, teach, tmp_pa
     assert set(answers("classifier", capsys)["probabilities"]) == set(LABELS)
 
 
-def test_what_is_named_macbert_and_was_taught_here_to_fill_blanks_may_do_so(base_of, teach, tmp_path, capsys):
+def test_what_is_named_macbert_and_was_trained_here_to_fill_blanks_may_do_so(
+    base_of, teach, tmp_path, capsys
+):
     assert teach(base_of("bert"), "mlm", "--output_dir", "like_macbert") == 0
     assert answers("masked", capsys, tmp_path / "like_macbert")["predictions"]
 

@@ -234,7 +234,7 @@ def test_a_list_names_these_parts_and_no_others(twelve, spec, wanted):
     assert parse_layers(spec, "--freeze", twelve) == set(wanted)
 
 
-def test_every_problem_of_a_list_is_told_at_once_with_what_there_is(twelve):
+def test_every_problem_of_a_list_is_reported_at_once_with_what_there_is(twelve):
     unknown, backwards, high = problems("embedings,9-3,0,8-12", "--train_only", twelve)
     assert "--train_only embedings" in unknown and "是不是 embeddings？" in unknown
     assert "--train_only 9-3" in backwards and "3-9" in backwards
@@ -267,7 +267,7 @@ def test_something_must_be_left_to_learn(twelve):
     assert learn(adapted, train_only="1,head").trainable == {"1"}
 
 
-def test_flags_that_contradict_or_make_no_sense_are_told_together(twelve):
+def test_flags_that_contradict_or_make_no_sense_are_reported_together(twelve):
     found = problems("nose", "99", -1, 1.5, twelve, call=build_schedule)
     for word in (
         "不能同時",

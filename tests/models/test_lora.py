@@ -18,7 +18,7 @@ MODEL = "my_bert_finetuned_model_hf_format"
 
 
 @pytest.mark.slow
-def test_a_merged_model_says_what_its_adapter_says(train_causal, tmp_path, qwen_dir):
+def test_a_merged_model_gives_the_logits_of_its_adapter(train_causal, tmp_path, qwen_dir):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,7 @@ def test_a_merged_model_says_what_its_adapter_says(train_causal, tmp_path, qwen_
         assert (said - untuned).abs().max() > 0.01
 
 
-def test_a_merge_that_changes_what_is_said_is_refused_and_nothing_is_published(
+def test_a_merge_that_changes_the_logits_is_refused_and_nothing_is_published(
     train_causal, tmp_path, monkeypatch, capsys
 ):
     from peft import LoraModel

@@ -167,7 +167,7 @@ def is_near(samples, expected):
 
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("rate", [0.15, 0.4])
-def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate):
+def test_the_share_masked_is_the_rate_whatever_is_masked_together(masking, rate):
     rng, over = random.Random(1), []
     for ids, words in rows_of_words(rng, 27 if masking == "word" else 35, 200):  # no unit beyond its budget
         _, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking, rate))
@@ -177,7 +177,7 @@ def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate)
     assert is_near(over, 0)
 
 
-def test_single_tokens_of_short_rows_are_hidden_at_the_exact_rate():
+def test_single_tokens_of_short_rows_are_masked_at_the_exact_rate():
     rng, tokens = random.Random(0), MaskingConfig("token")
     for size in (7, 8, 10, 13, 19):
         over = [
@@ -217,7 +217,7 @@ def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wordpiece", "bytelevel"])
 @pytest.mark.parametrize("masking", ["word", "span"])
-def test_no_word_is_half_hidden(name, masking, request):
+def test_no_word_is_half_masked(name, masking, request):
     """Checked by characters: a word's tokens are those that lie over it."""
     tokenizer, rng, split, hidden = request.getfixturevalue(name), random.Random(5), 0, 0
     unknown = tokenizer.unk_token_id
@@ -239,14 +239,14 @@ def test_no_word_is_half_hidden(name, masking, request):
     assert split > 1000 and hidden > 500
 
 
-def test_a_word_with_a_special_token_is_not_hidden_unless_there_is_no_other():
+def test_a_word_with_a_special_token_is_not_masked_unless_there_is_no_other():
     assert maskable_units([[1], [2, 3], [4, 5]], [2, 7, 1, 8, 9, 9, 3], {1, 2, 3}) == [[1], [4, 5]]
     assert maskable_units([[1, 2, 3], [4, 5]], [2, 7, 1, 8, 9, 1, 3], {1, 2, 3}) == [[1], [3], [4]]
     assert maskable_units([[0], [1]], [1, 1], {1}) == [] == maskable_units([], [2, 3], {2, 3})
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_special_tokens_and_padding_are_never_hidden(masking, wordpiece):
+def test_special_tokens_and_padding_are_never_masked(masking, wordpiece):
     rng, special = random.Random(6), set(wordpiece.all_special_ids)
     for _ in range(300):
         text = mixed_text(rng) + "天"
@@ -271,7 +271,7 @@ def test_a_row_of_one_character_still_has_its_target(masking):
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_hidden_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
+def test_masked_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
     rng, kinds, words_alike, long_words = random.Random(7), Counter(), 0, 0
     for ids, words in rows_of_words(rng, 20, 200):
         seen, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking))
@@ -291,7 +291,7 @@ def test_hidden_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_the_same_seed_hides_the_same_and_another_seed_others(masking):
+def test_the_same_seed_masks_the_same_and_another_seed_others(masking):
     rows = rows_of_words(random.Random(8), 20, 200, 5000)
 
     def drawn(seed):

@@ -55,7 +55,7 @@ def contests(name, prompts, rows):
     return [objective.example(*entry, 0) for entry in objective.epoch(0)]
 
 
-def test_cloze_teaches_the_very_scores_that_joint_scoring_gives(loaded, prompts):
+def test_cloze_trains_the_very_scores_that_joint_scoring_gives(loaded, prompts):
     rows = questions()
     batch = collate(contests("cloze", prompts, rows), 0)
     with torch.no_grad():
@@ -68,7 +68,9 @@ def test_cloze_teaches_the_very_scores_that_joint_scoring_gives(loaded, prompts)
     torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-5, atol=1e-5)
 
 
-def test_choice_teaches_the_loss_of_transformers_where_all_questions_have_as_many_options(chooser, prompts):
+def test_choice_trains_with_the_loss_of_transformers_where_all_questions_have_as_many_options(
+    chooser, prompts
+):
     rows = [q for q in questions(12) if len(q.options) == 4]
     examples = contests("choice", prompts, rows)
     batch = collate(examples, 0)
@@ -101,7 +103,7 @@ def test_questions_with_fewer_options_lose_nothing_to_those_with_more(loaded, ch
 
 @pytest.mark.parametrize("name", ["choice", "cloze"])
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])
-def test_a_batch_of_contests_gives_one_gradient_however_it_is_cut(
+def test_a_multiple_choice_batch_gives_one_gradient_however_it_is_cut(
     loaded, chooser, prompts, name, micro_batches
 ):
     forward = SequenceLogits(chooser) if name == "choice" else TokenLogits(loaded[0]).eval()
@@ -140,9 +142,7 @@ def test_the_best_of_a_bf16_run_is_chosen_by_scores_that_keep_their_digits(choos
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("objective", "scoring"), [("choice", "choice"), ("cloze", "joint")])
-def test_a_model_taught_by_contests_is_saved_examined_and_asked_as_it_was_taught(
-    train, tmp_path, objective, scoring
-):
+def test_a_multiple_choice_model_is_saved_and_scored_as_it_was_trained(train, tmp_path, objective, scoring):
     import inference
 
     words = ["--objective", objective, "--max_steps", 6, "--learning_rate", 1e-3]

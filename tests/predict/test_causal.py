@@ -259,7 +259,7 @@ def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tm
     assert "看不出選了哪一個" in second["error"]
 
 
-def test_to_generate_the_model_is_asked_where_it_is_to_speak(qwen, monkeypatch):
+def test_scoring_by_generation_prompts_the_model_where_its_reply_begins(qwen, monkeypatch):
     question, asked = questions_of(1)[0], []
     monkeypatch.setattr(
         CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
@@ -347,7 +347,7 @@ def test_every_row_is_replied_to_like_a_single_prompt(run, qwen, tmp_path):
     assert code == 0 and json.loads(out) == {"prompt": prompts[0], "response": found[0]["response"]}
 
 
-def test_earlier_turns_and_a_system_message_are_part_of_what_is_asked(run, qwen, tmp_path):
+def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(run, qwen, tmp_path):
     talk = [
         {"role": "system", "content": "你是雲"}, {"role": "user", "content": "天"},
         {"role": "assistant", "content": "地"}, {"role": "user", "content": "玄"},
@@ -414,7 +414,7 @@ def test_a_killed_run_of_replies_goes_on_to_the_same_file(run, tmp_path, monkeyp
     assert not (tmp_path / "a.jsonl.part").exists()
 
 
-def test_a_masked_model_is_not_asked_for_replies(run, model_dir, tmp_path):
+def test_a_masked_model_is_refused_for_replies(run, model_dir, tmp_path):
     write_lines(tmp_path / "p.jsonl", [{"instruction": "天"}])
     code, _, err = run("--input", "p.jsonl", "--output", "a.jsonl", model=model_dir)
     assert code == 2 and "要由因果模型回答" in err
@@ -783,7 +783,7 @@ def test_an_adapter_whose_base_is_gone_or_another_model_is_refused(run, qwen_dir
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_row_as_it_is_asked_is_the_row_as_it_is_trained_on(qwen):
+def test_a_row_as_it_is_prompted_is_the_row_as_it_is_trained_on(qwen):
     """The same functions write both: what training puts before the reply is what asking puts there."""
     row = {
         "instruction": "翻譯",
@@ -799,7 +799,7 @@ def test_a_row_as_it_is_asked_is_the_row_as_it_is_trained_on(qwen):
 
 
 @pytest.mark.parametrize("style", ["chat", "plain", "none"])
-def test_a_model_is_asked_in_the_style_that_its_card_says(qwen_dir, style):
+def test_a_model_is_prompted_in_the_style_that_its_card_says(qwen_dir, style):
     model, tokenizer, device = inference.load_model(qwen_dir, "cpu")
     model.run_card = RunCard(chat=style)
     wanted = {

@@ -322,7 +322,7 @@ def test_the_columns_are_those_named_then_those_trained_on_then_the_obvious_ones
         (("text", "b"), ("--text_column", "text,b,c"), "最多兩欄"),
     ],
 )
-def test_columns_that_cannot_be_told_are_asked_for(run, tmp_path, header, more, says):
+def test_columns_that_cannot_be_detected_are_asked_for(run, tmp_path, header, more, says):
     write_csv(tmp_path / "x.csv", [["天"] * len(header)], header)
     code, _, err = run("single", "--input", "x.csv", "--output", "y.jsonl", *more)
     assert code == 2 and says in err and "--text_column" in err and not (tmp_path / "y.jsonl").exists()
@@ -498,7 +498,9 @@ def test_a_choice_head_answers_once_in_files_and_in_the_terminal(run, talk, mode
     assert "只答選擇題" in out and out.count("⚠️") == 1 and "[MASK]" not in out
 
 
-def test_a_choice_head_sits_an_exam_and_is_not_compared_with_a_base_that_has_none(run, exam_dir, model_dir):
+def test_a_choice_head_is_evaluated_on_an_exam_and_is_not_compared_with_a_base_that_has_none(
+    run, exam_dir, model_dir
+):
     words = ["--exam", exam_dir, "--exam_limit", 9, "--report", "r"]
     code, out, err = run("choice", *words)
     assert code == 0 and "9 題" in out and "Traceback" not in err
@@ -506,7 +508,7 @@ def test_a_choice_head_sits_an_exam_and_is_not_compared_with_a_base_that_has_non
     assert code == 2 and "沒有選擇題的輸出層" in err and "9 題" not in out + err  # at once
 
 
-def test_a_masked_model_with_the_card_of_another_head_is_asked_in_its_own_way(tmp_path, model_dir, models):
+def test_a_masked_model_with_the_card_of_another_head_is_scored_in_its_own_way(tmp_path, model_dir, models):
     options = {"A": "地", "B": "玄黃"}
     plain = inference.qa_inference(*models["masked"][:2], QUESTION, options, "cpu")
     shutil.copytree(model_dir, tmp_path / "m")

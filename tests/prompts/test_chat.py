@@ -88,7 +88,7 @@ def test_a_conversation_is_the_tokens_of_the_template_up_to_its_last_end(chat, t
 
 
 @pytest.mark.parametrize("talk", TALKS)
-def test_what_is_taught_is_what_the_assistant_says_and_its_end_alone(chat, talk):
+def test_the_targets_are_what_the_assistant_says_and_its_end_alone(chat, talk):
     ids, spoken = passage_of(chat, talk)
     said = [message["content"] for message in talk if message["role"] == "assistant"]
     found = [chat.tokenizer.decode(ids[turn.start : turn.stop]) for turn in spoken]
@@ -191,7 +191,7 @@ THINKING = (
 
 
 @pytest.mark.parametrize("template", [FORGETFUL, THINKING])
-def test_where_a_template_rewrites_earlier_replies_each_is_taught_after_what_it_is_asked_with(
+def test_where_a_template_rewrites_earlier_replies_each_is_trained_on_after_its_own_prompt(
     qwen_dir, template
 ):
     chat = Chat(tokenizer_of(qwen_dir, template), "chat")
@@ -214,7 +214,7 @@ def test_what_a_reply_thought_is_written_once_as_the_template_does(qwen_dir):
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
 @pytest.mark.parametrize("style", ["plain", "spaced"])
-def test_a_sentencepiece_tokenizer_is_taught_what_it_is_asked(scheme, style):
+def test_with_a_sentencepiece_tokenizer_training_and_prompting_write_the_same_tokens(scheme, style):
     """Llama 2's and Mistral's put a space before a text, or before its first word alone."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -240,7 +240,7 @@ def test_a_sentencepiece_tokenizer_is_taught_what_it_is_asked(scheme, style):
     assert letter in LETTERS[:4] and taught.targets[-1] == chat.end
 
 
-def test_white_space_around_what_the_assistant_says_is_not_taught(chat):
+def test_white_space_around_what_the_assistant_says_is_not_trained_on(chat):
     padded = [TALK[0], {"role": "assistant", "content": "\n 宇宙洪荒。 \n"}]
     assert chat.conversation(padded) == chat.conversation(TALK[:2])
 
@@ -298,7 +298,7 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
         assert f"{LETTERS[number]}. {asked.options[option]}" in writer.tokenizer.decode(list(prompt.ids))
 
 
-def test_training_teaches_the_letter_where_asking_looks_for_it(writer):
+def test_the_letter_is_trained_where_scoring_looks_for_it(writer):
     asking, asked, places = CausalExamPrompts(writer, 500), question(), set()
     taught = InstructionObjective(asking, [asked], seed=3)
     for epoch in range(6):

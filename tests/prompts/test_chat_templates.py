@@ -171,7 +171,7 @@ def answers(chat, messages, **more):
 
 
 @pytest.mark.parametrize("talk", [TALK, [SYSTEM, *TALK]], ids=["", "system"])
-def test_each_answer_is_taught_after_the_very_tokens_it_is_asked_with(named, talk):
+def test_each_answer_is_trained_on_after_the_very_tokens_it_is_prompted_with(named, talk):
     name, chat = named
     turns = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
     found = answers(chat, talk)
@@ -192,7 +192,7 @@ def test_each_answer_is_taught_after_the_very_tokens_it_is_asked_with(named, tal
         assert chat.tokenizer.decode(before) == asked
 
 
-def test_only_answers_and_their_ends_are_learnt_and_come_out_bare(named):
+def test_only_answers_and_their_ends_are_trained_on_and_come_out_bare(named):
     name, chat = named
     lead = TEMPLATES[name][2]
     words = [message["content"] for message in TALK if message["role"] == "assistant"]
@@ -204,7 +204,7 @@ def test_only_answers_and_their_ends_are_learnt_and_come_out_bare(named):
             assert "".join(chat.cleaned(pieces)).strip() == content
 
 
-def test_white_space_around_what_was_said_changes_nothing_that_is_taught_or_asked(named):
+def test_white_space_around_a_message_changes_neither_training_nor_prompts(named):
     _, chat = named
     padded = [{**one, "content": f"\n {one['content']} \n"} for one in TALK]
     for at, (before, said) in zip((1, 3, 5), answers(chat, padded), strict=True):
@@ -229,7 +229,7 @@ def test_a_letter_is_looked_for_where_a_conversation_has_it(named):
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "zephyr"])
-def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(qwen_dir, name):
+def test_the_targets_are_what_transformers_marks_as_the_assistants(qwen_dir, name):
     chat = chat_of(qwen_dir, name)
     ids = [(before, said) for before, said in answers(chat, TALK)]
     content = "m" if "m.content" in chat.template else "message"
@@ -248,7 +248,7 @@ def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(qwen_dir, n
 
 
 @pytest.mark.parametrize("name", ["glm", "breeze"])
-def test_an_end_that_is_not_written_is_asked_for_without_standing_in_the_history(qwen_dir, name):
+def test_an_end_that_is_not_written_is_a_target_without_standing_in_the_history(qwen_dir, name):
     chat = chat_of(qwen_dir, name)
     responses = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0)
     examples = [responses.example(*entry, 0) for entry in responses.epoch(0)]
@@ -274,7 +274,7 @@ def test_bos_stands_once_where_template_and_tokenizer_both_write_it(qwen_dir):
 # ---- what a template has no place for ----------------------------------------------------------------------
 
 
-def test_a_system_that_a_template_refuses_or_drops_is_told_to_the_user_and_counted(qwen_dir):
+def test_a_system_message_that_a_template_refuses_or_drops_goes_into_the_user_turn_and_is_counted(qwen_dir):
     for template in (NO_SYSTEM + CHATML, CHATML.replace("<|im_start|>{{", "{% if message.role != 'system' %}"
                      "<|im_start|>{{", 1).replace("<|im_end|>\n", "<|im_end|>\n{% endif %}", 1)):  # fmt: skip
         tokenizer = load_tokenizer(qwen_dir, "--model_path", "causal")
@@ -303,7 +303,7 @@ def test_a_greeting_is_context_or_where_the_template_forbids_it_left_out_and_cou
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "<think>"])
-def test_a_thought_is_taught_where_the_template_can_write_it_and_counted_where_not(qwen_dir, key):
+def test_a_thought_is_trained_on_where_the_template_can_write_it_and_counted_where_not(qwen_dir, key):
     said = {"role": "assistant", "content": "宇宙"} | ({key: "想一想"} if key[0] != "<" else {})
     if key == "<think>":
         said["content"] = "<think>\n想一想\n</think>\n\n宇宙"
@@ -327,7 +327,9 @@ def test_a_thought_is_taught_where_the_template_can_write_it_and_counted_where_n
             assert "想一想" not in chat.tokenizer.decode(chat.prompt(asked))  # as its template has it
 
 
-def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_taught_and_the_rows_are_counted(qwen_dir):
+def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_trained_on_and_the_rows_are_counted(
+    qwen_dir,
+):
     chat = chat_of(qwen_dir, "qwen 3")
     row = row_of(TALK)
     responses = InstructionObjective(CausalExamPrompts(chat, 500), [row, Instruction(row.turns[:2])], 0)
@@ -339,14 +341,14 @@ def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_taught_and_th
 # ---- answers that are context ------------------------------------------------------------------------------
 
 
-def test_an_answer_that_is_not_to_be_taught_is_context_in_every_template(named):
+def test_an_answer_that_is_not_to_be_trained_on_is_context_in_every_template(named):
     _, chat = named
     found = answers(chat, TALK, untaught=(1, 3))
     assert len(found) == 1 and found[0][0] == chat.prompt(TALK[:5])
     assert found[0] == answers(chat, TALK)[2]
 
 
-def test_train_on_prompt_never_teaches_an_answer_that_is_not_to_be_taught(qwen_dir):
+def test_train_on_prompt_never_trains_on_an_answer_that_is_marked_as_context(qwen_dir):
     chat = chat_of(qwen_dir, "chatml")
     rows = [row_of(TALK, "a", untaught=(1,)), row_of(TALK, "b")]
     responses = InstructionObjective(CausalExamPrompts(chat, 500), rows, 0, on_prompt=True)
@@ -356,7 +358,7 @@ def test_train_on_prompt_never_teaches_an_answer_that_is_not_to_be_taught(qwen_d
     assert list(responses.remarks.values()) == [1]
 
 
-def test_a_long_talk_keeps_the_answers_that_fit(qwen_dir):
+def test_a_long_chat_keeps_the_answers_that_fit(qwen_dir):
     chat = chat_of(qwen_dir, "chatml")
     whole = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0).example("reply", 0, 0)
     second = len(chat.prompt(TALK[:3]))
@@ -435,7 +437,7 @@ def taught(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_model_whose_template_opens_no_turn_answers_bare_wherever_it_is_asked(
+def test_a_model_whose_template_opens_no_turn_answers_bare_wherever_it_is_prompted(
     taught, tmp_path, capsys, monkeypatch
 ):
     from io import StringIO

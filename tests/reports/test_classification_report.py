@@ -306,7 +306,7 @@ def test_cells_say_counts_and_shares_up_to_30_classes(tmp_path, monkeypatch):
 # ---- the model card ----------------------------------------------------------------------------------------
 
 
-def test_the_model_folder_says_how_good_it_is_and_how_to_ask_it(tmp_path):
+def test_the_model_folder_says_how_good_it_is_and_how_to_use_it(tmp_path):
     found = card()
     model_card.write(tmp_path, found, PROGRESS)
     assert RunCard.read(tmp_path).labels == found.labels

@@ -193,7 +193,7 @@ def test_the_other_model_is_named_without_the_folders_above_it():
     assert "與 first/model 的 38 % 分不出高下" in sections.verdict_sentence(held, figures(80, other=76))
 
 
-def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_verdict():
+def test_notes_questions_trained_on_and_skipped_ones_stand_beside_the_verdict():
     found = full().results["held_back"] | {"refused": 3}
     lines = sections.section_notes(full(), found)
     assert lines[0] == sections.NOT_COMPARABLE
@@ -208,7 +208,7 @@ def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_ver
         ("letter", "cyclic", "會跟著變"),
     ],
 )
-def test_order_bias_is_told_or_why_there_is_none(method, orders, said):
+def test_order_bias_is_shown_or_why_there_is_none(method, orders, said):
     rows = ask(["physics"], 20)
     found = evaluator.compute_metrics(
         sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter")
@@ -377,7 +377,7 @@ def test_figures_on_the_page_are_those_of_results_json(chromium, whole, examined
         assert f"（RStd）{percent(found['letters']['recall_std'])}" in whole_text
 
 
-def test_a_long_list_of_taught_questions_is_folded(chromium, whole):
+def test_a_long_list_of_questions_trained_on_is_folded(chromium, whole):
     with browsers.opened(chromium, whole / "index.html") as tab:
         lists = tab.locator("details")
         assert [one.get_attribute("open") for one in lists.all()] == [None, None]

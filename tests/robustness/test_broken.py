@@ -177,7 +177,7 @@ def test_broken_rows_of_a_file_to_answer_stand_in_its_error_column_or_the_file_i
 
 
 @each("rows")
-def test_broken_rows_are_refused_by_an_exam_and_told_by_a_look_at_them(name, door, model_dir):
+def test_broken_rows_are_refused_by_an_exam_and_reported_by_inspect(name, door, model_dir):
     source = copied(door, "rows", name)
     exam = ["--model_path", model_dir, "--cpu", "--exam", source, "--split", "all", "--report", "report"]
     door.refused(inference.main, *exam, names=name)

@@ -487,7 +487,7 @@ def test_figures_of_a_strangers_card_spoil_no_report(run, copied, exam_dir, hist
     return None
 
 
-def test_a_strangers_card_is_looked_at_before_a_model_is_taught_further(run, copied):
+def test_a_strangers_card_is_looked_at_before_a_model_is_trained_further(run, copied):
     for odd in ({"fingerprints": [["x"]]}, {"lineage": "x"}, {"sketches": {"x": "\x1b"}}, {"pool": 7}):
         give_card(copied, **odd)
         refused(run("training", copied), "run_card.json")

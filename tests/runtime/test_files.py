@@ -183,7 +183,7 @@ def test_a_folder_that_is_replaced_all_the_time_is_whole_whenever_the_process_is
     assert exchanges == "no" or not rescued
 
 
-def test_a_folder_is_rescued_only_when_its_own_is_gone(tmp_path):
+def test_a_folder_is_recovered_only_when_its_own_is_gone(tmp_path):
     make(tmp_path / ".model.old", "former")
     assert files.recover_replace(tmp_path / "model") and read(tmp_path / "model") == "former"
     make(tmp_path / ".model.old", "older still")

@@ -104,7 +104,7 @@ def test_weights_that_changed_between_two_stages_are_noticed(taigi, train_causal
 
 
 @pytest.mark.slow
-def test_a_model_tuned_on_alpaca_says_what_it_was_taught_greedily_and_by_beam_search_and_samples(
+def test_a_model_tuned_on_alpaca_writes_its_training_replies_greedily_and_by_beam_search_and_samples(
     train_causal, tmp_path, capsys
 ):
     import inference
@@ -249,7 +249,7 @@ def test_zero_on_two_processes_trains_what_one_process_does_and_saves_for_transf
 # ---- what can be wrong -------------------------------------------------------------------------------------
 
 
-def test_a_masked_model_cannot_be_taught_replies_nor_a_causal_one_blanks(
+def test_a_masked_model_cannot_be_trained_on_replies_nor_a_causal_one_on_blanks(
     train_causal, train, tmp_path, model_dir, qwen_dir, capsys
 ):
     assert train_causal("sft", write_alpaca(tmp_path / "a.csv"), model=model_dir) == 2
@@ -370,7 +370,7 @@ def test_a_loss_is_enough_to_stop_early(train_causal, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_questions_taught_to_a_causal_model_end_in_the_same_report_as_any_exam(
+def test_a_causal_model_trained_on_questions_ends_in_the_same_report_as_any_exam(
     train_causal, tmp_path, exam_dir, capsys
 ):
     assert train_causal("sft", exam_dir, "--max_steps", 2, "--exam_limit", 6) == 0
@@ -384,7 +384,7 @@ def test_questions_taught_to_a_causal_model_end_in_the_same_report_as_any_exam(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], ["--lora_rank", 8]])
-def test_bf16_teaches_nearly_what_fp32_does(train_causal, tmp_path, lora):
+def test_bf16_trains_nearly_as_fp32_does(train_causal, tmp_path, lora):
     data = write_alpaca(tmp_path / "a.csv")
     for precision in ("fp32", "bf16"):
         more = [

@@ -88,7 +88,7 @@ def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
     assert read.ids == (1, ord("天"), 9, ord("地"), 9, 2) and read.positions == (2, 4)
 
 
-def test_a_model_is_asked_the_way_its_run_card_says(train, tmp_path, loaded):
+def test_a_model_is_scored_the_way_its_run_card_says(train, tmp_path, loaded):
     assert train("--objective", "answer", "--max_steps", 2) == 0
     model, tokenizer, device = inference.load_model(tmp_path / MODEL_FOLDER, "cpu")
     assert model.run_card.scoring == "letter"
@@ -220,7 +220,7 @@ print(len(predict_mask(model, tokenizer, "天[MASK]", device)), len(qa_inference
 
 
 @pytest.mark.slow
-def test_asking_loads_no_training_code(model_dir):
+def test_scoring_a_question_loads_no_training_code(model_dir):
     code = """
 import sys, inference
 assert inference.main(sys.argv[1:]) == 0

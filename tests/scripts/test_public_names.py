@@ -26,7 +26,7 @@ def test_questions_are_handed_out_as_dicts(exam_dir):
     assert rows == fine_tuning_llm.generate_qa_benchmark(7, "trade", "test", str(exam_dir))
 
 
-def test_tensors_ask_for_the_letter_and_nothing_else(exam_dir, loaded):
+def test_the_letter_is_the_only_target_of_the_tensors(exam_dir, loaded):
     tokenizer = loaded[1]
     train, validation, held_back = fine_tuning_llm.get_dataset(
         tokenizer, max_length=128, source=str(exam_dir)

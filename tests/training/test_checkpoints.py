@@ -292,7 +292,9 @@ def test_a_run_never_trains_from_the_folder_it_replaces(train, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_model_taught_twice_remembers_both_lessons_and_says_what_it_had_seen(train, tmp_path, capsys):
+def test_a_model_trained_twice_keeps_the_fingerprints_of_both_stages_and_reports_the_overlap(
+    train, tmp_path, capsys
+):
     assert (
         train(*STEPS, "--pool", "all", "--output_dir", "first/model", "--save_dir", "first/checkpoints") == 0
     )

@@ -153,7 +153,9 @@ def test_official_test_rows_are_only_ever_scored(train, tmp_path):
         ([["天地", "好"], ["玄黃", "好"]], [], "只有一種"),
     ],
 )
-def test_labels_that_cannot_be_taught_are_refused_with_the_reason(train, tmp_path, capfd, rows, flags, says):
+def test_labels_that_cannot_be_trained_on_are_refused_with_the_reason(
+    train, tmp_path, capfd, rows, flags, says
+):
     source = write_labelled(tmp_path / "x.csv")
     if rows:
         write_csv(source, rows, ("text", "label"))
@@ -171,7 +173,7 @@ def test_a_test_label_that_training_never_saw_is_refused(train, tmp_path, capfd)
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "deepspeed"])
 @pytest.mark.parametrize("task", ["choice", pytest.param("classify", marks=pytest.mark.nightly)])
-def test_two_ranks_teach_heads_as_one_does(train, tmp_path, exam_dir, engine, task):
+def test_two_ranks_train_heads_as_one_does(train, tmp_path, exam_dir, engine, task):
 
     still = make_model_dir(tmp_path / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     source = write_labelled(tmp_path / "x.csv", 100) if task == "classify" else exam_dir

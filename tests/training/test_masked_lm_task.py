@@ -38,7 +38,7 @@ def test_a_long_text_is_cut_between_words_and_none_of_it_is_lost(loaded):
     assert len(objective.example("mlm", len(objective.pieces) - 1, 0).positions) == 1
 
 
-def test_checking_hides_the_same_words_each_time_at_15_percent_whatever_is_taught(loaded):
+def test_validation_masks_the_same_words_each_time_at_15_percent_whatever_the_training_rate(loaded):
     how = MaskingConfig("word", 0.6)
     rows = texts(40, 60, 110)
     taught, checked = (MaskedLMObjective(loaded[1], rows, 128, 7, one) for one in (how, how.for_checking()))
@@ -93,7 +93,7 @@ def test_perplexity_and_the_share_restored_are_those_of_a_plain_loop(train, tmp_
     assert sets["held_back"]["tuned"]["perplexity"] < sets["held_back"]["untuned"]["perplexity"]
 
 
-def test_masks_can_be_looked_at_before_anything_is_taught(train, tmp_path, capfd):
+def test_masks_can_be_looked_at_before_any_training(train, tmp_path, capfd):
     source = write_texts(tmp_path / "t.json")
     assert train("--task", "mlm", "--dataset", source, "--min_chars", 5, "--preview_masks", 2) == 0
     shown = capfd.readouterr().out.splitlines()

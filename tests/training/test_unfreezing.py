@@ -202,7 +202,7 @@ def test_other_encoders_freeze_by_their_own_parts(train, tmp_path, family):
     assert parts_moved(base, tmp_path / NAME) == learns
 
 
-def test_a_schedule_longer_than_the_run_is_told(train, capfd):
+def test_a_schedule_longer_than_the_run_is_reported(train, capfd):
     assert train("--max_steps", 4, "--unfreeze_every", 100, "--exam_limit", 4) == 0
     told = capfd.readouterr().err
     assert "最下面的層要 300 步後才開始訓練" in told and "100 步後解凍" in told
@@ -220,7 +220,7 @@ def test_random_weights_that_will_never_learn_are_warned_of(train, capfd, flags,
     assert says in capfd.readouterr().err
 
 
-def test_a_mistake_that_two_checks_meet_is_told_once(train, capfd):
+def test_a_mistake_that_two_checks_meet_is_reported_once(train, capfd):
     assert train("--freeze", "0", "--train_only", "1") == 2
     assert capfd.readouterr().err.count("不能同時使用") == 1
 
