@@ -99,7 +99,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-TALK = [  # three questions and replies; in them a line break, a letter alone, spaces
+CHAT = [  # three questions and replies; in them a line break, a letter alone, spaces
     {"role": "user", "content": "天地玄黃？"},
     {"role": "assistant", "content": "宇宙洪荒。"},
     {"role": "user", "content": "日月\n盈昃 Night"},

@@ -1,4 +1,4 @@
-"""What was taught is recognised in an exam, word for word or nearly."""
+"""What was trained on is recognised in an exam, word for word or nearly."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def test_the_overlap_of_short_questions_is_exact_and_of_long_ones_estimated_well
 
 
 def test_the_same_question_in_other_clothes_is_the_same_and_a_reworded_one_is_near():
-    taught = TrainedQuestions.of([question()])
+    trained = TrainedQuestions.of([question()])
     dressed = Question(f" {question().stem[:30]}，{question().stem[30:]}？", question().options[::-1], 3)
-    assert taught.find(dressed) == ("same", 1.0)
+    assert trained.find(dressed) == ("same", 1.0)
     reworded = question(stem=question().stem[:55] + "何者為是")
-    kind, share = taught.find(reworded)
+    kind, share = trained.find(reworded)
     assert kind == "near" and NEAR <= share < 1
-    assert taught.find(question(seed=9))[0] == ""
+    assert trained.find(question(seed=9))[0] == ""
 
 
 def test_questions_of_one_template_are_not_near_to_one_another():
     questions = [q for rows in builtin.exam().questions.values() for q in rows]
-    taught = TrainedQuestions.of(questions)
-    assert not [q for q in questions if taught.find(q, exact=False)[0]]
+    trained = TrainedQuestions.of(questions)
+    assert not [q for q in questions if trained.find(q, exact=False)[0]]
 
 
 def test_a_run_card_keeps_what_is_needed_to_find_them_and_not_the_questions(tmp_path):

@@ -116,17 +116,17 @@ def slow_tokens(model, prompts, prompt, base, summed, text):
     found = []
     for number, at in enumerate(prompt.blank):
         if base in ("joint", "first"):
-            hidden = set(prompt.blank)
+            masked = set(prompt.blank)
         elif base == "pll":
-            hidden = {at}
+            masked = {at}
         elif base == "pll_l2r":
-            hidden = set(prompt.blank[number:])
+            masked = set(prompt.blank[number:])
         else:
             ends = {0: 2, 1: 2} if text == "地球" else {}
             if text == "以上皆是":  # jieba: 以上|皆|是
                 ends = {0: 2, 1: 2, 2: 3, 3: 4}
-            hidden = set(prompt.blank[number : ends.get(number, number + 1)])
-        ids = [prompts.mask if i in hidden else token for i, token in enumerate(prompt.ids)]
+            masked = set(prompt.blank[number : ends.get(number, number + 1)])
+        ids = [prompts.mask if i in masked else token for i, token in enumerate(prompt.ids)]
         found.append(log_probs(model, ids)[at, prompt.ids[at]].item())
     return sum(found) if summed else sum(found) / len(found)
 
@@ -229,7 +229,7 @@ def test_a_prior_belongs_to_the_place_and_not_to_the_option(world):
 def test_a_prior_makes_a_model_that_always_says_one_letter_answer_like_one_without_that_habit(world):
     _, tokenizer, prompts, forward = world
     habit = torch.zeros(len(tokenizer))
-    habit[prompts.verbalizer_ids(4)[2]] = 9.0  # C, whatever is asked
+    habit[prompts.verbalizer_ids(4)[2]] = 9.0  # C, whatever the question
     rng = random.Random(6)
     questions = [
         Question(random_text(rng, 5, 20), tuple(random_text(rng, 1, 4) for _ in range(4)), 0)
@@ -425,10 +425,10 @@ def test_close_calls_of_a_bf16_pass_are_decided_by_the_exact_one(spread_model_di
     monkeypatch.setattr(scoring, "GUESSING", 1.0)
     tokenizer = load_tokenizer(str(spread_model_dir), "--model_path")
     model = AutoModelForMaskedLM.from_pretrained(spread_model_dir).eval()
-    light, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions_of_four(30)
-    exact = scoring.score_options(light.fp32_forward, tokenizer, rows, method, prompts=prompts)
+    bf16, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions_of_four(30)
+    exact = scoring.score_options(bf16.fp32_forward, tokenizer, rows, method, prompts=prompts)
     config = scoring.ScoringConfig(method, prior=exact.prior or None)
-    scorer = scoring.Scorer.of(light, prompts)
+    scorer = scoring.Scorer.of(bf16, prompts)
     found = scorer.score(rows, config)
     monkeypatch.setattr(scoring, "CLOSE", 0.0)
     rough = scorer.score(rows, config)
@@ -439,7 +439,7 @@ def test_close_calls_of_a_bf16_pass_are_decided_by_the_exact_one(spread_model_di
 
 
 def scores_apart(margins, orders=1):
-    """Of questions of three options, asked in so many orders."""
+    """Scores of questions of three options, in so many orders."""
     scores = scoring.Scores([0.0, -margin, -9.0] for margin in margins)
     scores.by_order = [[((0, 1, 2), row)] * orders for row in scores]
     return scores

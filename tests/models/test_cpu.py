@@ -91,8 +91,8 @@ def test_training_and_exam_in_bf16_by_auto_end_to_end(tmp_path, monkeypatch, cap
         lines = map(json.loads, (home / "train_log.jsonl").read_text("utf-8").splitlines())
         losses[precision] = [line["loss"] for line in lines if "loss" in line]
     assert len(losses["auto"]) == 30
-    for light, exact in zip(losses["auto"], losses["fp32"], strict=True):
-        assert light == pytest.approx(exact, rel=0.02)
+    for bf16, fp32 in zip(losses["auto"], losses["fp32"], strict=True):
+        assert bf16 == pytest.approx(fp32, rel=0.02)
     assert losses["auto"] != losses["fp32"]
 
 
@@ -101,7 +101,7 @@ def test_precision_fp32_asked_for_on_the_command_line_stays(spread_model_dir, mo
     monkeypatch.setattr(cpu, "bf16_speedup", lambda: 3.0)
     found = {}
     for precision in ("auto", "fp32"):
-        ask = [
+        argv = [
             "--model_path",
             str(spread_model_dir),
             "--question",
@@ -111,6 +111,6 @@ def test_precision_fp32_asked_for_on_the_command_line_stays(spread_model_dir, mo
             "--json",
             "--cpu",
         ]
-        assert inference.main([*ask, "--precision", precision]) == 0
+        assert inference.main([*argv, "--precision", precision]) == 0
         found[precision] = json.loads(capsys.readouterr().out)
     assert found["auto"] != found["fp32"]

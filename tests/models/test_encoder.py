@@ -46,7 +46,7 @@ def compare_gradients(ours, theirs):
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=limit, msg=name)
 
 
-# several in a row, none in one, one asked twice, out of order
+# several in a row, none in one, one wanted twice, out of order
 ROWS, COLS = torch.tensor([3, 0, 0, 1, 3, 3, 0]), torch.tensor([4, 3, 5, 0, 0, 4, 1])
 
 
@@ -105,21 +105,21 @@ def test_in_bf16_the_pass_is_as_near_to_fp32_as_transformers_own():
         with torch.autocast("cpu", torch.bfloat16):
             theirs = model(input_ids=ids, attention_mask=mask).logits[ROWS, COLS].float()
             ours = TokenLogits(model).eval()(ids, mask, ROWS, COLS)
-        light = bf16_forward(model)(ids, mask, ROWS, COLS)
+        bf16 = bf16_forward(model)(ids, mask, ROWS, COLS)
     limit = 1.5 * (theirs - exact).abs().mean()
     assert 0 < (ours - exact).abs().mean() < limit
-    assert 0 < (light - exact).abs().mean() < limit
+    assert 0 < (bf16 - exact).abs().mean() < limit
 
 
 def test_the_bf16_copies_are_refreshed_after_training():
     model = model_of("bert")
-    light = bf16_forward(model)
+    bf16 = bf16_forward(model)
     ids, mask = ragged((9, 9, 9, 9), 9)
     with torch.no_grad():
-        before = light(ids, mask, ROWS, COLS)
-        assert torch.equal(light(ids, mask, ROWS, COLS), before)
+        before = bf16(ids, mask, ROWS, COLS)
+        assert torch.equal(bf16(ids, mask, ROWS, COLS), before)
         model.bert.encoder.layer[0].output.dense.weight.mul_(1.5)
-        after = light(ids, mask, ROWS, COLS)
+        after = bf16(ids, mask, ROWS, COLS)
         assert not torch.equal(after, before)
         assert torch.equal(after, bf16_forward(model)(ids, mask, ROWS, COLS))
 

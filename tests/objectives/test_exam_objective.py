@@ -78,7 +78,7 @@ def test_mlm_masks_the_whole_answer_in_most_examples_and_something_in_all(prompt
 
 
 def test_masked_tokens_do_not_appear_in_the_input(prompts):
-    """Labels equal to unmasked inputs teach copying: the predecessor's fault."""
+    """Labels equal to unmasked inputs train copying: the predecessor's fault."""
     for question in some_questions():
         plain = prompts.cloze_prompt(question, 1)
         for epoch in range(5):

@@ -198,10 +198,10 @@ def test_a_unit_beyond_the_budget_adds_what_the_docstring_says():
 def test_every_word_has_the_same_chance_however_long():
     rng, words = random.Random(3), [[0], [1, 2], [3], [4, 5, 6], [7], [8, 9], *([i] for i in range(10, 20))]
     draws = 40_000
-    hidden = Counter(p for _ in range(draws) for p in apply_mask([9] * 20, words, MASK, VOCAB, rng)[1])
+    masked = Counter(p for _ in range(draws) for p in apply_mask([9] * 20, words, MASK, VOCAB, rng)[1])
     for word in words:
-        assert {hidden[p] for p in word} == {hidden[word[0]]}
-        assert hidden[word[0]] / draws == pytest.approx(0.15, abs=3.5 * (0.15 * 0.85 / draws) ** 0.5)
+        assert {masked[p] for p in word} == {masked[word[0]]}
+        assert masked[word[0]] / draws == pytest.approx(0.15, abs=3.5 * (0.15 * 0.85 / draws) ** 0.5)
 
 
 @pytest.mark.slow
@@ -209,8 +209,8 @@ def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
     rng, draws = random.Random(4), 20_000
     units = [[i] for i in range(80)]
     spans = MaskingConfig("span")
-    hidden = Counter(p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, spans)[1])
-    off = [(hidden[p] / draws - 0.15) / (0.15 * 0.85 / draws) ** 0.5 for p in range(80)]
+    masked = Counter(p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, spans)[1])
+    off = [(masked[p] / draws - 0.15) / (0.15 * 0.85 / draws) ** 0.5 for p in range(80)]
     assert max(map(abs, off)) < 4 and abs(off[0]) < 3 and abs(off[-1]) < 3
 
 
@@ -219,7 +219,7 @@ def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
 @pytest.mark.parametrize("masking", ["word", "span"])
 def test_no_word_is_half_masked(name, masking, request):
     """Checked by characters: a word's tokens are those that lie over it."""
-    tokenizer, rng, split, hidden = request.getfixturevalue(name), random.Random(5), 0, 0
+    tokenizer, rng, split, masked = request.getfixturevalue(name), random.Random(5), 0, 0
     unknown = tokenizer.unk_token_id
     for _ in range(400):
         text = mixed_text(rng, 1, 60)
@@ -234,9 +234,9 @@ def test_no_word_is_half_masked(name, masking, request):
             if any(any(set(unit) & over for unit in units) and ids[i] == unknown for i in over):
                 continue  # a row of which every word holds an [UNK]
             assert not over & set(chosen) or over <= set(chosen), (text, text[start:end])
-            hidden += bool(over & set(chosen))
+            masked += bool(over & set(chosen))
             split += len(over) > 1
-    assert split > 1000 and hidden > 500
+    assert split > 1000 and masked > 500
 
 
 def test_a_word_with_a_special_token_is_not_masked_unless_there_is_no_other():
@@ -339,7 +339,7 @@ def test_a_span_grows_by_whole_words_and_never_over_a_gap_nor_the_budget():
     spans = MaskingConfig("span", 0.2)
     whole = {tuple(apply_mask([9] * 61, words, MASK, VOCAB, rng, spans)[1]) for _ in range(3000)}
     assert all(len(set(chosen) & set(word)) in (0, len(word)) for chosen in whole for word in words)
-    apart = [[i] for i in range(0, 200, 2)]  # nothing to grow into: hidden as single tokens are
+    apart = [[i] for i in range(0, 200, 2)]  # nothing to grow into: masked as single tokens are
     assert {len(apply_mask([9] * 200, apart, MASK, VOCAB, rng, spans)[1]) for _ in range(99)} == {20}
     assert apply_mask([9] * 61, words, MASK, VOCAB, rng, MaskingConfig("span", 1.0))[1] == tuple(
         p for word in words for p in word

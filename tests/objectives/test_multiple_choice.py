@@ -50,14 +50,14 @@ def chooser(loaded, tmp_path_factory):
     return AutoModelForMultipleChoice.from_config(loaded[0].config).eval()
 
 
-def contests(name, prompts, rows):
+def examples_of(name, prompts, rows):
     objective = MultipleChoiceObjective(name, prompts, rows)
     return [objective.example(*entry, 0) for entry in objective.epoch(0)]
 
 
 def test_cloze_trains_the_very_scores_that_joint_scoring_gives(loaded, prompts):
     rows = questions()
-    batch = collate(contests("cloze", prompts, rows), 0)
+    batch = collate(examples_of("cloze", prompts, rows), 0)
     with torch.no_grad():
         found = token_losses(TokenLogits(loaded[0]).eval()(*batch.inputs), batch)
     scores = score_options(loaded[0], loaded[1], rows, "joint", prompts=prompts)
@@ -72,7 +72,7 @@ def test_choice_trains_with_the_loss_of_transformers_where_all_questions_have_as
     chooser, prompts
 ):
     rows = [q for q in questions(12) if len(q.options) == 4]
-    examples = contests("choice", prompts, rows)
+    examples = examples_of("choice", prompts, rows)
     batch = collate(examples, 0)
     with torch.no_grad():
         found = token_losses(SequenceLogits(chooser)(*batch.inputs), batch).mean()
@@ -85,7 +85,7 @@ def test_choice_trains_with_the_loss_of_transformers_where_all_questions_have_as
 @pytest.mark.parametrize("name", ["choice", "cloze"])
 def test_questions_with_fewer_options_lose_nothing_to_those_with_more(loaded, chooser, prompts, name):
     forward = SequenceLogits(chooser) if name == "choice" else TokenLogits(loaded[0]).eval()
-    examples = contests(name, prompts, questions())
+    examples = examples_of(name, prompts, questions())
     with torch.no_grad():
         batch = collate(examples, 0)
         logits = forward(*batch.inputs)
@@ -107,7 +107,7 @@ def test_a_multiple_choice_batch_gives_one_gradient_however_it_is_cut(
     loaded, chooser, prompts, name, micro_batches
 ):
     forward = SequenceLogits(chooser) if name == "choice" else TokenLogits(loaded[0]).eval()
-    examples = contests(name, prompts, questions())
+    examples = examples_of(name, prompts, questions())
 
     def gradient(parts):
         forward.zero_grad()
@@ -124,7 +124,7 @@ def test_a_multiple_choice_batch_gives_one_gradient_however_it_is_cut(
 
 def test_options_of_one_length_share_a_row_and_the_shown_options_never_stand_in_it(prompts):
     question = Question("天？", ("地玄", "黃宇", "宙"), 0, "s", "q")
-    (example,) = contests("cloze", prompts, [question])
+    (example,) = examples_of("cloze", prompts, [question])
     assert len(example.rows) == 2
     written = "".join(prompts.tokenizer.convert_ids_to_tokens([i for row in example.rows for i in row]))
     assert not set("地玄黃宇宙") & set(written)

@@ -110,7 +110,7 @@ def test_a_model_tuned_on_alpaca_writes_its_training_replies_greedily_and_by_bea
     import inference
 
     rows = write_alpaca(tmp_path / "alpaca.csv", 6)
-    taught = list(csv.DictReader(rows.open(encoding="utf-8")))
+    trained_on = list(csv.DictReader(rows.open(encoding="utf-8")))
     flags = ["--num_epochs", 80, "--learning_rate", 2e-2, "--train_batch_size", 6, "--split_ratio", "1,0,0"]
     assert train_causal("sft", rows, *flags) == 0
     ways = {
@@ -122,7 +122,7 @@ def test_a_model_tuned_on_alpaca_writes_its_training_replies_greedily_and_by_bea
         assert inference.main([*argv, "--max_new_tokens", "60"]) == 0
         lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         said = [json.loads(line)["response"] for line in lines]
-        right = sum(a == row["output"] for a, row in zip(said, taught, strict=True))
+        right = sum(a == row["output"] for a, row in zip(said, trained_on, strict=True))
         assert right == 6 or (name == "sampled" and right > 2 and all(said))
 
 

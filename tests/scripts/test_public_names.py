@@ -35,7 +35,7 @@ def test_the_letter_is_the_only_target_of_the_tensors(exam_dir, loaded):
     for ids, mask, labels in train:
         assert ids.shape == mask.shape == labels.shape == (128,)
         at = (labels != -100).nonzero().flatten().tolist()
-        assert len(at) == 1 and ids[at[0]] == tokenizer.mask_token_id  # what is asked for is hidden
+        assert len(at) == 1 and ids[at[0]] == tokenizer.mask_token_id  # the target is masked
         assert tokenizer.convert_ids_to_tokens(labels[at[0]].item()) in "abcd"
     assert len(fine_tuning_llm.get_dataset(tokenizer, 5, 128, source=str(exam_dir))[0]) == 5
 

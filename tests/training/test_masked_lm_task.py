@@ -41,7 +41,9 @@ def test_a_long_text_is_cut_between_words_and_none_of_it_is_lost(loaded):
 def test_validation_masks_the_same_words_each_time_at_15_percent_whatever_the_training_rate(loaded):
     how = MaskingConfig("word", 0.6)
     rows = texts(40, 60, 110)
-    taught, checked = (MaskedLMObjective(loaded[1], rows, 128, 7, one) for one in (how, how.for_checking()))
+    training, validation = (
+        MaskedLMObjective(loaded[1], rows, 128, 7, one) for one in (how, how.for_checking())
+    )
     again = MaskedLMObjective(loaded[1], rows, 128, 7, how.for_checking())
 
     def drawn(objective, epoch):
@@ -50,11 +52,11 @@ def test_validation_masks_the_same_words_each_time_at_15_percent_whatever_the_tr
     def rate(examples):
         return sum(len(e.positions) for e in examples) / sum(len(e.ids) - 2 for e in examples)
 
-    assert drawn(checked, 0) == drawn(again, 0)
-    assert drawn(taught, 0) != drawn(taught, 1)
-    assert rate(drawn(taught, 0)) == pytest.approx(0.6, abs=0.03)
-    assert rate(drawn(checked, 0)) == pytest.approx(0.15, abs=0.02)
-    seen = Counter(e.ids[at] for e in drawn(checked, 0) for at in e.positions)
+    assert drawn(validation, 0) == drawn(again, 0)
+    assert drawn(training, 0) != drawn(training, 1)
+    assert rate(drawn(training, 0)) == pytest.approx(0.6, abs=0.03)
+    assert rate(drawn(validation, 0)) == pytest.approx(0.15, abs=0.02)
+    seen = Counter(e.ids[at] for e in drawn(validation, 0) for at in e.positions)
     assert set(seen) == {loaded[1].mask_token_id}
 
 

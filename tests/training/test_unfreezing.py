@@ -184,12 +184,12 @@ def test_decoders_freeze_and_open_too_with_and_without_lora(request, train, tmp_
     if not lora:
         assert parts_moved(base, tmp_path / NAME) == ({"0", "1", "head"})
         return
-    taught = adapters_moved(tmp_path / NAME)
-    assert taught == {"0", "1"}
+    trained = adapters_moved(tmp_path / NAME)
+    assert trained == {"0", "1"}
     more = ["--freeze", "0", "--output_dir", "top/m", "--save_dir", "top/c"]
     assert train(*words, *more, base=False) == 0
-    taught = adapters_moved(tmp_path / "top/m")
-    assert taught == {"1"}
+    trained = adapters_moved(tmp_path / "top/m")
+    assert trained == {"1"}
 
 
 @pytest.mark.parametrize("family", ["roberta", "albert"])
