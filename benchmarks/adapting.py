@@ -1,7 +1,7 @@
 """Five ways of adapting one base to an exam, in one run: accuracy on unseen questions, parameters trained,
 seconds of training, peak memory.
 
-The base has read the demo's sentences (`--task mlm`); each way then teaches it the demo's questions, from
+The base has read the demo's sentences (`--task mlm`); each way then trains it on the demo's questions, from
 files.
 
 python benchmarks/adapting.py

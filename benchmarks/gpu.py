@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import speed
-from harness import ROOT, Found, compare, machine, peak_flops, show, write
+from harness import ROOT, Measurement, compare, machine, peak_flops, show, write
 from training import TrainingJob
 
 SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 8192, 8192), (65536, 768, 3072))  # see peak_flops
@@ -46,7 +46,7 @@ def peak(device: str = "cuda", shapes=SHAPES) -> float:
 
 def training(
     home: Path, runs: int, best: float, engine: str = "auto", batches=BATCHES, **more
-) -> list[Found]:
+) -> list[Measurement]:
     """Tokens a second beside both trainers and, as operations that the model needs, beside the peak.
 
     Args:
@@ -54,7 +54,7 @@ def training(
         more: of a TrainingJob.
     """
     more = {"device": "cuda", "skip": SKIP, "engine": engine, **more}
-    found: list[Found] = []
+    found: list[Measurement] = []
     for batch in batches:
         job = TrainingJob.write(home, STEPS * batch, batch, **more)
         try:
@@ -73,7 +73,7 @@ def training(
     return found
 
 
-def beside(measure: Callable, home: Path, runs: int, **more) -> list[Found]:
+def run_speed_on_gpu(measure: Callable, home: Path, runs: int, **more) -> list[Measurement]:
     """Measurements of speed.py on the GPU; its targets are a CPU's, and here we shall not be slower."""
     rows = measure(home, runs, **{"device": "cuda", **more})
     return [replace(row, target="<= 1.0" if row.unit == "ms" else ">= 1.0") for row in rows]
@@ -92,11 +92,11 @@ def main() -> int:
     best = peak()
     measures = {
         "training": partial(training, best=best, engine=flags.engine),
-        "evaluation": partial(beside, speed.evaluation, count=EXAM),
-        "prompts": partial(beside, speed.prompts, count=PROMPTS, rows=ROWS),
-        "decoding": partial(beside, speed.decoding, dtype="bfloat16", sizes=SIZES),
+        "evaluation": partial(run_speed_on_gpu, speed.evaluation, count=EXAM),
+        "prompts": partial(run_speed_on_gpu, speed.prompts, count=PROMPTS, rows=ROWS),
+        "decoding": partial(run_speed_on_gpu, speed.decoding, dtype="bfloat16", sizes=SIZES),
     }
-    found: list[Found] = []
+    found: list[Measurement] = []
     failed = False
     with tempfile.TemporaryDirectory() as home:
         for name in flags.names or NAMES:

@@ -22,7 +22,7 @@ RUNS = 5
 
 
 @dataclass
-class Found:
+class Measurement:
     """One line of the table. `value` is a ratio, or a share; min, median and max over the runs."""
 
     what: str
@@ -36,7 +36,7 @@ class Found:
     target: str  # such as ">= 4.0"; "0.85..1.15": every run lies between
 
     @property
-    def met(self) -> bool:
+    def meets_target(self) -> bool:
         if ".." in self.target:
             least, most = map(float, self.target.split(".."))
             return least <= self.low and self.high <= most
@@ -44,10 +44,12 @@ class Found:
         return self.median >= float(limit) if relation == ">=" else self.median <= float(limit)
 
 
-def compare(what: str, against: str, unit: str, ours: list[float], theirs: list[float], target: str) -> Found:
+def compare(
+    what: str, against: str, unit: str, ours: list[float], theirs: list[float], target: str
+) -> Measurement:
     """Ours over theirs, run by run."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    return Found(
+    return Measurement(
         what, against, unit, statistics.median(ours), statistics.median(theirs),
         min(ratios), statistics.median(ratios), max(ratios), target,
     )  # fmt: skip
@@ -140,7 +142,7 @@ def machine() -> dict:
     }
 
 
-def show(found: list[Found]) -> None:
+def show(found: list[Measurement]) -> None:
     """The table, on stdout."""
     print("| what | against | ours | theirs | ratio: min | median | max | target | |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -148,14 +150,14 @@ def show(found: list[Found]) -> None:
         figures = " | ".join(f"{value:.2f}" for value in (row.low, row.median, row.high))
         print(
             f"| {row.what} | {row.against} | {row.ours:.4g} {row.unit} | {row.theirs:.4g} {row.unit} | "
-            f"{figures} | {row.target} | {'met' if row.met else 'MISSED'} |"
+            f"{figures} | {row.target} | {'met' if row.meets_target else 'MISSED'} |"
         )
 
 
-def write(path: Path, about: dict, found: list[Found]) -> None:
+def write(path: Path, about: dict, found: list[Measurement]) -> None:
     """Puts the results into a file, those of the same name in place of older ones."""
     older = json.loads(path.read_text("utf-8"))["results"] if path.is_file() else []
-    new = {(row.what, row.against): {**asdict(row), "met": row.met} for row in found}
+    new = {(row.what, row.against): {**asdict(row), "met": row.meets_target} for row in found}
     kept = [row for row in older if (row["what"], row["against"]) not in new]
     results = {"machine": about, "results": [*kept, *new.values()]}
     path.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -2,10 +2,10 @@
 
     python benchmarks/masks.py zh_tw_cc0.txt [--tokenizer bert-base-chinese]
 
-Every line of the file is a row. Of each way of masking: the share of tokens hidden; the share expected (15 %,
-more in rows so short that the one word they hide is more than their share, less where there are [UNK], which
-are never hidden), and how many standard errors lie between; words of which some tokens are hidden and others
-are not, "?" where a line was longer than a row; rows without a hidden token. Words are looked for by
+Every line of the file is a row. Of each way of masking: the share of tokens masked; the share expected (15 %,
+more in rows so short that the one word they mask is more than their share, less where there are [UNK], which
+are never masked), and how many standard errors lie between; words of which some tokens are masked and others
+are not, "?" where a line was longer than a row; rows without a masked token. Words are looked for by
 characters, not by the units that were drawn.
 """
 
@@ -27,7 +27,7 @@ from finetune.objectives.masked_lm import MaskedLMObjective, MaskingConfig
 
 LONGEST = 512
 drawn = masked_lm._drawn
-expected: list[float] = []  # hidden tokens of each row, given the units it was cut into
+expected: list[float] = []  # masked tokens of each row, given the units it was cut into
 
 
 def watched(units, rate, rng):
@@ -37,8 +37,8 @@ def watched(units, rate, rng):
     return drawn(units, rate, rng)
 
 
-def half_hidden(tokenizer, text: str, hidden: set[int]) -> int:
-    """Words of `text` that are hidden in part. `hidden`: positions, the first token of the text is 1."""
+def half_masked(tokenizer, text: str, masked: set[int]) -> int:
+    """Words of `text` that are masked in part. `masked`: positions, the first token of the text is 1."""
     encoded = tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
@@ -47,7 +47,7 @@ def half_hidden(tokenizer, text: str, hidden: set[int]) -> int:
     for start, end in word_spans(text):
         over = [at for at, (low, high) in enumerate(places) if low < end and start < high]
         if tokenizer.unk_token_id not in (ids[at] for at in over):
-            split += len({at + 1 in hidden for at in over}) > 1
+            split += len({at + 1 in masked for at in over}) > 1
     return split
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(flags.tokenizer)
     lines = [line for line in flags.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
     masked_lm._drawn = watched
-    print("| masking | rows | tokens | hidden | expected | z | words in halves | rows without | seconds |")
+    print("| masking | rows | tokens | masked | expected | z | words in halves | rows without | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
     for way in train_args.MASKINGS:
         expected.clear()
@@ -76,7 +76,7 @@ def main() -> None:
         split: int | str = "?"
         if len(examples) == len(lines):  # a row each
             split = sum(
-                half_hidden(tokenizer, line, set(example.positions))
+                half_masked(tokenizer, line, set(example.positions))
                 for line, example in zip(lines, examples, strict=True)
             )
         shares = f"{sum(counts) / tokens:.2%} | {sum(expected) / tokens:.2%} | {z:+.1f}"

@@ -1,5 +1,6 @@
-"""Can a small BERT that begins with random weights be taught to read? Multiple-choice questions about Chinese
-encyclopedia paragraphs, by the letter (`--objective answer`) and by a multiple-choice head (`choice`).
+"""Can a small BERT that begins with random weights be trained to answer reading questions?
+Multiple-choice questions about Chinese encyclopedia paragraphs, by the letter (`--objective answer`) and by a
+multiple-choice head (`choice`).
 
     python benchmarks/reading.py --texts drcd_paragraphs.jsonl \\
         --questions reading_mcq_train.csv reading_mcq_val.csv
@@ -7,7 +8,7 @@ encyclopedia paragraphs, by the letter (`--objective answer`) and by a multiple-
 Every stage goes on from the one before:
 
 1. `--task mlm` on the paragraphs: in rows of at most 36 characters, then of at most 120, then of pieces that
-   are followed by some of their clauses again, so that a hidden word can be found by looking back;
+   are followed by some of their clauses again, so that a masked word can be found by looking back;
 2. `--objective mlm`, then `choice` and `answer` each on their own, on questions made from the paragraphs with
    nobody's help: an answer-like span of a clause becomes a question word, the other options are other spans
    of the paragraph (Lewis et al. 2019, arXiv:1906.04980, section 2: noisy clozes). First without their
@@ -38,7 +39,7 @@ from finetune.data.segmentation import simplified, word_spans
 from finetune.data.tables import read_table  # noqa: E402
 
 HEADER = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4", "正確答案")
-ASKED_BY = {
+QUESTION_WORDS = {
     "time": ("哪一年", "什麼時候", "何時"), "number": ("多少", "幾"), "person": ("誰", "哪一個人", "哪位"),
     "place": ("哪裡", "哪一個地方", "哪個國家", "何處"), "body": ("哪個單位", "什麼組織", "哪一個機構"),
     "thing": ("什麼", "哪一個", "何"),
@@ -56,7 +57,7 @@ WINDOW = (60, 110)  # characters of a passage
 MOST = 20  # questions a paragraph
 PIECE, PIECES = 80, 24  # characters of a piece that is followed by its clauses, pieces a paragraph
 
-LENGTH = 128  # tokens of a row: those of the made questions reach it, so that every position is taught
+LENGTH = 128  # tokens of a row: those of the made questions reach it, so that every position is trained
 MLM = ["--task", "mlm", "--clean", "punctuation,length", "--min_chars", 10, "--masking", "token"]
 SHORT_ROWS = [*MLM, "--max_chars", 36, "--max_length", 40, "--train_batch_size", 96, "--learning_rate", 1e-3]
 LONG_ROWS = [*MLM, "--max_chars", 120, "--max_length", LENGTH, "--train_batch_size", 32]
@@ -91,17 +92,19 @@ def answers_in(text: str) -> dict[tuple[int, int], str]:
     return kept
 
 
-def ask(rng: random.Random, text: str, span: tuple[int, int], kind: str) -> tuple[str, int, int] | None:
+def make_question(
+    rng: random.Random, text: str, span: tuple[int, int], kind: str
+) -> tuple[str, int, int] | None:
     """A question that the span answers, and the clause it was made of; None where that is too short, too
     long, or holds the answer twice."""
     start, end = span
     first = max(text.rfind(stop, 0, start) for stop in STOPS) + 1
     last = min((at for stop in STOPS if (at := text.find(stop, end)) >= 0), default=len(text))
     before, after = noisy(rng, text[first:start]), noisy(rng, text[end:last])
-    asked = rng.choice(ASKED_BY[kind])
-    question = f"{before}{asked}{after}?"
+    word = rng.choice(QUESTION_WORDS[kind])
+    question = f"{before}{word}{after}?"
     if rng.random() >= IN_PLACE:
-        question = f"{before}{after}{rng.choice(('的是', '是'))}{asked}?"
+        question = f"{before}{after}{rng.choice(('的是', '是'))}{word}?"
     fits = 10 <= last - first <= 45 and len(before) + len(after) >= 5
     return (question, first, last) if fits and text[start:end] not in question else None
 
@@ -114,7 +117,7 @@ def made_questions(paragraphs: list[str], seed: int = 0) -> list[list]:
         names = list(dict.fromkeys(text[start:end] for start, end in spans))
         count = 0
         for span in rng.sample(sorted(spans), len(spans)):
-            answer, made = text[slice(*span)], ask(rng, text, span, spans[span])
+            answer, made = text[slice(*span)], make_question(rng, text, span, spans[span])
             if not made or count == MOST:
                 continue
             question, first, last = made
@@ -195,8 +198,8 @@ class Stages:
             (folder / "seconds").write_text(f"{time.monotonic() - began:.0f}")
         return folder / "model"
 
-    def told(self, name: str) -> dict:
-        """The figures of a run."""
+    def run_metrics(self, name: str) -> dict:
+        """The metrics of a run, and its seconds."""
         found = json.loads((self.work / name / "model/all_results.json").read_text(encoding="utf-8"))
         return found | {"seconds": int((self.work / name / "seconds").read_text())}
 
@@ -235,9 +238,9 @@ def main() -> None:
             model = stages.train(runs[0], base, alone, *ways(objective, *MADE[:2], *ALONE[objective]))
             model = stages.train(runs[1], model, made, *ways(objective, *MADE, "--num_epochs", 1))
             stages.train(runs[2], model, real, *ways(objective, *REAL, "--num_epochs", 5))
-            found = stages.told(runs[2])
+            found = stages.run_metrics(runs[2])
             low, high = found["held_back_interval_95"]
-            seconds = sum(stages.told(run)["seconds"] for run in ("1a", "1b", "1c", "2", *runs))
+            seconds = sum(stages.run_metrics(run)["seconds"] for run in ("1a", "1b", "1c", "2", *runs))
             row = [f"`{objective}`", f"{found['untuned_held_back_accuracy']:.3f}"]
             row += [f"{found['held_back_accuracy']:.3f}", f"{low:.3f}–{high:.3f}"]
             print("|", " | ".join(map(str, [*row, found["held_back_questions"], seconds])), "|", flush=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import workload
-from harness import Found, alternate, compare, process, show
+from harness import Measurement, alternate, compare, process, show
 
 MANY, TENTH = 2_000_000, 10
 BATCH = 32  # rows a step
@@ -109,17 +109,20 @@ def measure(path: str) -> None:
     print(json.dumps({**found, "seconds": seconds, "memory": memory.look() - idle}))
 
 
-def loading(home: Path, runs: int, many: int = MANY) -> list[Found]:
+def loading(home: Path, runs: int, many: int = MANY) -> list[Measurement]:
     """Memory of `many` questions, and their time beside that of a tenth of them."""
 
-    def told(file: Path) -> dict:
+    def measure_in_process(file: Path) -> dict:
         found = json.loads(process(__file__, "--measure", file).out.splitlines()[-1])
         steps = ", ".join(f"{name} {taken:.1f} s" for name, taken in found["seconds"].items())
         print(f"  {found['rows']:,} questions: {steps}; {found['memory'] / 1e6:.0f} MB", file=sys.stderr)
         return found
 
     sizes = {"tenth": many // TENTH, "whole": many}
-    ways = {name: partial(told, write_many(home / f"{count}.csv", count)) for name, count in sizes.items()}
+    ways = {
+        name: partial(measure_in_process, write_many(home / f"{count}.csv", count))
+        for name, count in sizes.items()
+    }
     found = alternate(ways, runs)
     seconds = {name: [sum(one["seconds"].values()) for one in all_runs] for name, all_runs in found.items()}
     memory = [one["memory"] / 1e6 for one in found["whole"]]

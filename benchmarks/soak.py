@@ -70,7 +70,7 @@ LONGEST = 300  # seconds that a run may take without a kill
 
 
 @dataclass
-class Found:
+class SoakResult:
     """Outcome of the kills of one engine."""
 
     kills: Counter = field(default_factory=Counter)  # by moment
@@ -245,7 +245,7 @@ def results(folder: Path) -> dict[str, object]:
     }
 
 
-def soak(home: Path, ranks: int, kills: int, rng: random.Random, ends_at: float) -> Found:
+def soak(home: Path, ranks: int, kills: int, rng: random.Random, ends_at: float) -> SoakResult:
     """Kills runs until there were so many kills, or no time is left."""
     what = "ZeRO-2, 2 ranks" if ranks > 1 else "plain"
     former = home / "former"
@@ -255,7 +255,7 @@ def soak(home: Path, ranks: int, kills: int, rng: random.Random, ends_at: float)
         raise SystemExit((home / f"{alone.name}.log").read_text("utf-8")[-3000:])
     usual, expected = time.monotonic() - began, results(alone)
     hashes = {weights_hash(former), expected["weights"]}
-    found, run = Found(), 0
+    found, run = SoakResult(), 0
     while sum(found.kills.values()) < kills and time.monotonic() < ends_at:
         run += 1
         folder, newest = fresh(home, former, f"run{ranks}_{run}"), -1
@@ -318,7 +318,7 @@ def main() -> int:
             if kills:
                 found[ranks] = soak(home, ranks, kills, rng, ends_at)
     print("| killed while | plain | ZeRO-2, 2 ranks |\n|---|---|---|")
-    empty = Found()
+    empty = SoakResult()
     both = [found.get(ranks, empty) for ranks in (1, 2)]
     for name in MOMENTS:
         print(f"| {name} | {both[0].kills[name]} | {both[1].kills[name]} |")

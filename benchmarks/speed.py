@@ -18,7 +18,19 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import workload
-from harness import ROOT, RUNS, Found, alternate, compare, machine, peak_flops, process, show, timed, write
+from harness import (
+    ROOT,
+    RUNS,
+    Measurement,
+    alternate,
+    compare,
+    machine,
+    peak_flops,
+    process,
+    show,
+    timed,
+    write,
+)
 from rows import loading
 from training import PEERS, TrainingJob
 from zero import bytes_per_rank
@@ -31,7 +43,7 @@ PROMPTS, SINGLE = 128, 20  # prompts at once; and one after another
 # ---- training ----------------------------------------------------------------------------------------------
 
 
-def training(home: Path, runs: int) -> list[Found]:
+def training(home: Path, runs: int) -> list[Measurement]:
     """Tokens a second of masked language modelling, steps alone, and the peak memory of the process."""
     job = TrainingJob.write(home, TEXTS, BATCH)
     speeds, peaks = job.run(home, runs)
@@ -77,7 +89,7 @@ def _loaded(home: Path, device: str):
     return plain, *inference.load_model(folder, device)
 
 
-def evaluation(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> list[Found]:
+def evaluation(home: Path, runs: int, device: str = "cpu", count: int = EXAM) -> list[Measurement]:
     """Questions a second by the letter method."""
     from peers import predecessor
 
@@ -101,7 +113,9 @@ def evaluation(home: Path, runs: int, device: str = "cpu", count: int = EXAM) ->
     ]
 
 
-def prompts(home: Path, runs: int, device: str = "cpu", count: int = PROMPTS, rows: int = 32) -> list[Found]:
+def prompts(
+    home: Path, runs: int, device: str = "cpu", count: int = PROMPTS, rows: int = 32
+) -> list[Measurement]:
     """A warm model and its pipeline: one prompt after the other, then many at once, of which the pipeline
     reads `rows` at a time."""
     from transformers import pipeline
@@ -138,7 +152,7 @@ def prompts(home: Path, runs: int, device: str = "cpu", count: int = PROMPTS, ro
     ]
 
 
-def starting(home: Path, runs: int) -> list[Found]:
+def starting(home: Path, runs: int) -> list[Measurement]:
     """One prompt as a whole process."""
     if not (home / "model").exists():
         workload.masked_model(home / "model")
@@ -168,7 +182,7 @@ WAYS = {
 
 def decoding(
     home: Path, runs: int, device: str = "cpu", dtype: str = "float32", sizes=(("tiny", 64), ("half", 16))
-) -> list[Found]:
+) -> list[Measurement]:
     """Tokens a second for eight prompts of unequal lengths; the same tokens, but where they are drawn.
 
     Args:
@@ -179,7 +193,7 @@ def decoding(
 
     from finetune.models.generation import Decoding, generate_ids
 
-    rows: list[Found] = []
+    rows: list[Measurement] = []
     for size, new in sizes:
         model = workload.causal_model(size).to(device, getattr(torch, dtype))
         asked = [torch.randint(1, model.config.vocab_size, (16 + 4 * row,)).tolist() for row in range(8)]
@@ -215,7 +229,7 @@ def main() -> None:
     flags = parser.parse_args()
     if unknown := set(flags.names) - set(MEASURES):
         parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(MEASURES)}")
-    found: list[Found] = []
+    found: list[Measurement] = []
     about = machine()
     with tempfile.TemporaryDirectory() as home:
         for name in flags.names or MEASURES:

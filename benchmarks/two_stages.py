@@ -64,7 +64,7 @@ def train(folder: Path, name: str, *flags) -> dict:
     return found | {"seconds": time.perf_counter() - began}
 
 
-def told(title: str, found: dict) -> None:
+def print_row(title: str, found: dict) -> None:
     before, after = found["untuned_validation_perplexity"], found["validation_perplexity"]
     print(
         f"{title:<44} held-out perplexity {before:9.1f} -> {after:7.1f} ({after / before - 1:+.1%}), "
@@ -82,14 +82,14 @@ def main() -> None:
     make_base(folder / "base", [given.general, given.taigi])
     steps = ["--max_steps", 300, "--train_batch_size", 8, "--learning_rate"]
     scratch = ["--model_name_or_path", folder / "base", "--from_scratch"]
-    told("base: encyclopedia, from scratch", train(
+    print_row("base: encyclopedia, from scratch", train(
         folder, "general", "--task", "cpt", "--dataset", given.general, *scratch, *steps, 2e-3
     ))  # fmt: skip
     taigi = ["--task", "cpt", "--dataset", given.taigi, "--model_name_or_path", folder / "general/model"]
-    told("CPT: Taigi, all weights", train(folder, "cpt", *taigi, *steps, 1e-3))
+    print_row("CPT: Taigi, all weights", train(folder, "cpt", *taigi, *steps, 1e-3))
     lora = ["--lora_rank", 64, "--lora_alpha", 128]
-    told("CPT: Taigi, LoRA rank 64, merged", train(folder, "cpt_lora", *taigi, *steps, 2e-3, *lora))
-    told("SFT: reading comprehension, LoRA rank 16", train(
+    print_row("CPT: Taigi, LoRA rank 64, merged", train(folder, "cpt_lora", *taigi, *steps, 2e-3, *lora))
+    print_row("SFT: reading comprehension, LoRA rank 16", train(
         folder, "sft", "--task", "sft", "--dataset", given.reading, "--template", "plain",
         "--model_name_or_path", folder / "cpt/model", "--max_steps", 100, "--learning_rate", 1e-3,
         "--lora_rank", 16, "--lora_alpha", 32, "--lora_dropout", 0.1,

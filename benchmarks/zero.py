@@ -2,9 +2,9 @@
 
 python benchmarks/zero.py [--ranks 1,2,4] [--width 256]
 
-Starts CPU ranks, makes steps through the project's DeepSpeed engine in every stage and precision, and weighs
-the tensors that DeepSpeed holds: each storage once, nothing by a formula. Two minutes on two cores. Prints a
-table of the fullest rank; megabytes are of 10^6 bytes.
+Starts CPU ranks, makes steps through the project's DeepSpeed engine in every stage and precision, and sums
+the bytes of the tensors that DeepSpeed holds: each storage once, nothing by a formula. Two minutes on two
+cores. Prints a table of the fullest rank; megabytes are of 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from harness import ROOT, Found, compare
+from harness import ROOT, Measurement, compare
 from zero_rank import KINDS
 
 RANKS = (1, 2, 4)
@@ -43,7 +43,7 @@ def theory(precision: str, stage: int, ranks: int, weights: int) -> dict[str, fl
     return {"optimizer": k * state, "gradients": size * gradients, "parameters": size * parameters}
 
 
-def together(home: Path, ranks: int, width: int = WIDTH) -> list[list[dict]]:
+def run_ranks(home: Path, ranks: int, width: int = WIDTH) -> list[list[dict]]:
     """Starts the ranks, and returns what each of them measured, case by case. None is left running.
 
     Raises:
@@ -83,7 +83,7 @@ def held(rank: dict, kind: str) -> int:
     return max(after[kind] for after in rank["passes"])
 
 
-def compared(case: list[dict], kinds: Sequence[str] = KINDS) -> list[Found]:
+def compared(case: list[dict], kinds: Sequence[str] = KINDS) -> list[Measurement]:
     """Memory that the ranks held, against theory; `low` and `high` are those of the ranks."""
     first, ranks = case[0], len(case)
     said = theory(first["precision"], first["stage"], ranks, first["weights"])
@@ -95,9 +95,9 @@ def compared(case: list[dict], kinds: Sequence[str] = KINDS) -> list[Found]:
     return found
 
 
-def bytes_per_rank(home: Path, runs: int) -> list[Found]:
+def bytes_per_rank(home: Path, runs: int) -> list[Measurement]:
     """Of every stage and precision on 1, 2 and 4 ranks. `runs` counts for nothing: each would be the same."""
-    cases = [case for ranks in RANKS for case in together(home, ranks)]
+    cases = [case for ranks in RANKS for case in run_ranks(home, ranks)]
     return [row for case in cases for row in compared(case, ("optimizer", "gradients"))]
 
 
@@ -117,7 +117,7 @@ def show(cases: list[list[dict]]) -> None:
             most = row.high * row.theirs  # of the fullest rank
             cells += [f"{most:.1f}", f"{row.theirs:.1f}", f"{row.high:.2f}"]
             cells += [f"{size / 1e6:.1f}" for size in more]
-        outside = [kind for kind, row in rows.items() if not row.met]
+        outside = [kind for kind, row in rows.items() if not row.meets_target]
         cells += [f"{other / 1e6:.1f}", f"not: {', '.join(outside)}" if outside else "yes"]
         print(f"| {' | '.join(cells)} |")
 
@@ -133,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         for ranks in map(int, flags.ranks.split(",")):
             print(f"{ranks} of {flags.ranks} ranks …", file=sys.stderr, flush=True)
-            cases += together(Path(home), ranks, flags.width)
+            cases += run_ranks(Path(home), ranks, flags.width)
     show(cases)
     print(f"\n{cases[0][0]['weights']:,} weights")
 

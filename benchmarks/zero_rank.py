@@ -1,4 +1,4 @@
-"""One rank of zero.py: makes steps in every stage and precision, and weighs what DeepSpeed holds.
+"""One rank of zero.py: makes steps in every stage and precision, and measures what DeepSpeed holds.
 
 python benchmarks/zero_rank.py FILE WIDTH    # as one of several, with RANK, WORLD_SIZE and the like
 """
@@ -46,7 +46,7 @@ def _tensors(thing: object) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-def alive() -> dict[int, int]:
+def live_storages() -> dict[int, int]:
     """Storages of all tensors that Python knows of since gc.freeze, and of their gradients: a second opinion,
     which knows nothing of DeepSpeed."""
     time.sleep(0.3)  # now and then a bucket that was just sent is let go of a moment later
@@ -55,7 +55,7 @@ def alive() -> dict[int, int]:
     return storages(found, [tensor.grad for tensor in found if tensor.is_leaf])
 
 
-def weigh(engine, inputs: dict[int, int]) -> dict[str, int]:
+def held_bytes(engine, inputs: dict[int, int]) -> dict[str, int]:
     """Bytes that are held now, by where DeepSpeed 0.19 holds them.
 
     Returns:
@@ -78,10 +78,10 @@ def weigh(engine, inputs: dict[int, int]) -> dict[str, int]:
         [getattr(weight, "grad_accum", None) for weight in weights],
         [getattr(zero, name, None) for name in names],
     )
-    known, seen = parameters | optimizer | gradients, alive()
+    known, seen = parameters | optimizer | gradients, live_storages()
     if len(known) < len(parameters) + len(optimizer) + len(gradients) or known.keys() - seen.keys():
         raise SystemExit(
-            "a storage of two kinds, or one that is not alive: this DeepSpeed holds them elsewhere"
+            "a storage of two kinds, or one that is not live: this DeepSpeed holds them elsewhere"
         )
     other = [size for at, size in seen.items() if at not in known and at not in inputs]
     sizes = [sum(found.values()) for found in (optimizer, gradients, parameters, copy)]
@@ -132,7 +132,7 @@ def measure(world, precision: str, stage: int, width: int) -> dict:
     step = engine.wrapped.step  # called after every backward pass; after the last it updates, and frees
 
     def watched():
-        passes.append(weigh(engine, inputs))
+        passes.append(held_bytes(engine, inputs))
         return step()
 
     engine.wrapped.step = watched

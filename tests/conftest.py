@@ -99,7 +99,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-TALK = [  # three questions and replies; in them a line break, a letter alone, spaces
+CHAT = [  # three questions and replies; in them a line break, a letter alone, spaces
     {"role": "user", "content": "天地玄黃？"},
     {"role": "assistant", "content": "宇宙洪荒。"},
     {"role": "user", "content": "日月\n盈昃 Night"},
@@ -199,6 +199,12 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def spread_model_dir(tmp_path_factory) -> Path:
+    """The tiny model with weights drawn 15 times as wide: its logits lie apart."""
+    return make_model_dir(tmp_path_factory.mktemp("models") / "spread", initializer_range=0.3)
+
+
+@pytest.fixture(scope="session")
 def loaded(model_dir):
     """(model, tokenizer, device) of the tiny model, for tests that do not change it."""
     import inference
@@ -282,6 +288,19 @@ def train(monkeypatch, tmp_path, model_dir, exam_dir):
 
 
 @pytest.fixture
+def train_causal(train, qwen_dir):
+    """`fine_tuning_llm.main` on a causal model; returns its exit code."""
+
+    def run(task, data, *argv, model=qwen_dir):
+        return train(
+            "--task", task, "--dataset", data, "--model_name_or_path", model, "--cpu", "--seed", 9527, *argv,
+            base=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
 def run(folders, capsys, tmp_path, monkeypatch):
     """Runs inference.main on one of the module's `folders`, in an empty folder; returns (exit code, stdout,
     stderr)."""
@@ -306,6 +325,21 @@ def read_log(folder: Path) -> list[dict]:
 def losses(folder: Path) -> list[float]:
     """Training losses by step, from train_log.jsonl."""
     return [entry["loss"] for entry in read_log(folder) if "loss" in entry]
+
+
+def causal_weights(folder: Path) -> dict:
+    """Weights of a causal model by name."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def assert_same_weights(first: dict, second: dict, **tolerance: float) -> None:
+    import torch
+
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], **tolerance)
 
 
 def command(*words: str) -> list[str]:

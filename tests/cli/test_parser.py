@@ -119,3 +119,15 @@ def test_a_ranks_exit_code_is_its_own_whatever_aborts_as_the_interpreter_ends(ra
     assert done.returncode == (
         7 if rank else -signal.SIGABRT
     )  # the second shows that the abort is a real one
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--objective", "cloze", "--exam_orders", "cyclic"], "--exam_orders cyclic 沒有作用"),
+        (["--demo", "--task", "mlm", "--min_chars", "9"], "--min_chars"),
+    ],
+)
+def test_flags_that_would_be_passed_over_are_refused(train, capfd, flags, says):
+    assert train(*flags, base="--demo" not in flags) == 2
+    assert says in capfd.readouterr().err

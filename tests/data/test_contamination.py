@@ -50,19 +50,19 @@ def test_the_overlap_of_short_questions_is_exact_and_of_long_ones_estimated_well
 
 
 def test_the_same_question_in_other_clothes_is_the_same_and_a_reworded_one_is_near():
-    taught = TrainedQuestions.of([question()])
+    trained = TrainedQuestions.of([question()])
     dressed = Question(f" {question().stem[:30]}，{question().stem[30:]}？", question().options[::-1], 3)
-    assert taught.find(dressed) == ("same", 1.0)
+    assert trained.find(dressed) == ("same", 1.0)
     reworded = question(stem=question().stem[:55] + "何者為是")
-    kind, share = taught.find(reworded)
+    kind, share = trained.find(reworded)
     assert kind == "near" and NEAR <= share < 1
-    assert taught.find(question(seed=9))[0] == ""
+    assert trained.find(question(seed=9))[0] == ""
 
 
 def test_questions_of_one_template_are_not_near_to_one_another():
     questions = [q for rows in builtin.exam().questions.values() for q in rows]
-    taught = TrainedQuestions.of(questions)
-    assert not [q for q in questions if taught.find(q, exact=False)[0]]
+    trained = TrainedQuestions.of(questions)
+    assert not [q for q in questions if trained.find(q, exact=False)[0]]
 
 
 def test_a_run_card_keeps_what_is_needed_to_find_them_and_not_the_questions(tmp_path):
@@ -84,7 +84,7 @@ def test_a_run_card_of_before_the_sketches_still_knows_its_questions():
 
 
 @pytest.mark.slow
-def test_a_score_is_given_with_and_without_what_was_taught(train, tmp_path, exam_dir, capsys):
+def test_a_score_is_given_with_and_without_what_was_trained_on(train, tmp_path, exam_dir, capsys):
     assert train("--max_steps", 1, "--exam_limit", 2, "--objective", "mlm") == 0
     words = ["--model_path", "my_bert_finetuned_model_hf_format", "--cpu", "--exam", str(exam_dir)]
     assert inference.main([*words, "--split", "train", "--report", "r", "--skip_option_only"]) == 0

@@ -110,7 +110,7 @@ BAD = [
 ]  # fmt: skip
 
 
-def test_bad_rows_are_told_all_together_or_left_out(tmp_path):
+def test_bad_rows_are_reported_all_together_or_left_out(tmp_path):
     file = tmp_path / "a.jsonl"
     body = "\n".join(json.dumps(row) for row, _ in BAD)
     file.write_text(f"{body}\n{{\n" + json.dumps({"text": "天地"}), encoding="utf-8")
@@ -124,7 +124,7 @@ def test_bad_rows_are_told_all_together_or_left_out(tmp_path):
     assert [text.text for text in corpus.texts] == ["天地"] and corpus.skipped == found[:-1]
 
 
-def test_a_file_of_one_problem_is_not_told_row_by_row(tmp_path):
+def test_a_file_of_one_problem_is_not_reported_row_by_row(tmp_path):
     rows = [{"body": "天"}] * 500
     with pytest.raises(UserError) as caught:
         cleaned(tmp_path, rows, NOTHING)
@@ -132,7 +132,7 @@ def test_a_file_of_one_problem_is_not_told_row_by_row(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
-def test_a_text_of_an_encoding_that_cannot_be_told_is_shown_as_each_of_them(tmp_path, suffix):
+def test_a_text_of_an_encoding_that_cannot_be_detected_is_shown_as_each_of_them(tmp_path, suffix):
     file = tmp_path / f"a.{suffix}"
     file.write_bytes("text\n很好吃\n".encode("gbk"))
     with pytest.raises(UserError, match="「很好吃」.*--encoding gb18030"):
@@ -163,7 +163,7 @@ def test_texts_are_in_the_column_that_is_named_or_in_one_of_the_usual_names(tmp_
             read_corpus(source, NOTHING, text_column="body")
 
 
-def test_the_column_of_the_texts_is_told_by_a_flag(train, tmp_path, capsys):
+def test_the_column_of_the_texts_is_named_by_a_flag(train, tmp_path, capsys):
     rows = [{"body": "天地玄黃" * at} for at in range(1, 20)]
     words = ["--task", "mlm", "--min_chars", 1, "--inspect", "--dataset", write(tmp_path / "b.jsonl", rows)]
     assert train(*words, "--text_column", "body", base=False) == 0
@@ -529,7 +529,7 @@ def test_examples_are_few_short_and_begin_near_the_change(tmp_path):
         assert len(before) <= EXCERPT + 1 and before.endswith(",天") and after.endswith("，天")
 
 
-def test_the_same_is_told_as_json_and_in_lines(tmp_path, capsys):
+def test_the_same_is_reported_as_json_and_in_lines(tmp_path, capsys):
     file = tmp_path / "a.jsonl"
     write(file, [document(1) + ",天", {"body": 1}, document(1) + "天"])
     corpus = read_corpus(str(file), Cleaning(), on_bad_rows="skip")

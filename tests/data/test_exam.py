@@ -101,7 +101,9 @@ def test_every_bad_row_is_reported_with_file_line_and_reason(tmp_path):
     assert len(kept) == 1 and len(kept.skipped) == 6
 
 
-def test_rows_of_another_encoding_are_told_ten_times_a_file_with_what_they_could_say_and_counted(tmp_path):
+def test_rows_of_another_encoding_are_reported_ten_times_a_file_with_what_they_could_say_and_counted(
+    tmp_path,
+):
     row = "題目,甲,乙,A\n"
     (tmp_path / "q.csv").write_bytes(b"question,A,B,answer\n" + row.encode("big5") * 19 + row.encode())
     found = reasons(tmp_path / "q.csv")

@@ -211,7 +211,7 @@ def test_no_answer_and_what_can_be_none_are_refused_in_words(answer, reason):
         parse_question({**PASSAGE, "正確答案": answer})
 
 
-def test_the_passage_stands_before_what_is_asked_and_its_id_is_kept():
+def test_the_passage_stands_before_the_question_and_its_id_is_kept():
     question = parse_question(PASSAGE, row_id="elsewhere")
     assert question.stem == "天地玄黃。\n\n什麼是玄？"
     assert question.options == ("天", "地", "日", "月") and question.id == "7"
@@ -237,7 +237,7 @@ def test_the_columns_may_have_english_names(names):
         ({f"選項{number}": "甲" for number in range(1, 12)}, "有 11 個選項"),
     ],
 )
-def test_a_question_of_reading_comprehension_that_cannot_be_asked_has_its_reason(changes, reason):
+def test_a_question_of_reading_comprehension_that_cannot_be_used_has_its_reason(changes, reason):
     with pytest.raises(ValueError, match=reason):
         parse_question({**PASSAGE, **changes})
 

@@ -42,7 +42,7 @@ def test_a_list_written_as_text_is_the_list(tmp_path):
     assert read(tmp_path, ["[新聞]", "[體育]"], "b.csv")[0] == ["[新聞]", "[體育]"]
 
 
-def test_a_text_that_may_be_several_labels_is_told_of_with_the_flag_that_parts_it(tmp_path, capsys):
+def test_a_text_that_may_be_several_labels_is_reported_with_the_flag_that_splits_it(tmp_path, capsys):
     assert read(tmp_path, ["喜|怒", "喜", "哀"])[1] is False
     assert "1 列的標籤像 喜|怒" in capsys.readouterr().err
     read(tmp_path, ["喜、怒", "喜", "怒"])

@@ -245,7 +245,7 @@ def test_columns_with_the_usual_names_are_found(tmp_path, columns, text, pair, l
     assert (first.text, first.pair) == (f"{text}0", f"{pair}0" if pair else "")
 
 
-def test_columns_that_cannot_be_told_are_asked_for_both_at_once(tmp_path):
+def test_columns_that_cannot_be_detected_are_asked_for_both_at_once(tmp_path):
     source = write(tmp_path / "a.csv", [{"一": "天", "二": "甲"}, {"一": "地", "二": "乙"}])
     refused(source, "--dataset", "--text_column", "--label_column", "一、二")
     options = LabelledOptions(text_column="一", label_column="二")
@@ -265,7 +265,7 @@ def test_of_several_likely_columns_one_is_asked_for(tmp_path):
     refused(write(tmp_path / "b.csv", rows), "sentence1,sentence2、text 都像文字欄")
 
 
-def test_a_column_that_is_not_there_is_told_with_those_that_are_and_the_nearest(tmp_path):
+def test_a_column_that_is_not_there_is_reported_with_those_that_are_and_the_nearest(tmp_path):
     source = write(tmp_path / "a.csv", rows_of("甲", "乙"))
     refused(source, "--text_column txet", "text、label", "是不是 text", text_column="txet")
     refused(source, "--label_column labels", "是不是 label", label_column="labels")
@@ -416,7 +416,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_all_bad_rows_are_told_at_once_and_can_be_skipped(tmp_path, suffix, capsys):
+def test_all_bad_rows_are_reported_at_once_and_can_be_skipped(tmp_path, suffix, capsys):
     nowhere = [math.nan, math.inf]  # no value, to JSON
     bad = [(row, why) for row, why in BAD if not isinstance(row, dict) or row.get("label") not in nowhere]
     rows = [row for row, _ in bad]
@@ -439,12 +439,12 @@ def test_all_bad_rows_are_told_at_once_and_can_be_skipped(tmp_path, suffix, caps
     ("label", "reason"),
     [(["甲", ""], "空的標籤"), (["甲", ["乙"]], "得到 list"), (None, "沒有標籤"), ([0.5], "小數")],
 )
-def test_bad_labels_among_several_are_told(tmp_path, label, reason):
+def test_bad_labels_among_several_are_reported(tmp_path, label, reason):
     source = write(tmp_path / "a.jsonl", rows_of(["甲"], ["乙"], label))
     refused(source, "a.jsonl:3", reason)
 
 
-def test_a_column_of_yes_and_no_that_holds_something_else_is_told(tmp_path):
+def test_a_column_of_yes_and_no_that_holds_something_else_is_reported(tmp_path):
     rows = [
         {"text": f"天{n}", "a": a, "b": b} for n, (a, b) in enumerate([(1, 0), (2, 0), ("", ""), ("", 1)])
     ]
@@ -452,14 +452,14 @@ def test_a_column_of_yes_and_no_that_holds_something_else_is_told(tmp_path):
     refused(source, "a.csv:3：a 是 '2'", "a.csv:4：a、b 都是空的", "a.csv:5：a 是 ''", label_column="a,b")
 
 
-def test_the_same_reason_is_told_ten_times_and_then_counted(tmp_path):
+def test_the_same_reason_is_reported_ten_times_and_then_counted(tmp_path):
     source = write(tmp_path / "a.csv", [*rows_of("甲", "乙"), *rows_of(*[""] * 25, seed=1)])
     with pytest.raises(UserError) as error:
         read_labelled(source)
     assert len(error.value.problems) == 12 and "另有 15 列也是：label 是空的" in error.value.problems[10]
 
 
-def test_files_that_cannot_be_read_are_told(tmp_path):
+def test_files_that_cannot_be_read_are_reported(tmp_path):
     gbk = tmp_path / "a.csv"
     gbk.write_bytes("text,label\n好,吃\n".encode("gbk"))
     refused(gbk, f"{gbk}：不是 UTF-8", "「好,吃」", "--encoding gb18030", "--dataset")
@@ -549,7 +549,7 @@ def test_an_official_validation_split_is_the_one_to_choose_by(capsys):
         split_labelled(catalogue_of({"test": official, "train": official}, 2), RATIO, 0)
 
 
-def test_where_there_is_an_official_test_nothing_more_is_kept_back_from_training(capsys):
+def test_where_there_is_an_official_test_nothing_more_is_held_out_from_training(capsys):
     parts = {split: labelled(*[(0,), (1,)] * 50, seed=seed) for seed, split in enumerate(("train", "test"))}
     splits = split_labelled(catalogue_of(parts, 2), (0.7, 0.2, 0.1), 0)
     assert [len(splits.fit), len(splits.validation), len(splits.held_out)] == [80, 20, 0]
@@ -599,7 +599,7 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_rows():
     assert {row.id for row in first.fit} == {""} and {*first.validation} != {*other.validation}
 
 
-def test_a_class_with_too_few_rows_is_told(capsys):
+def test_a_class_with_too_few_rows_is_reported(capsys):
     rows = labelled(*[(0,)] * 20, *[(1,)] * 20, (2,))
     split_labelled(catalogue_of({"": rows}, 4), RATIO, 0)
     said = capsys.readouterr().err
@@ -609,7 +609,7 @@ def test_a_class_with_too_few_rows_is_told(capsys):
 # ---- telling and weighing ----------------------------------------------------------------------------------
 
 
-def test_what_was_read_is_told_with_the_ten_largest_classes_and_how_uneven_they_are(tmp_path, capsys):
+def test_what_was_read_is_reported_with_the_ten_largest_classes_and_how_uneven_they_are(tmp_path, capsys):
     labels = [f"類{n:02}" for n in range(12) for _ in range(n + 1)]
     rows = rows_of(*labels)
     catalogue = read_labelled(write(tmp_path / "a.csv", [*rows, rows[0]]))

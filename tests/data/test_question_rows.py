@@ -316,7 +316,7 @@ def test_a_csv_without_names_of_columns_is_read_by_place(tmp_path):
     assert read(tmp_path / "q.csv")[0] == [1, 2]
 
 
-def test_a_file_that_holds_no_questions_is_told_once_with_the_columns_there_are(tmp_path):
+def test_a_file_that_holds_no_questions_is_reported_once_with_the_columns_there_are(tmp_path):
     found = refused(tmp_path / "q.csv", [["天", "1"]] * 50, ("text", "label"))
     assert found.count("看不出哪一欄是題目") == 1 and "text、label" in found
 

@@ -229,7 +229,7 @@ def test_a_header_that_comes_again_is_a_bad_row_and_nothing_else(put):
         assert len(read_exam(str(file), on_bad_rows="skip")) == 16
 
 
-def test_a_value_under_no_name_is_told_and_shifts_nothing(put):
+def test_a_value_under_no_name_is_reported_and_shifts_nothing(put):
     problem = refused(read_exam, str(put("a.csv", "question,A,B,answer,\n題,甲,乙,丙,A\n")))
     assert "第 5 欄沒有名稱，卻有內容 'A'" in problem
 

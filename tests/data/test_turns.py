@@ -12,7 +12,7 @@ from finetune.runtime.errors import UserError
 
 U, A = {"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}
 HELLO = (("user", "你好"), ("assistant", "嗨"))
-TALK = {"messages": [U, A]}
+CHAT = {"messages": [U, A]}
 PAIR = {"instruction": "你好", "output": "嗨"}
 
 
@@ -37,9 +37,9 @@ PLAIN = {
     "messages: null": {**PAIR, "messages": None},
     "an empty cell": {**PAIR, "messages": "", "conversations": "[]"},
     "not a number": {**PAIR, "messages": float("nan")},
-    "instruction: null": {**TALK, "instruction": None, "output": None},
+    "instruction: null": {**CHAT, "instruction": None, "output": None},
     "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "你"}, "好"]}, A]},
-    "no tools": {**TALK, "tools": "[]", "images": None},
+    "no tools": {**CHAT, "tools": "[]", "images": None},
     "prompt and completion": {"prompt": "你好", "completion": "嗨"},
     "prompt and response": {"prompt": "你好", "response": "嗨"},
     "capitals": {"Instruction": "你好", "Response": "嗨"},
@@ -74,7 +74,7 @@ def test_every_layout_of_a_conversation_is_read_alike(row):
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt"])
-@pytest.mark.parametrize("row", [TALK, PAIR, {"conversations": [U, A]}, {"prompt": [U], "completion": [A]}])
+@pytest.mark.parametrize("row", [CHAT, PAIR, {"conversations": [U, A]}, {"prompt": [U], "completion": [A]}])
 def test_a_system_beside_the_conversation_comes_first(row, name):
     assert read({**row, name: "你是客服"})[0] == (("system", "你是客服"), *HELLO)
     once = {"messages": [{"role": "system", "content": "你是客服"}, U, A], name: "你是客服"}
@@ -112,7 +112,7 @@ TOLD = {
     "loss": ({"messages": [U, {**BAD, "loss": False}, U, A]}, 4, (1,), "標了不訓練（loss）"),
     "mask": ({"messages": [U, {**BAD, "mask": True}, U, A]}, 4, (1,), "標了不訓練（mask）"),
     "weight 0 at the end": ({"messages": [U, A, U, {**BAD, "weight": 0}]}, 2, (), "標了不訓練"),
-    "a user to be taught": ({"messages": [{**U, "train": True}, A]}, 2, (), "只訓練回答"),
+    "a user to be trained on": ({"messages": [{**U, "train": True}, A]}, 2, (), "只訓練回答"),
     "a greeting": ({"messages": [A, U, A]}, 3, (0,), "招呼"),
     "a question last": ({"messages": [U, A, U]}, 2, (), "最後的話沒有回答"),
     "an empty answer": ({"messages": [U, {**A, "content": " "}, U, A]}, 4, (1,), "空的回答"),
@@ -120,21 +120,21 @@ TOLD = {
     "an empty answer last": ({"messages": [U, A, U, {**A, "content": ""}]}, 2, (), "最後的話沒有回答"),
     "developer": ({"messages": [{"role": "developer", "content": "甲"}, U, A]}, 3, (), "developer"),
     "twice in a row": ({"messages": [U, U, A]}, 2, (), "併成一則"),
-    "tools": ({**TALK, "tools": [{"type": "function"}]}, 2, (), "tools"),
+    "tools": ({**CHAT, "tools": [{"type": "function"}]}, 2, (), "tools"),
     "chosen": ({"prompt": "你好", "chosen": "嗨", "rejected": "不"}, 2, (), "rejected"),
-    "chosen beside a talk": ({"conversations": [U], "chosen": A, "rejected": BAD}, 2, (), "rejected"),
+    "chosen beside a chat": ({"conversations": [U], "chosen": A, "rejected": BAD}, 2, (), "rejected"),
     "an empty question": ({"messages": [{**U, "content": ""}, A, U, A]}, 4, (), "是空的"),
-    "chosen, whole talks": ({"chosen": [U, A], "rejected": [U, BAD]}, 2, (), "rejected"),
+    "chosen, whole chats": ({"chosen": [U, A], "rejected": [U, BAD]}, 2, (), "rejected"),
     "a tree": ({"prompt": TREE}, 2, (), "排名最前"),
     "two answers": ({**PAIR, "answer": "不"}, 2, (), "不看 answer"),
     "two questions": ({**PAIR, "query": "不"}, 2, (), "不看 query"),
     "context": ({"question": "你好", "context": "文", "answer": "嗨"}, 2, (), "接在 question 後面"),
-    "a row's own weight": ({**TALK, "weight": 0.3}, 2, (), "整列的 weight"),
+    "a row's own weight": ({**CHAT, "weight": 0.3}, 2, (), "整列的 weight"),
 }
 
 
 @pytest.mark.parametrize(("row", "count", "untaught", "told"), TOLD.values(), ids=TOLD)
-def test_what_is_read_otherwise_than_it_stands_is_told(row, count, untaught, told):
+def test_what_is_read_otherwise_than_it_stands_is_reported(row, count, untaught, told):
     turns, context, remarks = read(row)
     assert (len(turns), context) == (count, untaught) and turns[-1] == HELLO[1]
     (remark,) = remarks
@@ -144,15 +144,15 @@ def test_what_is_read_otherwise_than_it_stands_is_told(row, count, untaught, tol
 LEFT_OUT = [
     ({"messages": [U, {**A, "weight": 0}]}, "標了不訓練的列"),
     ({"messages": [A, U, {**BAD, "train": False}]}, "標了不訓練的列"),
-    ({**TALK, "weight": 0}, "weight 是 0"),
+    ({**CHAT, "weight": 0}, "weight 是 0"),
     ({"prompt": "你好", "completion": "嗨", "label": False}, "label 是 false"),
-    ({**TALK, "label": False}, "label 是 false"),
-    ({**TALK, "mask": "Assistant"}, "mask"),
+    ({**CHAT, "label": False}, "label 是 false"),
+    ({**CHAT, "mask": "Assistant"}, "mask"),
 ]
 
 
 @pytest.mark.parametrize(("row", "reason"), LEFT_OUT)
-def test_a_row_that_says_it_is_not_to_be_learnt_is_left_out_and_still_can_be_answered(row, reason):
+def test_a_row_marked_not_to_be_trained_on_is_left_out_and_still_can_be_answered(row, reason):
     with pytest.raises(UnusableRowError, match=reason):
         parse_instruction(row)
     assert parse_instruction(row, need_answer=False).turns[-1] == ("user", "你好")
@@ -164,7 +164,7 @@ REFUSED = {
     "observation": ({"conversations": [U, {"from": "Observation", "value": "x"}, A]}, "工具的訊息"),
     "a call": ({"messages": [U, {**A, "tool_calls": [{"id": 1}]}, A]}, "呼叫了工具（tool_calls"),
     "an image": ({"messages": [{**U, "content": [{"type": "image_url"}]}, A]}, "'image_url'"),
-    "images beside": ({**TALK, "images": ["a.png"]}, "images"),
+    "images beside": ({**CHAT, "images": ["a.png"]}, "images"),
     "half a weight": ({"messages": [U, {**A, "weight": 0.5}]}, "weight 是 0.5"),
     "a mask of 1": ({"messages": [U, {**A, "mask": 1}]}, "看不出是不訓練還是要訓練"),
     "part of an answer": ({"messages": [U, {**A, "train_detail": [{"begin_offset": 0}]}]}, "train_detail"),
@@ -180,7 +180,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("row", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_taught_as_it_is_meant_is_refused_by_name(row, reason):
+def test_what_cannot_be_trained_on_as_it_is_meant_is_refused_by_name(row, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         parse_instruction(row)
     assert not isinstance(refused.value, UnusableRowError)
@@ -206,7 +206,7 @@ def test_a_file_says_in_one_counted_line_each_how_it_was_read(tmp_path, train, q
     assert "訓練：對話樣板沒有思考（reasoning_content）的位置：不訓練思考，只訓練回答（1 列）" in err
 
 
-def test_a_file_in_which_nothing_is_to_be_taught_is_refused_with_the_reason(tmp_path):
+def test_a_file_in_which_nothing_is_to_be_trained_on_is_refused_with_the_reason(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", [{"messages": [U, {**A, "weight": 0}]}] * 3)
     with pytest.raises(UserError, match="標了不訓練的列不用於訓練（3 列）"):
         read_instructions(str(source))
@@ -219,10 +219,10 @@ def test_conversations_in_the_cells_of_a_table_are_conversations(tmp_path, suffi
     assert found.turns == (("system", "甲"), *HELLO) and found.id == "1"
 
 
-def test_the_same_talk_with_other_weights_counts_once_and_nothing_that_one_row_teaches_is_lost():
-    talk = [U, A, {**U, "content": "在嗎"}, {**A, "content": "在"}]
-    quiet = parse_instruction({"messages": [U, {**A, "weight": 0}, *talk[2:]]})
-    loud = parse_instruction({"messages": talk})
+def test_the_same_chat_with_other_weights_counts_once_and_no_reply_to_train_on_is_lost():
+    messages = [U, A, {**U, "content": "在嗎"}, {**A, "content": "在"}]
+    quiet = parse_instruction({"messages": [U, {**A, "weight": 0}, *messages[2:]]})
+    loud = parse_instruction({"messages": messages})
     for rows in ([quiet, loud], [loud, quiet]):
         (kept,) = split_instructions(rows, (1, 0, 0), 0)[0]
         assert kept.untaught == ()
@@ -238,11 +238,13 @@ def test_questions_with_options_stay_an_exam_whatever_stands_beside_them(tmp_pat
         assert isinstance(
             read_instructions(str(write_rows(tmp_path / "rows.jsonl", [{**more, **row}]))), Exam
         )
-    talk = {**row, "messages": [U, A]}
-    assert read_instructions(str(write_rows(tmp_path / "talk.jsonl", [talk]))).rows[0].turns == HELLO
+    both = {**row, "messages": [U, A]}
+    assert read_instructions(str(write_rows(tmp_path / "both.jsonl", [both]))).rows[0].turns == HELLO
 
 
-def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwen_dir, capsys, monkeypatch):
+def test_a_file_to_be_answered_is_read_as_it_is_for_training_and_says_so(
+    tmp_path, qwen_dir, capsys, monkeypatch
+):
     import inference
     from finetune.predict.causal import CausalLMPredictor
 
@@ -255,7 +257,7 @@ def test_a_file_to_be_answered_is_read_as_it_is_taught_and_says_so(tmp_path, qwe
     rows = [
         {"prompt": "你好"}, {"prompt": "你好", "system": "甲"}, {"prompt": [U], "completion": [A]},
         {"messages": None, "instruction": "你好"}, {"messages": [A, U]}, {"question": "你好", "answer": "嗨"},
-        {**TALK, "tools": [{"type": "function"}]}, {"messages": [U, {"role": "tool", "content": "晴"}, U]},
+        {**CHAT, "tools": [{"type": "function"}]}, {"messages": [U, {"role": "tool", "content": "晴"}, U]},
     ]  # fmt: skip
     source = write_rows(tmp_path / "in.jsonl", rows)
     output = tmp_path / "out.jsonl"

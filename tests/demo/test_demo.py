@@ -54,7 +54,7 @@ def test_there_are_at_least_600_facts_in_6_subjects_each_thing_once():
         assert len({answer for _, answer in relation.pairs}) >= builtin.OPTIONS
 
 
-def test_every_question_has_one_right_answer_and_every_fact_is_told():
+def test_every_question_has_one_right_answer_and_every_fact_is_a_statement():
     exam = builtin.exam()
     told = {statement.text[statement.start : statement.end] for statement in exam.statements}
     facts = {
@@ -69,7 +69,7 @@ def test_every_question_has_one_right_answer_and_every_fact_is_told():
     assert builtin.exam() == exam
 
 
-def test_what_is_asked_in_the_exam_is_never_asked_in_training():
+def test_no_test_question_is_trained_on():
     splits = split_exam(builtin.exam(), (0.70, 0.25, 0.05), "fit", 42)
     assert not {q.stem for q in splits.test} & {q.stem for q in [*splits.fit, *splits.validation]}
     assert len(splits.test) > 250
@@ -129,9 +129,9 @@ def test_an_exam_of_the_demo_model_finds_what_the_training_reported(demo_run, tm
     words = ["--model_path", demo_run[0] / MODEL, "--cpu", "--exam", "demo", "--compare_with", "base"]
     done = run_process([sys.executable, ROOT / "inference.py", *words, "--report", "r"], tmp_path)
     assert done.returncode == 0 and "差異極不可能只是運氣" in done.stdout, done.stderr[-2000:]
-    found, told = json.loads((tmp_path / "r/results.json").read_text())["test"], results(demo_run[0])
-    assert found["model"]["accuracy"] == told["test_accuracy"]
-    assert found["other"]["accuracy"] == told["untuned_test_accuracy"]
+    found, reported = json.loads((tmp_path / "r/results.json").read_text())["test"], results(demo_run[0])
+    assert found["model"]["accuracy"] == reported["test_accuracy"]
+    assert found["other"]["accuracy"] == reported["untuned_test_accuracy"]
     assert found["contamination"]["same"] == found["contamination"]["near"] == 0
     assert found["calibration"]["fitted"]["nll"] < found["calibration"]["as_scored"]["nll"]
     assert found["option_only"]["accuracy"] < 0.45
@@ -142,9 +142,9 @@ def test_a_blank_becomes_a_word_the_model_has_read(demo_run):
     import inference
 
     model, tokenizer, device = inference.load_model(demo_run[0] / MODEL, "cpu")
-    ask = inference.predict_words
-    (word, _), *_ = ask(model, tokenizer, "日本的首都是[MASK]。", device, word_length=3)
-    (pair, _), *_ = ask(model, tokenizer, "日本的首都是[MASK][MASK]。", device)
+    predict = inference.predict_words
+    (word, _), *_ = predict(model, tokenizer, "日本的首都是[MASK]。", device, word_length=3)
+    (pair, _), *_ = predict(model, tokenizer, "日本的首都是[MASK][MASK]。", device)
     assert word == "東京"
     assert pair == "東京"
 

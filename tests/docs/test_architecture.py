@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 from test_docs import LINK, LONGEST
-from test_house import WINGS
+from test_layering import WINGS
 
 PAGES = ("docs/architecture.md", "docs/architecture.zh-TW.md")
 FILE = re.compile(r"`(?:finetune/)?((?:\w+/)+\w+(?:\.\w+)?)`")

@@ -235,7 +235,7 @@ def test_the_verdict_is_honest_about_the_commonest_class(right, wrong, common, s
         assert f"一律答最多的一類「正面」：0.600、巨觀 F1 {found['macro_f1_majority']:.3f}" in lines[1]
 
 
-def test_a_classifier_that_only_ever_answers_one_class_is_told_so():
+def test_a_classifier_that_only_ever_answers_one_class_is_reported_as_such():
     found = compute_metrics([(0,), (0,), (1,), (2,)], one_hot([0] * 4), NAMES[:], False)
     assert found["accuracy"] == found["majority"] and found["macro_f1"] == found["macro_f1_majority"]
     assert found["mcc"] == 0.0 and "看不出勝過" in label_verdict(found)

@@ -62,7 +62,7 @@ def test_recall_precision_f1_and_confusion_are_those_of_scikit_learn():
     assert found["chosen"] == pytest.approx([predictions.count(i) / len(predictions) for i in range(4)])
 
 
-def test_a_question_that_was_not_asked_is_confused_with_nothing_and_never_right():
+def test_a_question_that_was_not_scored_is_confused_with_nothing_and_never_right():
     questions = [Question("q", ("a", "b"), 0), Question("r", ("a", "b"), 1)]
     found = metrics.letters(questions, [0, -1])
     assert found["columns"] == ["A", "B", "?"] and found["confusion"] == [[1, 0, 0], [0, 0, 1]]

@@ -7,11 +7,14 @@ import random
 import pytest
 import torch
 from conftest import random_text
+from transformers import AutoModelForMaskedLM
 
 from finetune.data.question import Question
 from finetune.data.segmentation import simplified, word_spans
+from finetune.evaluation import scoring
 from finetune.evaluation.scoring import Ranking, Scorer, ScoringConfig, best, ranking, score_options, tied
-from finetune.models.forward import TokenLogits
+from finetune.models.forward import TokenLogits, bf16_forward
+from finetune.models.tokenizer import load_tokenizer
 from finetune.prompts.exam import ExamPrompts
 from finetune.prompts.scoring_methods import METHODS, ORDERS, TEXT, parse
 
@@ -113,17 +116,17 @@ def slow_tokens(model, prompts, prompt, base, summed, text):
     found = []
     for number, at in enumerate(prompt.blank):
         if base in ("joint", "first"):
-            hidden = set(prompt.blank)
+            masked = set(prompt.blank)
         elif base == "pll":
-            hidden = {at}
+            masked = {at}
         elif base == "pll_l2r":
-            hidden = set(prompt.blank[number:])
+            masked = set(prompt.blank[number:])
         else:
             ends = {0: 2, 1: 2} if text == "地球" else {}
             if text == "以上皆是":  # jieba: 以上|皆|是
                 ends = {0: 2, 1: 2, 2: 3, 3: 4}
-            hidden = set(prompt.blank[number : ends.get(number, number + 1)])
-        ids = [prompts.mask if i in hidden else token for i, token in enumerate(prompt.ids)]
+            masked = set(prompt.blank[number : ends.get(number, number + 1)])
+        ids = [prompts.mask if i in masked else token for i, token in enumerate(prompt.ids)]
         found.append(log_probs(model, ids)[at, prompt.ids[at]].item())
     return sum(found) if summed else sum(found) / len(found)
 
@@ -226,7 +229,7 @@ def test_a_prior_belongs_to_the_place_and_not_to_the_option(world):
 def test_a_prior_makes_a_model_that_always_says_one_letter_answer_like_one_without_that_habit(world):
     _, tokenizer, prompts, forward = world
     habit = torch.zeros(len(tokenizer))
-    habit[prompts.verbalizer_ids(4)[2]] = 9.0  # C, whatever is asked
+    habit[prompts.verbalizer_ids(4)[2]] = 9.0  # C, whatever the question
     rng = random.Random(6)
     questions = [
         Question(random_text(rng, 5, 20), tuple(random_text(rng, 1, 4) for _ in range(4)), 0)
@@ -298,7 +301,7 @@ def test_all_orders_of_six_options_are_refused_with_the_way_out(world):
 
 
 @pytest.mark.slow
-def test_a_long_question_with_ten_options_is_asked_in_batches_of_bounded_size(world):
+def test_a_long_question_with_ten_options_is_scored_in_batches_of_bounded_size(world):
     _, tokenizer, prompts, forward = world
     sizes, blanks = [], []
 
@@ -330,7 +333,7 @@ def test_memory_is_bounded_by_tokens_and_not_by_questions(world, monkeypatch):
     assert scores.truncated == set(range(12)) and len({tuple(row) for row in scores}) == 1
 
 
-def test_a_vocabulary_without_letters_is_asked_by_the_texts_of_its_options(tmp_path):
+def test_with_a_vocabulary_without_letters_questions_are_scored_by_the_texts_of_their_options(tmp_path):
     import conftest
 
     from finetune.runtime.errors import UserError
@@ -391,7 +394,7 @@ def test_logits_at_the_blanks_are_the_models_own(world):
 
 @pytest.mark.parametrize("family", ["roberta", "albert", "modernbert", "electra"])
 def test_logits_at_the_blanks_are_the_models_own_for_every_family(family):
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoConfig
 
     config = AutoConfig.for_model(
         family, vocab_size=50, hidden_size=16, embedding_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -403,3 +406,54 @@ def test_logits_at_the_blanks_are_the_models_own_for_every_family(family):
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[rows, cols]
         torch.testing.assert_close(TokenLogits(model)(ids, torch.ones_like(ids), rows, cols), expected)
+
+
+# ---- close calls of the bf16 pass --------------------------------------------------------------------------
+
+
+def questions_of_four(count):
+    rng = random.Random(5)
+    return [
+        Question(random_text(rng, 4, 20), tuple(random_text(rng, 1, 6) for _ in range(4)), 0, "s", f"q{i}")
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("method", ["letter", "letter+prior", "pll", "joint"])
+def test_close_calls_of_a_bf16_pass_are_decided_by_the_exact_one(spread_model_dir, method, monkeypatch):
+    monkeypatch.setattr(scoring, "CLOSE", math.inf)
+    monkeypatch.setattr(scoring, "GUESSING", 1.0)
+    tokenizer = load_tokenizer(str(spread_model_dir), "--model_path")
+    model = AutoModelForMaskedLM.from_pretrained(spread_model_dir).eval()
+    bf16, prompts, rows = bf16_forward(model), ExamPrompts(tokenizer, 128), questions_of_four(30)
+    exact = scoring.score_options(bf16.fp32_forward, tokenizer, rows, method, prompts=prompts)
+    config = scoring.ScoringConfig(method, prior=exact.prior or None)
+    scorer = scoring.Scorer.of(bf16, prompts)
+    found = scorer.score(rows, config)
+    monkeypatch.setattr(scoring, "CLOSE", 0.0)
+    rough = scorer.score(rows, config)
+    at = [i for i in range(30) if i not in exact.rotated]
+    for i in at:
+        assert found[i] == pytest.approx(exact[i], abs=1e-5)
+    assert max(abs(a - b) for i in at for a, b in zip(rough[i], exact[i], strict=True)) > 1e-4
+
+
+def scores_apart(margins, orders=1):
+    """Scores of questions of three options, in so many orders."""
+    scores = scoring.Scores([0.0, -margin, -9.0] for margin in margins)
+    scores.by_order = [[((0, 1, 2), row)] * orders for row in scores]
+    return scores
+
+
+def test_every_close_call_is_scored_again_and_the_closest_first():
+    assert scoring._close(scores_apart([1.0, 0.019, 0.0, 0.021, 1.0, 1.0])) == [2, 1]
+
+
+def test_a_mean_over_four_orders_is_close_at_half_the_distance():
+    assert scoring._close(scores_apart([1.0, 0.011, 0.009, 1.0], orders=4)) == [2]
+
+
+def test_of_a_model_that_guesses_only_the_closest_few_questions_are_scored_again():
+    scores = scores_apart([*(1e-9 * i for i in range(1, 301)), 1.0])
+    scores.skipped[0] = "?"
+    assert scoring._close(scores) == [1, 2, 3, 4, 5, 6]

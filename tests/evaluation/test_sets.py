@@ -27,7 +27,7 @@ def order_of(text: str, words) -> list[str]:
     return sorted(words, key=text.index)
 
 
-def test_the_official_test_comes_first_then_rows_kept_back_then_validation():
+def test_the_official_test_comes_first_then_held_out_rows_then_validation():
     found = dict.fromkeys(("validation", "odd", "held_back", "test"), 0)
     assert [*in_order(found)] == [*ORDER, "odd"] == ["test", "held_back", "validation", "odd"]
     told = full()

@@ -1,5 +1,5 @@
-"""Any pretrained model by name: every family is taught, saved, loaded by transformers and used; what cannot
-be taught is refused with its reason."""
+"""Any pretrained model by name: every family is trained, saved, loaded by transformers and used; what
+cannot be trained is refused with its reason."""
 
 from __future__ import annotations
 
@@ -152,17 +152,17 @@ def sources(tmp_path_factory):
 
 
 @pytest.fixture
-def teach(monkeypatch, tmp_path, sources):
-    """Runs `fine_tuning_llm.main` for a few steps; returns its exit code. `teach.said`: logits of the model
-    that was saved last, as it was in memory."""
+def train_family(monkeypatch, tmp_path, sources):
+    """Runs `fine_tuning_llm.main` for a few steps; returns its exit code. `train_family.logits`: those of
+    the model that was saved last, as it was in memory."""
     monkeypatch.chdir(tmp_path)
     save = fine_tuning_llm.save_best
 
     def spy(run, engine, checkpoints, step):
         save(run, engine, checkpoints, step)
-        teach.said = said(engine.forward_model.model)
+        train_family.logits = logits_of(engine.forward_model.model)
 
-    def teach(base, task, *argv) -> int:
+    def train_family(base, task, *argv) -> int:
         objective = ["--objective", argv[0]] if task == "exam" else []
         limit = ["--exam_limit", 2] if task == "exam" else []
         argv = argv[1:] if task == "exam" else argv
@@ -173,11 +173,11 @@ def teach(monkeypatch, tmp_path, sources):
         return fine_tuning_llm.main(list(map(str, words)))
 
     monkeypatch.setattr(fine_tuning_llm, "save_best", spy)
-    return teach
+    return train_family
 
 
 @torch.no_grad()
-def said(model) -> torch.Tensor:
+def logits_of(model) -> torch.Tensor:
     """Logits of a model for two rows."""
     ids = torch.arange(10, 50).view(2, 20)
     ids = ids[:, None] if type(model).__name__.endswith("ForMultipleChoice") else ids
@@ -257,21 +257,23 @@ def cells():
 
 
 @pytest.mark.parametrize("family, way", cells())
-def test_a_family_is_taught_and_transformers_loads_what_was_saved_and_it_says_the_same(
-    family, way, base_of, teach, tmp_path, capsys
+def test_a_family_is_trained_and_transformers_loads_what_was_saved_with_the_same_logits(
+    family, way, base_of, train_family, tmp_path, capsys
 ):
     task = {"mlm task": "mlm", "classify": "classify", "cpt": "cpt"}.get(way, "exam")
-    assert teach(base_of(family), task, *([way] if task == "exam" else [])) == 0, capsys.readouterr().err
+    assert train_family(base_of(family), task, *([way] if task == "exam" else [])) == 0, (
+        capsys.readouterr().err
+    )
     kind = KINDS.get(task) or ("choice" if way == "choice" else "masked")
     model, tokenizer = loaded_by_transformers(tmp_path / MODEL, kind)
-    torch.testing.assert_close(said(model), teach.said, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model), train_family.logits, atol=1e-5, rtol=1e-4)
     check_answer(kind, answers(kind, capsys), model, tokenizer)
 
 
 # ---- layers and adapters -----------------------------------------------------------------------------------
 
 
-def untaught(base, names=LABELS):
+def untrained(base, names=LABELS):
     """The classifier that a run with the default seed begins from."""
     config = load_config(base, FLAG, "classifier")
     name_classes(config, names, False)
@@ -279,32 +281,34 @@ def untaught(base, names=LABELS):
     return load_model(base, config, tokenizer, FLAG, LoadOptions(seed=42, kind="classifier")), tokenizer
 
 
-def save_untaught(base, names, folder):
-    for part in untaught(base, names):
+def save_untrained(base, names, folder):
+    for part in untrained(base, names):
         part.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("family", some(FAMILIES, ("albert", "electra", "gpt2")))
-def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(family, base_of, teach, tmp_path, capsys):
+def test_frozen_layers_stay_bit_for_bit_and_all_the_others_learn(
+    family, base_of, train_family, tmp_path, capsys
+):
     frozen = {"embeddings"} if family == "albert" else {"embeddings", "0"}
-    assert teach(base_of(family), "classify", "--freeze", ",".join(sorted(frozen))) == 0
-    start, _ = untaught(base_of(family))
-    taught, _ = loaded_by_transformers(tmp_path / MODEL, "classifier")
-    after, layers = dict(taught.named_parameters()), LayerGroups(start)
+    assert train_family(base_of(family), "classify", "--freeze", ",".join(sorted(frozen))) == 0
+    start, _ = untrained(base_of(family))
+    trained, _ = loaded_by_transformers(tmp_path / MODEL, "classifier")
+    after, layers = dict(trained.named_parameters()), LayerGroups(start)
     moved = {layers.group_of(n) for n, value in start.named_parameters() if not torch.equal(value, after[n])}
     assert moved == set(layers.names) - frozen
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", some(FAMILIES, ("bert", "modernbert", "gpt2", "falcon")))
-def test_with_lora_the_new_head_is_taught_whole_and_all_of_it_is_merged(
-    family, base_of, teach, tmp_path, capsys
+def test_with_lora_the_new_head_is_trained_whole_and_all_of_it_is_merged(
+    family, base_of, train_family, tmp_path, capsys
 ):
-    assert teach(base_of(family), "classify", "--lora_rank", 2) == 0, capsys.readouterr().err
-    start, _ = untaught(base_of(family))
+    assert train_family(base_of(family), "classify", "--lora_rank", 2) == 0, capsys.readouterr().err
+    start, _ = untrained(base_of(family))
     model, tokenizer = loaded_by_transformers(tmp_path / MODEL, "classifier")
-    torch.testing.assert_close(said(model), teach.said, atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits_of(model), train_family.logits, atol=1e-3, rtol=0)
     after = dict(model.named_parameters())
     still = {name for name, value in start.named_parameters() if torch.equal(value, after[name])}
     assert start.new_weights and not start.new_weights & still
@@ -316,20 +320,24 @@ def test_with_lora_the_new_head_is_taught_whole_and_all_of_it_is_merged(
 
 
 @pytest.mark.parametrize("family", some(FAMILIES, ("electra", "roberta", "bloom")))
-def test_an_adapter_kept_apart_brings_its_head_along(family, base_of, teach, tmp_path, capsys):
-    assert teach(base_of(family), "classify", "--lora_rank", 2, "--no_merge") == 0, capsys.readouterr().err
+def test_an_adapter_kept_apart_brings_its_head_along(family, base_of, train_family, tmp_path, capsys):
+    assert train_family(base_of(family), "classify", "--lora_rank", 2, "--no_merge") == 0, (
+        capsys.readouterr().err
+    )
     assert not (tmp_path / MODEL / "model.safetensors").exists()
     model, tokenizer, _ = inference.load_model(tmp_path / MODEL, "cpu")
-    torch.testing.assert_close(said(model), teach.said, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model), train_family.logits, atol=1e-5, rtol=1e-4)
     check_answer("classifier", answers("classifier", capsys), model, tokenizer)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ENCODERS)
-def test_a_multiple_choice_head_is_taught_whole_beside_adapters_too(family, base_of, teach, tmp_path, capsys):
-    assert teach(base_of(family), "exam", "choice", "--lora_rank", 2) == 0, capsys.readouterr().err
+def test_a_multiple_choice_head_is_trained_whole_beside_adapters_too(
+    family, base_of, train_family, tmp_path, capsys
+):
+    assert train_family(base_of(family), "exam", "choice", "--lora_rank", 2) == 0, capsys.readouterr().err
     model, _ = loaded_by_transformers(tmp_path / MODEL, "choice")
-    torch.testing.assert_close(said(model), teach.said, atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits_of(model), train_family.logits, atol=1e-3, rtol=0)
 
 
 # ---- rows of unequal length --------------------------------------------------------------------------------
@@ -339,13 +347,13 @@ def test_a_multiple_choice_head_is_taught_whole_beside_adapters_too(family, base
 @pytest.mark.parametrize("family", DECODERS)
 @torch.no_grad()
 def test_a_decoder_reads_a_row_to_its_end_whatever_the_padding_of_its_batch(family, again, base_of, tmp_path):
-    model, tokenizer = untaught(base_of(family))
+    model, tokenizer = untrained(base_of(family))
     if again:  # by others, who padded with the end of text
         shutil.copytree(base_of(family), tmp_path / "saved")
         model.config.pad_token_id = tokenizer.eos_token_id
         model.save_pretrained(tmp_path / "saved")
         tokenizer.save_pretrained(tmp_path / "saved")
-        model, tokenizer = untaught(tmp_path / "saved")
+        model, tokenizer = untrained(tmp_path / "saved")
         assert not model.new_weights
     rng, model = random.Random(1), model.eval()
     rows = [tokenizer(random_text(rng, 3, 40))["input_ids"] for _ in range(12)]
@@ -403,16 +411,16 @@ def test_a_family_without_a_table_of_positions_reads_as_far_as_it_is_asked_to(fa
     assert torch.isfinite(model(torch.full((1, 600), 7))[0]).all()
 
 
-# ---- what cannot be taught ---------------------------------------------------------------------------------
+# ---- what cannot be trained --------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def refused(teach, tmp_path, capsys):
+def refused(train_family, tmp_path, capsys):
     """Runs what must end with exit code 2, one reason and no model; returns what was said."""
 
     def run(base, task, *argv) -> str:
         capsys.readouterr()
-        assert teach(base, task, *argv) == 2
+        assert train_family(base, task, *argv) == 2
         told = capsys.readouterr().err
         assert told.count("✗") == 1 and "Traceback" not in told and not (tmp_path / MODEL).exists()
         return told
@@ -462,15 +470,17 @@ def test_a_classifier_is_refused_for_an_exam_and_for_another_kind_of_head(refuse
     assert "已經是文字分類模型，不能改成選擇題模型；請換它的底模" in told
 
 
-def test_electras_discriminator_fills_no_blanks_and_its_generator_does(base_of, refused, teach, tmp_path):
+def test_electras_discriminator_fills_no_blanks_and_its_generator_does(
+    base_of, refused, train_family, tmp_path
+):
     for task in (("exam", "cloze"), ("mlm",)):
         told = refused(base_of("electra"), *task)
         assert "discriminator" in told and "--task classify" in told
     generator = make_family(tmp_path / "generator", "electra", "AutoModelForMaskedLM")
-    assert teach(generator, "mlm") == 0
+    assert train_family(generator, "mlm") == 0
     model, _ = loaded_by_transformers(tmp_path / MODEL, "masked")
     assert type(model).__name__ == "ElectraForMaskedLM"
-    torch.testing.assert_close(said(model), teach.said, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model), train_family.logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -496,13 +506,13 @@ def test_two_output_biases_of_which_saving_would_lose_one_are_refused(base_of, r
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_output_weights_that_a_file_lacks_are_refused_unless_they_are_the_embeddings(
-    family, base_of, refused, teach, tmp_path
+    family, base_of, refused, train_family, tmp_path
 ):
     output = WORDS[family][1]
     lacking = edited(base_of(family), tmp_path / "lacking", dropping(output), tie_word_embeddings=False)
     told = refused(lacking, *TASK[family])
     assert output in told and "輸出層會是隨機初始化" in told and '"tie_word_embeddings": true' in told
-    assert teach(edited(lacking, tmp_path / "mended", tie_word_embeddings=True), *TASK[family]) == 0
+    assert train_family(edited(lacking, tmp_path / "mended", tie_word_embeddings=True), *TASK[family]) == 0
 
 
 def test_a_decoder_that_lacks_more_than_a_head_gets_no_new_head(base_of, refused, tmp_path):
@@ -510,7 +520,7 @@ def test_a_decoder_that_lacks_more_than_a_head_gets_no_new_head(base_of, refused
     assert "model.norm.weight" in told and "這些權重會是隨機初始化" in told
 
 
-def test_macbert_fills_no_blanks_and_sorts_texts(base_of, refused, teach, tmp_path, capsys):
+def test_macbert_fills_no_blanks_and_sorts_texts(base_of, refused, train_family, tmp_path, capsys):
     macbert = tmp_path / "hfl-chinese-MacBERT-base"
     shutil.copytree(base_of("bert"), macbert)
     for task in (("exam", "answer+mlm"), ("mlm",)):
@@ -518,33 +528,40 @@ def test_macbert_fills_no_blanks_and_sorts_texts(base_of, refused, teach, tmp_pa
         assert "MacBERT" in told and "近義詞" in told and "--objective choice" in told
     assert inference.main(["--model_path", str(macbert), "--cpu", "--prompt", "天[MASK]"]) == 2
     assert "MacBERT" in capsys.readouterr().err
-    assert teach(macbert, "classify", "--lora_rank", 2, "--no_merge") == 0
+    assert train_family(macbert, "classify", "--lora_rank", 2, "--no_merge") == 0
     assert set(answers("classifier", capsys)["probabilities"]) == set(LABELS)
 
 
-def test_what_is_named_macbert_and_was_taught_here_to_fill_blanks_may_do_so(base_of, teach, tmp_path, capsys):
-    assert teach(base_of("bert"), "mlm", "--output_dir", "like_macbert") == 0
+def test_what_is_named_macbert_and_was_trained_here_to_fill_blanks_may_do_so(
+    base_of, train_family, tmp_path, capsys
+):
+    assert train_family(base_of("bert"), "mlm", "--output_dir", "like_macbert") == 0
     assert answers("masked", capsys, tmp_path / "like_macbert")["predictions"]
 
 
 @pytest.mark.slow
-def test_a_classifier_goes_on_with_its_own_labels_alone(refused, teach, sources, base_of, tmp_path, capsys):
-    told = refused(save_untaught(base_of("bert"), ("好", "壞", "普通"), tmp_path / "other"), "classify")
+def test_a_classifier_goes_on_with_its_own_labels_alone(
+    refused, train_family, sources, base_of, tmp_path, capsys
+):
+    told = refused(save_untrained(base_of("bert"), ("好", "壞", "普通"), tmp_path / "other"), "classify")
     assert "好、壞、普通" in told and all(label in told for label in LABELS) and "底模" in told
-    assert teach(base_of("bert"), "classify", "--output_dir", "first/model", "--save_dir", "first/ck") == 0
-    assert teach(tmp_path / "first/model", "classify") == 0
+    assert (
+        train_family(base_of("bert"), "classify", "--output_dir", "first/model", "--save_dir", "first/ck")
+        == 0
+    )
+    assert train_family(tmp_path / "first/model", "classify") == 0
     assert "換上新的輸出層" not in capsys.readouterr().err.split("first/model：")[-1]
 
 
 @pytest.mark.slow
 def test_a_classifier_keeps_its_own_order_of_labels_and_those_the_data_do_not_use(
-    teach, base_of, sources, tmp_path, capsys
+    train_family, base_of, sources, tmp_path, capsys
 ):
     own, rng = ("無", *LABELS[::-1]), random.Random(6)
-    base = save_untaught(base_of("bert"), own, tmp_path / "own")
+    base = save_untrained(base_of("bert"), own, tmp_path / "own")
     rows = [[HAN[number % 3] * 4 + random_text(rng, 3, 9), LABELS[number % 3]] for number in range(60)]
     data = write_csv(tmp_path / "more.csv", rows, ("text", "label"))
-    assert teach(base, "classify", "--dataset", data, "--max_steps", 60, "--train_batch_size", 16) == 0
+    assert train_family(base, "classify", "--dataset", data, "--max_steps", 60, "--train_batch_size", 16) == 0
     assert f"標籤照底模的順序：{'、'.join(own)}；資料沒有用到其中 1 個" in capsys.readouterr().err
     model, tokenizer, device = inference.load_model(tmp_path / MODEL, "cpu")
     assert model.config.id2label == dict(enumerate(own))

@@ -21,7 +21,7 @@ ENDS = {90, 91, 92}
 ASKED = ({}, {"repetition_penalty": 1.3}, {"num_beams": 3})
 # Whose cache transformers itself cannot use, or not for beams.
 ANEW = ("minimax", "recurrent_gemma", "rwkv", "xlstm")
-# The positions that transformers hands to these begin at 0; in the models' own passes, which taught them,
+# The positions that transformers hands to these begin at 0; in the models' own passes, which trained them,
 # after the id of padding.
 SHIFTED = ("roberta",)
 QUICK = ("mamba", "recurrent_gemma", "rwkv", "minimax", "jamba")

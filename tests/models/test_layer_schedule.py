@@ -92,7 +92,7 @@ def with_lora(model, targets, **more):
     return get_peft_model(model, LoraConfig(r=2, target_modules=targets, **more)).get_base_model()
 
 
-def learn(layers, freeze="", train_only="", every=0, decay=1.0) -> LayerSchedule:
+def plan_of(layers, freeze="", train_only="", every=0, decay=1.0) -> LayerSchedule:
     return build_schedule(freeze, train_only, every, decay, layers)
 
 
@@ -147,9 +147,9 @@ def test_output_weights_are_of_the_head_unless_they_are_the_embeddings(tied):
     layers = LayerGroups(model)
     assert layers.group_of("lm_head.weight") == (EMBED if tied else HEAD) and layers.tied == tied
     assert layers.sizes()[HEAD] == 16 + (0 if tied else 50 * 16)
-    shown = "\n".join(table(layers, learn(layers)))
+    shown = "\n".join(table(layers, plan_of(layers)))
     assert ("同一組" in shown) == tied
-    layer_schedule.apply(model, layers, learn(layers, freeze=EMBED))
+    layer_schedule.apply(model, layers, plan_of(layers, freeze=EMBED))
     assert model.lm_head.weight.requires_grad != tied
 
 
@@ -208,7 +208,7 @@ def test_an_adapter_is_in_the_part_of_what_it_adapts(family, head, targets, more
     assert layers.sizes() == expected and layers.trainable() == trained
     assert any("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
     can = [part for part in layers.names if trained[part]]
-    schedule = learn(layers, every=5)
+    schedule = plan_of(layers, every=5)
     assert [schedule.opens_at(part) for part in reversed(can)] == [5 * i for i in range(len(can))]
     assert all(schedule.opens_at(part) is None for part in layers.names if part not in can)
 
@@ -233,7 +233,7 @@ def test_a_list_names_these_parts_and_no_others(twelve, spec, wanted):
     assert parse_layers(spec, "--freeze", twelve) == set(wanted)
 
 
-def test_every_problem_of_a_list_is_told_at_once_with_what_there_is(twelve):
+def test_every_problem_of_a_list_is_reported_at_once_with_what_there_is(twelve):
     unknown, backwards, high = problems("embedings,9-3,0,8-12", "--train_only", twelve)
     assert "--train_only embedings" in unknown and "是不是 embeddings？" in unknown
     assert "--train_only 9-3" in backwards and "3-9" in backwards
@@ -252,7 +252,7 @@ def test_layers_that_share_their_weights_cannot_be_named_apart():
         (problem,) = problems(spec, "--freeze", layers)
         assert "3 層共用一組權重" in problem and "embeddings、shared、head" in problem
     assert parse_layers("shared", "--freeze", layers) == {"shared"}
-    assert "3 層共用" in "\n".join(table(layers, learn(layers)))
+    assert "3 層共用" in "\n".join(table(layers, plan_of(layers)))
 
 
 def test_something_must_be_left_to_learn(twelve):
@@ -263,10 +263,10 @@ def test_something_must_be_left_to_learn(twelve):
     for freeze, only in (("0-2", ""), ("", "head")):
         (problem,) = problems(freeze, only, 0, 1.0, adapted, call=build_schedule)
         assert "沒有留下可訓練的參數" in problem and "0–2" in problem
-    assert learn(adapted, train_only="1,head").trainable == {"1"}
+    assert plan_of(adapted, train_only="1,head").trainable == {"1"}
 
 
-def test_flags_that_contradict_or_make_no_sense_are_told_together(twelve):
+def test_flags_that_contradict_or_make_no_sense_are_reported_together(twelve):
     found = problems("nose", "99", -1, 1.5, twelve, call=build_schedule)
     for word in (
         "不能同時",
@@ -288,20 +288,20 @@ def test_what_is_named_is_frozen_or_all_but_that(flag, spec):
     layers = LayerGroups(model)
     never = model.get_parameter("bert.encoder.layer.2.output.dense.bias").requires_grad_(False)
     named = parse_layers(spec, "--freeze", layers)
-    layer_schedule.apply(model, layers, learn(layers, **{flag: spec}))
+    layer_schedule.apply(model, layers, plan_of(layers, **{flag: spec}))
     for name, parameter in model.named_parameters():
         inside = layers.group_of(name) in named
         assert parameter.requires_grad == (parameter is not never and inside == (flag == "train_only")), name
 
 
 def test_a_description_tells_apart_what_learns_differently(twelve):
-    assert learn(twelve).describe() == ""
-    same = [learn(twelve, freeze="all_but_head"), learn(twelve, freeze="0-11,embeddings"),
-            learn(twelve, train_only="head")]  # fmt: skip
+    assert plan_of(twelve).describe() == ""
+    same = [plan_of(twelve, freeze="all_but_head"), plan_of(twelve, freeze="0-11,embeddings"),
+            plan_of(twelve, train_only="head")]  # fmt: skip
     assert len({one.describe() for one in same}) == 1
-    others = [learn(twelve, "0-3"), learn(twelve, "0-4"), learn(twelve, every=3), learn(twelve, every=4),
-              learn(twelve, decay=0.9), learn(twelve, decay=0.9000001), learn(twelve, "0-3", every=3),
-              same[0], learn(twelve)]  # fmt: skip
+    others = [plan_of(twelve, "0-3"), plan_of(twelve, "0-4"), plan_of(twelve, every=3),
+              plan_of(twelve, every=4), plan_of(twelve, decay=0.9), plan_of(twelve, decay=0.9000001),
+              plan_of(twelve, "0-3", every=3), same[0], plan_of(twelve)]  # fmt: skip
     assert len({one.describe() for one in others}) == len(others)
 
 
@@ -336,7 +336,7 @@ def test_parts_open_one_by_one_from_the_top_as_a_slow_loop_opens_them(bert):
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_the_learning_rate_shrinks_from_part_to_part_downwards(family):
     layers = LayerGroups(make(family))
-    plan = learn(layers, freeze="head", decay=0.8)
+    plan = plan_of(layers, freeze="head", decay=0.8)
     factor = 1.0
     for part in reversed(layers.names):
         assert plan.scale(part) == pytest.approx(factor, rel=1e-12)
@@ -354,7 +354,7 @@ def test_without_schedule_the_groups_are_matrices_and_the_rest_in_the_models_ord
     model = make("llama", CAUSAL, tie_word_embeddings=True)
     model = with_lora(model, ["q_proj", "gate_proj"]) if adapted else model
     layers = LayerGroups(model)
-    plan = learn(layers, freeze=frozen)
+    plan = plan_of(layers, freeze=frozen)
     layer_schedule.apply(model, layers, plan)
     trained = [p for p in model.parameters() if p.requires_grad]
     old = [([p for p in trained if p.ndim >= 2], 0.01), ([p for p in trained if p.ndim < 2], 0.0)]
@@ -373,7 +373,7 @@ def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
     model = make()
     model = with_lora(model, ["query", "dense"], bias=adapted) if adapted else model
     layers = LayerGroups(model)
-    plan = learn(layers, **flags)
+    plan = plan_of(layers, **flags)
     layer_schedule.apply(model, layers, plan)
     found = build_parameter_groups(model, layers, plan, 0.01)
     where = {id(p): group for group in found for p in group["params"]}
@@ -392,7 +392,7 @@ def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
 def test_only_what_is_open_is_moved_by_an_optimizer():
     model = make()
     layers = LayerGroups(model)
-    plan = learn(layers, freeze="2", every=2)
+    plan = plan_of(layers, freeze="2", every=2)
     layer_schedule.apply(model, layers, plan)
     parts = by_group(model, layers)
     assert list(parts) == [EMBED, "0", "1", HEAD]
@@ -432,7 +432,7 @@ def test_closing_a_part_forgets_its_gradients():
 
 
 def test_a_table_says_of_each_part_what_it_holds_and_when_it_learns(twelve):
-    lines = table(twelve, learn(twelve, freeze="embeddings,0-9", every=200))
+    lines = table(twelve, plan_of(twelve, freeze="embeddings,0-9", every=200))
     rows = [line.split("  ") for line in lines]
     rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert [(row[0], row[-1]) for row in rows[:6]] == [
@@ -451,8 +451,8 @@ def test_a_table_shows_factors_only_where_they_differ_and_its_columns_are_aligne
     def width(text):
         return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
-    assert not any("學習率" in line for line in table(twelve, learn(twelve)))
-    lines = table(twelve, learn(twelve, freeze="0-10", decay=0.5))
+    assert not any("學習率" in line for line in table(twelve, plan_of(twelve)))
+    lines = table(twelve, plan_of(twelve, freeze="0-10", decay=0.5))
     assert [line.split()[-1] for line in lines[:5]] == ["學習率倍數", f"{0.5**13:.3g}", "–", "0.5", "1"]
     assert len({width(line) for line in lines[:5]}) == 1  # the last column is to the right
     assert len({width(line[: line.index(" M")]) for line in lines[1:5]}) == 1
@@ -460,7 +460,7 @@ def test_a_table_shows_factors_only_where_they_differ_and_its_columns_are_aligne
 
 def test_a_table_counts_adapters_and_tells_parts_that_have_none():
     layers = LayerGroups(with_lora(make(), ["query"], layers_to_transform=[1]))
-    lines = table(layers, learn(layers, every=10))
+    lines = table(layers, plan_of(layers, every=10))
     states = {line.split()[0]: line.split()[-1] for line in lines[1:-2]}
     none = "沒有可訓練的參數"
     assert states == {EMBED: none, "0": none, "1": "訓練", "2": none, HEAD: none}

@@ -184,7 +184,7 @@ def test_a_quantization_of_old_that_names_no_method_is_refused_too(folder, model
     assert "'gptq'" in capsys.readouterr().err
 
 
-def test_a_vocabulary_of_another_size_than_the_embedding_is_told_with_both(folder, capsys):
+def test_a_vocabulary_of_another_size_than_the_embedding_is_reported_with_both(folder, capsys):
     had = json.loads((folder / "config.json").read_text())["vocab_size"]
     change(folder, vocab_size=had + 5)
     told = refused(capsys, folder)
@@ -265,7 +265,7 @@ def test_a_look_at_perturbed_adapters_leaves_all_as_it_was(family):
         assert plain not in before or torch.equal(weight, before[plain])
 
 
-def test_an_adapter_whose_merging_changes_what_the_model_says_is_refused():
+def test_an_adapter_whose_merging_changes_the_logits_is_refused():
     model = make("llama")
     layer = model.model.layers[0].self_attn.q_proj
 

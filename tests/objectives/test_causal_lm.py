@@ -88,7 +88,7 @@ def test_with_train_on_prompt_every_token_but_the_first_is_a_target(qwen):
 
 
 @pytest.mark.parametrize("style", ["chat", "plain"])
-def test_the_end_is_taught_and_padding_never_is(qwen, llama, style):
+def test_the_end_is_trained_on_and_padding_never_is(qwen, llama, style):
     _, tokenizer = qwen if style == "chat" else llama
     objective = responses(tokenizer, replies(), style=style)
     examples = [objective.example("reply", i, 0) for i in range(6)]
@@ -99,7 +99,7 @@ def test_the_end_is_taught_and_padding_never_is(qwen, llama, style):
     assert batch.attention_mask[batch.rows, batch.cols].all()
 
 
-def test_every_turn_of_the_assistant_is_taught(qwen):
+def test_every_turn_of_the_assistant_is_trained_on(qwen):
     _, tokenizer = qwen
     turns = (("user", "天地"), ("assistant", "玄黃"), ("user", "宇宙"), ("assistant", "洪荒"))
     example = responses(tokenizer, [Instruction(turns)]).example("reply", 0, 0)
@@ -121,7 +121,7 @@ def test_a_row_that_is_too_long_loses_the_tail_of_its_reply_but_never_all_of_it(
     assert all(example.targets for example in examples)
 
 
-def test_a_question_is_taught_by_its_letter_in_a_new_order_each_epoch(qwen):
+def test_a_question_is_trained_on_by_its_letter_in_a_new_order_each_epoch(qwen):
     _, tokenizer = qwen
     question = Question("天地？", ("玄黃", "宇宙", "洪荒", "日月"), 2, id="q")
     objective = responses(tokenizer, [question])

@@ -34,7 +34,7 @@ def some_questions(count=40):
     ]
 
 
-def test_an_answer_example_asks_for_the_letter_where_the_right_option_stands(prompts):
+def test_the_target_of_an_answer_example_is_the_letter_where_the_right_option_stands(prompts):
     for question in some_questions():
         example = ExamObjective("answer", prompts, [question], 0).example("answer", 0, epoch=3)
         text = "".join(prompts.tokenizer.convert_ids_to_tokens(list(example.ids)))
@@ -65,7 +65,7 @@ def test_one_example_in_five_is_plain_masked_language_model_work(prompts):
     assert kinds == {"answer": 400, "mlm": 100}
 
 
-def test_mlm_hides_the_whole_answer_in_most_examples_and_something_in_all(prompts):
+def test_mlm_masks_the_whole_answer_in_most_examples_and_something_in_all(prompts):
     question = Question("天地玄黃宇宙洪荒日月？", ("盈昃", "辰"), 0, "s", "q")
     objective = ExamObjective("mlm", prompts, [question, Statement("天是地玄黃。", 2, 5, "s", "t")], 0)
     for row, answer in ((0, "盈昃"), (1, "地玄黃")):
@@ -77,8 +77,8 @@ def test_mlm_hides_the_whole_answer_in_most_examples_and_something_in_all(prompt
         assert 340 < wanted.count(answer) < 400
 
 
-def test_what_is_hidden_is_hidden(prompts):
-    """Labels equal to unmasked inputs teach copying: the predecessor's fault."""
+def test_masked_tokens_do_not_appear_in_the_input(prompts):
+    """Labels equal to unmasked inputs train copying: the predecessor's fault."""
     for question in some_questions():
         plain = prompts.cloze_prompt(question, 1)
         for epoch in range(5):

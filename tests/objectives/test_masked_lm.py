@@ -167,7 +167,7 @@ def is_near(samples, expected):
 
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("rate", [0.15, 0.4])
-def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate):
+def test_the_share_masked_is_the_rate_whatever_is_masked_together(masking, rate):
     rng, over = random.Random(1), []
     for ids, words in rows_of_words(rng, 27 if masking == "word" else 35, 200):  # no unit beyond its budget
         _, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking, rate))
@@ -177,7 +177,7 @@ def test_the_share_hidden_is_the_rate_whatever_is_hidden_together(masking, rate)
     assert is_near(over, 0)
 
 
-def test_single_tokens_of_short_rows_are_hidden_at_the_exact_rate():
+def test_single_tokens_of_short_rows_are_masked_at_the_exact_rate():
     rng, tokens = random.Random(0), MaskingConfig("token")
     for size in (7, 8, 10, 13, 19):
         over = [
@@ -198,10 +198,10 @@ def test_a_unit_beyond_the_budget_adds_what_the_docstring_says():
 def test_every_word_has_the_same_chance_however_long():
     rng, words = random.Random(3), [[0], [1, 2], [3], [4, 5, 6], [7], [8, 9], *([i] for i in range(10, 20))]
     draws = 40_000
-    hidden = Counter(p for _ in range(draws) for p in apply_mask([9] * 20, words, MASK, VOCAB, rng)[1])
+    masked = Counter(p for _ in range(draws) for p in apply_mask([9] * 20, words, MASK, VOCAB, rng)[1])
     for word in words:
-        assert {hidden[p] for p in word} == {hidden[word[0]]}
-        assert hidden[word[0]] / draws == pytest.approx(0.15, abs=3.5 * (0.15 * 0.85 / draws) ** 0.5)
+        assert {masked[p] for p in word} == {masked[word[0]]}
+        assert masked[word[0]] / draws == pytest.approx(0.15, abs=3.5 * (0.15 * 0.85 / draws) ** 0.5)
 
 
 @pytest.mark.slow
@@ -209,17 +209,17 @@ def test_every_token_has_the_same_chance_in_spans_also_at_the_ends_of_a_row():
     rng, draws = random.Random(4), 20_000
     units = [[i] for i in range(80)]
     spans = MaskingConfig("span")
-    hidden = Counter(p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, spans)[1])
-    off = [(hidden[p] / draws - 0.15) / (0.15 * 0.85 / draws) ** 0.5 for p in range(80)]
+    masked = Counter(p for _ in range(draws) for p in apply_mask([9] * 80, units, MASK, VOCAB, rng, spans)[1])
+    off = [(masked[p] / draws - 0.15) / (0.15 * 0.85 / draws) ** 0.5 for p in range(80)]
     assert max(map(abs, off)) < 4 and abs(off[0]) < 3 and abs(off[-1]) < 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wordpiece", "bytelevel"])
 @pytest.mark.parametrize("masking", ["word", "span"])
-def test_no_word_is_half_hidden(name, masking, request):
+def test_no_word_is_half_masked(name, masking, request):
     """Checked by characters: a word's tokens are those that lie over it."""
-    tokenizer, rng, split, hidden = request.getfixturevalue(name), random.Random(5), 0, 0
+    tokenizer, rng, split, masked = request.getfixturevalue(name), random.Random(5), 0, 0
     unknown = tokenizer.unk_token_id
     for _ in range(400):
         text = mixed_text(rng, 1, 60)
@@ -234,19 +234,19 @@ def test_no_word_is_half_hidden(name, masking, request):
             if any(any(set(unit) & over for unit in units) and ids[i] == unknown for i in over):
                 continue  # a row of which every word holds an [UNK]
             assert not over & set(chosen) or over <= set(chosen), (text, text[start:end])
-            hidden += bool(over & set(chosen))
+            masked += bool(over & set(chosen))
             split += len(over) > 1
-    assert split > 1000 and hidden > 500
+    assert split > 1000 and masked > 500
 
 
-def test_a_word_with_a_special_token_is_not_hidden_unless_there_is_no_other():
+def test_a_word_with_a_special_token_is_not_masked_unless_there_is_no_other():
     assert maskable_units([[1], [2, 3], [4, 5]], [2, 7, 1, 8, 9, 9, 3], {1, 2, 3}) == [[1], [4, 5]]
     assert maskable_units([[1, 2, 3], [4, 5]], [2, 7, 1, 8, 9, 1, 3], {1, 2, 3}) == [[1], [3], [4]]
     assert maskable_units([[0], [1]], [1, 1], {1}) == [] == maskable_units([], [2, 3], {2, 3})
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_special_tokens_and_padding_are_never_hidden(masking, wordpiece):
+def test_special_tokens_and_padding_are_never_masked(masking, wordpiece):
     rng, special = random.Random(6), set(wordpiece.all_special_ids)
     for _ in range(300):
         text = mixed_text(rng) + "天"
@@ -271,7 +271,7 @@ def test_a_row_of_one_character_still_has_its_target(masking):
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_hidden_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
+def test_masked_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
     rng, kinds, words_alike, long_words = random.Random(7), Counter(), 0, 0
     for ids, words in rows_of_words(rng, 20, 200):
         seen, chosen = apply_mask(ids, words, MASK, VOCAB, rng, MaskingConfig(masking))
@@ -291,7 +291,7 @@ def test_hidden_tokens_are_80_10_10_each_for_itself_or_all_masks(masking):
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_the_same_seed_hides_the_same_and_another_seed_others(masking):
+def test_the_same_seed_masks_the_same_and_another_seed_others(masking):
     rows = rows_of_words(random.Random(8), 20, 200, 5000)
 
     def drawn(seed):
@@ -339,7 +339,7 @@ def test_a_span_grows_by_whole_words_and_never_over_a_gap_nor_the_budget():
     spans = MaskingConfig("span", 0.2)
     whole = {tuple(apply_mask([9] * 61, words, MASK, VOCAB, rng, spans)[1]) for _ in range(3000)}
     assert all(len(set(chosen) & set(word)) in (0, len(word)) for chosen in whole for word in words)
-    apart = [[i] for i in range(0, 200, 2)]  # nothing to grow into: hidden as single tokens are
+    apart = [[i] for i in range(0, 200, 2)]  # nothing to grow into: masked as single tokens are
     assert {len(apply_mask([9] * 200, apart, MASK, VOCAB, rng, spans)[1]) for _ in range(99)} == {20}
     assert apply_mask([9] * 61, words, MASK, VOCAB, rng, MaskingConfig("span", 1.0))[1] == tuple(
         p for word in words for p in word

@@ -198,7 +198,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.json"])
-def test_a_row_that_cannot_be_asked_has_its_reason_and_the_others_are_answered(answer, tmp_path, name):
+def test_a_row_that_cannot_be_answered_has_its_reason_and_the_others_are_answered(answer, tmp_path, name):
     rows = [row for _, row, _ in BAD] + GOOD
     source = write_rows(tmp_path / name, rows)
     code, err = answer(source, tmp_path / "a.jsonl")

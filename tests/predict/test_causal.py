@@ -259,7 +259,7 @@ def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tm
     assert "看不出選了哪一個" in second["error"]
 
 
-def test_to_generate_the_model_is_asked_where_it_is_to_speak(qwen, monkeypatch):
+def test_scoring_by_generation_prompts_the_model_where_its_reply_begins(qwen, monkeypatch):
     question, asked = questions_of(1)[0], []
     monkeypatch.setattr(
         CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
@@ -347,16 +347,16 @@ def test_every_row_is_replied_to_like_a_single_prompt(run, qwen, tmp_path):
     assert code == 0 and json.loads(out) == {"prompt": prompts[0], "response": found[0]["response"]}
 
 
-def test_earlier_turns_and_a_system_message_are_part_of_what_is_asked(run, qwen, tmp_path):
-    talk = [
+def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(run, qwen, tmp_path):
+    messages = [
         {"role": "system", "content": "你是雲"}, {"role": "user", "content": "天"},
         {"role": "assistant", "content": "地"}, {"role": "user", "content": "玄"},
     ]  # fmt: skip
-    write_lines(tmp_path / "p.jsonl", [{"messages": talk}])
+    write_lines(tmp_path / "p.jsonl", [{"messages": messages}])
     run("--input", "p.jsonl", "--output", "a.jsonl", *SHORT)
     model, tokenizer, _ = qwen
     ids = tokenizer.apply_chat_template(
-        talk, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
     new = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     wanted = tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -414,7 +414,7 @@ def test_a_killed_run_of_replies_goes_on_to_the_same_file(run, tmp_path, monkeyp
     assert not (tmp_path / "a.jsonl.part").exists()
 
 
-def test_a_masked_model_is_not_asked_for_replies(run, model_dir, tmp_path):
+def test_a_masked_model_is_refused_for_replies(run, model_dir, tmp_path):
     write_lines(tmp_path / "p.jsonl", [{"instruction": "天"}])
     code, _, err = run("--input", "p.jsonl", "--output", "a.jsonl", model=model_dir)
     assert code == 2 and "要由因果模型回答" in err
@@ -531,7 +531,7 @@ def test_a_special_token_in_a_text_to_go_on_from_is_not_obeyed(llama):
 
 
 @pytest.fixture
-def talk(monkeypatch, capsys, tmp_path):
+def run_repl(monkeypatch, capsys, tmp_path):
     """Types the entries given; returns what the terminal said."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
@@ -550,11 +550,11 @@ def replies_in(out: str) -> list[str]:
     return [part.split("\n\n💬")[0] for part in out.split("\n🤖 ")[2:]]  # the first is the greeting's
 
 
-def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, talk):
+def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, run_repl):
     prompts = ["天地玄黃", "寒來 x y", "秋收冬藏"]
     for prompt in prompts:
         wanted = inference.generate_text(*loaded[:2], [prompt], "cpu", max_new_tokens=8)[0]
-        assert replies_in(talk(loaded, prompt)) == [plain(wanted)]
+        assert replies_in(run_repl(loaded, prompt)) == [plain(wanted)]
 
 
 @pytest.mark.parametrize("pieces", [["  ", "\n", " 天", " ", "地", " \n", " "], ["天"], [], [" "]])
@@ -580,10 +580,12 @@ def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, l
     assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n續寫:  天地\n"
 
 
-def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, talk, monkeypatch):
-    asked, ask = [], CausalLMPredictor.encode
-    monkeypatch.setattr(CausalLMPredictor, "encode", lambda self, said: asked.append(said) or ask(self, said))
-    out = talk(qwen, "天", "地", "help", "reset", "玄", "help")
+def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, run_repl, monkeypatch):
+    asked, encode = [], CausalLMPredictor.encode
+    monkeypatch.setattr(
+        CausalLMPredictor, "encode", lambda self, said: asked.append(said) or encode(self, said)
+    )
+    out = run_repl(qwen, "天", "地", "help", "reset", "玄", "help")
     first, second, third = asked
     replies = replies_in(out)
     assert first == [{"role": "user", "content": "天"}]
@@ -592,8 +594,8 @@ def test_the_terminal_remembers_the_conversation_and_reset_forgets_it(qwen, talk
     assert "現在 2 個來回" in out and "現在 1 個來回" in out and "已清除先前的對話" in out
 
 
-def test_without_a_template_every_entry_is_a_text_of_its_own(llama, talk):
-    out = talk(llama, "天地", "天地", "help")
+def test_without_a_template_every_entry_is_a_text_of_its_own(llama, run_repl):
+    out = run_repl(llama, "天地", "天地", "help")
     first, second = replies_in(out)
     assert first == second.split("\n💬")[0] and "每次重新開始" in out and "reset" not in out
 
@@ -615,8 +617,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("entry", "says"), WRONG)
-def test_a_wrong_entry_is_explained_and_the_next_one_is_taken(qwen, talk, entry, says):
-    out = talk(qwen, entry, "天")
+def test_a_wrong_entry_is_explained_and_the_next_one_is_taken(qwen, run_repl, entry, says):
+    out = run_repl(qwen, entry, "天")
     assert says in out and out.count("⚠️") == 1 and len(replies_in(out)) == 1
 
 
@@ -629,65 +631,69 @@ def test_a_wrong_entry_is_explained_and_the_next_one_is_taken(qwen, talk, entry,
         (["qa", "天？", "A:\udc80 B:玄", "", ""], "改成 UTF-8"),
     ],
 )
-def test_a_wrong_question_never_ends_it(qwen, talk, entries, says):
-    out = talk(qwen, *entries, "天")
+def test_a_wrong_question_never_ends_it(qwen, run_repl, entries, says):
+    out = run_repl(qwen, *entries, "天")
     assert says in out and len(replies_in(out)) == 1
 
 
-def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_said(qwen, talk, monkeypatch):
-    out = talk(qwen, "method letter", "orders 1", "qa", "天？", "A:地 B:玄")
+def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_said(
+    qwen, run_repl, monkeypatch
+):
+    out = run_repl(qwen, "method letter", "orders 1", "qa", "天？", "A:地 B:玄")
     assert "🎯 預測結果" in out and "A: 地 (分數: " in out and "⚠️" not in out
     scripted(monkeypatch, "我不知道")
-    out = talk(qwen, "method generate", "qa", "天？", "A:地 B:玄", "help")
+    out = run_repl(qwen, "method generate", "qa", "天？", "A:地 B:玄", "help")
     assert "看不出模型選了哪一個" in out and out.count("⚠️") == 1 and "現在 generate" in out
 
 
-def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, talk, monkeypatch):
+def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, run_repl, monkeypatch):
     used = []
     monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, how: used.append(how) or iter(["天"]))
-    talk(qwen, "tokens 3", "sample on", "temperature 0.5", "地", "sample off", "地", num_beams=2)
+    run_repl(qwen, "tokens 3", "sample on", "temperature 0.5", "地", "sample off", "地", num_beams=2)
     assert [(how.max_new_tokens, how.samples, how.temperature) for how in used] == [
         (3, True, 0.5),
         (3, False, 0.5),
     ]
 
 
-def test_a_conversation_that_has_grown_too_long_loses_what_was_said_first(qwen, talk, monkeypatch):
-    asked, speak = [], CausalLMPredictor.stream
+def test_a_conversation_that_has_grown_too_long_loses_what_was_said_first(qwen, run_repl, monkeypatch):
+    asked, stream = [], CausalLMPredictor.stream
     monkeypatch.setattr(
-        CausalLMPredictor, "stream", lambda self, ids, how: asked.append(ids) or speak(self, ids, how)
+        CausalLMPredictor, "stream", lambda self, ids, how: asked.append(ids) or stream(self, ids, how)
     )
     first, second = (c * (300 * 8 // len(qwen[1](c * 8)["input_ids"])) for c in "天地")  # 300 tokens each
-    out = talk(qwen, first, second, "玄" * 3000, "黃", max_new_tokens=2)
+    out = run_repl(qwen, first, second, "玄" * 3000, "黃", max_new_tokens=2)
     assert len(replies_in(out)) == 3 and out.count("⚠️") == 1  # what does not fit alone is refused
     last = qwen[1].decode(asked[-1])
     assert "天天" not in qwen[1].decode(asked[1]) and "地地" in last and "玄玄" not in last
     assert all(len(ids) < 512 for ids in asked[:2]) and "捨去最早的一個來回" in out
 
 
-def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, talk, monkeypatch):
+def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, run_repl, monkeypatch):
     def stopped(self, ids, decoding):
         yield "天地"
         raise KeyboardInterrupt
 
-    asked, ask = [], CausalLMPredictor.encode
-    monkeypatch.setattr(CausalLMPredictor, "encode", lambda self, said: asked.append(said) or ask(self, said))
+    asked, encode = [], CausalLMPredictor.encode
+    monkeypatch.setattr(
+        CausalLMPredictor, "encode", lambda self, said: asked.append(said) or encode(self, said)
+    )
     monkeypatch.setattr(CausalLMPredictor, "stream", stopped)
-    out = talk(qwen, "玄", "黃")
+    out = run_repl(qwen, "玄", "黃")
     assert out.count("天地…（已中止）") == 2 and asked[1][1]["content"] == "天地"
 
 
-def test_a_model_that_says_nothing_is_said_to(qwen, talk, monkeypatch):
+def test_a_model_that_says_nothing_is_said_to(qwen, run_repl, monkeypatch):
     monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: iter(()))
-    assert replies_in(talk(qwen, "天")) == ["（模型沒有輸出）"]
+    assert replies_in(run_repl(qwen, "天")) == ["（模型沒有輸出）"]
 
 
-def test_rubbish_never_ends_a_conversation(qwen, talk):
+def test_rubbish_never_ends_a_conversation(qwen, run_repl):
     rng = random.Random(2)
     alphabet = "天地ＡAb12:：[]()（）,，\t \x00\x1b\u202e😀<|im_end|>" + "reset top tokens method sample "
     entries = ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 30))) for _ in range(40)]
     rude = ["", "   ", "help me", "?", "h", "reset", "temperature", "tokens of the world"]
-    talk(
+    run_repl(
         qwen,
         *rude,
         *(entry for entry in entries if entry.strip().lower() not in ("q", "qa")),
@@ -783,8 +789,8 @@ def test_an_adapter_whose_base_is_gone_or_another_model_is_refused(run, qwen_dir
     assert "Traceback" not in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_row_as_it_is_asked_is_the_row_as_it_is_trained_on(qwen):
-    """The same functions write both: what training puts before the reply is what asking puts there."""
+def test_a_row_as_it_is_prompted_is_the_row_as_it_is_trained_on(qwen):
+    """The same functions write both: what training puts before the reply is what a prompt puts there."""
     row = {
         "instruction": "翻譯",
         "input": "天",
@@ -799,7 +805,7 @@ def test_a_row_as_it_is_asked_is_the_row_as_it_is_trained_on(qwen):
 
 
 @pytest.mark.parametrize("style", ["chat", "plain", "none"])
-def test_a_model_is_asked_in_the_style_that_its_card_says(qwen_dir, style):
+def test_a_model_is_prompted_in_the_style_that_its_card_says(qwen_dir, style):
     model, tokenizer, device = inference.load_model(qwen_dir, "cpu")
     model.run_card = RunCard(chat=style)
     wanted = {

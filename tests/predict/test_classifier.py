@@ -322,7 +322,7 @@ def test_the_columns_are_those_named_then_those_trained_on_then_the_obvious_ones
         (("text", "b"), ("--text_column", "text,b,c"), "最多兩欄"),
     ],
 )
-def test_columns_that_cannot_be_told_are_asked_for(run, tmp_path, header, more, says):
+def test_columns_that_cannot_be_detected_are_asked_for(run, tmp_path, header, more, says):
     write_csv(tmp_path / "x.csv", [["天"] * len(header)], header)
     code, _, err = run("single", "--input", "x.csv", "--output", "y.jsonl", *more)
     assert code == 2 and says in err and "--text_column" in err and not (tmp_path / "y.jsonl").exists()
@@ -392,7 +392,7 @@ def test_a_model_warns_of_single_texts_where_it_was_trained_on_pairs_and_the_oth
 
 
 @pytest.fixture
-def talk(models, monkeypatch, capsys):
+def run_repl(models, monkeypatch, capsys):
     """Types the entries given to a model; returns what the terminal said."""
 
     def run(which: str, *entries: str, end="q") -> str:
@@ -415,8 +415,8 @@ def talk(models, monkeypatch, capsys):
     return run
 
 
-def test_an_entry_is_sorted_and_two_with_bars_between_them_are_a_pair(talk, models):
-    out = talk("single", "天地", "天 ||| 地", "top 2", "天地", "help", end=None)
+def test_an_entry_is_sorted_and_two_with_bars_between_them_are_a_pair(run_repl, models):
+    out = run_repl("single", "天地", "天 ||| 地", "top 2", "天地", "help", end=None)
     assert "文字分類：正面、負面、中立、NA、007、無" in out and out.count("💬 請輸入文字: ") == 6
     alone, pair, two = out.split("🔮 分類")[1:]
     ranked = inference.classify(*models["single"][:2], ["天地", ("天", "地")], "cpu")
@@ -426,12 +426,12 @@ def test_an_entry_is_sorted_and_two_with_bars_between_them_are_a_pair(talk, mode
     assert "現在 2，標籤共 6 個" in two and "甲 ||| 乙" in two and "⚠️" not in out
 
 
-def test_what_is_a_command_elsewhere_is_a_text(talk):
-    assert talk("single", "words 2", "method joint", "orders all").count("🔮") == 3
+def test_what_is_a_command_elsewhere_is_a_text(run_repl):
+    assert run_repl("single", "words 2", "method joint", "orders all").count("🔮") == 3
 
 
-def test_a_multi_label_terminal_marks_what_the_text_has(talk):
-    out = talk("multi", "天地", "help")
+def test_a_multi_label_terminal_marks_what_the_text_has(run_repl):
+    out = run_repl("multi", "天地", "help")
     assert "多標籤分類：正面、" in out and "✓ 機率 0.5 以上的標籤：" in out and "✓ 是機率" in out
 
 
@@ -442,19 +442,19 @@ def test_a_multi_label_terminal_marks_what_the_text_has(talk):
         ("|||", "一對句子寫成"), ("天|||地|||玄", "一對句子寫成"), ("\ud800", "不是 UTF-8"),
     ],
 )  # fmt: skip
-def test_a_wrong_entry_is_explained_and_the_next_one_is_sorted(talk, entry, says):
-    out = talk("single", entry, "", "天")
+def test_a_wrong_entry_is_explained_and_the_next_one_is_sorted(run_repl, entry, says):
+    out = run_repl("single", entry, "", "天")
     assert says in out and out.count("⚠️") == 1 and out.count("🔮") == 1
 
 
-def test_rubbish_never_ends_it(talk):
+def test_rubbish_never_ends_it(run_repl):
     rng = random.Random(2)
     alphabet = "天地ＡAb12:：[]()|, \t \x00\x1b\u202e\ud800😀[MASK]" + "qa top help "
     entries = ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 60))) for _ in range(100)]
     entries += ["天" * 3000, "||||||", "top", "[SEP]"]
     typed = [entry for entry in entries if entry.strip().lower() not in ("q", "qa", "quit", "exit")]
-    talk("single", *typed)
-    talk("choice", *typed)
+    run_repl("single", *typed)
+    run_repl("choice", *typed)
 
 
 # ---- multiple-choice heads ---------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ def test_a_choice_head_answers_with_the_softmax_of_transformers(models, folders,
     assert [label for label, *_ in found] == sorted(shares, key=lambda label: -shares[label])
 
 
-def test_a_choice_head_answers_once_in_files_and_in_the_terminal(run, talk, models, tmp_path):
+def test_a_choice_head_answers_once_in_files_and_in_the_terminal(run, run_repl, models, tmp_path):
     options = {"A": "地", "B": "玄黃", "C": "日月"}
     best, *_ = inference.qa_inference(*models["choice"][:2], QUESTION, options, "cpu")
     code, out, _ = run("choice", "--question", QUESTION, "--options", "A:地 B:玄黃 C:日月")
@@ -493,12 +493,14 @@ def test_a_choice_head_answers_once_in_files_and_in_the_terminal(run, talk, mode
     assert run("choice", "--input", "q.csv", "--output", "a.jsonl")[0] == 0
     row = json.loads((tmp_path / "a.jsonl").read_text())
     assert row["answer"] == best[0] and max(row["scores"].values()) == pytest.approx(best[2], abs=1e-5)
-    out = talk("choice", "天地", "qa", QUESTION, "A:地 B:玄黃 C:日月", "help")
+    out = run_repl("choice", "天地", "qa", QUESTION, "A:地 B:玄黃 C:日月", "help")
     assert f"  1. {best[0]}: {best[1]} (分數: {best[2]:.4f})" in out
     assert "只答選擇題" in out and out.count("⚠️") == 1 and "[MASK]" not in out
 
 
-def test_a_choice_head_sits_an_exam_and_is_not_compared_with_a_base_that_has_none(run, exam_dir, model_dir):
+def test_a_choice_head_is_evaluated_on_an_exam_and_is_not_compared_with_a_base_that_has_none(
+    run, exam_dir, model_dir
+):
     words = ["--exam", exam_dir, "--exam_limit", 9, "--report", "r"]
     code, out, err = run("choice", *words)
     assert code == 0 and "9 題" in out and "Traceback" not in err
@@ -506,7 +508,7 @@ def test_a_choice_head_sits_an_exam_and_is_not_compared_with_a_base_that_has_non
     assert code == 2 and "沒有選擇題的輸出層" in err and "9 題" not in out + err  # at once
 
 
-def test_a_masked_model_with_the_card_of_another_head_is_asked_in_its_own_way(tmp_path, model_dir, models):
+def test_a_masked_model_with_the_card_of_another_head_is_scored_in_its_own_way(tmp_path, model_dir, models):
     options = {"A": "地", "B": "玄黃"}
     plain = inference.qa_inference(*models["masked"][:2], QUESTION, options, "cpu")
     shutil.copytree(model_dir, tmp_path / "m")

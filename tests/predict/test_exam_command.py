@@ -22,7 +22,7 @@ MODEL = "my_bert_finetuned_model_hf_format"
 
 
 @pytest.fixture
-def examine(tmp_path, model_dir, monkeypatch, capsys):
+def run_exam(tmp_path, model_dir, monkeypatch, capsys):
     """Runs --exam in a folder of its own; returns (exit code, results.json, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
@@ -41,8 +41,8 @@ def records(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "r/predictions.jsonl").read_text().splitlines()]
 
 
-def test_an_exam_leaves_answers_figures_and_a_report_that_agree(examine, tmp_path, exam_dir):
-    code, results, out, _ = examine(exam_dir, "--scoring", "letter", "--compare_with", exam_model(tmp_path))
+def test_an_exam_leaves_answers_figures_and_a_report_that_agree(run_exam, tmp_path, exam_dir):
+    code, results, out, _ = run_exam(exam_dir, "--scoring", "letter", "--compare_with", exam_model(tmp_path))
     found, answers = results["test"], records(tmp_path)
     assert code == 0 and "正式測驗 40 題" in out
     for name in ("results.json", "predictions.jsonl", "report.md", "index.html"):
@@ -72,85 +72,87 @@ def exam_model(tmp_path):
     return make_model_dir(tmp_path / "second", hidden_size=16)
 
 
-def test_an_own_file_is_an_exam_too_and_its_splits_are_named_when_one_is_missing(examine, tmp_path, exam_dir):
+def test_an_own_file_is_an_exam_too_and_its_splits_are_named_when_one_is_missing(
+    run_exam, tmp_path, exam_dir
+):
     rows = [["天？", "地", "玄", "黃", "宇", "A"], ["日？", "月", "盈", "昃", "辰", "B"]]
-    code, results, *_ = examine(write_csv(tmp_path / "own.csv", rows))
+    code, results, *_ = run_exam(write_csv(tmp_path / "own.csv", rows))
     assert code == 0 and results["all"]["model"]["n"] == 2
     only = make_exam_dir(tmp_path / "only", dev=2, val=0, test=0)
-    code, _, _, err = examine(only)
+    code, _, _, err = run_exam(only)
     assert code == 2 and "有的是 train（8 題）" in err
-    code, results, _, err = examine(write_csv(tmp_path / "own_val.csv", rows))
+    code, results, _, err = run_exam(write_csv(tmp_path / "own_val.csv", rows))
     assert code == 0 and results["validation"]["model"]["n"] == 2 and "只有 validation 這一部分" in err
-    assert examine(exam_dir, "--subjects", "phisics")[0] == 2
-    assert examine(tmp_path / "gone")[0] == 2
-    assert examine(exam_dir, "--compare_with", "base")[0] == 2  # the tiny model has no run card
+    assert run_exam(exam_dir, "--subjects", "phisics")[0] == 2
+    assert run_exam(tmp_path / "gone")[0] == 2
+    assert run_exam(exam_dir, "--compare_with", "base")[0] == 2  # the tiny model has no run card
 
 
-def test_bad_rows_stop_an_exam_or_are_left_out_and_said(examine, tmp_path):
+def test_bad_rows_stop_an_exam_or_are_left_out_and_said(run_exam, tmp_path):
     rows = [["天？", "地", "玄", "黃", "宇", "A"], ["日？", "月", "盈", "昃", "辰", "Z"]]
     source = write_csv(tmp_path / "own.csv", rows)
-    assert examine(source)[0] == 2
-    code, results, out, _ = examine(source, "--on_bad_rows", "skip")
+    assert run_exam(source)[0] == 2
+    code, results, out, _ = run_exam(source, "--on_bad_rows", "skip")
     assert code == 0 and results["all"]["model"]["n"] == 1 and "1 列無法讀取" in out
 
 
-def test_subjects_that_are_not_there_are_refused_whatever_the_source(examine, tmp_path):
-    code, _, _, err = examine("demo", "--subjects", "數學")
+def test_subjects_that_are_not_there_are_refused_whatever_the_source(run_exam, tmp_path):
+    code, _, _, err = run_exam("demo", "--subjects", "數學")
     assert code == 2 and "有的是：" in err and "首都" in err
-    code, results, *_ = examine("demo", "--subjects", "首都", "--skip_option_only")
+    code, results, *_ = run_exam("demo", "--subjects", "首都", "--skip_option_only")
     assert code == 0 and list(results["test"]["subjects"]) == ["首都"]
     source = write_csv(tmp_path / "own.csv", [["天？", "地", "玄", "黃", "宇", "A"]])
-    code, _, _, err = examine(source, "--subjects", "數學")
+    code, _, _, err = run_exam(source, "--subjects", "數學")
     assert code == 2 and "沒有註明科目" in err
 
 
 def test_files_of_a_folder_that_are_no_split_are_named_and_an_earlier_report_is_not_replaced_silently(
-    examine, tmp_path
+    run_exam, tmp_path
 ):
     folder = make_exam_dir(tmp_path / "mixed", dev=2, val=2, test=2)
     write_csv(folder / "notes.csv", [["天？", "地", "玄", "黃", "宇", "A"]])
-    _, results, _, err = examine(folder)
+    _, results, _, err = run_exam(folder)
     assert "略過 notes.csv" in err and results["test"]["model"]["n"] == 8 and "換掉" not in err
-    assert "換掉 r 裡先前的報告" in examine(folder)[3]
+    assert "換掉 r 裡先前的報告" in run_exam(folder)[3]
 
 
-def test_a_prior_is_used_in_the_order_as_written_where_it_does_not_cancel(examine, exam_dir):
-    _, plain, *_ = examine(exam_dir, "--scoring", "letter", "--orders", "1")
-    _, mended, *_ = examine(exam_dir, "--scoring", "prior")
+def test_a_prior_is_used_in_the_order_as_written_where_it_does_not_cancel(run_exam, exam_dir):
+    _, plain, *_ = run_exam(exam_dir, "--scoring", "letter", "--orders", "1")
+    _, mended, *_ = run_exam(exam_dir, "--scoring", "prior")
     assert mended["test"]["orders"] == "1" and mended["test"]["method"] == "letter+prior"
     assert sum(mended["test"]["prior"]["ABCD"]) == pytest.approx(1) and not plain["test"]["prior"]
 
 
 def test_two_models_are_compared_by_one_method_and_the_options_alone_in_the_same_orders(
-    examine, train, tmp_path, exam_dir, monkeypatch
+    run_exam, train, tmp_path, exam_dir, monkeypatch
 ):
     from finetune.evaluation import evaluator
     from finetune.predict import exam as exam_command
 
     assert train("--objective", "answer", "--max_steps", 1, "--exam_limit", 2) == 0
     asked = []
-    sit = evaluator.run_exam
-    monkeypatch.setattr(exam_command, "run_exam", lambda *a: asked.append((a[2], a[3])) or sit(*a))
-    code, *_ = examine(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
+    evaluate = evaluator.run_exam
+    monkeypatch.setattr(exam_command, "run_exam", lambda *a: asked.append((a[2], a[3])) or evaluate(*a))
+    code, *_ = run_exam(exam_dir, "--compare_with", exam_model(tmp_path), model=tmp_path / MODEL)
     assert code == 0 and asked == [("letter", "cyclic")] * 4
 
 
-def test_questions_that_were_shortened_are_counted(examine, tmp_path):
+def test_questions_that_were_shortened_are_counted(run_exam, tmp_path):
     rows = [["天" * 300, "地", "玄", "黃", "宇", "A"], ["日？", "月", "盈", "昃", "辰", "B"]]
-    _, results, out, _ = examine(write_csv(tmp_path / "own.csv", rows))
+    _, results, out, _ = run_exam(write_csv(tmp_path / "own.csv", rows))
     assert results["all"]["shortened"] == 1 and "1 題太長，縮短了題幹的中段" in out
 
 
-def test_json_is_one_object_on_stdout(examine, exam_dir):
-    code, results, out, _ = examine(exam_dir, "--json", "--exam_limit", "10")
+def test_json_is_one_object_on_stdout(run_exam, exam_dir):
+    code, results, out, _ = run_exam(exam_dir, "--json", "--exam_limit", "10")
     assert code == 0 and json.loads(out)["test"] == results["test"]
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_exam(examine, tmp_path, model_dir, exam_dir):
+def test_two_processes_hold_the_same_exam(run_exam, tmp_path, model_dir, exam_dir):
     from conftest import ROOT
 
-    _, alone, *_ = examine(exam_dir, "--scoring", "letter")
+    _, alone, *_ = run_exam(exam_dir, "--scoring", "letter")
     words = ["--model_path", model_dir, "--cpu", "--exam", exam_dir, "--scoring", "letter", "--report", "two"]
     done = run_ranks(tmp_path, ROOT / "inference.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -245,7 +247,7 @@ def test_64_questions_can_be_learnt_by_heart(train, tmp_path, monkeypatch):
     assert found["contamination"]["same"] == 64 and found["contamination"]["without"] == {}
 
 
-def test_questions_without_an_answer_are_answered_counted_and_not_scored(examine, tmp_path, model_dir):
+def test_questions_without_an_answer_are_answered_counted_and_not_scored(run_exam, tmp_path, model_dir):
     from conftest import random_text
 
     rng = random.Random(5)
@@ -253,13 +255,13 @@ def test_questions_without_an_answer_are_answered_counted_and_not_scored(examine
     header = ("question", "A", "B", "C", "D", "answer")
     write_csv(tmp_path / "e/x_dev.csv", rows, header)
     write_csv(tmp_path / "e/x_test.csv", [row[:-1] for row in rows[:4]], header[:-1])
-    code, results, _, err = examine(tmp_path / "e")
+    code, results, _, err = run_exam(tmp_path / "e")
     answers = records(tmp_path)
     assert code == 0 and {*results} == {"facts", "notes"} and "4 題都沒有答案：作答了，不計分" in err
     assert [(a["gold"], a["prediction"] in "ABCD", a["set"]) for a in answers] == [
         (None, True, "unscored")
     ] * 4
     write_csv(tmp_path / "e/x_test.csv", [*rows[:2], [*rows[2][:-1], "-"]], header)
-    code, results, out, _ = examine(tmp_path / "e", "--skip_option_only")
+    code, results, out, _ = run_exam(tmp_path / "e", "--skip_option_only")
     assert code == 0 and results["test"]["model"]["n"] == 2 and "另有 1 題沒有答案" in out
     assert [a["gold"] for a in records(tmp_path)] == ["A", "A", None]

@@ -23,7 +23,7 @@ def log_prob(model, ids, at, token):
 
 
 def slow_score(model, tokenizer, before, tokens, after):
-    """Mean log-probability of `tokens` in turn, those to the right hidden."""
+    """Mean log-probability of `tokens` in turn, those to the right masked."""
     found, mask = [], tokenizer.mask_token_id
     for number, token in enumerate(tokens):
         inside = [*tokens[:number], *[mask] * (len(tokens) - number)]

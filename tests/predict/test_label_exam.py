@@ -86,7 +86,7 @@ def test_numbers_that_no_class_is_called_are_places_and_several_labels_and_split
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_a_file_keeps_every_column_and_its_true_label_and_the_accuracy_is_told(
+def test_a_file_keeps_every_column_and_its_true_label_and_the_accuracy_is_reported(
     run, tmp_path, folders, suffix
 ):
     texts = [f"{text}{n}" for n, text in enumerate(some_texts(9, 7))]

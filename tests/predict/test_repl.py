@@ -29,7 +29,7 @@ def own_history(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def talk(loaded, monkeypatch, capsys):
+def run_repl(loaded, monkeypatch, capsys):
     """Types the entries given; returns what the terminal said."""
 
     def run(*entries: str) -> str:
@@ -42,8 +42,8 @@ def talk(loaded, monkeypatch, capsys):
     return run
 
 
-def test_top_words_and_method_change_what_is_answered(talk):
-    out = talk(
+def test_top_words_and_method_change_what_is_answered(run_repl):
+    out = run_repl(
         "top 2", "天[MASK]", "words 2", "天[MASK]", "method joint", "qa", "天？", "A:地 B:玄", "orders all"
     )
     first, second = out.split("🔮 預測結果")[1:]
@@ -61,8 +61,8 @@ def test_top_words_and_method_change_what_is_answered(talk):
         ["A: 地 球", "B：9:30 出發", "C: x: y", ""],
     ],
 )
-def test_options_may_hold_spaces_and_colons_or_stand_one_a_line(talk, entries):
-    out = talk("qa", "天？", *entries)
+def test_options_may_hold_spaces_and_colons_or_stand_one_a_line(run_repl, entries):
+    out = run_repl("qa", "天？", *entries)
     for option in ("A: 地 球 (", "B: 9:30 出發 (", "C: x: y ("):
         assert option in out
 
@@ -84,33 +84,33 @@ def test_options_may_hold_spaces_and_colons_or_stand_one_a_line(talk, entries):
         (["\ud800"], "不是 UTF-8"),
     ],
 )
-def test_a_wrong_entry_is_explained_and_the_next_one_is_taken(talk, entries, says):
-    out = talk(*entries, "天[MASK]")
+def test_a_wrong_entry_is_explained_and_the_next_one_is_taken(run_repl, entries, says):
+    out = run_repl(*entries, "天[MASK]")
     assert says in out and out.count("⚠️") == 1 and "🔮 預測結果（Top 5）" in out
 
 
-def test_an_option_that_holds_a_label_stays_whole_when_options_stand_one_a_line(talk):
-    out = talk("qa", "天？", "A: 地", "B: 選 C: 玄", "C: 黃", "")
+def test_an_option_that_holds_a_label_stays_whole_when_options_stand_one_a_line(run_repl):
+    out = run_repl("qa", "天？", "A: 地", "B: 選 C: 玄", "C: 黃", "")
     assert "B: 選 C: 玄 (" in out and "C: 黃 (" in out and out.count("(分數: ") == 3
 
 
-def test_help_names_every_command_and_what_is_set_now(talk):
-    out = talk("top 7", "help")
+def test_help_names_every_command_and_what_is_set_now(run_repl):
+    out = run_repl("top 7", "help")
     for word in ("qa", "top N", "words N", "method M", "orders O", "quit"):
         assert word in out
     assert "現在 7" in out
 
 
-def test_a_sentence_that_begins_like_a_command_is_a_sentence(talk):
-    out = talk("top of the [MASK]", "words are [MASK] here")
+def test_a_sentence_that_begins_like_a_command_is_a_sentence(run_repl):
+    out = run_repl("top of the [MASK]", "words are [MASK] here")
     assert out.count("🔮 預測結果") == 2 and "⚠️" not in out
 
 
-def test_rubbish_never_ends_it(talk):
+def test_rubbish_never_ends_it(run_repl):
     rng = random.Random(2)
     alphabet = "天地ＡAb12:：[]()（）,，\t \x00\x1b\u202e😀[MASK]" + "qa top words method "
     entries = ["".join(rng.choice(alphabet) for _ in range(rng.randint(1, 40))) for _ in range(120)]
-    talk(*(entry for entry in entries if entry.strip().lower() not in ("q", "qa", "quit", "exit")))
+    run_repl(*(entry for entry in entries if entry.strip().lower() not in ("q", "qa", "quit", "exit")))
 
 
 LEAVING = (
@@ -133,8 +133,8 @@ def test_words_of_leaving_leave_at_the_prompt_and_within_a_question(loaded, monk
 @pytest.mark.parametrize(
     "word", ["help", "?", "？", "h", "/help", "/?", "幫助", "說明", "ＨＥＬＰ", "help()"]
 )
-def test_words_that_ask_for_help_show_it(talk, word):
-    out = talk(word)
+def test_words_that_ask_for_help_show_it(run_repl, word):
+    out = run_repl(word)
     assert "words N" in out and "Ctrl-D" in out and "🔮" not in out
 
 
@@ -151,39 +151,39 @@ def test_words_that_ask_for_help_show_it(talk, word):
         "天？",
     ],
 )
-def test_a_text_that_merely_holds_such_a_word_is_a_text(talk, text):
-    out = talk(text)
+def test_a_text_that_merely_holds_such_a_word_is_a_text(run_repl, text):
+    out = run_repl(text)
     assert out.count("🔮 預測結果") == 1 and "⚠️" not in out and "words N" not in out
 
 
-def test_commands_may_be_typed_in_every_way(talk):
+def test_commands_may_be_typed_in_every_way(run_repl):
     for way in ("top 3", "TOP 3", "/top 3", "top=3", "top３", "ｔｏｐ　３", "top: 3", " top  3 "):
-        assert "列出前 3 名" in talk(way), way
-    assert "沒有 '/foo' 這個指令" in talk("/foo")
+        assert "列出前 3 名" in run_repl(way), way
+    assert "沒有 '/foo' 這個指令" in run_repl("/foo")
 
 
-def test_one_blank_shows_the_probabilities_of_its_words(loaded, talk):
+def test_one_blank_shows_the_probabilities_of_its_words(loaded, run_repl):
     model, tokenizer, device = loaded
     ids = tokenizer("天[MASK]", return_tensors="pt").to(device)
     logits = model(**ids).logits[0, ids["input_ids"][0].tolist().index(tokenizer.mask_token_id)]
     shares = logits.softmax(-1)
-    lines = re.findall(r"^  \d\. (\S+) \(機率: (0\.\d{4})\)$", talk("top 3", "天[MASK]"), re.M)
+    lines = re.findall(r"^  \d\. (\S+) \(機率: (0\.\d{4})\)$", run_repl("top 3", "天[MASK]"), re.M)
     assert len(lines) == 3
     for word, share in lines:
         assert abs(shares[tokenizer.convert_tokens_to_ids(word)].item() - float(share)) < 1e-3
 
 
-def test_options_that_cannot_be_read_are_asked_for_again_with_the_question_kept(talk):
-    out = talk("method joint", "qa", "天？", "地 玄", "A:地 B:", "A:地 B:玄")
+def test_options_that_cannot_be_read_are_asked_for_again_with_the_question_kept(run_repl):
+    out = run_repl("method joint", "qa", "天？", "地 玄", "A:地 B:", "A:地 B:玄")
     assert out.count("❓ 問題:") == 1 and out.count("題目還在") == 2
     assert "A: 地 (分數: " in out and "B: 玄 (分數: " in out
 
 
-def test_a_question_or_options_left_empty_are_no_question(talk):
-    assert "取消了" in talk("qa", " ") and "取消了這一題" in talk("qa", "天？", "", "")
+def test_a_question_or_options_left_empty_are_no_question(run_repl):
+    assert "取消了" in run_repl("qa", " ") and "取消了這一題" in run_repl("qa", "天？", "", "")
 
 
-def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, talk, monkeypatch):
+def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, run_repl, monkeypatch):
     from finetune.predict.predictor import MaskedLMPredictor
 
     propose = MaskedLMPredictor.fill_mask
@@ -194,16 +194,16 @@ def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, talk, monkeyp
         return propose(self, prompt, *more)
 
     monkeypatch.setattr(MaskedLMPredictor, "fill_mask", broken)
-    out = talk("top 2", "壞", "天[MASK]")
+    out = run_repl("top 2", "壞", "天[MASK]")
     assert "IndexError：index out of range" in out and "🔮 預測結果（Top 2）" in out
 
 
-def test_every_entry_is_answered_by_a_line(talk):
-    quiet = talk()
+def test_every_entry_is_answered_by_a_line(run_repl):
+    quiet = run_repl()
     rubbish = ("", "   ", "\u3000", "\x00", "\x1b[2J", "\ud800", "12345", "{}", "%s", "[MASK]", "/", ":")
     unfinished = ("top", "top abc", "words 9", "method foo", "orders", "天" * 10_000)
     for entry in (*rubbish, *unfinished):
-        assert len(talk(entry).splitlines()) > len(quiet.splitlines()) + 1, repr(entry)
+        assert len(run_repl(entry).splitlines()) > len(quiet.splitlines()) + 1, repr(entry)
 
 
 def _take_terminal() -> None:
@@ -252,19 +252,19 @@ class Session:
 
 @pytest.mark.slow
 def test_ctrl_c_cancels_the_line_and_the_question_and_keeps_settings_and_model(tmp_path, model_dir):
-    talk = Session(model_dir, tmp_path)
+    session = Session(model_dir, tmp_path)
     asks, ctrl_c = "💬 請輸入問題: ", "\x03"
-    talk.type("", asks)
-    talk.type("top 2\n", asks)
-    assert "離開請輸入 q" in talk.type("天地" + ctrl_c, asks)
-    assert "離開請輸入 q" in talk.type(ctrl_c, asks)
-    talk.type("qa\n", "問題: ")
-    talk.type("天？\n", "選項: ")
-    talk.type(ctrl_c, asks)
-    said = talk.type("玄[MASK]\n", asks)
+    session.type("", asks)
+    session.type("top 2\n", asks)
+    assert "離開請輸入 q" in session.type("天地" + ctrl_c, asks)
+    assert "離開請輸入 q" in session.type(ctrl_c, asks)
+    session.type("qa\n", "問題: ")
+    session.type("天？\n", "選項: ")
+    session.type(ctrl_c, asks)
+    said = session.type("玄[MASK]\n", asks)
     assert "（Top 2）" in said and "天地" not in said
-    talk.type("ｑ\n", "再見")
-    assert talk.end() == 0
+    session.type("ｑ\n", "再見")
+    assert session.end() == 0
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import random
 from itertools import permutations
 
 import pytest
-from conftest import CHATML, TALK, random_text
+from conftest import CHAT, CHATML, random_text
 
 from finetune.data.question import LETTERS, Question
 from finetune.models.tokenizer import load_tokenizer
@@ -22,7 +22,7 @@ NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     + CHATML
 )
-# As Qwen 3's: something stands before what the assistant says that is not there yet where it is asked.
+# As Qwen 3's: something stands before what the assistant says that is not there yet in its prompt.
 LINED = CHATML.replace(
     "{{ message.content }}",
     "{% if message.role == 'assistant' %}{{ '--\\n\\n' }}{% endif %}{{ message.content }}",
@@ -31,7 +31,7 @@ FORGETFUL = CHATML.replace("messages %}", "messages[-2:] %}", 1)
 TEMPLATES = {"chatml": CHATML, "spaced": SPACED, "lined": LINED}
 
 SYSTEM = {"role": "system", "content": "你是天地之間的雲"}
-TALKS = [TALK[:2], TALK[:4], TALK, [SYSTEM, *TALK[:2]], [SYSTEM, *TALK]]
+CHATS = [CHAT[:2], CHAT[:4], CHAT, [SYSTEM, *CHAT[:2]], [SYSTEM, *CHAT]]
 
 
 def tokenizer_of(folder, template=None):
@@ -56,9 +56,9 @@ def by_template(chat, messages, **more) -> list[int]:
     return list(chat.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **more))
 
 
-def passage_of(chat, talk) -> tuple[list[int], list[range]]:
-    """The one passage that a conversation is taught as: its ids, and where the assistant speaks."""
-    (passage,) = chat.conversation(talk)
+def passage_of(chat, messages) -> tuple[list[int], list[range]]:
+    """The one passage that a conversation is trained on as: its ids, and where the assistant speaks."""
+    (passage,) = chat.conversation(messages)
     return passage.ids, passage.reply_spans
 
 
@@ -70,48 +70,48 @@ def question(stem="天地玄黃？", count=4, answer=1) -> Question:
 # ---- the template ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("talk", TALKS)
-def test_a_prompt_is_the_tokens_of_the_template(chat, talk):
-    for end in range(1, len(talk) + 1):
-        if talk[end - 1]["role"] == "user":
-            wanted = by_template(chat, talk[:end], add_generation_prompt=True)
-            assert chat.prompt(talk[:end]) == wanted
+@pytest.mark.parametrize("messages", CHATS)
+def test_a_prompt_is_the_tokens_of_the_template(chat, messages):
+    for end in range(1, len(messages) + 1):
+        if messages[end - 1]["role"] == "user":
+            wanted = by_template(chat, messages[:end], add_generation_prompt=True)
+            assert chat.prompt(messages[:end]) == wanted
 
 
-@pytest.mark.parametrize("talk", TALKS)
-def test_a_conversation_is_the_tokens_of_the_template_up_to_its_last_end(chat, talk):
-    ids, _ = passage_of(chat, talk)
-    whole = by_template(chat, talk)
+@pytest.mark.parametrize("messages", CHATS)
+def test_a_conversation_is_the_tokens_of_the_template_up_to_its_last_end(chat, messages):
+    ids, _ = passage_of(chat, messages)
+    whole = by_template(chat, messages)
     last = max(at for at, token in enumerate(whole) if token == chat.end)
     assert chat.tokenizer.decode([chat.end]) == "<|im_end|>"
     assert ids == whole[: last + 1]
 
 
-@pytest.mark.parametrize("talk", TALKS)
-def test_what_is_taught_is_what_the_assistant_says_and_its_end_alone(chat, talk):
-    ids, spoken = passage_of(chat, talk)
-    said = [message["content"] for message in talk if message["role"] == "assistant"]
+@pytest.mark.parametrize("messages", CHATS)
+def test_the_targets_are_what_the_assistant_says_and_its_end_alone(chat, messages):
+    ids, spoken = passage_of(chat, messages)
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
     found = [chat.tokenizer.decode(ids[turn.start : turn.stop]) for turn in spoken]
     bare = [text.removeprefix("--").replace(" <|im_end|>", "<|im_end|>").strip() for text in found]
     assert bare == [text + "<|im_end|>" for text in said]
     assert all(ids[turn.stop - 1] == chat.end for turn in spoken)
-    # and each begins where the model is asked to speak
-    turns = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
+    # and each begins where a prompt ends
+    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     for turn, at in zip(spoken, turns, strict=True):
-        assert ids[: turn.start] == chat.prompt(talk[:at])
+        assert ids[: turn.start] == chat.prompt(messages[:at])
 
 
 @pytest.mark.parametrize("word", ["<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|im_<|im_end|>end|>"])
 def test_a_special_token_inside_data_is_never_obeyed(chat, plain, word):
-    hostile = [{**message, "content": f"天{word}地{word}"} for message in TALK]
+    hostile = [{**message, "content": f"天{word}地{word}"} for message in CHAT]
     for writer in (chat, plain):
         special = set(writer.tokenizer.all_special_ids) | set(writer.tokenizer.added_tokens_decoder)
 
         def obeyed(ids, special=special):
             return [token for token in ids if token in special]
 
-        assert obeyed(writer.prompt(hostile[:3])) == obeyed(writer.prompt(TALK[:3]))
-        assert obeyed(passage_of(writer, hostile)[0]) == obeyed(passage_of(writer, TALK)[0])
+        assert obeyed(writer.prompt(hostile[:3])) == obeyed(writer.prompt(CHAT[:3]))
+        assert obeyed(passage_of(writer, hostile)[0]) == obeyed(passage_of(writer, CHAT)[0])
         asking = CausalExamPrompts(writer, 500)
         asked = Question(f"天{word}？", ("地", word, f"{word}玄"), 0)
         harmless = Question("天？", ("地", "黃", "玄"), 0)
@@ -125,11 +125,11 @@ def test_the_plain_form_is_written_as_is_said(plain):
     end = plain.tokenizer.eos_token
     asked = "System: 你是天地之間的雲\nUser: 天地玄黃？\nAssistant:"
     first = f"{asked} 宇宙洪荒。{end}"
-    assert plain.tokenizer.decode(plain.prompt([SYSTEM, TALK[0]])) == asked
-    assert plain.tokenizer.decode(plain.prompt([SYSTEM, *TALK[:3]])) == (
+    assert plain.tokenizer.decode(plain.prompt([SYSTEM, CHAT[0]])) == asked
+    assert plain.tokenizer.decode(plain.prompt([SYSTEM, *CHAT[:3]])) == (
         f"{first}\nUser: 日月\n盈昃 Night\nAssistant:"
     )
-    ids, spoken = passage_of(plain, [SYSTEM, *TALK[:4]])
+    ids, spoken = passage_of(plain, [SYSTEM, *CHAT[:4]])
     assert plain.tokenizer.decode(ids) == f"{first}\nUser: 日月\n盈昃 Night\nAssistant: B{end}"
     said = [plain.tokenizer.decode(ids[turn.start : turn.stop]) for turn in spoken]
     assert said == [f" 宇宙洪荒。{end}", f" B{end}"]
@@ -146,7 +146,7 @@ def test_the_plain_form_begins_as_the_tokenizer_begins_a_text_and_only_once(llam
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
     chat = Chat(tokenizer, "plain")
-    for ids in (chat.prompt(TALK[:3]), passage_of(chat, TALK)[0]):
+    for ids in (chat.prompt(CHAT[:3]), passage_of(chat, CHAT)[0]):
         assert ids[0] == start and ids.count(start) == 1
 
 
@@ -173,8 +173,8 @@ def test_a_template_that_refuses_a_role_gives_its_reason(qwen_dir):
         "{{ raise_exception('Roles must take turns') }}{% endif %}"
     )
     chat = Chat(tokenizer_of(qwen_dir, strict + CHATML), "chat")
-    assert chat.prompt(TALK[:1])
-    for refused in (lambda: chat.prompt(TALK[:1] * 2), lambda: chat.conversation([TALK[0], *TALK])):
+    assert chat.prompt(CHAT[:1])
+    for refused in (lambda: chat.prompt(CHAT[:1] * 2), lambda: chat.conversation([CHAT[0], *CHAT])):
         with pytest.raises(ValueError, match="Roles must take turns"):
             refused()
 
@@ -191,36 +191,36 @@ THINKING = (
 
 
 @pytest.mark.parametrize("template", [FORGETFUL, THINKING])
-def test_where_a_template_rewrites_earlier_replies_each_is_taught_after_what_it_is_asked_with(
+def test_where_a_template_rewrites_earlier_replies_each_is_trained_on_after_its_own_prompt(
     qwen_dir, template
 ):
     chat = Chat(tokenizer_of(qwen_dir, template), "chat")
-    passages = chat.conversation(TALK)
-    assert len(chat.conversation(TALK[:2])) == 1 and len(passages) == 3
+    passages = chat.conversation(CHAT)
+    assert len(chat.conversation(CHAT[:2])) == 1 and len(passages) == 3
     for turn, passage in zip((1, 3, 5), passages, strict=True):
         (spoken,) = passage.reply_spans
-        assert passage.ids[: spoken.start] == chat.prompt(TALK[:turn])
+        assert passage.ids[: spoken.start] == chat.prompt(CHAT[:turn])
         if template == THINKING:
-            whole = by_template(chat, TALK[: turn + 1])
+            whole = by_template(chat, CHAT[: turn + 1])
             assert passage.ids == whole[: len(whole) - whole[::-1].index(chat.end)]
 
 
 def test_what_a_reply_thought_is_written_once_as_the_template_does(qwen_dir):
     chat = Chat(tokenizer_of(qwen_dir, THINKING), "chat")
     for content, written in (("盈", "<think>\n\n</think>\n\n盈"), ("<think>\n月\n</think>\n\n盈",) * 2):
-        ids, (spoken,) = passage_of(chat, [TALK[0], {"role": "assistant", "content": content}])
+        ids, (spoken,) = passage_of(chat, [CHAT[0], {"role": "assistant", "content": content}])
         assert chat.tokenizer.decode(ids[spoken.start : spoken.stop]) == f"{written}<|im_end|>"
 
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
 @pytest.mark.parametrize("style", ["plain", "spaced"])
-def test_a_sentencepiece_tokenizer_is_taught_what_it_is_asked(scheme, style):
+def test_with_a_sentencepiece_tokenizer_training_and_prompting_write_the_same_tokens(scheme, style):
     """Llama 2's and Mistral's put a space before a text, or before its first word alone."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
-    letters = sorted(set("User: Assistant\n[]/sytemABCDEFGHIJ" + "".join(map(str, TALK))))
+    letters = sorted(set("User: Assistant\n[]/sytemABCDEFGHIJ" + "".join(map(str, CHAT))))
     words = ["<unk>", "<s>", "</s>", "▁", *letters]
     pieces = Tokenizer(BPE({word: i for i, word in enumerate(dict.fromkeys(words))}, [], unk_token="<unk>"))
     pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
@@ -230,19 +230,19 @@ def test_a_sentencepiece_tokenizer_is_taught_what_it_is_asked(scheme, style):
     )
     tokenizer.chat_template = SPACED.replace("<|im_end|>", "</s>")
     chat = Chat(tokenizer, "plain" if style == "plain" else "chat")
-    ids, spoken = passage_of(chat, TALK)
+    ids, spoken = passage_of(chat, CHAT)
     assert len(spoken) == 3
     for turn, said in zip((1, 3, 5), spoken, strict=True):
-        assert ids[: said.start] == chat.prompt(TALK[:turn])
+        assert ids[: said.start] == chat.prompt(CHAT[:turn])
     asking, asked = CausalExamPrompts(chat, 500), question()
-    taught = InstructionObjective(asking, [asked], seed=0).example("reply", 0, 0)
-    letter = tokenizer.decode([taught.targets[0]]).strip()
-    assert letter in LETTERS[:4] and taught.targets[-1] == chat.end
+    example = InstructionObjective(asking, [asked], seed=0).example("reply", 0, 0)
+    letter = tokenizer.decode([example.targets[0]]).strip()
+    assert letter in LETTERS[:4] and example.targets[-1] == chat.end
 
 
-def test_white_space_around_what_the_assistant_says_is_not_taught(chat):
-    padded = [TALK[0], {"role": "assistant", "content": "\n 宇宙洪荒。 \n"}]
-    assert chat.conversation(padded) == chat.conversation(TALK[:2])
+def test_white_space_around_what_the_assistant_says_is_not_trained_on(chat):
+    padded = [CHAT[0], {"role": "assistant", "content": "\n 宇宙洪荒。 \n"}]
+    assert chat.conversation(padded) == chat.conversation(CHAT[:2])
 
 
 # ---- questions ---------------------------------------------------------------------------------------------
@@ -288,8 +288,8 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
     asking = CausalExamPrompts(writer, 500)
     prompt = asking.mcq_prompt(asked, order)
     place = order.index(asked.answer)
-    talk = [*asking.messages(asked, order, asked.stem), {"role": "assistant", "content": LETTERS[place]}]
-    whole, spoken = passage_of(writer, talk)
+    messages = [*asking.messages(asked, order, asked.stem), {"role": "assistant", "content": LETTERS[place]}]
+    whole, spoken = passage_of(writer, messages)
     assert prompt.blank == (len(prompt.ids) - 1,)
     assert tuple(whole[: len(prompt.ids)]) == prompt.ids
     assert whole[prompt.blank[0] + 1] == asking.verbalizer_ids(4)[place]
@@ -298,11 +298,11 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
         assert f"{LETTERS[number]}. {asked.options[option]}" in writer.tokenizer.decode(list(prompt.ids))
 
 
-def test_training_teaches_the_letter_where_asking_looks_for_it(writer):
+def test_the_letter_is_trained_where_scoring_looks_for_it(writer):
     asking, asked, places = CausalExamPrompts(writer, 500), question(), set()
-    taught = InstructionObjective(asking, [asked], seed=3)
+    objective = InstructionObjective(asking, [asked], seed=3)
     for epoch in range(6):
-        example = taught.example("reply", 0, epoch)
+        example = objective.example("reply", 0, epoch)
         at, letter = example.positions[0], example.targets[0]
         place = asking.verbalizer_ids(4).index(letter)
         places.add(place)

@@ -1,12 +1,12 @@
-"""Chat templates as models really have them: what is taught is what is asked, only answers are learnt, and a
-model's words come out without what its template writes around them. Each template is written here from
-scratch, after the form of the family that it is named for."""
+"""Chat templates as models really have them: training and prompting write the same tokens, only answers are
+trained on, and a model's words come out without what its template writes around them. Each template is
+written here from scratch, after the form of the family that it is named for."""
 
 import json
 
 import pytest
 import torch
-from conftest import CHATML, TALK, make_causal_dir
+from conftest import CHAT, CHATML, make_causal_dir
 
 import fine_tuning_llm
 import inference
@@ -155,7 +155,7 @@ def row_of(messages, name="x", **more) -> Instruction:
 
 
 def answers(chat, messages, **more):
-    """[(ids before, what is asked for after them)] of each answer, from the examples."""
+    """[(ids before, the targets after them)] of each answer, from the examples."""
     responses = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(messages, **more)], 0)
     found = []
     for entry in responses.epoch(0):
@@ -170,19 +170,19 @@ def answers(chat, messages, **more):
     return found
 
 
-@pytest.mark.parametrize("talk", [TALK, [SYSTEM, *TALK]], ids=["", "system"])
-def test_each_answer_is_taught_after_the_very_tokens_it_is_asked_with(named, talk):
+@pytest.mark.parametrize("messages", [CHAT, [SYSTEM, *CHAT]], ids=["", "system"])
+def test_each_answer_is_trained_on_after_the_very_tokens_it_is_prompted_with(named, messages):
     name, chat = named
-    turns = [at for at, message in enumerate(talk) if message["role"] == "assistant"]
-    found = answers(chat, talk)
+    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    found = answers(chat, messages)
     assert len(found) == len(turns)
     for at, (before, said) in zip(turns, found, strict=True):
-        assert before == chat.prompt(talk[:at])
+        assert before == chat.prompt(messages[:at])
         assert said[-1] == chat.end and chat.end not in said[:-1]
         # and by the template alone
-        plain = [{**message} for message in talk]
-        if name == "gemma" and talk[0] == SYSTEM:
-            plain = [{**talk[1], "content": f"你是雲\n\n{talk[1]['content']}"}, *plain[2:]]
+        plain = [{**message} for message in messages]
+        if name == "gemma" and messages[0] == SYSTEM:
+            plain = [{**messages[1], "content": f"你是雲\n\n{messages[1]['content']}"}, *plain[2:]]
             at -= 1
         if name not in IGNORE:
             asked = chat.tokenizer.apply_chat_template(plain[:at], add_generation_prompt=True, tokenize=False)
@@ -192,11 +192,11 @@ def test_each_answer_is_taught_after_the_very_tokens_it_is_asked_with(named, tal
         assert chat.tokenizer.decode(before) == asked
 
 
-def test_only_answers_and_their_ends_are_learnt_and_come_out_bare(named):
+def test_only_answers_and_their_ends_are_trained_on_and_come_out_bare(named):
     name, chat = named
     lead = TEMPLATES[name][2]
-    words = [message["content"] for message in TALK if message["role"] == "assistant"]
-    for content, (_, said) in zip(words, answers(chat, TALK), strict=True):
+    words = [message["content"] for message in CHAT if message["role"] == "assistant"]
+    for content, (_, said) in zip(words, answers(chat, CHAT), strict=True):
         written = chat.tokenizer.decode(said[:-1])
         assert written.strip(" ") == lead + content
         shown = chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
@@ -204,13 +204,13 @@ def test_only_answers_and_their_ends_are_learnt_and_come_out_bare(named):
             assert "".join(chat.cleaned(pieces)).strip() == content
 
 
-def test_white_space_around_what_was_said_changes_nothing_that_is_taught_or_asked(named):
+def test_white_space_around_a_message_changes_neither_training_nor_prompts(named):
     _, chat = named
-    padded = [{**one, "content": f"\n {one['content']} \n"} for one in TALK]
+    padded = [{**one, "content": f"\n {one['content']} \n"} for one in CHAT]
     for at, (before, said) in zip((1, 3, 5), answers(chat, padded), strict=True):
         assert before == chat.prompt(padded[:at])
         shown = chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
-        assert "".join(chat.cleaned([shown])).strip() == TALK[at]["content"]
+        assert "".join(chat.cleaned([shown])).strip() == CHAT[at]["content"]
     bare = [
         {**one, "content": one["content"].strip()} if one["role"] == "assistant" else one for one in padded
     ]
@@ -222,16 +222,16 @@ def test_a_letter_is_looked_for_where_a_conversation_has_it(named):
     question = Question("天地？", ("玄黃", "宇宙", "洪荒", "日月"), 2, id="q")
     asking = CausalExamPrompts(chat, 500)
     prompt = asking.mcq_prompt(question, range(4))
-    talk = [*asking.messages(question, range(4), question.stem), {"role": "assistant", "content": "C"}]
-    (whole,) = chat.conversation(talk)
+    messages = [*asking.messages(question, range(4), question.stem), {"role": "assistant", "content": "C"}]
+    (whole,) = chat.conversation(messages)
     assert tuple(whole.ids[: len(prompt.ids)]) == prompt.ids
     assert whole.ids[len(prompt.ids)] == asking.verbalizer_ids(4)[2]
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "zephyr"])
-def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(qwen_dir, name):
+def test_the_targets_are_what_transformers_marks_as_the_assistants(qwen_dir, name):
     chat = chat_of(qwen_dir, name)
-    ids = [(before, said) for before, said in answers(chat, TALK)]
+    ids = [(before, said) for before, said in answers(chat, CHAT)]
     content = "m" if "m.content" in chat.template else "message"
     for end in ("<|im_end|>", "<|eot_id|>", "{{ eos_token }}"):
         for body in (f"{{{{ {content}.content }}}}{end}", f"{{{{ {content}.content | trim }}}}{end}"):
@@ -241,22 +241,22 @@ def test_what_is_learnt_is_what_transformers_marks_as_the_assistants(qwen_dir, n
             )
     assert "generation %}" in chat.tokenizer.chat_template.replace("add_generation", "")
     found = chat.tokenizer.apply_chat_template(
-        TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     marked = [token for token, mine in zip(found["input_ids"], found["assistant_masks"], strict=True) if mine]
     assert [token for _, said in ids for token in said] == marked
 
 
 @pytest.mark.parametrize("name", ["glm", "breeze"])
-def test_an_end_that_is_not_written_is_asked_for_without_standing_in_the_history(qwen_dir, name):
+def test_an_end_that_is_not_written_is_a_target_without_standing_in_the_history(qwen_dir, name):
     chat = chat_of(qwen_dir, name)
-    responses = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0)
+    responses = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(CHAT)], 0)
     examples = [responses.example(*entry, 0) for entry in responses.epoch(0)]
     # one row of the model's holds them all, unless a word and what follows it are one token
     assert len(examples) < 3 and (name == "breeze" or len(examples) == 1)
     assert not any(chat.end in example.ids[:-1] for example in examples)
     assert sum(example.targets.count(chat.end) for example in examples) == 3
-    assert all(said[-1] == chat.tokenizer.eos_token_id for _, said in answers(chat, TALK))
+    assert all(said[-1] == chat.tokenizer.eos_token_id for _, said in answers(chat, CHAT))
 
 
 def test_bos_stands_once_where_template_and_tokenizer_both_write_it(qwen_dir):
@@ -267,23 +267,23 @@ def test_bos_stands_once_where_template_and_tokenizer_both_write_it(qwen_dir):
     chat.tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
-    assert chat.prompt(TALK[:3]).count(start) == 1
-    assert chat.conversation(TALK)[0].ids.count(start) == 1
+    assert chat.prompt(CHAT[:3]).count(start) == 1
+    assert chat.conversation(CHAT)[0].ids.count(start) == 1
 
 
 # ---- what a template has no place for ----------------------------------------------------------------------
 
 
-def test_a_system_that_a_template_refuses_or_drops_is_told_to_the_user_and_counted(qwen_dir):
+def test_a_system_message_that_a_template_refuses_or_drops_goes_into_the_user_turn_and_is_counted(qwen_dir):
     for template in (NO_SYSTEM + CHATML, CHATML.replace("<|im_start|>{{", "{% if message.role != 'system' %}"
                      "<|im_start|>{{", 1).replace("<|im_end|>\n", "<|im_end|>\n{% endif %}", 1)):  # fmt: skip
         tokenizer = load_tokenizer(qwen_dir, "--model_path", "causal")
         tokenizer.chat_template = template
         chat = Chat(tokenizer, "chat")
-        assert tokenizer.decode(chat.prompt([SYSTEM, TALK[0]])) == (
+        assert tokenizer.decode(chat.prompt([SYSTEM, CHAT[0]])) == (
             "<|im_start|>user\n你是雲\n\n天地玄黃？<|im_end|>\n<|im_start|>assistant\n"
         )
-        assert chat.conversation([SYSTEM, *TALK])[0].ids[:4] == chat.prompt([SYSTEM, TALK[0]])[:4]
+        assert chat.conversation([SYSTEM, *CHAT])[0].ids[:4] == chat.prompt([SYSTEM, CHAT[0]])[:4]
         rows = [Instruction((("system", "甲"), ("user", "天"), ("assistant", "地")))] * 2
         remarks = InstructionObjective(
             CausalExamPrompts(chat, 99), [*rows, Instruction(rows[0].turns[1:])], 0
@@ -292,7 +292,7 @@ def test_a_system_that_a_template_refuses_or_drops_is_told_to_the_user_and_count
 
 
 def test_a_greeting_is_context_or_where_the_template_forbids_it_left_out_and_counted(qwen_dir):
-    row = parse_instruction({"messages": [{"role": "assistant", "content": "您好"}, *TALK]})
+    row = parse_instruction({"messages": [{"role": "assistant", "content": "您好"}, *CHAT]})
     for name, shown in (("chatml", True), ("gemma", False), ("llama 2", False), ("llama 3", True)):
         chat = chat_of(qwen_dir, name)
         responses = InstructionObjective(CausalExamPrompts(chat, 500), [row], 0)
@@ -303,13 +303,13 @@ def test_a_greeting_is_context_or_where_the_template_forbids_it_left_out_and_cou
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "<think>"])
-def test_a_thought_is_taught_where_the_template_can_write_it_and_counted_where_not(qwen_dir, key):
+def test_a_thought_is_trained_on_where_the_template_can_write_it_and_counted_where_not(qwen_dir, key):
     said = {"role": "assistant", "content": "宇宙"} | ({key: "想一想"} if key[0] != "<" else {})
     if key == "<think>":
         said["content"] = "<think>\n想一想\n</think>\n\n宇宙"
-    row = parse_instruction({"messages": [TALK[0], said]})
+    row = parse_instruction({"messages": [CHAT[0], said]})
     whole = "<think>\n想一想\n</think>\n\n宇宙"
-    for name, taught in (
+    for name, wanted in (
         ("qwen 3", whole),
         ("deepseek", whole.removeprefix("<think>\n")),
         ("chatml", "宇宙"),
@@ -318,18 +318,20 @@ def test_a_thought_is_taught_where_the_template_can_write_it_and_counted_where_n
         responses = InstructionObjective(CausalExamPrompts(chat, 500), [row], 0)
         targets = chat.tokenizer.decode(list(responses.example("reply", 0, 0).targets[:-1]))
         if name == "chatml" and key == "<think>":  # words like any
-            taught = whole
-        assert targets == taught
-        assert bool(responses.remarks) == (taught == "宇宙")
+            wanted = whole
+        assert targets == wanted
+        assert bool(responses.remarks) == (wanted == "宇宙")
         if name != "chatml":
             assert "".join(chat.cleaned(list(targets))).strip() == whole  # a thought stays whole
-            asked = [TALK[0], {"role": "assistant", "content": whole}, TALK[2]]
+            asked = [CHAT[0], {"role": "assistant", "content": whole}, CHAT[2]]
             assert "想一想" not in chat.tokenizer.decode(chat.prompt(asked))  # as its template has it
 
 
-def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_taught_and_the_rows_are_counted(qwen_dir):
+def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_trained_on_and_the_rows_are_counted(
+    qwen_dir,
+):
     chat = chat_of(qwen_dir, "qwen 3")
-    row = row_of(TALK)
+    row = row_of(CHAT)
     responses = InstructionObjective(CausalExamPrompts(chat, 500), [row, Instruction(row.turns[:2])], 0)
     assert len(responses.rows) == 2 and len(responses.epoch(0)) == 4
     assert [count for text, count in responses.remarks.items() if "改寫" in text] == [1]
@@ -339,16 +341,16 @@ def test_every_answer_of_a_template_that_drops_earlier_thoughts_is_taught_and_th
 # ---- answers that are context ------------------------------------------------------------------------------
 
 
-def test_an_answer_that_is_not_to_be_taught_is_context_in_every_template(named):
+def test_an_answer_that_is_not_to_be_trained_on_is_context_in_every_template(named):
     _, chat = named
-    found = answers(chat, TALK, untaught=(1, 3))
-    assert len(found) == 1 and found[0][0] == chat.prompt(TALK[:5])
-    assert found[0] == answers(chat, TALK)[2]
+    found = answers(chat, CHAT, untaught=(1, 3))
+    assert len(found) == 1 and found[0][0] == chat.prompt(CHAT[:5])
+    assert found[0] == answers(chat, CHAT)[2]
 
 
-def test_train_on_prompt_never_teaches_an_answer_that_is_not_to_be_taught(qwen_dir):
+def test_train_on_prompt_never_trains_on_an_answer_that_is_marked_as_context(qwen_dir):
     chat = chat_of(qwen_dir, "chatml")
-    rows = [row_of(TALK, "a", untaught=(1,)), row_of(TALK, "b")]
+    rows = [row_of(CHAT, "a", untaught=(1,)), row_of(CHAT, "b")]
     responses = InstructionObjective(CausalExamPrompts(chat, 500), rows, 0, on_prompt=True)
     first, second = (responses.example(*entry, 0) for entry in responses.epoch(0))
     assert "宇宙洪荒" not in chat.tokenizer.decode(list(first.targets))
@@ -356,11 +358,11 @@ def test_train_on_prompt_never_teaches_an_answer_that_is_not_to_be_taught(qwen_d
     assert list(responses.remarks.values()) == [1]
 
 
-def test_a_long_talk_keeps_the_answers_that_fit(qwen_dir):
+def test_a_long_chat_keeps_the_answers_that_fit(qwen_dir):
     chat = chat_of(qwen_dir, "chatml")
-    whole = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(TALK)], 0).example("reply", 0, 0)
-    second = len(chat.prompt(TALK[:3]))
-    short = InstructionObjective(CausalExamPrompts(chat, second - 1), [row_of(TALK)], 0)
+    whole = InstructionObjective(CausalExamPrompts(chat, 500), [row_of(CHAT)], 0).example("reply", 0, 0)
+    second = len(chat.prompt(CHAT[:3]))
+    short = InstructionObjective(CausalExamPrompts(chat, second - 1), [row_of(CHAT)], 0)
     assert short.truncated == 1 and not short.too_long
     example = short.example("reply", 0, 0)
     assert example.ids == whole.ids[: second - 1] and example.targets == whole.targets[: len(example.targets)]
@@ -374,11 +376,11 @@ def test_a_long_talk_keeps_the_answers_that_fit(qwen_dir):
 
 def test_a_template_among_several_is_default_or_the_only_one_or_asked_for(qwen_dir):
     tokenizer = load_tokenizer(qwen_dir, "--model_path", "causal")
-    wanted = Chat(tokenizer, "chat").prompt(TALK[:1])
+    wanted = Chat(tokenizer, "chat").prompt(CHAT[:1])
     tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ 1 / 0 }}"}
-    assert Chat(tokenizer, "chat").prompt(TALK[:1]) == wanted
+    assert Chat(tokenizer, "chat").prompt(CHAT[:1]) == wanted
     tokenizer.chat_template = {"rag": CHATML}
-    assert Chat(tokenizer, "chat").prompt(TALK[:1]) == wanted
+    assert Chat(tokenizer, "chat").prompt(CHAT[:1]) == wanted
     tokenizer.chat_template = {"rag": CHATML, "tool_use": CHATML}
     with pytest.raises(UserError, match="rag、tool_use"):
         Chat(tokenizer, "chat")
@@ -391,7 +393,7 @@ def test_templates_are_read_from_their_own_files(qwen_dir, tmp_path):
     (tmp_path / "additional_chat_templates").mkdir(exist_ok=True)
     (tmp_path / "additional_chat_templates/rag.jinja").write_text("{{ 1 / 0 }}")
     chat = Chat(load_tokenizer(tmp_path, "--model_path", "causal"), "chat")
-    assert chat.tokenizer.decode(chat.prompt(TALK[:1])) == "<|user|>\n天地玄黃？<|end|>\n<|assistant|>\n"
+    assert chat.tokenizer.decode(chat.prompt(CHAT[:1])) == "<|user|>\n天地玄黃？<|end|>\n<|assistant|>\n"
 
 
 def test_what_is_odd_about_a_template_is_said(qwen_dir):
@@ -418,8 +420,8 @@ def test_what_is_odd_about_a_template_is_said(qwen_dir):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A model that was taught one answer by the real script; its template takes no notice of
+def trained(tmp_path_factory):
+    """A model trained on one answer by the real script; its template takes no notice of
     add_generation_prompt."""
     folder = tmp_path_factory.mktemp("ignoring")
     base = make_causal_dir(folder / "base")
@@ -435,12 +437,12 @@ def taught(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_model_whose_template_opens_no_turn_answers_bare_wherever_it_is_asked(
-    taught, tmp_path, capsys, monkeypatch
+def test_a_model_whose_template_opens_no_turn_answers_bare_wherever_it_is_prompted(
+    trained, tmp_path, capsys, monkeypatch
 ):
     from io import StringIO
 
-    model = ["--model_path", str(taught), "--cpu", "--max_new_tokens", "12"]
+    model = ["--model_path", str(trained), "--cpu", "--max_new_tokens", "12"]
 
     def out(*words) -> str:
         capsys.readouterr()
@@ -458,6 +460,6 @@ def test_a_model_whose_template_opens_no_turn_answers_bare_wherever_it_is_asked(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr("sys.stdin", StringIO("你好\n"))
     assert "🤖 房間很好。\n" in out()
-    assert inference.generate_text(*inference.load_model(taught, "cpu")[:2], ["你好"], "cpu") == [
+    assert inference.generate_text(*inference.load_model(trained, "cpu")[:2], ["你好"], "cpu") == [
         "房間很好。"
     ]

@@ -291,7 +291,7 @@ def test_the_heat_map_is_not_drawn_where_a_name_would_be_boxes(tmp_path):
 def test_cells_say_counts_and_shares_up_to_30_classes(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
-    def told(count):
+    def cell_texts(count):
         texts = []
         monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **more: texts.append((y, x, text)))
         counts = [[3 if i == j else int(j == 0) for j in range(count)] for i in range(count)]
@@ -299,14 +299,14 @@ def test_cells_say_counts_and_shares_up_to_30_classes(tmp_path, monkeypatch):
         monkeypatch.undo()
         return texts
 
-    assert sorted(told(2)) == [(0, 0, "3\n100%"), (1, 0, "1\n25%"), (1, 1, "3\n75%")]
-    assert len(told(30)) == 59 and told(31) == []
+    assert sorted(cell_texts(2)) == [(0, 0, "3\n100%"), (1, 0, "1\n25%"), (1, 1, "3\n75%")]
+    assert len(cell_texts(30)) == 59 and cell_texts(31) == []
 
 
 # ---- the model card ----------------------------------------------------------------------------------------
 
 
-def test_the_model_folder_says_how_good_it_is_and_how_to_ask_it(tmp_path):
+def test_the_model_folder_says_how_good_it_is_and_how_to_use_it(tmp_path):
     found = card()
     model_card.write(tmp_path, found, PROGRESS)
     assert RunCard.read(tmp_path).labels == found.labels

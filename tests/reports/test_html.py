@@ -34,7 +34,7 @@ WIDTHS = (400, 1400)
 # ---- made-up exams -----------------------------------------------------------------------------------------
 
 
-def sat(questions, accuracy: float, method="letter", seed=0, cyclic=False) -> ExamResult:
+def make_result(questions, accuracy: float, method="letter", seed=0, cyclic=False) -> ExamResult:
     """Answers of which about so many are right."""
     rng = random.Random(seed)
     rows, by_order = Scores(), []
@@ -50,7 +50,7 @@ def sat(questions, accuracy: float, method="letter", seed=0, cyclic=False) -> Ex
     return ExamResult(questions, rows, method, "cyclic" if cyclic else "1")
 
 
-def ask(subjects, each: int, seed=0, text="") -> list[Question]:
+def make_questions(subjects, each: int, seed=0, text="") -> list[Question]:
     rng = random.Random(seed)
     return [
         Question(
@@ -64,15 +64,19 @@ def ask(subjects, each: int, seed=0, text="") -> list[Question]:
 
 @functools.cache
 def full(text="") -> report.Report:
-    """Everything a report can hold: two sets, 66 subjects and one, another model, taught questions, notes."""
+    """Everything a report can hold: two sets, 66 subjects and one, another model, questions trained
+    on, notes."""
     many, one = (
-        ask(SUBJECTS, 4, text=text),
-        ask([text or "一個名字長得_一行放不下_而且沒有空格的科目"], 40, text=text),
+        make_questions(SUBJECTS, 4, text=text),
+        make_questions([text or "一個名字長得_一行放不下_而且沒有空格的科目"], 40, text=text),
     )
     results, exam_results = {}, {}
     for name, rows in (("held_back", one), ("test", many)):
-        mine, other = sat(rows, 0.6, cyclic=name == "test"), sat(rows, 0.1, seed=5)
-        alone, unseen = sat(rows, 0.05, seed=6), sat(ask(["physics"], 50, seed=9), 0.5)
+        mine, other = make_result(rows, 0.6, cyclic=name == "test"), make_result(rows, 0.1, seed=5)
+        alone, unseen = (
+            make_result(rows, 0.05, seed=6),
+            make_result(make_questions(["physics"], 50, seed=9), 0.5),
+        )
         results[name] = evaluator.compute_metrics(mine, other, TrainedQuestions.of(rows[:15]), alone, unseen)
         exam_results[name] = (mine, other)
     history = [
@@ -101,9 +105,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def examined(tmp_path_factory, model_dir, exam_dir):
-    """The folder of an exam that inference.py held."""
-    folder = tmp_path_factory.mktemp("examined")
+def exam_report(tmp_path_factory, model_dir, exam_dir):
+    """The folder of an exam evaluated by inference.py."""
+    folder = tmp_path_factory.mktemp("exam_report")
     words = [
         "--model_path",
         model_dir,
@@ -193,7 +197,7 @@ def test_the_other_model_is_named_without_the_folders_above_it():
     assert "與 first/model 的 38 % 分不出高下" in sections.verdict_sentence(held, figures(80, other=76))
 
 
-def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_verdict():
+def test_notes_questions_trained_on_and_skipped_ones_stand_beside_the_verdict():
     found = full().results["held_back"] | {"refused": 3}
     lines = sections.section_notes(full(), found)
     assert lines[0] == sections.NOT_COMPARABLE
@@ -208,23 +212,23 @@ def test_notes_taught_questions_and_what_could_not_be_asked_stand_beside_the_ver
         ("letter", "cyclic", "會跟著變"),
     ],
 )
-def test_order_bias_is_told_or_why_there_is_none(method, orders, said):
-    rows = ask(["physics"], 20)
+def test_order_bias_is_shown_or_why_there_is_none(method, orders, said):
+    rows = make_questions(["physics"], 20)
     found = evaluator.compute_metrics(
-        sat(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter")
+        make_result(rows, 0.5, method, cyclic=orders == "cyclic" and method == "letter")
     )
     assert said in sections.order_bias(found)
 
 
 def test_a_temperature_that_could_not_be_fitted_is_said():
-    found = evaluator.compute_metrics(sat(ask(["physics"], 20), 0.5))
+    found = evaluator.compute_metrics(make_result(make_questions(["physics"], 20), 0.5))
     assert "沒有題目可用來調整溫度" in sections.calibration(found)
 
 
 @pytest.mark.parametrize("sure, said", [(8.0, "過度自信"), (0.01, "信心不足"), (1.2, "可能只是抽樣的起伏")])
 def test_confidence_is_called_too_high_or_too_low_only_beyond_the_interval(sure, said):
-    rows = ask(["physics"], 60)
-    result = sat(rows, 0)
+    rows = make_questions(["physics"], 60)
+    result = make_result(rows, 0)
     for index, row in enumerate(result.scores):  # every second question right, whatever the confidence
         chosen = rows[index].answer if index % 2 else (rows[index].answer + 1) % 4
         row[:] = [sure * (i == chosen) for i in range(4)]
@@ -252,16 +256,16 @@ def test_report_md_shows_every_name_as_text():
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_opens_without_an_error_or_a_request(chromium, whole, examined, width, scheme):
-    for folder in (whole, examined):
+def test_the_page_opens_without_an_error_or_a_request(chromium, whole, exam_report, width, scheme):
+    for folder in (whole, exam_report):
         with browsers.opened(chromium, folder / "index.html", width, scheme) as tab:
             assert tab.locator("article").count() == len(tab.locator(".sentence").all()) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", (360, *WIDTHS))
-def test_the_page_is_never_wider_than_the_window(chromium, whole, examined, width):
-    for folder in (whole, examined):
+def test_the_page_is_never_wider_than_the_window(chromium, whole, exam_report, width):
+    for folder in (whole, exam_report):
         with browsers.opened(chromium, folder / "index.html", width) as tab:
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -272,8 +276,8 @@ def test_no_text_is_smaller_than_11_pixels_on_a_telephone(chromium, whole):
 
 
 @pytest.mark.slow
-def test_every_character_has_a_glyph(chromium, whole, examined):
-    for folder in (whole, examined):
+def test_every_character_has_a_glyph(chromium, whole, exam_report):
+    for folder in (whole, exam_report):
         with browsers.opened(chromium, folder / "index.html") as tab:
             boxes = tab.evaluate(
                 """() => {
@@ -318,8 +322,8 @@ class Attributes(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
 
 
-def test_the_page_refers_to_nothing_outside_itself(whole, examined):
-    for folder in (whole, examined):
+def test_the_page_refers_to_nothing_outside_itself(whole, exam_report):
+    for folder in (whole, exam_report):
         text = (folder / "index.html").read_text(encoding="utf-8")
         assert all(place.startswith("#set-") for place in Attributes(text).found)
         assert not re.search(r"https?://|@import", text)
@@ -350,8 +354,8 @@ def test_subjects_come_the_best_first_each_with_its_interval(chromium, whole):
 
 
 @pytest.mark.slow
-def test_figures_on_the_page_are_those_of_results_json(chromium, whole, examined):
-    for folder, name in ((whole, "held_back"), (whole, "test"), (examined, "test")):
+def test_figures_on_the_page_are_those_of_results_json(chromium, whole, exam_report):
+    for folder, name in ((whole, "held_back"), (whole, "test"), (exam_report, "test")):
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))[name]
         with browsers.opened(chromium, folder / "index.html", 400) as tab:
             here = tab.locator(f"[data-set={name}]")
@@ -377,7 +381,7 @@ def test_figures_on_the_page_are_those_of_results_json(chromium, whole, examined
         assert f"（RStd）{percent(found['letters']['recall_std'])}" in whole_text
 
 
-def test_a_long_list_of_taught_questions_is_folded(chromium, whole):
+def test_a_long_list_of_questions_trained_on_is_folded(chromium, whole):
     with browsers.opened(chromium, whole / "index.html") as tab:
         lists = tab.locator("details")
         assert [one.get_attribute("open") for one in lists.all()] == [None, None]
@@ -398,11 +402,11 @@ def test_the_surest_mistakes_show_the_right_option_and_the_chosen_one(chromium, 
 
 
 @pytest.mark.slow
-def test_training_is_drawn_when_its_history_is_known(chromium, whole, examined):
+def test_training_is_drawn_when_its_history_is_known(chromium, whole, exam_report):
     with browsers.opened(chromium, whole / "index.html") as tab:
         assert tab.locator("svg[aria-label=損失] path.other").bounding_box()["width"] > 100
         assert tab.locator("svg[aria-label^=驗證正確率] path.best").count() == 1
-    with browsers.opened(chromium, examined / "index.html") as tab:
+    with browsers.opened(chromium, exam_report / "index.html") as tab:
         assert tab.locator("svg[aria-label=損失]").count() == 0
     assert training([{"step": 4, "train_loss": math.nan}])  # a run that went wrong has a page too
 

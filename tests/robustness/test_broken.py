@@ -36,8 +36,8 @@ READABLE = {
     "escapes.csv": {"use"}, "huge_answer.jsonl": {"use"}, "odd_types.parquet": {"use"},
     "numbers.jsonl": {"use"}, "booleans.jsonl": {"use"}, "huge_float.jsonl": {"use"},
     "bytes_no_text.parquet": {"use"}, "reading_huge_answer.csv": {"use"},
-    "run_card.json/template_empty": {"use", "teach"},  # what it leaves open is as it always was
-    "tokenizer_config.json/no_keys": {"use", "teach"},
+    "run_card.json/template_empty": {"use", "train"},  # what it leaves open is as it always was
+    "tokenizer_config.json/no_keys": {"use", "train"},
 }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def copied(door: Door, folder: str, name: str) -> Path:
     return Path(shutil.copy(BROKEN / folder / name, door.folder / Path(name).name))
 
 
-def taught(model: Path, data: Path, *more: object) -> list[object]:
+def dry_run_args(model: Path, data: Path, *more: object) -> list[object]:
     return ["--model", model, "--dataset", data, "--cpu", "--dry_run", *more]
 
 
@@ -130,9 +130,9 @@ def taught(model: Path, data: Path, *more: object) -> list[object]:
 def test_broken_rows_are_refused_by_every_task_with_one_message(name, door, model_dir, qwen_dir):
     source = copied(door, "rows", name)
     by_columns = ["--task", "classify", "--text_column", "question", "--label_column", "answer"]
-    doors = {task: taught(model_dir, source, "--task", task) for task in ("exam", "mlm", "classify")}
-    doors |= {task: taught(qwen_dir, source, "--task", task) for task in ("cpt", "sft")}
-    doors["classify by columns"] = taught(model_dir, source, *by_columns)
+    doors = {task: dry_run_args(model_dir, source, "--task", task) for task in ("exam", "mlm", "classify")}
+    doors |= {task: dry_run_args(qwen_dir, source, "--task", task) for task in ("cpt", "sft")}
+    doors["classify by columns"] = dry_run_args(model_dir, source, *by_columns)
     for what, argv in doors.items():
         if what in READABLE.get(name, ()):
             assert door.run(fine_tuning_llm.main, *argv).code == 0
@@ -143,7 +143,7 @@ def test_broken_rows_are_refused_by_every_task_with_one_message(name, door, mode
 @each("rows")
 def test_broken_rows_are_skipped_on_request_and_said_or_refused(name, door, model_dir):
     source = copied(door, "rows", name)
-    ended = door.run(fine_tuning_llm.main, *taught(model_dir, source, "--on_bad_rows", "skip"))
+    ended = door.run(fine_tuning_llm.main, *dry_run_args(model_dir, source, "--on_bad_rows", "skip"))
     assert ended.code in (0, 2)
     if ended.code == 0:
         assert re.search(r"略過 \d+ 列", ended.err) and name in ended.err and "✗" not in ended.err
@@ -177,7 +177,7 @@ def test_broken_rows_of_a_file_to_answer_stand_in_its_error_column_or_the_file_i
 
 
 @each("rows")
-def test_broken_rows_are_refused_by_an_exam_and_told_by_a_look_at_them(name, door, model_dir):
+def test_broken_rows_are_refused_by_an_exam_and_reported_by_inspect(name, door, model_dir):
     source = copied(door, "rows", name)
     exam = ["--model_path", model_dir, "--cpu", "--exam", source, "--split", "all", "--report", "report"]
     door.refused(inference.main, *exam, names=name)
@@ -216,7 +216,7 @@ def test_the_terminals_of_other_models_outlast_all_broken_files_too(
 @each("configs")
 def test_a_broken_config_file_is_refused_with_its_name(name, door, model_dir, exam_dir):
     config = copied(door, "configs", name)
-    door.refused(fine_tuning_llm.main, *taught(model_dir, exam_dir, "--config", config), names="--")
+    door.refused(fine_tuning_llm.main, *dry_run_args(model_dir, exam_dir, "--config", config), names="--")
     assert not (door.folder / "owned").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_broken_config_file_is_refused_with_its_name(name, door, model_dir, ex
 def test_a_broken_deepspeed_config_is_refused_before_anything_is_loaded(name, door, model_dir, exam_dir):
     config = copied(door, "deepspeed", name)
     more = ["--engine", "deepspeed", "--deepspeed_config", config]
-    ended = door.refused(fine_tuning_llm.main, *taught(model_dir, exam_dir, *more), names=name)
+    ended = door.refused(fine_tuning_llm.main, *dry_run_args(model_dir, exam_dir, *more), names=name)
     assert "引擎" not in ended.err
 
 
@@ -238,8 +238,8 @@ def test_a_broken_file_in_a_model_folder_is_refused_with_its_name(name, door, mo
     if kind == "adapter_config.json":
         shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors")
     asked = ["--model_path", folder, "--cpu", "--question", "天？", "--options", "A:地 B:玄"]
-    teach = ["--model", folder, "--dataset", exam_dir, "--cpu", "--max_steps", 1, "--exam_limit", 1]
-    for what, main, argv in (("use", inference.main, asked), ("teach", fine_tuning_llm.main, teach)):
+    training = ["--model", folder, "--dataset", exam_dir, "--cpu", "--max_steps", 1, "--exam_limit", 1]
+    for what, main, argv in (("use", inference.main, asked), ("train", fine_tuning_llm.main, training)):
         if what in READABLE.get(name, ()):
             assert door.run(main, *argv).code == 0
         else:
@@ -293,7 +293,7 @@ def test_lines_of_a_hundred_megabytes_are_refused_in_ten_seconds_and_bounded_mem
     written(folder / "b.jsonl", b'{"text": "', line, b'"}\n')
     written(folder / "c.json", b'[{"text": "', line, b'"}]')
     written(folder / "d.txt", line)
-    argv = [sys.executable, "-c", MEASURED, "--task", "cpt", *taught(qwen_dir, folder)]
+    argv = [sys.executable, "-c", MEASURED, "--task", "cpt", *dry_run_args(qwen_dir, folder)]
     done = run_process(argv, tmp_path, timeout=120, PYTHONPATH=str(ROOT))
     assert done.returncode == 2 and done.stderr.count("✗") == 1 and "Traceback" not in done.stderr
     assert all(f"{name}" in done.stderr for name in ("a.csv:2", "b.jsonl:1", "c.json", "d.txt:1"))
@@ -323,7 +323,7 @@ def test_a_row_of_json_that_never_ends_is_refused(door, monkeypatch, model_dir):
 
     monkeypatch.setattr(strict_json, "LONGEST", 1 << 17)
     source = written(door.folder / "q.json", b'[{"question": "', b"a" * (1 << 19), b'"}]')
-    door.refused(fine_tuning_llm.main, *taught(model_dir, source), names="q.json")
+    door.refused(fine_tuning_llm.main, *dry_run_args(model_dir, source), names="q.json")
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ def test_a_hundred_thousand_brackets_are_refused(name, door, model_dir, qwen_dir
         deep = b"seed: " + b"[" * 30_000 + b"]" * 30_000  # a longer file is no config file
     source = written(door.folder / name, deep)
     if name == "run.yaml":
-        argv = taught(model_dir, exam_dir, "--config", source)
+        argv = dry_run_args(model_dir, exam_dir, "--config", source)
     elif name == "ds.json":
-        argv = taught(model_dir, exam_dir, "--engine", "deepspeed", "--deepspeed_config", source)
+        argv = dry_run_args(model_dir, exam_dir, "--engine", "deepspeed", "--deepspeed_config", source)
     else:
-        argv = taught(model_dir, source)
-        door.refused(fine_tuning_llm.main, *taught(qwen_dir, source, "--task", "sft"), names=name)
+        argv = dry_run_args(model_dir, source)
+        door.refused(fine_tuning_llm.main, *dry_run_args(qwen_dir, source, "--task", "sft"), names=name)
     door.refused(fine_tuning_llm.main, *argv, names=name)
 
 
@@ -352,7 +352,7 @@ def test_a_config_file_of_a_gigabyte_is_refused_at_once(door, model_dir, exam_di
     ):
         with (door.folder / name).open("wb") as stream:
             stream.truncate(1 << 30)  # sparse: nothing on the disk
-        words = taught(model_dir, exam_dir, *more, door.folder / name)
+        words = dry_run_args(model_dir, exam_dir, *more, door.folder / name)
         door.folder, whole = door.folder / "nothing", door.folder  # its tree is a gigabyte
         assert door.refused(fine_tuning_llm.main, *words, names=name)
         door.folder = whole
@@ -424,10 +424,10 @@ def test_what_is_no_file_is_refused_at_every_door_and_never_waited_for(
                 file.read_bytes()
     for task in ("exam", "mlm", "classify", "cpt", "sft"):
         model = qwen_dir if task in ("cpt", "sft") else model_dir
-        door.refused(fine_tuning_llm.main, *taught(model, rows, "--task", task), names="odd")
-    door.refused(fine_tuning_llm.main, *taught(model_dir, exam_dir, "--config", config), names="odd")
+        door.refused(fine_tuning_llm.main, *dry_run_args(model, rows, "--task", task), names="odd")
+    door.refused(fine_tuning_llm.main, *dry_run_args(model_dir, exam_dir, "--config", config), names="odd")
     more = ["--engine", "deepspeed", "--deepspeed_config", ds]
-    door.refused(fine_tuning_llm.main, *taught(model_dir, exam_dir, *more), names="odd")
+    door.refused(fine_tuning_llm.main, *dry_run_args(model_dir, exam_dir, *more), names="odd")
     used = ["--model_path", model_dir, "--cpu"]
     door.refused(inference.main, *used, "--input", rows, "--output", "a.csv", names="odd")
     door.refused(inference.main, *used, "--exam", rows, "--report", "report", names="odd")
@@ -442,9 +442,9 @@ def test_what_is_no_file_in_a_folder_of_data_is_passed_over_or_refused(kind, doo
     odd(data, kind, ".csv")
     for task in ("exam", "mlm", "classify", "cpt", "sft"):
         model = qwen_dir if task in ("cpt", "sft") else model_dir
-        assert door.run(fine_tuning_llm.main, *taught(model, "data", "--task", task)).code == 2
+        assert door.run(fine_tuning_llm.main, *dry_run_args(model, "data", "--task", task)).code == 2
     write_csv(data / "good.csv", [GOOD_ROW] * 3)
-    assert door.run(fine_tuning_llm.main, *taught(model_dir, "data")).code == 0
+    assert door.run(fine_tuning_llm.main, *dry_run_args(model_dir, "data")).code == 0
 
 
 @pytest.mark.parametrize(
@@ -454,14 +454,14 @@ def test_what_is_no_file_in_a_folder_of_data_is_passed_over_or_refused(kind, doo
 )  # fmt: skip
 def test_a_file_with_an_odd_name_is_read_or_refused_under_its_name(name, door, model_dir):
     source = write_csv(door.folder / "in" / name, [[*GOOD_ROW[:5], "Z"]])
-    ended = door.refused(fine_tuning_llm.main, *taught(model_dir, source), names="in/")
+    ended = door.refused(fine_tuning_llm.main, *dry_run_args(model_dir, source), names="in/")
     assert "\x1b" not in ended.err
 
 
 def test_a_name_that_no_file_system_takes_is_refused(door, model_dir, exam_dir):
     for name in ("x" * 300, "x/" * 3000 + "y.csv", "a\0b.csv", "~nobody_of_this_name/x.csv", "\ud800.csv"):
         for flag in ("--dataset", "--model", "--load_dir", "--config", "--save_dir", "--output_dir"):
-            words = [*taught(model_dir, exam_dir), f"{flag}={name}"]
+            words = [*dry_run_args(model_dir, exam_dir), f"{flag}={name}"]
             door.refused(fine_tuning_llm.main, *words, names="--")
         for flag in ("--exam", "--inspect", "--model_path"):
             door.refused(inference.main, f"{flag}={name}", "--cpu", names=flag)

@@ -67,9 +67,9 @@ def run(tmp_path, exam_dir, monkeypatch, capsys):
         if script == "inference":
             code = inference.main(["--model_path", str(model), "--cpu", *words, *map(str, more)])
         else:
-            taught = ["--max_steps", "1", "--cpu"]
-            taught += [] if "--task" in more else ["--dataset", str(exam_dir), "--exam_limit", "2"]
-            code = fine_tuning_llm.main(["--model", str(model), *taught, *map(str, more)])
+            argv = ["--max_steps", "1", "--cpu"]
+            argv += [] if "--task" in more else ["--dataset", str(exam_dir), "--exam_limit", "2"]
+            code = fine_tuning_llm.main(["--model", str(model), *argv, *map(str, more)])
         seen = capsys.readouterr()
         return code, seen.out, seen.err
 
@@ -142,9 +142,9 @@ def test_a_pickle_that_is_allowed_gives_the_same_weights(run, copied, model_dir)
         inference.load_model(copied, "cpu")
     assert run("inference", copied, "--allow_pickle")[1] == run("inference", model_dir)[1]
     assert run("training", copied, "--allow_pickle", "--lora_rank", 2, "--no_merge")[0] == 0
-    taught = "my_bert_finetuned_model_hf_format"  # an adapter beside a base that is a pickle
-    refused(run("inference", taught), "的底模", "--allow_pickle")
-    code, out, _ = run("inference", taught, "--allow_pickle")
+    trained = "my_bert_finetuned_model_hf_format"  # an adapter beside a base that is a pickle
+    refused(run("inference", trained), "的底模", "--allow_pickle")
+    code, out, _ = run("inference", trained, "--allow_pickle")
     assert code == 0 and "預測結果" in out
 
 
@@ -320,7 +320,7 @@ def test_the_hubs_own_cache_is_usable_as_a_folder(run, model_dir, tmp_path, scri
 @pytest.mark.parametrize("attack", ["link", "index", "code", "adapter", "pickle"])
 def test_the_base_that_an_adapter_names_is_looked_at_as_any_model(run, copied, tmp_path, marker, attack):
     assert run("training", copied, "--lora_rank", 2, "--no_merge")[0] == 0
-    taught = tmp_path / "my_bert_finetuned_model_hf_format"
+    trained = tmp_path / "my_bert_finetuned_model_hf_format"
     if attack == "link":
         (copied / "extra.json").symlink_to("/etc/passwd")
     elif attack == "index":
@@ -331,7 +331,7 @@ def test_the_base_that_an_adapter_names_is_looked_at_as_any_model(run, copied, t
         edit(copied / "adapter_config.json", base_model_name_or_path=str(copied))
     else:
         as_pickle(copied, Bomb(marker))
-    refused(run("inference", taught), str(copied))
+    refused(run("inference", trained), str(copied))
     assert not marker.exists()
 
 
@@ -487,7 +487,7 @@ def test_figures_of_a_strangers_card_spoil_no_report(run, copied, exam_dir, hist
     return None
 
 
-def test_a_strangers_card_is_looked_at_before_a_model_is_taught_further(run, copied):
+def test_a_strangers_card_is_looked_at_before_a_model_is_trained_further(run, copied):
     for odd in ({"fingerprints": [["x"]]}, {"lineage": "x"}, {"sketches": {"x": "\x1b"}}, {"pool": 7}):
         give_card(copied, **odd)
         refused(run("training", copied), "run_card.json")

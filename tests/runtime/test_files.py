@@ -134,15 +134,15 @@ def test_wherever_a_replacement_breaks_off_the_old_or_the_new_folder_is_there(
             except OSError:
                 pass
             whole = len(done) <= at
-        rescued = files.recover_replace(tmp_path / "model")
-        seen.add((read(tmp_path / "model"), rescued))
+        recovered = files.recover_replace(tmp_path / "model")
+        seen.add((read(tmp_path / "model"), recovered))
         shutil.rmtree(tmp_path), tmp_path.mkdir()
         if whole:
             break
     else:
         raise AssertionError("it never ended")
     assert {text for text, _ in seen} == {"old", "new"}
-    assert any(rescued for _, rescued in seen) != exchanges  # one step leaves nothing to be rescued
+    assert any(recovered for _, recovered in seen) != exchanges  # one step leaves nothing to be recovered
 
 
 KILLED = """
@@ -166,7 +166,7 @@ for number in range(100_000):
 @pytest.mark.slow
 @pytest.mark.parametrize("exchanges", ["yes", "no"])
 def test_a_folder_that_is_replaced_all_the_time_is_whole_whenever_the_process_is_killed(tmp_path, exchanges):
-    rescued = 0
+    recovered = 0
     make(tmp_path / "model", "0")  # the first process may be killed before it has done anything
     for number in range(12):
         words = [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path), exchanges]
@@ -178,12 +178,12 @@ def test_a_folder_that_is_replaced_all_the_time_is_whole_whenever_the_process_is
             process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        rescued += files.recover_replace(tmp_path / "model")
+        recovered += files.recover_replace(tmp_path / "model")
         assert read(tmp_path / "model").isdigit()
-    assert exchanges == "no" or not rescued
+    assert exchanges == "no" or not recovered
 
 
-def test_a_folder_is_rescued_only_when_its_own_is_gone(tmp_path):
+def test_a_folder_is_recovered_only_when_its_own_is_gone(tmp_path):
     make(tmp_path / ".model.old", "former")
     assert files.recover_replace(tmp_path / "model") and read(tmp_path / "model") == "former"
     make(tmp_path / ".model.old", "older still")

@@ -20,7 +20,7 @@ OPTIONS = {"A": "地", "B": "玄黃", "C": "日月"}
 
 
 @pytest.fixture
-def ask(model_dir, capsys):
+def run_inference(model_dir, capsys):
     """Runs inference.main on the tiny model; returns (exit code, stdout, stderr)."""
 
     def run(*argv: str):
@@ -88,7 +88,7 @@ def test_a_blank_is_called_mask_whatever_the_tokenizer_calls_it():
     assert read.ids == (1, ord("天"), 9, ord("地"), 9, 2) and read.positions == (2, 4)
 
 
-def test_a_model_is_asked_the_way_its_run_card_says(train, tmp_path, loaded):
+def test_a_model_is_scored_the_way_its_run_card_says(train, tmp_path, loaded):
     assert train("--objective", "answer", "--max_steps", 2) == 0
     model, tokenizer, device = inference.load_model(tmp_path / MODEL_FOLDER, "cpu")
     assert model.run_card.scoring == "letter"
@@ -132,30 +132,34 @@ def test_options_are_read_as_people_type_them(text, options):
         assert inference.parse_options(text) == options
 
 
-def test_one_shot_prints_prompt_and_ranking(ask):
-    code, out, _ = ask("--prompt", "天地[MASK]黃", "--top_k", "3")
+def test_one_shot_prints_prompt_and_ranking(run_inference):
+    code, out, _ = run_inference("--prompt", "天地[MASK]黃", "--top_k", "3")
     lines = out.splitlines()
     assert code == 0 and lines[:3] == ["問題: 天地[MASK]黃", "", "預測結果（Top 3）:"]
     assert [line[:5] for line in lines[3:]] == ["  1. ", "  2. ", "  3. "]
-    code, out, _ = ask("--question", QUESTION, "--options", "A:地 B:玄黃 C:日月")
+    code, out, _ = run_inference("--question", QUESTION, "--options", "A:地 B:玄黃 C:日月")
     assert code == 0 and out.count("分數: ") == 3
 
 
-def test_what_the_model_cannot_read_and_a_blank_that_was_added_are_said(ask):
-    code, out, err = ask("--prompt", "龘地[MASK]")
+def test_what_the_model_cannot_read_and_a_blank_that_was_added_are_said(run_inference):
+    code, out, err = run_inference("--prompt", "龘地[MASK]")
     assert code == 0 and "不認得：龘" in err and "加在句尾" not in err
     assert "不認得" not in out
-    assert "加在句尾" in ask("--prompt", "天地")[2]
-    assert "空格要寫成 [MASK]" in ask("--prompt", "天[mask]地")[2]
-    assert "不認得：龘" in ask("--question", "天？", "--options", "A:龘 B:地")[2]
+    assert "加在句尾" in run_inference("--prompt", "天地")[2]
+    assert "空格要寫成 [MASK]" in run_inference("--prompt", "天[mask]地")[2]
+    assert "不認得：龘" in run_inference("--question", "天？", "--options", "A:龘 B:地")[2]
 
 
-def test_json_is_one_object_a_line_and_nothing_else_on_stdout(ask):
-    code, out, _ = ask("--prompt", "天[MASK]", "--question", QUESTION, "--options", "A:地 B:玄", "--json")
+def test_json_is_one_object_a_line_and_nothing_else_on_stdout(run_inference):
+    code, out, _ = run_inference(
+        "--prompt", "天[MASK]", "--question", QUESTION, "--options", "A:地 B:玄", "--json"
+    )
     prompt, question = map(json.loads, out.splitlines())
     assert code == 0 and len(prompt["predictions"]) == 5 and question["answer"] in "AB"
     assert question["scores"].keys() == {"A", "B"}
-    code, out, _ = ask("--question", QUESTION, "--options", "A:地 B:玄", "--json", "--answer_format", "index")
+    code, out, _ = run_inference(
+        "--question", QUESTION, "--options", "A:地 B:玄", "--json", "--answer_format", "index"
+    )
     assert json.loads(out)["answer"] == "AB".index(question["answer"])
 
 
@@ -220,7 +224,7 @@ print(len(predict_mask(model, tokenizer, "天[MASK]", device)), len(qa_inference
 
 
 @pytest.mark.slow
-def test_asking_loads_no_training_code(model_dir):
+def test_scoring_a_question_loads_no_training_code(model_dir):
     code = """
 import sys, inference
 assert inference.main(sys.argv[1:]) == 0
@@ -231,9 +235,9 @@ sys.exit(sum(name.startswith(heavy) for name in sys.modules))
     assert subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_half_precision_answers_like_full_precision(ask):
+def test_half_precision_answers_like_full_precision(run_inference):
     words = ["--question", QUESTION, "--options", "A:地 B:玄黃", "--json"]
-    full, half = (json.loads(ask(*words, "--precision", p)[1])["scores"] for p in ("fp32", "bf16"))
+    full, half = (json.loads(run_inference(*words, "--precision", p)[1])["scores"] for p in ("fp32", "bf16"))
     assert full == pytest.approx(half, abs=0.05)
 
 
@@ -248,8 +252,8 @@ def test_half_precision_answers_like_full_precision(ask):
         (["--prompt", "天", "--precision", "fp16"], "fp16"),
     ],
 )
-def test_bad_flags_are_said_with_the_way_out(ask, argv, says):
-    code, out, err = ask(*argv)
+def test_bad_flags_are_said_with_the_way_out(run_inference, argv, says):
+    code, out, err = run_inference(*argv)
     assert code == 2 and says in err and not out and "Traceback" not in err
 
 

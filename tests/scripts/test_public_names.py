@@ -26,7 +26,7 @@ def test_questions_are_handed_out_as_dicts(exam_dir):
     assert rows == fine_tuning_llm.generate_qa_benchmark(7, "trade", "test", str(exam_dir))
 
 
-def test_tensors_ask_for_the_letter_and_nothing_else(exam_dir, loaded):
+def test_the_letter_is_the_only_target_of_the_tensors(exam_dir, loaded):
     tokenizer = loaded[1]
     train, validation, held_back = fine_tuning_llm.get_dataset(
         tokenizer, max_length=128, source=str(exam_dir)
@@ -35,7 +35,7 @@ def test_tensors_ask_for_the_letter_and_nothing_else(exam_dir, loaded):
     for ids, mask, labels in train:
         assert ids.shape == mask.shape == labels.shape == (128,)
         at = (labels != -100).nonzero().flatten().tolist()
-        assert len(at) == 1 and ids[at[0]] == tokenizer.mask_token_id  # what is asked for is hidden
+        assert len(at) == 1 and ids[at[0]] == tokenizer.mask_token_id  # the target is masked
         assert tokenizer.convert_ids_to_tokens(labels[at[0]].item()) in "abcd"
     assert len(fine_tuning_llm.get_dataset(tokenizer, 5, 128, source=str(exam_dir))[0]) == 5
 

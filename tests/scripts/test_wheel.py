@@ -67,7 +67,7 @@ def test_the_wheel_holds_every_file_of_the_package_the_scripts_and_the_default_c
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "setup.py"))]
 
 
-def test_the_wheel_asks_for_the_pinned_packages(wheel):
+def test_the_wheel_requires_the_pinned_packages(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = archive.read(name).decode().splitlines()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import losses
+from conftest import losses, make_model_dir
 from safetensors.torch import load_file
 
 from finetune.runtime.distributed import Distributed
@@ -139,6 +139,14 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(train, tmp_pat
     flags = ("--learning_rate 0.001（這次 0.002）", "--objective answer+mlm（這次 mlm）")
     for way in (*flags, "換一個 --save_dir", "--model_name_or_path checkpoints/best"):
         assert way in seen
+
+
+def test_a_run_is_not_resumed_on_another_base(train, tmp_path, capfd):
+    other = make_model_dir(tmp_path / "other", initializer_range=0.3)
+    words = ["--objective", "cloze", "--max_steps", 2, "--exam_limit", 4, "--freeze", "embeddings"]
+    assert train(*words, "--save_dir", "a") == 0
+    assert train(*words, "--model", other, "--load_dir", "a", "--save_dir", "b") == 2
+    assert "底模的權重" in capfd.readouterr().err
 
 
 def test_the_limit_keeps_the_newest(tmp_path):
@@ -284,7 +292,9 @@ def test_a_run_never_trains_from_the_folder_it_replaces(train, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_model_taught_twice_remembers_both_lessons_and_says_what_it_had_seen(train, tmp_path, capsys):
+def test_a_model_trained_twice_keeps_the_fingerprints_of_both_stages_and_reports_the_overlap(
+    train, tmp_path, capsys
+):
     assert (
         train(*STEPS, "--pool", "all", "--output_dir", "first/model", "--save_dir", "first/checkpoints") == 0
     )

@@ -208,7 +208,7 @@ def test_the_keys_within_zero_and_their_types_are_those_of_this_deepspeed():
     assert keys == deepspeed_keys.ZERO
 
 
-def test_deepspeeds_own_reading_of_the_file_is_asked_before_a_model_is_loaded():
+def test_deepspeeds_own_reading_of_the_file_is_checked_before_a_model_is_loaded():
     from finetune.training.deepspeed_engine import import_deepspeed
 
     import_deepspeed(False)

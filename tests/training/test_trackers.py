@@ -87,7 +87,7 @@ def scalars(found) -> dict[str, dict[int, float]]:
     return by_name
 
 
-def test_every_step_every_epoch_and_the_examination_reach_the_tracker(tmp_path):
+def test_every_step_every_epoch_and_the_evaluation_reach_the_tracker(tmp_path):
     run("tensorboard", tmp_path)
     found = events(tmp_path)
     seen = scalars(found)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, losses, make_model_dir, write_texts
 from safetensors.torch import load_file
+from test_classification_task import run_on_two
 from test_engine import ONE, engine_config, examples_of, train_on_two
-from test_lora import run_on_two
 
 from finetune.models.layer_groups import LayerGroups
 from finetune.models.layer_schedule import build_schedule
@@ -185,12 +185,12 @@ def test_decoders_freeze_and_open_too_with_and_without_lora(request, train, tmp_
     if not lora:
         assert parts_moved(base, tmp_path / NAME) == ({"0", "1", "head"})
         return
-    taught = adapters_moved(tmp_path / NAME)
-    assert taught == {"0", "1"}
+    trained = adapters_moved(tmp_path / NAME)
+    assert trained == {"0", "1"}
     more = ["--freeze", "0", "--output_dir", "top/m", "--save_dir", "top/c"]
     assert train(*words, *more, base=False) == 0
-    taught = adapters_moved(tmp_path / "top/m")
-    assert taught == {"1"}
+    trained = adapters_moved(tmp_path / "top/m")
+    assert trained == {"1"}
 
 
 @pytest.mark.parametrize("family", ["roberta", "albert"])
@@ -203,7 +203,7 @@ def test_other_encoders_freeze_by_their_own_parts(train, tmp_path, family):
     assert parts_moved(base, tmp_path / NAME) == learns
 
 
-def test_a_schedule_longer_than_the_run_is_told(train, capfd):
+def test_a_schedule_longer_than_the_run_is_reported(train, capfd):
     assert train("--max_steps", 4, "--unfreeze_every", 100, "--exam_limit", 4) == 0
     told = capfd.readouterr().err
     assert "最下面的層要 300 步後才開始訓練" in told and "100 步後解凍" in told
@@ -221,7 +221,7 @@ def test_random_weights_that_will_never_learn_are_warned_of(train, capfd, flags,
     assert says in capfd.readouterr().err
 
 
-def test_a_mistake_that_two_checks_meet_is_told_once(train, capfd):
+def test_a_mistake_that_two_checks_meet_is_reported_once(train, capfd):
     assert train("--freeze", "0", "--train_only", "1") == 2
     assert capfd.readouterr().err.count("不能同時使用") == 1
 

@@ -1,7 +1,7 @@
 """Starts two training runs in one folder at nearly the same time, again and again: one must end as a run that
-was alone, the other be told whose folder it is and touch nothing.
+was alone, the other must name that run and touch nothing.
 
-python benchmarks/together.py [--rounds 20] [--seed 0]
+python benchmarks/concurrent_runs.py [--rounds 20] [--seed 0]
 
 The second one starts a random while after the first: at once, or up to half as long as a run takes. The one
 that ends with 0 must have the weights, losses, questions and files of a run that was alone; the other must
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     rng, wrong, delays, firsts = random.Random(flags.seed), [], [], 0
-    with tempfile.TemporaryDirectory(prefix="together_") as place:
+    with tempfile.TemporaryDirectory(prefix="concurrent_runs_") as place:
         home = Path(place)
         small_model(home / "base")
         write_exam(home / "exam.csv")

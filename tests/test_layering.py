@@ -1,4 +1,4 @@
-"""The structure of the code: wings in their order, small rooms, nothing heavy where a flag is read."""
+"""Layering of the code: wings import from those below, no file is long, no flag loads anything heavy."""
 
 from __future__ import annotations
 
