@@ -66,9 +66,9 @@ def run_training(args: TrainArgs, given: frozenset) -> int | None:
         return verify_checkpoint(args.verify_checkpoint)
     from finetune.runtime import locks
     from finetune.runtime.signals import StopRequest
-    from finetune.training.preflight import check, written_by
+    from finetune.training.preflight import check, lock_targets
 
-    with StopRequest() as stop, locks.hold_locks(written_by(args)):
+    with StopRequest() as stop, locks.hold_locks(lock_targets(args)):
         source, checkpoint = check(args, given)  # all that is wrong is reported before anything is loaded
         if not args.demo and (source is None or not Path(args.model_name_or_path).expanduser().is_dir()):
             from finetune.runtime import hub
@@ -108,7 +108,7 @@ def prepare(args: TrainArgs, given: frozenset, source, checkpoint: Path | None, 
         exact = bool(args.ckpt_id) and checkpoint.name == args.ckpt_id
         checkpoint = world.on_main(partial(newest_valid, checkpoint, exact))
         if "learning_rate" not in given:  # a run that was begun under another default keeps its rate
-            args.learning_rate = learning_rate.of_checkpoint(checkpoint) or args.learning_rate
+            args.learning_rate = learning_rate.read_from_checkpoint(checkpoint) or args.learning_rate
     source, splits = load_data(args, world, source)
     data = setup_data(args, world, hardware, source, splits)
     tracker = Tracker(args.report_to, output_path(args), vars(args))
@@ -135,18 +135,18 @@ def train(run: Run) -> TrainingState:
             # the first thing written: all that can be wrong with the flags has been looked at
             write_questions(run.output_path("test_qa_data.json"), questions)
         try:
-            with stop.patient():
+            with stop.deferring():
                 fit(run, engine, checkpoints, state)
         except OutOfMemoryError as error:
             retry_with_smaller_micro_batch(run.hardware, args, world, error)
             checkpoint, retrying = checkpoints.newest() or checkpoint, True
         except NonFiniteError as error:
-            raise RunError(f"{error}；{checkpoints.way_back()}") from error
+            raise RunError(f"{error}；{checkpoints.resume_hint()}") from error
         engine.close()
         del engine
         run.loaded.adapter = None  # which holds the model too
         world.free_memory()
-    with stop.patient():
+    with stop.deferring():
         publish(run)
     if world.any(stop.signum):  # it came too late for the loop to see
         world.detach()
@@ -166,10 +166,10 @@ def show_texts(args: TrainArgs, source) -> None:
 
 def show_masks(run: Run) -> None:
     """Print rows with what is masked in them (--preview_masks)."""
-    from finetune.objectives.preview import masks
+    from finetune.objectives.preview import preview_masks
 
     if console.is_main_process():
-        for line in masks(run.data.train, run.data.tokenizer, run.args.preview_masks):
+        for line in preview_masks(run.data.train, run.data.tokenizer, run.args.preview_masks):
             console.print_result(line)
 
 
@@ -330,7 +330,7 @@ def publish(run: Run) -> None:
 
 def evaluate(run: Run, state: TrainingState) -> None:
     """Evaluate the saved and the untuned model on rows that were not trained on, and write the results."""
-    from finetune.evaluation.classification import headlines
+    from finetune.evaluation.classification import summary_metrics
     from finetune.models.loading import LoadOptions, load
     from finetune.training import publish as publishing
     from finetune.training.evaluate import FinalEvaluation
@@ -347,7 +347,7 @@ def evaluate(run: Run, state: TrainingState) -> None:
     if run.world.is_main:
         note = eval_precision_note(kwargs)
         card, verdict = publishing.write_results(run, evaluation, state, note)
-        labels = {name: headlines(metrics) for name, metrics in card.labels.items()}
+        labels = {name: summary_metrics(metrics) for name, metrics in card.labels.items()}
         figures = {**card.results, **card.growth.get("sets", {}), **labels}
         run.tracker.finish(Path(args.output_dir) / "run_card.json", figures)
         for line in verdict:

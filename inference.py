@@ -21,17 +21,17 @@ from finetune.cli.inference_args import (
     InferenceArgs,
     check_kind,
     decoding_of,
+    lock_targets,
     parse_args,
     report_folder,
     required,
-    written_by,
 )
 from finetune.data.option_syntax import parse_options
 from finetune.predict.loading import (
     exam_prompts,
     is_classifier,
+    load_comparison_model,
     load_for_use,
-    load_rival,
     open_exam,
     predictor_for,
     predictor_of_kind,
@@ -215,9 +215,9 @@ def run(flags: InferenceArgs) -> int | None:
         the exit code; None is 0.
     """
     from finetune.runtime import locks
-    from finetune.runtime.signals import OUTSIDE, StopRequest
+    from finetune.runtime.signals import EXTERNAL_SIGNALS, StopRequest
 
-    with StopRequest(OUTSIDE), locks.hold_locks(written_by(flags)):
+    with StopRequest(EXTERNAL_SIGNALS), locks.hold_locks(lock_targets(flags)):
         return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 
@@ -307,7 +307,9 @@ def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
     if exam is not None:
         from finetune.predict.exam import run_exam_command
 
-        run_exam_command(flags, exam, predictor, lambda name: load_rival(name, predictor, flags), world)
+        run_exam_command(
+            flags, exam, predictor, lambda name: load_comparison_model(name, predictor, flags), world
+        )
         return None
     if flags.exam is not None:
         from finetune.predict.label_exam import run_label_exam

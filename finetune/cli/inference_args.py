@@ -18,7 +18,7 @@ from finetune.data.option_syntax import parse_options
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
 from finetune.runtime import console
 from finetune.runtime.errors import Problems, UserError
-from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readable
+from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
 from finetune.runtime.files import LONGEST_NAME, writable
 from finetune.runtime.strict_json import too_long
 
@@ -195,7 +195,7 @@ def build_parser() -> Parser:
     return parser
 # fmt: on
 
-WRITING = (  # flags of text generation, by the names of generation.Decoding
+GENERATION_FLAGS = (  # flags of text generation, by the names of generation.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
     "length_penalty", "early_stopping", "seed",
 )  # fmt: skip
@@ -204,7 +204,7 @@ KINDS = {  # titles of the kinds of models, by the names of kinds.CLASSES
 }  # fmt: skip
 FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
-    WRITING: ("causal",),
+    GENERATION_FLAGS: ("causal",),
     ("pair", "text_column", "label_column"): ("classifier",),
     ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
@@ -295,7 +295,7 @@ def _check_files(args: InferenceArgs) -> None:
         path = Path(getattr(args, name) or "x.csv")
         if name == "input" and not path.is_file():
             problems.append(f"--input {path}：沒有這個檔案")
-        elif name == "input" and (way := WAYS_OUT.get(path.suffix.lower())):
+        elif name == "input" and (way := CONVERSION_HINTS.get(path.suffix.lower())):
             problems.append(f"--input {path}：{way}")
         elif not is_readable(path, ".txt") if name == "input" else path.suffix.lower() not in SUFFIXES:
             suffix, accepted = path.suffix or "沒有副檔名", READABLE if name == "input" else SUFFIXES
@@ -344,13 +344,13 @@ def decoding_of(args: InferenceArgs) -> Decoding:
     """Return how a causal model chooses its next token. Imports torch."""
     from finetune.models.generation import Decoding
 
-    options = {name: getattr(args, name) for name in WRITING}
+    options = {name: getattr(args, name) for name in GENERATION_FLAGS}
     if "top_k" in args.given:  # its default is for lists of words
         options["top_k"] = args.top_k
     return Decoding(**options)
 
 
-def written_by(args: InferenceArgs) -> list[tuple[str, Path]]:
+def lock_targets(args: InferenceArgs) -> list[tuple[str, Path]]:
     """List the places that are written to, each with its name in messages and its lock file."""
     from finetune.runtime import locks
 
@@ -382,16 +382,16 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
     if problems:
         raise UserError(problems)
     if is_causal and (args.exam is not None or (args.question is not None and args.prompt is None)):
-        tell_of_idle_writing(args)
+        warn_of_unused_generation_flags(args)
     if is_causal and "top_k" in args.given and not args.do_sample:
         console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
     if not is_causal and args.top_k == 0:
         raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
 
 
-def tell_of_idle_writing(args: InferenceArgs) -> None:
+def warn_of_unused_generation_flags(args: InferenceArgs) -> None:
     """Warn of flags of text generation that were given where a causal model only chooses a letter."""
-    if idle := "、".join("--" + name for name in WRITING if name in args.given):
+    if idle := "、".join("--" + name for name in GENERATION_FLAGS if name in args.given):
         console.log(f"⚠️ {idle} 沒有作用：選擇題不使用文字生成的旗標")
 
 

@@ -51,12 +51,12 @@ class Rule:
     takes: str = ONE
 
 
-def same(flag: str, remark: str = "", takes: str = ONE) -> Rule:
+def alias(flag: str, remark: str = "", takes: str = ONE) -> Rule:
     """Make a rule for another name of a flag of ours."""
     return Rule(lambda value, given: Meaning(((flag, value),), remark=remark), takes)
 
 
-def on(flag: str, value: str = "true") -> Rule:
+def switch(flag: str, value: str = "true") -> Rule:
     """Make a rule for a switch that sets a flag of ours to `value`."""
 
     def read(written: str, given: Mapping[str, str]) -> Meaning:
@@ -69,7 +69,7 @@ def on(flag: str, value: str = "true") -> Rule:
     return Rule(read, SWITCH)
 
 
-def idle(remark: str = "") -> Rule:
+def ignored(remark: str = "") -> Rule:
     """Make a rule for a flag without a counterpart, which does not affect the results."""
 
     def read(value: str, given: Mapping[str, str]) -> Meaning:
@@ -80,7 +80,7 @@ def idle(remark: str = "") -> Rule:
     return Rule(read, MANY)
 
 
-def instead(refusal: str) -> Rule:
+def rejected(refusal: str) -> Rule:
     """Make a rule for what is done in another way, or not at all: an error unless it was switched off."""
     return Rule(
         lambda value, given: Meaning() if value.lower() in NO else Meaning(refusal=refusal.format(value=value)),
@@ -88,7 +88,7 @@ def instead(refusal: str) -> Rule:
     )  # fmt: skip
 
 
-def only(values: Iterable[str], refusal: str) -> Rule:
+def fixed_to(values: Iterable[str], refusal: str) -> Rule:
     """Make a rule for a fixed setting: these values have no effect, others are refused."""
     fixed = {value.lower() for value in values}
 
@@ -100,7 +100,7 @@ def only(values: Iterable[str], refusal: str) -> Rule:
     return Rule(read, MANY)
 
 
-def words(flag: str, translations: Mapping[str, str], refusal: str = "", remark: str = "") -> Rule:
+def mapped(flag: str, translations: Mapping[str, str], refusal: str = "", remark: str = "") -> Rule:
     """Make a rule that translates values; unknown ones are kept or, with a `refusal`, refused."""
 
     def read(value: str, given: Mapping[str, str]) -> Meaning:
@@ -110,7 +110,7 @@ def words(flag: str, translations: Mapping[str, str], refusal: str = "", remark:
     return Rule(read)
 
 
-def names(rule: Rule, spelled: str) -> dict[str, Rule]:
+def for_names(rule: Rule, spelled: str) -> dict[str, Rule]:
     """Give one rule to several names, separated by spaces."""
     return dict.fromkeys(spelled.split(), rule)
 
@@ -273,25 +273,25 @@ def _device(value: str, given: Mapping[str, str]) -> Meaning:
 NEVER_CODE = "這個工具從不執行模型夾帶的程式；請用 transformers 內建架構的模型"
 SECRET = "存取權杖不寫在命令列上；請設環境變數 HF_TOKEN，或先執行 hf auth login"
 BOTH = {
-    **names(on("cpu"), "no_cuda use_cpu cpu_only force_cpu"),
-    **names(Rule(_device), "device device_map gpu gpus gpu_id cuda_device"),
-    **names(on("precision", "fp16"), "fp16 half half_precision use_fp16"),
-    **names(on("precision", "bf16"), "bf16 use_bf16 pure_bf16 bfloat16"),
-    **names(on("precision", "fp32"), "fp32 no_fp16"),
-    **names(
-        words("precision", PRECISIONS, "應為 fp32、bf16、fp16 或 auto（--precision）"),
+    **for_names(switch("cpu"), "no_cuda use_cpu cpu_only force_cpu"),
+    **for_names(Rule(_device), "device device_map gpu gpus gpu_id cuda_device"),
+    **for_names(switch("precision", "fp16"), "fp16 half half_precision use_fp16"),
+    **for_names(switch("precision", "bf16"), "bf16 use_bf16 pure_bf16 bfloat16"),
+    **for_names(switch("precision", "fp32"), "fp32 no_fp16"),
+    **for_names(
+        mapped("precision", PRECISIONS, "應為 fp32、bf16、fp16 或 auto（--precision）"),
         "dtype torch_dtype mixed_precision compute_dtype infer_dtype precision",
     ),
-    **names(instead(NEVER_CODE), "trust_remote_code allow_remote_code"),
-    **names(instead(SECRET), "hub_token hf_hub_token token use_auth_token hf_token auth_token"),
-    **names(instead("下載到哪裡由環境變數 HF_HOME 決定"), "cache_dir hf_cache_dir"),
-    **names(
-        idle(),
+    **for_names(rejected(NEVER_CODE), "trust_remote_code allow_remote_code"),
+    **for_names(rejected(SECRET), "hub_token hf_hub_token token use_auth_token hf_token auth_token"),
+    **for_names(rejected("下載到哪裡由環境變數 HF_HOME 決定"), "cache_dir hf_cache_dir"),
+    **for_names(
+        ignored(),
         "tf32 flash_attn flash_attention attn_implementation low_cpu_mem_usage use_fast_tokenizer disable_tqdm "
         "log_level dataloader_num_workers num_workers preprocessing_num_workers dataloader_pin_memory overwrite_cache "
         "verbose quiet cuda use_gpu use_cuda bf16_full_eval fp16_full_eval use_cache torch_compile "
         "dataloader_prefetch_factor dataloader_drop_last jit_mode_eval xformers xformers_attention sdp_attention",
     ),
-    "allow_bin": on("allow_pickle"),
-    **names(same("seed"), "random_seed manual_seed rng_seed random_state"),
+    "allow_bin": switch("allow_pickle"),
+    **for_names(alias("seed"), "random_seed manual_seed rng_seed random_state"),
 }  # fmt: skip

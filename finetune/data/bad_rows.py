@@ -27,18 +27,18 @@ def where(file: Path, line: int) -> str:
     return f"{file}:{line}" if line else str(file)
 
 
-def kind_of(problem: str) -> str:
+def fault_of(problem: str) -> str:
     """Return the part of `file:line：reason` that rows with the same fault share."""
     return VARIES.sub("…", problem.partition("：")[2])
 
 
-def abridged(problems: Sequence[str]) -> list[str]:
+def summarize_problems(problems: Sequence[str]) -> list[str]:
     """Return `file:line：reason` of each row, at most SHOWN of one kind, then the number of the others."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     listed = []
     for problem in problems:
-        kind = kind_of(problem)
+        kind = fault_of(problem)
         counts[kind] += 1
         first.setdefault(kind, problem)
         if counts[kind] <= SHOWN and len(first) <= KINDS_SHOWN:
@@ -54,7 +54,7 @@ def abridged(problems: Sequence[str]) -> list[str]:
 def bad_rows_report(problems: Sequence[str], read: int, unit: str = "列") -> list[str]:
     """Return the lines of an error: bad rows, their number, how many were read, and the flag to skip them."""
     total = f"讀到 {read} {unit}，共 {len(problems)} 列有問題；加上 --on_bad_rows skip 可略過它們"
-    return [*abridged(problems), total]
+    return [*summarize_problems(problems), total]
 
 
 _logged: set[object] = set()

@@ -25,7 +25,7 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def as_text(value: object) -> str:
+def cell_text(value: object) -> str:
     """Return the text of a cell, "" where it is missing.
 
     Raises:
@@ -43,7 +43,7 @@ def narrowed(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip().strip(INVISIBLE).strip()
 
 
-def plain_name(name: object) -> str:
+def column_key(name: object) -> str:
     """Return a column's name for comparison: small letters and digits alone. `Option_A` -> optiona."""
     return "".join(c for c in unicodedata.normalize("NFKC", str(name)).casefold() if c.isalnum())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import Unreadable, abridged, bad_rows_report, where
+from finetune.data.bad_rows import Unreadable, bad_rows_report, summarize_problems, where
 from finetune.data.cleaning import Cleaning, Draft, Text, clean
 from finetune.data.data_files import DataFile, data_files, files_below, without_test
 from finetune.data.delimited import is_table
@@ -94,7 +94,7 @@ def read_corpus(
     if problems and on_bad_rows == "fail":
         raise UserError(bad_rows_report(problems, len(drafts), "篇"))
     if not drafts:
-        raise UserError(abridged(problems) or f"{flag} {source}：一篇文字也沒有")
+        raise UserError(summarize_problems(problems) or f"{flag} {source}：一篇文字也沒有")
     texts, cleaned = clean(drafts, cleaning)
     corpus = Corpus(texts, origin, dict(cleaned.counts), dict(cleaned.examples), problems)
     if not texts:

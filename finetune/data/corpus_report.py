@@ -6,7 +6,7 @@ import unicodedata
 from difflib import SequenceMatcher
 from statistics import median
 
-from finetune.data.bad_rows import abridged
+from finetune.data.bad_rows import summarize_problems
 from finetune.data.cleaning import Cleaning
 from finetune.data.contamination import NEAR
 from finetune.data.corpus import Corpus, read_corpus
@@ -39,7 +39,7 @@ def describe(corpus: Corpus) -> None:
         log(f"  清理：{'；'.join(done)}")
     if corpus.skipped:
         log(f"  略過 {len(corpus.skipped)} 列：")
-        for problem in abridged(corpus.skipped):
+        for problem in summarize_problems(corpus.skipped):
             log(f"    - {problem}")
 
 
@@ -65,7 +65,7 @@ def as_dict(corpus: Corpus) -> dict:
     }
 
 
-def as_text(corpus: Corpus, width: int = 100) -> str:
+def format_report(corpus: Corpus, width: int = 100) -> str:
     """Return the report as a page of text.
 
     Args:
@@ -132,7 +132,7 @@ def _visible(text: str) -> str:
 
 def show(corpus: Corpus, as_json: bool = False) -> None:
     """Print the report on stdout, for --inspect."""
-    console.print_result(console.as_json(as_dict(corpus)) if as_json else as_text(corpus))
+    console.print_result(console.as_json(as_dict(corpus)) if as_json else format_report(corpus))
 
 
 def show_texts_report(source: str, as_json: bool, text_column: str = "") -> int:

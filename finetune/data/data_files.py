@@ -20,7 +20,7 @@ from finetune.data.json_files import parts_of
 from finetune.data.tables import read_table
 from finetune.runtime.console import log
 from finetune.runtime.errors import listed
-from finetune.runtime.file_types import READABLE, SUFFIXES, WAYS_OUT, is_readable, suffix_of
+from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable, suffix_of
 
 SPLITS = {
     "train": "train", "training": "train", "訓練": "train", "训练": "train", "dev": "dev",
@@ -217,7 +217,7 @@ def no_data_message(folder: Path, named: str, *other_suffixes: str) -> str:
     expected = "、".join((*READABLE, *other_suffixes))
     files = list(files_below(folder))
     for file in files:
-        if way := WAYS_OUT.get(file.suffix.lower()):
+        if way := CONVERSION_HINTS.get(file.suffix.lower()):
             return f"{named}：裡面沒有 {expected} 檔，有 {file.name}：{way}"
     names = "、".join(file.name for file in files[:5])
     more = " 等" if len(files) > 5 else ""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import Unreadable, abridged, bad_rows_report, where
+from finetune.data.bad_rows import Unreadable, bad_rows_report, summarize_problems, where
 from finetune.data.data_files import DataFile, no_data_message, stem_of
 from finetune.data.question import Question, Statement, as_dict
-from finetune.data.question_columns import find_columns
+from finetune.data.question_columns import find_question_columns
 from finetune.data.question_rows import NO_QUESTION_COLUMN, Draft, Reading, Survey, draft
 from finetune.data.question_store import QuestionStore, QuestionView, as_view, concat
 from finetune.data.subjects import CATEGORIES, category_of, chinese_name
@@ -119,7 +119,7 @@ def read_exam(
     keyless = {split: kept[f"keyless/{split}"] for split in reader.keyless}
     if not any(questions.values()) and not any(keyless.values()):
         names = "、".join(file.path.name for file in wanted[:3])
-        raise UserError(abridged(problems) or f"{flag} {source}：一題也沒有（{names}）")
+        raise UserError(summarize_problems(problems) or f"{flag} {source}：一題也沒有（{names}）")
     return Exam(
         questions,
         origin,
@@ -184,7 +184,10 @@ class _Reader:
         for line, row in file.rows():
             if isinstance(row, dict) and not seen:
                 seen, self.columns = True, self.columns or list(map(str, row))
-                if suffix_of(file.path) not in (".json", ".jsonl") and not find_columns(tuple(row)).question:
+                if (
+                    suffix_of(file.path) not in (".json", ".jsonl")
+                    and not find_question_columns(tuple(row)).question
+                ):
                     self.problems.append(f"{file.path}：{NO_QUESTION_COLUMN}，有的是 {listed(row)}")
                     return  # all its rows have the same columns
             if isinstance(row, Unreadable):

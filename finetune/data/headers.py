@@ -23,7 +23,7 @@ Grid = Iterator[Record]
 LOOKED = 100  # records looked at to find the header
 TITLES = 5  # most rows above the header
 SHORT = 20  # most characters of a label
-# Names by which a header is known; their meaning is in question_columns.py and columns.py.
+# Names by which a header is known; their meaning is in question_columns.py and label_columns.py.
 STEMS = ("question", "問題", "題目", "題幹", "題干", "问题", "题目", "stem", "query")
 ANSWERS = (
     "answer", "答案", "正確答案", "正解", "解答", "正确答案", "answerKey", "correct_answer", "target", "gold",
@@ -56,14 +56,14 @@ def clean_name(name: str) -> str:
     return name
 
 
-def plain_name(name: str) -> str:
+def header_key(name: str) -> str:
     """Return a name in which case, spaces, - and _ do not count."""
     return re.sub(r"[\s_\-]", "", clean_name(name)).lower()
 
 
 def known_names(cells: Sequence[str]) -> int:
     """Count the cells that are usual names of columns."""
-    return sum(plain_name(cell) in KNOWN for cell in cells)
+    return sum(header_key(cell) in KNOWN for cell in cells)
 
 
 def rows_of(grid: Grid, named: str, required: Sequence[Sequence[str]] = (), mark: str = "逗號") -> Rows:
@@ -171,8 +171,8 @@ def _header_problem(header: list[str], required: Sequence[Sequence[str]]) -> Unr
     present = [name for name in header if name]
     if any(map(NOT_DECODED.search, header)):
         return Unreadable(undecoded(",".join(header)))
-    known = {*map(plain_name, present)}
-    if missing := [names[0] for names in required if not known & {*map(plain_name, names)}]:
+    known = {*map(header_key, present)}
+    if missing := [names[0] for names in required if not known & {*map(header_key, names)}]:
         return Unreadable(f"少了欄位 {'、'.join(missing)}，有的是 {listed(present)}")
     if len(present) > len({*present}):
         return Unreadable(duplicate_keys_message(present))

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import Unreadable, abridged, bad_rows_report, where
+from finetune.data.bad_rows import Unreadable, bad_rows_report, summarize_problems, where
 from finetune.data.data_files import DataFile, no_data_message, stem_of, without_test
 from finetune.data.exam import Exam, read_exam
 from finetune.data.messages import Turn
@@ -117,7 +117,7 @@ def read_instructions(
         raise UserError(bad_rows_report(problems, len(dataset.rows)))
     if not dataset.rows:
         notes = [f"{text}（{count} 列）" for text, count in dataset.remarks.items()]
-        raise UserError([*abridged(problems), *notes, f"{flag} {source}：一列也沒有"])
+        raise UserError([*summarize_problems(problems), *notes, f"{flag} {source}：一列也沒有"])
     return dataset
 
 

@@ -11,18 +11,18 @@ from functools import cached_property
 from pathlib import Path
 
 from finetune.data import hub_dataset
-from finetune.data.bad_rows import abridged, bad_rows_report, where
-from finetune.data.columns import (
-    Columns,
+from finetune.data.bad_rows import bad_rows_report, summarize_problems, where
+from finetune.data.data_files import ORDER, DataFile, no_data_message
+from finetune.data.dataset_card import card_classes
+from finetune.data.label_columns import (
+    LabelColumns,
     NoLabelError,
     class_names,
-    find_columns,
+    find_label_columns,
     first_rows,
     not_a_row,
     parse_row,
 )
-from finetune.data.data_files import ORDER, DataFile, no_data_message
-from finetune.data.dataset_card import card_classes
 from finetune.data.label_values import interpret_labels, whitespace_notes
 from finetune.data.question import normalised
 from finetune.runtime.console import log
@@ -135,7 +135,7 @@ def read_labelled(
         raise UserError(f"--dataset_config_name {config_name}：{named} 是一個檔案，沒有設定可選")
     elif len(files) == 1:
         files = [replace(files[0], split="")]
-    columns = find_columns(
+    columns = find_label_columns(
         first_rows(files, named), options.text_column, options.label_column, options.multi_label, named
     )
     reader = _Reader(columns, folder, config_name)
@@ -147,7 +147,7 @@ def read_labelled(
         raise UserError(bad_rows_report(problems, sum(map(len, reader.drafts.values()))))
     if not any(reader.drafts.values()):
         hint = f"標籤欄 {'、'.join(columns.labels)}；--label_column 可指定別欄"
-        raise UserError([*abridged(problems), f"{named}：沒有一列有標籤（{hint}）"])
+        raise UserError([*summarize_problems(problems), f"{named}：沒有一列有標籤（{hint}）"])
     dataset = reader.dataset(f"{origin} {config_name}".rstrip(), problems)
     if learn:
         _check(dataset, named, bool(reader.classes))
@@ -187,7 +187,7 @@ def _choose_files(folder: Path, files: list[DataFile], config_name: str, named: 
 class _Reader:
     """Collects (texts, label names, id) of each row, before the set of classes is known."""
 
-    def __init__(self, columns: Columns, folder: Path, config: str = ""):
+    def __init__(self, columns: LabelColumns, folder: Path, config: str = ""):
         self.columns, self.folder, self.config = columns, folder, config
         self.drafts: dict[str, list[tuple[list[str], tuple[str, ...], str]]] = {}
         self.unlabelled: dict[str, list[str]] = {}  # rows that should have a label

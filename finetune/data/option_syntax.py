@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from finetune.data.cells import as_text, is_blank, plain_name, written_list
+from finetune.data.cells import cell_text, column_key, is_blank, written_list
 from finetune.data.question import LETTERS, MAX_OPTIONS, MIN_OPTIONS
 from finetune.runtime.errors import UserError, listed
 
@@ -172,25 +172,25 @@ def parse_together(value: object) -> tuple[list[str], list[str]]:
         labels = [next((option[key] for key in LABEL_KEYS if key in option), None) for option in objects]
         if None in texts:
             raise ValueError(f"選項是物件，看不出哪一項是文字，有的是 {'、'.join(map(str, value[0]))}")
-        return list(map(as_text, texts)), [] if None in labels else list(map(as_text, labels))
-    return list(map(as_text, value)), []
+        return list(map(cell_text, texts)), [] if None in labels else list(map(cell_text, labels))
+    return list(map(cell_text, value)), []
 
 
 def _parse_object(value: dict) -> tuple[list[str], list[str]]:
     """Return the texts and labels of options that an object holds."""
-    named = {plain_name(name): cell for name, cell in value.items()}
+    named = {column_key(name): cell for name, cell in value.items()}
     texts = named.get("text", named.get("texts"))
     if isinstance(texts, list):
         labels = named.get("label", named.get("labels"))
         if isinstance(labels, list) and len(labels) != len(texts):
             raise ValueError(f"選項有 {len(texts)} 個，代號卻有 {len(labels)} 個")
-        return list(map(as_text, texts)), list(map(as_text, labels)) if isinstance(labels, list) else []
+        return list(map(cell_text, texts)), list(map(cell_text, labels)) if isinstance(labels, list) else []
     for series in SERIES:
         if value and all(str(name).strip() in series and str(name).strip() for name in value):
-            by_label = {str(name).strip(): as_text(cell) for name, cell in value.items()}
+            by_label = {str(name).strip(): cell_text(cell) for name, cell in value.items()}
             names = series[: series.index(max(by_label, key=series.index)) + 1]
             return [by_label.get(name, "") for name in names], list(names)
-    return list(map(as_text, value.values())), [str(name).strip() for name in value]
+    return list(map(cell_text, value.values())), [str(name).strip() for name in value]
 
 
 def _parse_text(text: str) -> object:

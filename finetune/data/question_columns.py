@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from finetune.data.cells import plain_name
+from finetune.data.cells import column_key
 from finetune.data.option_syntax import STEMS
 
-# Names as `cells.plain_name` writes them; the first one present counts.
+# Names as `cells.column_key` writes them; the first one present counts.
 QUESTION = (
     "question", "問題", "问题", "題目", "题目", "題幹", "题干", "試題", "试题", "stem", "questionstem",
     "questiontext", "題目內容", "題目敘述", "問題敘述", "題", "题",
@@ -59,7 +59,7 @@ _OPTION_COLUMN = re.compile(
 
 
 @dataclass(frozen=True)
-class Columns:
+class QuestionColumns:
     """Column names as the row has them; "" or () for a missing column.
 
     Attributes:
@@ -88,23 +88,23 @@ class Columns:
     @property
     def counts_from_1(self) -> bool:
         """True if the name of the answer column says that answers count from 1."""
-        return bool(self.answers) and plain_name(self.answers[0]) in NUMBERED_FROM_1
+        return bool(self.answers) and column_key(self.answers[0]) in NUMBERED_FROM_1
 
     def place_of(self, name: str) -> int | None:
         """Return the place of the option that is called by its column's name: 選項B."""
-        wanted = plain_name(name)
+        wanted = column_key(name)
         if len(wanted) < 2:
             return None
-        return next((i for i, column in enumerate(self.options) if plain_name(column) == wanted), None)
+        return next((i for i, column in enumerate(self.options) if column_key(column) == wanted), None)
 
 
 @lru_cache(maxsize=256)
-def find_columns(names: tuple[str, ...]) -> Columns:
+def find_question_columns(names: tuple[str, ...]) -> QuestionColumns:
     """Find the columns of a row by its names."""
     by_name: dict[str, str] = {}
     twice = []
     for name in names:
-        if by_name.setdefault(plain_name(name), name) != name and _OPTION_COLUMN.fullmatch(plain_name(name)):
+        if by_name.setdefault(column_key(name), name) != name and _OPTION_COLUMN.fullmatch(column_key(name)):
             twice.append(name)
     options, first = _option_columns(by_name)
     wrong = tuple(
@@ -116,7 +116,7 @@ def find_columns(names: tuple[str, ...]) -> Columns:
     question = _first_known(remaining, QUESTION)
     if not question and (options or together or wrong):
         question = _first_known(remaining, MAYBE_QUESTION)
-    return Columns(
+    return QuestionColumns(
         question, _first_known(remaining, tuple(word for word in PASSAGE if remaining.get(word) != question)),
         tuple(remaining[key] for key in ANSWER if key in remaining), together, options, first, wrong,
         tuple(twice), _first_known(remaining, SUBJECT), _first_known(remaining, ID),
@@ -127,7 +127,7 @@ def looks_like_question(row: object) -> bool:
     """Return whether a row is a question with options: it has a column for either."""
     if not isinstance(row, dict):
         return False
-    columns = find_columns(tuple(map(str, row)))
+    columns = find_question_columns(tuple(map(str, row)))
     return bool(columns.question) and columns.has_options
 
 

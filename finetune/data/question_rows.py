@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from finetune.data import answer_key, option_syntax
 from finetune.data.answer_key import AnswerConvention, Key, read_key, resolve_answer
-from finetune.data.cells import as_text, is_blank
+from finetune.data.cells import cell_text, is_blank
 from finetune.data.question import LETTERS, MAX_OPTIONS, MIN_OPTIONS, Question, seeded_hash
-from finetune.data.question_columns import Columns, find_columns
+from finetune.data.question_columns import QuestionColumns, find_question_columns
 from finetune.runtime.errors import listed, shown
 from finetune.runtime.strict_json import too_long
 
@@ -91,12 +91,12 @@ def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
         raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
     if isinstance(nested := row.get("question"), dict) and "stem" in nested:  # {"question": {stem, choices}}
         row = {**row, **nested, "question": nested["stem"]}
-    columns = find_columns(tuple(row))
+    columns = find_question_columns(tuple(row))
     if not columns.question:
         if question_lists := [name for name in MANY if isinstance(row.get(name), (list, dict))]:
             raise ValueError(f"{question_lists[0]} 是好幾題；請拆成一列一題")
         raise ValueError(f"{NO_QUESTION_COLUMN}，有的是 {listed(row)}")
-    stem = as_text(row[columns.question])
+    stem = cell_text(row[columns.question])
     if isinstance(row[columns.question], bool):
         raise ValueError(f"{columns.question} 應該是文字，得到 bool")
     if is_blank(stem):
@@ -110,7 +110,7 @@ def draft(row: object, subject: str = "", row_id: str = "") -> Draft:
         texts.pop()
     labels = labels[: len(texts)]
     if source == "apart" and not is_blank(value):
-        texts, value = _insert_right_answer(stem, as_text(value), texts)
+        texts, value = _insert_right_answer(stem, cell_text(value), texts)
     if not MIN_OPTIONS <= len(texts) <= MAX_OPTIONS:
         raise ValueError(f"有 {len(texts)} 個選項，應為 {MIN_OPTIONS} 到 {MAX_OPTIONS} 個")
     if empty := [LETTERS[i] for i, text in enumerate(texts) if is_blank(text)]:
@@ -144,7 +144,7 @@ def parse_question(row: object, subject: str = "", row_id: str = "", need_answer
 # ---- parts of a row ----------------------------------------------------------------------------------------
 
 
-def _answer_cell(row: dict, columns: Columns) -> object:
+def _answer_cell(row: dict, columns: QuestionColumns) -> object:
     """Return the first cell of answers that is not blank."""
     cells = (row[name] for name in columns.answers)
     return next((cell for cell in cells if not is_blank(cell)), None)
@@ -158,7 +158,7 @@ def _joined_cell(row: dict, column: str) -> str:
     return "" if is_blank(cell) or isinstance(cell, dict) else str(cell)
 
 
-def _options(row: dict, columns: Columns) -> tuple[list[str], list[str], str]:
+def _options(row: dict, columns: QuestionColumns) -> tuple[list[str], list[str], str]:
     """Return the texts of the options, their own labels if any, and where they were found."""
     together = row.get(columns.together) if columns.together else None
     if not is_blank(together):
@@ -167,11 +167,11 @@ def _options(row: dict, columns: Columns) -> tuple[list[str], list[str], str]:
     if clashing := [name for name in columns.twice if not is_blank(row.get(name))]:
         raise ValueError(f"欄位 {listed(clashing)} 和另一欄只差大小寫或寬度，看不出哪一欄是選項")
     if columns.options:
-        return [as_text(row.get(name)) if name else "" for name in columns.options], [], ""
+        return [cell_text(row.get(name)) if name else "" for name in columns.options], [], ""
     if columns.wrong:
         wrong = [row[name] for name in columns.wrong]
         cells = [cell for part in wrong for cell in (part if isinstance(part, list) else [part])]
-        return [as_text(cell) for cell in cells if not is_blank(cell)], [], "apart"
+        return [cell_text(cell) for cell in cells if not is_blank(cell)], [], "apart"
     return [], [], "stem"
 
 
@@ -186,7 +186,7 @@ def _insert_right_answer(stem: str, right: str, wrong: list[str]) -> tuple[list[
 
 
 def _read_answer(
-    row: dict, columns: Columns, texts: list[str], labels: list[str], value: object
+    row: dict, columns: QuestionColumns, texts: list[str], labels: list[str], value: object
 ) -> tuple[tuple[str, ...], Key]:
     """Return the options without the labels they carry, and all readings of the answer."""
     bare = option_syntax.without_labels(texts) or ()
@@ -201,7 +201,7 @@ def _read_answer(
     return bare, read_key(value, texts, bare, labels, typed)
 
 
-def _option_cells(row: dict, columns: Columns) -> Iterable[object]:
+def _option_cells(row: dict, columns: QuestionColumns) -> Iterable[object]:
     """Return the cells of the options as they came."""
     cell = row.get(columns.together) if columns.together else None
     if isinstance(cell, (dict, list)):
@@ -209,12 +209,12 @@ def _option_cells(row: dict, columns: Columns) -> Iterable[object]:
     return [row[name] for name in columns.options if name in row]
 
 
-def _passage(row: dict, columns: Columns) -> str:
+def _passage(row: dict, columns: QuestionColumns) -> str:
     """Return the passage of a row, "" without one."""
     cell = row.get(columns.passage) if columns.passage else None
     if isinstance(cell, list) and all(isinstance(part, str) for part in cell):
         cell = "\n".join(cell)
-    return "" if is_blank(cell) else as_text(cell)
+    return "" if is_blank(cell) else cell_text(cell)
 
 
 def digest(passage: str) -> str:

@@ -10,7 +10,7 @@ from heapq import nsmallest
 from itertools import groupby
 from typing import Any, Generic, TypeVar
 
-from finetune.data.bad_rows import abridged
+from finetune.data.bad_rows import summarize_problems
 from finetune.data.cleaning import Text
 from finetune.data.data_files import ORDER
 from finetune.data.exam import Exam
@@ -124,7 +124,7 @@ def describe_exam(exam: Exam, splits: Splits[Question]) -> None:
         log(f"  另有無答案的題目（{keyless}）：不訓練、不計分；--exam 會作答")
     if exam.skipped:
         log(f"  略過 {len(exam.skipped)} 列：")
-        for problem in abridged(exam.skipped):
+        for problem in summarize_problems(exam.skipped):
             log(f"    - {problem}")
     log(
         f"  訓練 {len(splits.fit)}、驗證 {len(splits.validation)}、保留 {len(splits.held_out)}、正式測驗 "
@@ -240,7 +240,7 @@ def describe_labels(dataset: LabelledDataset, splits: Splits[Labelled]) -> None:
     log(f"  文字欄 {text}，標籤欄 {'、'.join(dataset.label_columns)}{several}")
     if dataset.skipped:
         log(f"  略過 {len(dataset.skipped)} 列：")
-        for problem in abridged(dataset.skipped):
+        for problem in summarize_problems(dataset.skipped):
             log(f"    - {problem}")
     log(
         f"  訓練 {len(splits.fit)}、驗證 {len(splits.validation)}、保留 {len(splits.held_out)}、正式測驗 "

@@ -21,7 +21,7 @@ from finetune.data.headers import clean_name
 from finetune.data.json_files import read_json
 from finetune.runtime import git_lfs
 from finetune.runtime.errors import UserError
-from finetune.runtime.file_types import READABLE, WAYS_OUT, suffix_of
+from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, suffix_of
 from finetune.runtime.files import atomic_open
 from finetune.runtime.strict_json import dumps, duplicate_keys_message
 
@@ -78,9 +78,9 @@ def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
     suffix = suffix_of(file)
     if suffix in (*READABLE, ".txt"):
         suffix = _suffix_by_content(file, suffix)
-    if suffix in WAYS_OUT:
-        way_out = WAYS_OUT[suffix]
-        return iter([(0, Unreadable(way_out if suffix == suffix_of(file) else f"其實{way_out}"))])
+    if suffix in CONVERSION_HINTS:
+        hint = CONVERSION_HINTS[suffix]
+        return iter([(0, Unreadable(hint if suffix == suffix_of(file) else f"其實{hint}"))])
     if suffix in DELIMITERS:
         return read_delimited(file, DELIMITERS[suffix], required)
     readers: dict[str, Callable[[], Rows]] = {

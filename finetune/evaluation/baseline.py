@@ -14,7 +14,7 @@ import numpy
 from finetune.data.labelled import Labelled
 from finetune.data.question import seeded_hash
 from finetune.evaluation import metrics
-from finetune.evaluation.classification import BASELINE, compute_metrics, hits
+from finetune.evaluation.classification import BASELINE, compute_metrics, exact_match
 from finetune.runtime.console import log
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def sampled(rows: Sequence[Labelled], most: int = ROWS) -> list[int]:
     return sorted(sorted(range(len(rows)), key=lambda index: seeded_hash(0, rows[index].fingerprint))[:most])
 
 
-def stand_beside(
+def add_baseline(
     figures: dict[str, dict], trained: Sequence[Labelled], predicted: dict[str, tuple], names: Sequence[str]
 ) -> None:
     """Add to the metrics of each set the `baseline`, trained on the same rows.
@@ -121,7 +121,9 @@ def stand_beside(
         indices = sampled(rows)
         sample = [rows[index] for index in indices]
         truth, of_baseline = [row.labels for row in sample], baseline.probabilities(sample)
-        first, second = (hits(truth, p, multi) for p in (numpy.asarray(of_model)[indices], of_baseline))
+        first, second = (
+            exact_match(truth, p, multi) for p in (numpy.asarray(of_model)[indices], of_baseline)
+        )
         all_metrics = compute_metrics(truth, of_baseline, names, multi)
         paired = {
             **metrics.paired_test(first.tolist(), second.tolist()),

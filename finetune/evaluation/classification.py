@@ -211,7 +211,7 @@ def _as_indicators(
     return gold, numpy.eye(p.shape[1], dtype=int)[p.argmax(axis=1)]
 
 
-def hits(truth: Sequence[Sequence[int]], probabilities: numpy.ndarray, multi: bool) -> numpy.ndarray:
+def exact_match(truth: Sequence[Sequence[int]], probabilities: numpy.ndarray, multi: bool) -> numpy.ndarray:
     """Return for each row 1 where all its labels are right, else 0; as `compute_metrics` counts them."""
     gold, chosen = _as_indicators(truth, numpy.asarray(probabilities), multi)
     return (gold == chosen).all(axis=1).astype(float)
@@ -232,7 +232,7 @@ def _majority(gold: numpy.ndarray, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def headlines(figures: dict[str, Any]) -> dict[str, float]:
+def summary_metrics(figures: dict[str, Any]) -> dict[str, float]:
     """Return those metrics of a set that are one number for the whole."""
     flat = {name: figures[name] for name in FLAT if figures[name] is not None}
     if baseline := figures.get("baseline"):
@@ -240,7 +240,7 @@ def headlines(figures: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def answered(figures: dict[str, Any]) -> list[int]:
+def prediction_counts(figures: dict[str, Any]) -> list[int]:
     """Return how often each class is predicted."""
     if figures["multi"]:
         false_positives, true_positives = confusion_cells(figures, 0, 1), confusion_cells(figures, 1, 1)

@@ -172,10 +172,10 @@ class Scorer:
             for number, index in enumerate(close):
                 scores[index], scores.by_order[index] = again[number], again.by_order[number]
         for index, question in enumerate(questions):
-            if groups := alike(self.prompts, question):
-                scores[index] = _shared(scores[index], groups)
+            if groups := indistinguishable_options(self.prompts, question):
+                scores[index] = _share_score(scores[index], groups)
                 scores.by_order[index] = [
-                    (order, _shared(row, groups)) for order, row in scores.by_order[index]
+                    (order, _share_score(row, groups)) for order, row in scores.by_order[index]
                 ]
         return scores
 
@@ -397,7 +397,9 @@ class Ranking(list[tuple[str, str, float]]):
         return ranked
 
 
-def alike(prompts: ExamPrompts | CausalExamPrompts, question: Question) -> list[tuple[int, ...]]:
+def indistinguishable_options(
+    prompts: ExamPrompts | CausalExamPrompts, question: Question
+) -> list[tuple[int, ...]]:
     """Return groups of options that are the same to the model: the tokenizer makes the same tokens of them.
 
     It makes [UNK] of every rare character, say. Only their places tell them apart.
@@ -413,7 +415,7 @@ def alike(prompts: ExamPrompts | CausalExamPrompts, question: Question) -> list[
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def _shared(row: list[float], groups: list[tuple[int, ...]]) -> list[float]:
+def _share_score(row: list[float], groups: list[tuple[int, ...]]) -> list[float]:
     """Return log-probabilities in which options that are the same share theirs equally.
 
     A choice among them is the place's, and says nothing of the question.

@@ -23,7 +23,7 @@ from finetune.models.padding import MULTIPLE
 FAMILIES = ("bert", "roberta", "xlm-roberta", "ernie")  # whose layers are BERT's
 
 
-def readable(body: Any) -> bool:
+def is_supported(body: Any) -> bool:
     """Return whether this module can run an encoder; decoders and other families are left to transformers."""
     layers = getattr(getattr(body, "encoder", None), "layer", None)
     return (
@@ -99,7 +99,7 @@ class Encoder:
     """Compute hidden states with the layers of a model.
 
     Args:
-        body: an encoder of transformers that is `readable`.
+        body: an encoder of transformers for which `is_supported` is True.
         bf16: use copies of its weights in bf16, for a model that is not trained any more. Embeddings, sums
             and norms keep the dtype of the model.
     """

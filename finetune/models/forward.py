@@ -83,7 +83,7 @@ class TokenLogits(nn.Module):
         names = HEADS.get(config_of(model).model_type)
         self._head = names if names and all(hasattr(model, name) for name in names) else None
         body = _body_of(model)
-        self.has_fast_path = self._head is not None and encoder.readable(body)
+        self.has_fast_path = self._head is not None and encoder.is_supported(body)
         self._encoder = encoder.Encoder(body, bf16) if self.has_fast_path else None
         self.fp32_forward = TokenLogits(model, packed).eval() if bf16 and self.has_fast_path else None
         self._kwargs = {"use_cache": False} if is_causal(model) else {}  # keys and values would not be used
@@ -141,7 +141,7 @@ class SequenceLogits(nn.Module):
         self._choice = type(model).__name__.endswith("ForMultipleChoice")
         self._segments = getattr(model.config, "type_vocab_size", 0) > 1
         body = _body_of(model)
-        self._encoder = encoder.Encoder(body) if encoder.readable(body) else None
+        self._encoder = encoder.Encoder(body) if encoder.is_supported(body) else None
 
     def forward(
         self,

@@ -57,7 +57,7 @@ def is_decoder(config: PreTrainedConfig) -> bool:
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def unfit(config: PreTrainedConfig, kind: str, name: str) -> str:
+def mismatch_reason(config: PreTrainedConfig, kind: str, name: str) -> str:
     """Return why a model cannot be of the wanted kind; "" when it can."""
     import transformers
 

@@ -46,7 +46,7 @@ class LayerSchedule:
         """
         return self.decay ** (len(self.names) - 1 - self.names.index(part))
 
-    def opens_at(self, part: str) -> int | None:
+    def unfreeze_step(self, part: str) -> int | None:
         """Return the optimizer step (0 is the first) from which a part is trained; None when it never is.
 
         Gradual unfreezing (arXiv:1801.06146, section 3.3): the topmost trainable part is trained from step 0,
@@ -59,17 +59,17 @@ class LayerSchedule:
 
     def trainable_at(self, step: int) -> frozenset[str]:
         """Return the parts that are trained in an optimizer step."""
-        return frozenset(part for part, opening in self._openings().items() if opening <= step)
+        return frozenset(part for part, opening in self._unfreeze_steps().items() if opening <= step)
 
-    def _openings(self) -> dict[str, int]:
+    def _unfreeze_steps(self) -> dict[str, int]:
         """Return the step from which each trainable part is trained."""
-        openings = {part: self.opens_at(part) for part in self.trainable}
+        openings = {part: self.unfreeze_step(part) for part in self.trainable}
         return {part: opening for part, opening in openings.items() if opening is not None}
 
     @property
-    def last_opening(self) -> int:
+    def last_unfreeze_step(self) -> int:
         """The step from which the last part is trained: a run of no more steps never trains it."""
-        return max(self._openings().values(), default=0)
+        return max(self._unfreeze_steps().values(), default=0)
 
     @property
     def is_uniform(self) -> bool:
@@ -133,10 +133,10 @@ def uniform_schedule(layers: LayerGroups) -> LayerSchedule:
 # ---- for the engine ----------------------------------------------------------------------------------------
 
 
-def apply(model: nn.Module, layers: LayerGroups, learning: LayerSchedule) -> None:
+def freeze(model: nn.Module, layers: LayerGroups, schedule: LayerSchedule) -> None:
     """Freeze the parts that are never trained. What is frozen already (the base under LoRA) stays so."""
     for name, parameter in model.named_parameters():
-        if layers.group_of(name) in learning.frozen:
+        if layers.group_of(name) in schedule.frozen:
             parameter.requires_grad_(False)
 
 
@@ -166,7 +166,7 @@ def set_trainable(parts: dict[str, list[nn.Parameter]], opened: frozenset[str]) 
 
 
 def build_parameter_groups(
-    model: nn.Module, layers: LayerGroups, learning: LayerSchedule, weight_decay: float
+    model: nn.Module, layers: LayerGroups, schedule: LayerSchedule, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer, of what has `requires_grad` now.
 
@@ -178,11 +178,11 @@ def build_parameter_groups(
         one empty where only matrices are trained: checkpoints know groups by their positions.
     """
     parts = by_group(model, layers)
-    if learning.is_uniform:
+    if schedule.is_uniform:
         parts = {"": [parameter for parameter in model.parameters() if parameter.requires_grad]}
     groups: list[dict[str, Any]] = []
     for part, parameters in parts.items():
-        scale = learning.scale(part) if part else 1.0
+        scale = schedule.scale(part) if part else 1.0
         matrices = [p for p in parameters if p.ndim >= 2]
         vectors = [p for p in parameters if p.ndim < 2]
         groups += [
@@ -196,24 +196,24 @@ def build_parameter_groups(
 # ---- the table that is printed -----------------------------------------------------------------------------
 
 
-def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
+def table(layers: LayerGroups, schedule: LayerSchedule) -> list[str]:
     """Return the lines of a table of parts: parameters, trained parameters, first step, learning-rate factor.
 
     The last line is the sum. To be called before an engine freezes what is trained later.
     """
     sizes = layers.sizes()
-    trained = {part: size if part in learning.trainable else 0 for part, size in layers.trainable().items()}
+    trained = {part: size if part in schedule.trainable else 0 for part, size in layers.trainable().items()}
 
     def state(part: str) -> str:
-        opens = learning.opens_at(part)
-        if part in learning.frozen:
+        opens = schedule.unfreeze_step(part)
+        if part in schedule.frozen:
             return "凍結"
         if opens is None:
             return "沒有可訓練的參數"
         return f"{opens} 步後解凍" if opens else "訓練"
 
     def look(part: str) -> tuple[bool | str, str, str]:
-        factor = f"{learning.scale(part):.3g}" if part in learning.trainable else "–"
+        factor = f"{schedule.scale(part):.3g}" if part in schedule.trainable else "–"
         return part.isdigit() or part, state(part), factor
 
     rows = [["部分", "參數", "訓練", "狀態", "學習率倍數"]]
@@ -221,7 +221,7 @@ def table(layers: LayerGroups, learning: LayerSchedule) -> list[str]:
         parts = list(run)
         counts = [sum(numbers[part] for part in parts) for numbers in (sizes, trained)]
         rows.append([format_ranges(parts), *map(_millions, counts), shown, factor])
-    if learning.decay == 1:
+    if schedule.decay == 1:
         rows = [row[:-1] for row in rows]
     lines = ["  ".join(row).rstrip() for row in align_table(rows, RIGHT)]
     if layers.tied:

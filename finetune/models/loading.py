@@ -17,7 +17,7 @@ from torch import nn
 
 from finetune.models import bert, weight_files
 from finetune.models.forward import HEADS, PACKABLE, config_of
-from finetune.models.kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, unfit
+from finetune.models.kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, mismatch_reason
 from finetune.models.lora import with_adapter
 from finetune.models.source_checks import (
     IN_PICKLE,
@@ -91,7 +91,7 @@ def load_config(name: str, flag: str, kind: str = "") -> PreTrainedConfig:
         if raw.get("auto_map"):
             raise UserError(untrusted.code_refused(f"{flag} {name}", raw.get("model_type"))) from error
         raise hub.cannot_fetch("模型", name, flag, error) from error
-    if reason := unfit(config, kind, name):
+    if reason := mismatch_reason(config, kind, name):
         raise UserError(f"{flag} {name} {reason}")
     if reason := weight_files.quantization(config, training=flag == "--model_name_or_path"):
         raise UserError(f"{flag} {name}：{reason}")

@@ -170,9 +170,9 @@ def _refusal(error: ValueError, model: nn.Module, lora: Lora, targets: Sequence[
     """Word peft's refusal of some layers, with flags that it would take."""
     reason = " ".join(str(error).split())[:300]
     fitting = ",".join(name for name in targets if f"'{name}'" not in reason)
-    way_out = "--lora_dropout 0" if "lora_dropout" in reason else f"--lora_target_modules {fitting}"
+    hint = "--lora_dropout 0" if "lora_dropout" in reason else f"--lora_target_modules {fitting}"
     family = f"{config_of(model).model_type} 模型加不了這樣的 LoRA"
-    return UserError(f"--lora_target_modules {lora.targets}：{family}：{reason}；請改用 {way_out}")
+    return UserError(f"--lora_target_modules {lora.targets}：{family}：{reason}；請改用 {hint}")
 
 
 def _new_modules(model: nn.Module) -> list[str]:

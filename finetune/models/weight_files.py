@@ -105,16 +105,16 @@ def quantization(config: PreTrainedConfig, training: bool) -> str:
     if not method and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
         method = "bitsandbytes"
     named = f"config.json 說權重是量化過的（quantization_config 的 quant_method 是 {method[:40]!r}）"
-    way_out = "請換未量化的原版模型，或刪去其實沒有用到的 quantization_config"
+    hint = "請換未量化的原版模型，或刪去其實沒有用到的 quantization_config"
     if method not in QUANTIZED:
-        return f"{named}，這裡不認得；{way_out}"
+        return f"{named}，這裡不認得；{hint}"
     if training:
         return f"{named}，不能訓練；請換未量化的原版模型，要省記憶體可加 --lora_rank 16 --load_in_4bit"
     import torch
 
     if not torch.cuda.is_available():
-        return f"{named}，要有 GPU 才能算，這台機器沒有；{way_out}"
+        return f"{named}，要有 GPU 才能算，這台機器沒有；{hint}"
     library = QUANTIZED[method]
     if library and importlib.util.find_spec(library.partition(".")[0]) is None:
-        return f"{named}，要有 {library} 才能算，這裡沒有安裝；請 pip install {library}，或{way_out[1:]}"
+        return f"{named}，要有 {library} 才能算，這裡沒有安裝；請 pip install {library}，或{hint[1:]}"
     return ""

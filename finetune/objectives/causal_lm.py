@@ -51,7 +51,7 @@ class CausalLMObjective:
 
     name = "cpt"
     truncated = 0
-    refused: Sequence[str] = ()
+    rejected_by_template: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
     baseline_loss = None
 
@@ -104,7 +104,7 @@ class InstructionObjective:
         seed: fixes the orders. The same (seed, epoch, row) gives the same example.
 
     Attributes:
-        refused: id and error of each row that the chat template does not accept.
+        rejected_by_template: id and error of each row that the chat template does not accept.
         remarks: how many rows were written otherwise than one may expect, by what was done.
     """
 
@@ -123,7 +123,7 @@ class InstructionObjective:
         self.chat: Chat = prompts.chat
         self.lengths = array("I")
         self.too_long: list[str] = []
-        self.refused: list[str] = []
+        self.rejected_by_template: list[str] = []
         self.truncated = 0
         self.remarks: Counter[str] = Counter()
         # for each example its row and (token ids, positions, targets); None for a question, which is written
@@ -138,7 +138,7 @@ class InstructionObjective:
             except PromptTooLongError:
                 self.too_long.append(row.id)
             except ValueError as error:
-                self.refused.append(f"{row.id}：{error}")
+                self.rejected_by_template.append(f"{row.id}：{error}")
         self.rows = pick(rows, kept)
 
     def _add(self, row: Instruction | Question, number: int) -> None:

@@ -32,7 +32,7 @@ class ClassificationObjective:
 
     name = "classify"
     packed = False
-    refused: Sequence[str] = ()
+    rejected_by_template: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
 
     def __init__(

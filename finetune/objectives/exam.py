@@ -43,7 +43,7 @@ class ExamObjective:
     """
 
     packed = False
-    refused: Sequence[str] = ()
+    rejected_by_template: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
     baseline_loss = None
 

@@ -82,7 +82,7 @@ class MaskedLMObjective:
     name = "mlm"
     packed = False
     truncated = 0
-    refused: Sequence[str] = ()
+    rejected_by_template: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
     baseline_loss = None
 

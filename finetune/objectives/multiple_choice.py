@@ -30,7 +30,7 @@ class MultipleChoiceObjective:
     """
 
     packed = False
-    refused: Sequence[str] = ()
+    rejected_by_template: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
     baseline_loss = None
 

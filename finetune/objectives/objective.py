@@ -60,7 +60,7 @@ class Objective(Protocol):
         ...
 
     @property
-    def refused(self) -> Sequence[str]:
+    def rejected_by_template(self) -> Sequence[str]:
         """Id and error of each row that the chat template does not accept."""
         ...
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finetune.data.question import Question
 from finetune.objectives.batching import Example, MultipleChoiceExample
 from finetune.objectives.objective import Objective
-from finetune.prompts.exam import read_back, readable
+from finetune.prompts.exam import format_tokens, read_back
 from finetune.runtime.console import log
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ KINDS = {  # kind of an example -> its title when shown
 }  # fmt: skip
 
 
-def masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[str]:
+def preview_masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[str]:
     """Yield lines that show `count` rows with masked tokens in 【】, then what became of the masked tokens.
 
     Args:
@@ -41,7 +41,7 @@ def masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) 
         totals["tokens"] += len(example.ids) - 2
         if number <= count:
             yield f"第 {number} 列：{len(example.ids) - 2} 個 token，遮住 {len(example.positions)} 個"
-            yield f"  {shown(tokenizer, example)}"
+            yield f"  {mark_masked(tokenizer, example)}"
     chosen = totals["masked"] + totals["kept"] + totals["changed"]
     if chosen:
         titles = (("換成 [MASK]", "masked"), ("換成別的 token", "changed"), ("不變", "kept"))
@@ -51,7 +51,7 @@ def masks(objective: Objective, tokenizer: PreTrainedTokenizerBase, count: int) 
         yield f"全部 {len(entries)} 列：{counts}；{shares}"
 
 
-def shown(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+def mark_masked(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """Return the text of an example with its masked tokens in 【】."""
     whole = list(example.ids)
     for at, token in zip(example.positions, example.targets, strict=True):
@@ -77,7 +77,7 @@ def readable_reply(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     return f"{prompt[-400:]}【{reply[:400]}】"
 
 
-def tell_of_lengths(title: str, objective: Objective) -> None:
+def log_row_lengths(title: str, objective: Objective) -> None:
     """Log how many rows were shortened to fit, how many were left out and why.
 
     Args:
@@ -91,19 +91,19 @@ def tell_of_lengths(title: str, objective: Objective) -> None:
         log(f"  {title}：{objective.truncated} 列太長，縮短了{cut}")
     if objective.too_long:
         log(f"  {title}：{len(objective.too_long)} 列{misfit}，未採用（可加長 --max_length）")
-    if objective.refused:
-        log(f"  {title}：{len(objective.refused)} 列對話樣板不接受，未採用；第一列：{objective.refused[0]}")
+    if rejected := objective.rejected_by_template:
+        log(f"  {title}：{len(rejected)} 列對話樣板不接受，未採用；第一列：{rejected[0]}")
     for remark, count in objective.remarks.items():
         log(f"  {title}：{remark}（{count} 列）")
 
 
-def as_seen(tokenizer: PreTrainedTokenizerBase, example: Example | MultipleChoiceExample) -> str:
+def format_example(tokenizer: PreTrainedTokenizerBase, example: Example | MultipleChoiceExample) -> str:
     """Return an example as the model sees it, and its targets."""
     if isinstance(example, MultipleChoiceExample):
-        rows = (readable(tokenizer, ids, ()) for ids in example.rows)
+        rows = (format_tokens(tokenizer, ids, ()) for ids in example.rows)
         return "\n    ".join(rows) + f"\n    → 第 {example.answer + 1} 個選項"
     if example.by_token and tokenizer.mask_token_id is None:
         return readable_reply(tokenizer, example)
     targets = [example.candidates[t] if example.candidates else t for t in example.targets]
     tokens = " ".join(tokenizer.convert_ids_to_tokens(targets))
-    return f"{readable(tokenizer, example.ids, example.positions)}\n    → {tokens}"
+    return f"{format_tokens(tokenizer, example.ids, example.positions)}\n    → {tokens}"

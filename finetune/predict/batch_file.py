@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import is_question
-from finetune.data.question_columns import find_columns
+from finetune.data.question_columns import find_question_columns
 from finetune.data.tables import read_table, write_table
 from finetune.data.turns import is_answered, is_answered_chat, is_chat
 from finetune.predict.batch_rows import (
@@ -211,7 +211,7 @@ def _first_row(source: Path) -> dict[str, Any]:
 
 def _is_question(row: dict[str, Any]) -> bool:
     """Return True for a row that is a question with options."""
-    return bool(find_columns(tuple(map(str, row))).question)
+    return bool(find_question_columns(tuple(map(str, row))).question)
 
 
 def _is_open(row: dict[str, Any]) -> bool:

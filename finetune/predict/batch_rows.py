@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from finetune.cli.inference_args import InferenceArgs, required, tell_of_idle_writing
+from finetune.cli.inference_args import InferenceArgs, required, warn_of_unused_generation_flags
 from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
@@ -26,7 +26,7 @@ from finetune.models.kv_cache import decode_mode
 from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.fill_mask import Blanks
 from finetune.predict.predictor import MaskedLMPredictor, Predictor, needs_word_search
-from finetune.predict.row_handler import Record, Row, RowHandler, as_text, is_text
+from finetune.predict.row_handler import Record, Row, RowHandler, is_text, storable_text
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
@@ -55,7 +55,7 @@ class McqRows(RowHandler[Predictor, Question]):
         super().__init__(flags, predictor)
         self.method = predictor.method(flags.scoring)
         if predictor.is_causal:
-            tell_of_idle_writing(flags)
+            warn_of_unused_generation_flags(flags)
         self.columns = dict(QUESTION_COLUMNS)
         self.reading, self.first_number = self._survey_file()
         if self.method == GENERATE:
@@ -110,7 +110,7 @@ class McqRows(RowHandler[Predictor, Question]):
     def read_row(self, record: Record, row: Row) -> Question:
         """Read a question."""
         question = self._as_question(row)
-        record["question"] = as_text(question.stem)
+        record["question"] = storable_text(question.stem)
         return question
 
     def predict(self, pending: list[tuple[Record, Question]]) -> None:
@@ -127,7 +127,7 @@ class McqRows(RowHandler[Predictor, Question]):
             as_letter = self.flags.answer_format == "letter"
             record |= {
                 "answer": LETTERS[chosen] if as_letter else chosen + self.first_number,
-                "answer_text": as_text(question.options[chosen]),
+                "answer_text": storable_text(question.options[chosen]),
             }
             if self.method != GENERATE:
                 rounded = (round(score, 6) for score in scores[index])
@@ -181,7 +181,7 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
         if not isinstance(message, str):
             remarks |= self.predictor.chat.remarks(message)
         self.remarks.update(remarks)
-        record["prompt"] = as_text(message if isinstance(message, str) else message[-1]["content"])
+        record["prompt"] = storable_text(message if isinstance(message, str) else message[-1]["content"])
         ids = self.predictor.encode(message)
         longest = self.predictor.longest
         if len(ids) >= longest:
@@ -194,7 +194,7 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
         if decoding.samples and decoding.seed is not None and pending:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + pending[0][0]["row"])
         for record, reply in self.each(pending, lambda ids: self.predictor.generate(ids, decoding)):
-            record["response"] = as_text(reply)
+            record["response"] = storable_text(reply)
 
 
 def _as_prompt(row: Row) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.bad_rows import Unreadable
-from finetune.data.columns import LOOKED, column_names, find_texts
+from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.predict.classifier import ClassifierPredictor, TextOrPair
 from finetune.predict.label_truth import TrueLabels, log_numeric_labels
-from finetune.predict.row_handler import Record, Row, RowHandler, as_text, is_text
+from finetune.predict.row_handler import Record, Row, RowHandler, is_text, storable_text
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
@@ -70,9 +70,9 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
         """Return the record of a row, with its texts, its true labels and the file's other columns."""
         values = row if isinstance(row, dict) else {}
         texts = zip(("text", "pair"), self.text_columns, strict=False)
-        shown: Record = {name: as_text(values.get(column)) for name, column in texts}
+        shown: Record = {name: storable_text(values.get(column)) for name, column in texts}
         copied: Record = {
-            name: as_text(values[column]) for name, column in self.copied.items() if column in values
+            name: storable_text(values[column]) for name, column in self.copied.items() if column in values
         }
         if self.truth:
             labels = self.truth.labels_of(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.columns import column_names
+from finetune.data.label_columns import column_names
 from finetune.evaluation.classification import THRESHOLD, encode, probabilities
 from finetune.models.forward import is_multi
 from finetune.models.kinds import names_of

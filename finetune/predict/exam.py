@@ -59,9 +59,10 @@ def run_exam_command(
     keyless = sample_rows(keyless, flags.exam_limit, seed=0)
     method, card = predictor.method(flags.scoring), predictor.card
     orders = "1" if method == GENERATE else flags.orders
-    rival = load(flags.compare_with) if flags.compare_with else None  # before hours of work, if it is none
-    if rival:
-        rival.method(method)
+    # before hours of work, if it is none
+    comparison = load(flags.compare_with) if flags.compare_with else None
+    if comparison:
+        comparison.method(method)
 
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
         return run_exam(model.score, questions, method, orders, world, title)
@@ -73,7 +74,7 @@ def run_exam_command(
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
         return
     calibration = calibration_questions(exam, split, rows, predictor)
-    results = evaluate_models(evaluate, flags, predictor, rival, rows, calibration)
+    results = evaluate_models(evaluate, flags, predictor, comparison, rows, calibration)
     if not world.is_main:
         return
     metrics = evaluator.compute_metrics(
@@ -92,7 +93,7 @@ def evaluate_models(
     evaluate: Callable[[Predictor, Sequence[Question], str], ExamResult],
     flags: InferenceArgs,
     predictor: Predictor,
-    rival: Predictor | None,
+    comparison: Predictor | None,
     rows: Sequence[Question],
     calibration: Sequence[Question] | str,
 ) -> ModelResults:
@@ -102,7 +103,7 @@ def evaluate_models(
         evaluate: returns the result of a model on questions; the text is the title of the progress bar.
         flags: --skip_option_only and --compare_with.
         predictor: the model.
-        rival: the second model; None without one.
+        comparison: the second model; None without one.
         rows: the questions.
         calibration: see `calibration_questions`.
     """
@@ -113,8 +114,8 @@ def evaluate_models(
     held_out: ExamResult | str = (
         calibration if isinstance(calibration, str) else evaluate(predictor, calibration, "驗證題（校準用）")
     )
-    if rival:  # by the same method, or they are not compared
-        other = evaluate(rival, rows, f"評測（{_other_title(flags)}）")
+    if comparison:  # by the same method, or they are not compared
+        other = evaluate(comparison, rows, f"評測（{_other_title(flags)}）")
     return ModelResults(result, option_only, held_out, other)
 
 

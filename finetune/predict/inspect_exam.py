@@ -37,7 +37,7 @@ def show_exam(flags: InferenceArgs, exam: Exam, load: Callable[[], ExamPrompts |
     inspection = inspect_exam(exam)
     if "model_path" in flags.given:
         inspection["model"] = {"path": flags.model_path, **tokenizer_coverage(exam, load())}
-    print_result(as_json(inspection) if flags.json else as_text(inspection))
+    print_result(as_json(inspection) if flags.json else format_exam_inspection(inspection))
     return 2 if inspection["unusable"] else 0
 
 
@@ -148,7 +148,7 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts | CausalExamPrompts) -> 
     Raises:
         UserError: the tokenizer has no token that can stand for an option.
     """
-    from finetune.evaluation.scoring import alike  # brings torch
+    from finetune.evaluation.scoring import indistinguishable_options  # brings torch
 
     questions = _all(exam)
     tokenizer = prompts.tokenizer
@@ -167,7 +167,7 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts | CausalExamPrompts) -> 
         subjects[question.subject].append(bool(missing))
         order = range(len(question.options))
         lengths.append(len(whole.mcq_prompt(question, order).ids))
-        if alike(prompts, question):
+        if indistinguishable_options(prompts, question):
             same.append(question.id)
         try:
             if prompts.mcq_prompt(question, order).cut:
@@ -200,7 +200,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def as_text(inspection: dict[str, Any]) -> str:
+def format_exam_inspection(inspection: dict[str, Any]) -> str:
     """Format an inspection as tables for the screen (they are Markdown too)."""
     letters = sorted({letter for split in inspection["splits"].values() for letter in split["answers"]})
     lines = [f"題庫 {inspection['origin']}：{inspection['rows']} 題，{len(inspection['subjects'])} 科"]

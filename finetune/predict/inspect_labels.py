@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finetune.data.bad_rows import abridged
-from finetune.data.columns import LABELS, LOOKED, find_columns
+from finetune.data.bad_rows import summarize_problems
 from finetune.data.data_files import data_file, data_files
+from finetune.data.label_columns import LABELS, LOOKED, find_label_columns
 from finetune.data.labelled import Labelled, LabelledDataset, LabelledOptions, read_labelled
 from finetune.data.question_columns import looks_like_question
 from finetune.predict.inspect_exam import ROWS_SHOWN, table
@@ -39,7 +39,7 @@ def holds_labels(source: str, text_column: str = "") -> bool:
         if not columns & UNAMBIGUOUS_LABELS or any(map(looks_like_question, rows)):
             return False
         try:
-            return bool(find_columns(rows, text_column, "", False, source).texts)
+            return bool(find_label_columns(rows, text_column, "", False, source).texts)
         except UserError:
             return False
     return False
@@ -56,7 +56,7 @@ def show_labels_report(source: str, in_json: bool, text_column: str = "", label_
     """
     options = LabelledOptions(text_column, label_column)
     inspection = inspect_labels(read_labelled(source, None, options, on_bad_rows="skip", flag="--inspect"))
-    print_result(as_json(inspection) if in_json else as_text(inspection))
+    print_result(as_json(inspection) if in_json else format_label_inspection(inspection))
     return 2 if inspection["unusable"] else 0
 
 
@@ -104,7 +104,7 @@ def _duplicates(splits: dict[str, list[Labelled]]) -> dict[str, list[list[str]]]
     return duplicates
 
 
-def as_text(inspection: dict[str, Any]) -> str:
+def format_label_inspection(inspection: dict[str, Any]) -> str:
     """Format an inspection as tables for the screen (they are Markdown too)."""
     splits, several = list(inspection["splits"]), "（一列可有零到多個）" if inspection["multi_label"] else ""
     texts, labels = " 與 ".join(inspection["text_column"]), "、".join(inspection["label_column"])
@@ -132,7 +132,7 @@ def as_text(inspection: dict[str, Any]) -> str:
     lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
     for name, rows in checks:
         if rows:
-            shown = abridged(rows) if name == checks[0][0] else rows[:ROWS_SHOWN]
+            shown = summarize_problems(rows) if name == checks[0][0] else rows[:ROWS_SHOWN]
             more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(rows) > ROWS_SHOWN else ""
             lines += [f"{name}{more}：", *(f"  - {row}" for row in shown), ""]
     return "\n".join(lines).rstrip()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.columns import column_names
 from finetune.data.exam import SPLITS
+from finetune.data.label_columns import column_names
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, LabelledOptions, read_labelled
 from finetune.data.question import seeded_hash
 from finetune.evaluation.classification import compute_metrics

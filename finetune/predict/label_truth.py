@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.data.columns import LABELS, Columns, column_names, parse_row
+from finetune.data.label_columns import LABELS, LabelColumns, column_names, parse_row
 from finetune.data.labelled import SHOWN
 from finetune.evaluation.metrics import share
 from finetune.runtime.console import log
@@ -46,7 +46,7 @@ class TrueLabels:
         if not labels:
             labels = tuple(name for name in columns if name.strip().lower() in LABELS and name not in texts)
             labels = labels if len(labels) == 1 else ()
-        self.columns, self.names = Columns((), labels, multi or len(labels) > 1), list(names)
+        self.columns, self.names = LabelColumns((), labels, multi or len(labels) > 1), list(names)
         self.right = self.scored = self.empty = 0
         self.unknown: Counter[str] = Counter()
 

@@ -64,7 +64,7 @@ def load_for_use(
     return model, tokenizer, device
 
 
-def load_rival(name: str, predictor: Predictor, flags: InferenceArgs) -> Predictor:
+def load_comparison_model(name: str, predictor: Predictor, flags: InferenceArgs) -> Predictor:
     """Load the model of --compare_with; `base` is the one that `predictor` was fine-tuned from.
 
     A base that was randomly initialized is made again from the configuration and the seed of the run card.
@@ -106,7 +106,7 @@ def predictor_for(
     """
     from finetune.predict.causal import CausalLMPredictor
     from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.predictor import MaskedLMPredictor, MultipleChoicePredictor, kind_of
+    from finetune.predict.predictor import MaskedLMPredictor, MultipleChoicePredictor, kind_of_model
 
     if precision:
         set_precision(model, precision, device)
@@ -116,7 +116,7 @@ def predictor_for(
         "classifier": ClassifierPredictor,
         "choice": MultipleChoicePredictor,
     }
-    predictor = classes[kind_of(model)].of(model, tokenizer, device)
+    predictor = classes[kind_of_model(model)].of(model, tokenizer, device)
     predictor.name = name or predictor.name
     if precision or not predictor.precision:
         predictor.precision = precision or "auto"

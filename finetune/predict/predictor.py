@@ -56,7 +56,7 @@ def prompts_for(
     return ExamPrompts(tokenizer, length, card.template, CACHE_SIZE)
 
 
-def kind_of(model: torch.nn.Module) -> str:
+def kind_of_model(model: torch.nn.Module) -> str:
     """Return one of `kinds.CLASSES` by the model's class: a configuration may still name its base's class."""
     name = type(model).__name__
     heads = zip(ROW_CLASSES, ("classifier", "choice"), strict=True)
@@ -72,7 +72,7 @@ class Predictor(ABC):
         name: what reports call the model.
 
     Attributes:
-        kind: see `kind_of`.
+        kind: see `kind_of_model`.
         card: the run card of the training run; None for a model that was not trained here.
         forward: logits at chosen positions.
         precision: `auto`, `fp32`, `bf16` or `fp16`; "" before it is decided.
@@ -91,7 +91,7 @@ class Predictor(ABC):
         name: str = "",
     ):
         self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
-        self.kind = kind_of(model)
+        self.kind = kind_of_model(model)
         self.card: RunCard | None = getattr(model, "run_card", None)
         self.forward: torch.nn.Module = forward_of(model).eval()
         self.precision = ""

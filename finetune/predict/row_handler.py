@@ -118,12 +118,12 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
         values = row if isinstance(row, dict) else {}
         record: Record = dict.fromkeys(self.columns)
         name = values.get("id", values.get("ID"))
-        text = as_text(values.get(self.text))
-        record |= {"row": number, "id": None if name is None else as_text(name), self.text: text}
+        text = storable_text(values.get(self.text))
+        record |= {"row": number, "id": None if name is None else storable_text(name), self.text: text}
         return record
 
 
-def as_text(value: object) -> str:
+def storable_text(value: object) -> str:
     """Return a value as text that any file can hold."""
     if not isinstance(value, str):  # a date, a number, bytes of parquet
         value = "" if value is None else dumps(value, default=str)

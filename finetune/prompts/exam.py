@@ -356,7 +356,7 @@ def read_back(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text)
 
 
-def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], blank: Sequence[int]) -> str:
+def format_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], blank: Sequence[int]) -> str:
     """Show token ids as the tokens that the model sees, the blank in 【】."""
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
     marked = [f"【{token}】" if i in set(blank) else token for i, token in enumerate(tokens)]

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finetune.evaluation.classification import BASELINE, answered, confusion_cells
+from finetune.evaluation.classification import BASELINE, confusion_cells, prediction_counts
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT
-from finetune.evaluation.sets import in_order
+from finetune.evaluation.set_names import in_order
 from finetune.reports.plots import MOST_CELLS, short
 
 LISTED = 30  # confusions listed one by one, where there are too many classes for a table
@@ -97,7 +97,7 @@ def notes(name: str, metrics: dict[str, Any]) -> list[str]:
     support = {label: row["support"] for label, row in metrics["per_class"].items()}
     if absent := [label for label, count in support.items() if not count]:
         lines.append(f"這些列裡沒有{_quoted(absent)}：巨觀平均仍把每一類都算進去，沒有的類別算 0")
-    predicted = dict(zip(support, answered(metrics), strict=True))
+    predicted = dict(zip(support, prediction_counts(metrics), strict=True))
     if never := [label for label, count in support.items() if count and not predicted[label]]:
         lines.append(f"一次也沒有答過{_quoted(never)}")
     return [*lines, *filter(None, [mistakes(metrics)])]
@@ -206,7 +206,9 @@ def rows(metrics: dict[str, Any], figure: Figure = plain) -> list[list[str]]:
     """Return a row of the table for each class: its name as it is, then the metrics of `columns`."""
     extra = [confusion_cells(metrics, 1, 0), confusion_cells(metrics, 0, 1)] if metrics["multi"] else []
     lines = []
-    for (name, row), *counts in zip(metrics["per_class"].items(), answered(metrics), *extra, strict=True):
+    for (name, row), *counts in zip(
+        metrics["per_class"].items(), prediction_counts(metrics), *extra, strict=True
+    ):
         cells = [figure(row[key]) for key in ("precision", "recall", "f1")]
         lines.append([name, str(row["support"]), *cells, *map(str, counts)])
     return lines

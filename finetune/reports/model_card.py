@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluation.classification import headlines
-from finetune.evaluation.sets import ORDER, in_order
+from finetune.evaluation.classification import summary_metrics
+from finetune.evaluation.set_names import ORDER, in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
 from finetune.prompts.scoring_methods import CHOICE
 from finetune.reports.report import TrainingRecord, write_json
@@ -101,7 +101,7 @@ def all_results(results: dict[str, Any], progress: TrainingRecord, card: RunCard
             prefix = "" if model == "tuned" else "untuned_"
             flat |= {f"{prefix}{name}_{key}": value for key, value in metrics.items()}
     for name, metrics in card.labels.items():
-        flat |= {f"{name}_{key}": value for key, value in headlines(metrics).items()}
+        flat |= {f"{name}_{key}": value for key, value in summary_metrics(metrics).items()}
     for name, metrics in results.items():
         if metrics:
             flat |= {

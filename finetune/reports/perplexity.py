@@ -1,8 +1,8 @@
 """Report of a language model: perplexity of texts it was not trained on, before and after training.
 
-`growth`, as training/evaluate.py measures it and a run card keeps it: `sets`: validation, held_back -> tuned,
-untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of a masked one: the
-share of the masked tokens that it predicts); `samples`: prompt, wanted, untuned, tuned.
+`before_after`, as training/evaluate.py measures it and a run card keeps it, has two keys. `sets`: validation,
+held_back -> tuned, untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of
+a masked one: the share of the masked tokens that it predicts). `samples`: prompt, wanted, untuned, tuned.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.evaluation.sets import in_order
+from finetune.evaluation.set_names import in_order
 
 TITLES = {"held_back": "保留", "validation": "驗證"}
 PARTS = (("提示", "prompt"), ("原文", "wanted"), ("微調前", "untuned"), ("微調後", "tuned"))  # (title, key)
@@ -28,30 +28,30 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def columns(growth: Mapping[str, Any]) -> list[str]:
+def columns(before_after: Mapping[str, Any]) -> list[str]:
     """Return the head of the table, which depends on the kind of model."""
-    return [*COLUMNS, RESTORED if hides(growth) else BITS]
+    return [*COLUMNS, RESTORED if is_masked_lm(before_after) else BITS]
 
 
-def hides(growth: Mapping[str, Any]) -> bool:
+def is_masked_lm(before_after: Mapping[str, Any]) -> bool:
     """Return True for a masked model, whose masked tokens are restored."""
-    return any("restored" in figures["tuned"] for figures in growth["sets"].values())
+    return any("restored" in figures["tuned"] for figures in before_after["sets"].values())
 
 
-def meaning(growth: Mapping[str, Any]) -> str:
+def meaning(before_after: Mapping[str, Any]) -> str:
     """Return what the columns mean, in words."""
-    return MEANING + (HIDDEN if hides(growth) else "")
+    return MEANING + (HIDDEN if is_masked_lm(before_after) else "")
 
 
-def samples_title(growth: Mapping[str, Any]) -> str:
+def samples_title(before_after: Mapping[str, Any]) -> str:
     """Return the title of the samples."""
-    return "填回去的字（【】是遮住的）" if hides(growth) else "寫出來的文字（greedy）"
+    return "填回去的字（【】是遮住的）" if is_masked_lm(before_after) else "寫出來的文字（greedy）"
 
 
-def rows(growth: Mapping[str, Any]) -> list[list[str]]:
+def rows(before_after: Mapping[str, Any]) -> list[list[str]]:
     """Return a row of the table for each set, with the cells of `columns`."""
     lines = []
-    for name, figures in in_order(growth["sets"]).items():
+    for name, figures in in_order(before_after["sets"]).items():
         before, after = figures["untuned"], figures["tuned"]
         last = f"{after['bits_per_character']:.3f}" if "bits_per_character" in after else "—"
         if "restored" in after:
@@ -61,15 +61,15 @@ def rows(growth: Mapping[str, Any]) -> list[list[str]]:
     return lines
 
 
-def verdict(growth: Mapping[str, Any]) -> list[str]:
+def verdict(before_after: Mapping[str, Any]) -> list[str]:
     """Return one sentence a set, for the screen."""
-    if not growth["sets"]:
+    if not before_after["sets"]:
         return [NONE]
     return [
         f"{TITLES[name]}資料（{of['tuned']['tokens']:,} 個 token）：困惑度 {small(of['untuned'])} → "
         f"{small(of['tuned'])}（{change(of['untuned'], of['tuned'])}）"
-        + (f"，遮住的字還原 {restored(of['untuned'], of['tuned'])}" if hides(growth) else "")
-        for name, of in in_order(growth["sets"]).items()
+        + (f"，遮住的字還原 {restored(of['untuned'], of['tuned'])}" if is_masked_lm(before_after) else "")
+        for name, of in in_order(before_after["sets"]).items()
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
-from finetune.evaluation.sets import in_order
+from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
 from finetune.reports import plots
 from finetune.reports.html import render
@@ -80,7 +80,7 @@ class TrainingRecord(Protocol):
     history: list[dict]
 
     @property
-    def course(self) -> list[dict]:
+    def history_from_start(self) -> list[dict]:
         """The history, after the metrics from before the first step, where there are any."""
         ...
 
@@ -171,8 +171,8 @@ def of_training(
     if card.lineage:
         facts["來歷"] = as_line(card.lineage)
     return Report(
-        facts, card.results, pairs, history=progress.course, best_step=progress.best_step, notes=notes,
-        growth=card.growth, labels=card.labels,
+        facts, card.results, pairs, history=progress.history_from_start, best_step=progress.best_step,
+        notes=notes, growth=card.growth, labels=card.labels,
     )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def _is_report(folder: Path) -> bool:
     return isinstance(results, dict) and "facts" in results
 
 
-def write(folder: Path, report: Report, way_on: str = "請清出空間，或換一個資料夾") -> None:
+def write(folder: Path, report: Report, hint: str = "請清出空間，或換一個資料夾") -> None:
     """Write results.json, predictions.jsonl, report.md with its pictures and index.html into `folder`.
 
     A reader sees the former report or this one.
@@ -215,23 +215,23 @@ def write(folder: Path, report: Report, way_on: str = "請清出空間，或換�
     Args:
         folder: the report's folder.
         report: the report to write.
-        way_on: what can be done when it cannot be written.
+        hint: what can be done when it cannot be written.
 
     Raises:
         RunError: it cannot be written; the former report is as it was.
     """
     folder = Path(os.path.realpath(folder))
     kept = "；先前的報告沒有動" if _is_report(folder) else ""
-    with write_errors(f"報告寫不進 {folder}", way_on + kept):
-        half = hidden(folder, "half") if _is_replaced(folder) else folder / ".report.half"
+    with write_errors(f"報告寫不進 {folder}", hint + kept):
+        staging = hidden(folder, "half") if _is_replaced(folder) else folder / ".report.half"
         try:
-            _write(new_folder(half), report)
+            _write(new_folder(staging), report)
             if _is_replaced(folder):
-                replace_folder(half, folder)
+                replace_folder(staging, folder)
             else:
-                _move_in(half, folder)
+                _move_in(staging, folder)
         finally:
-            shutil.rmtree(half, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _is_replaced(folder: Path) -> bool:
@@ -249,12 +249,12 @@ def _is_replaced(folder: Path) -> bool:
     )
 
 
-def _move_in(half: Path, folder: Path) -> None:
+def _move_in(staging: Path, folder: Path) -> None:
     """Move the files of a report among others, and remove those of the former report that it lacks."""
-    flush_tree(half)
-    names = os.listdir(half)
+    flush_tree(staging)
+    names = os.listdir(staging)
     for name in names:
-        (half / name).replace(folder / name)
+        (staging / name).replace(folder / name)
     for name in os.listdir(folder):
         if name not in names and OURS.fullmatch(name) and not name.startswith("."):
             (folder / name).unlink()

@@ -14,7 +14,7 @@ READABLE = (*SUFFIXES, ".arrow", ".xlsx")
 UNPACK = "請先解壓縮，再指定裡面的檔案"
 IN_A_SHEET = "把表格貼到試算表，存成 CSV UTF-8"
 PICKLED = "是 pickle，打開它會執行裡面的程式；改用 to_json(orient='records', lines=True)"
-WAYS_OUT = {  # suffix of a file that cannot be read -> what it is, and what to do
+CONVERSION_HINTS = {  # suffix of a file that cannot be read -> what it is, and what to do
     ".xls": f"是舊的 Excel 格式；{SAVE}",
     ".xlsm": f"是有巨集的 Excel；{SAVE}",
     ".xlsb": f"是二進位的 Excel；{SAVE}",
@@ -49,4 +49,5 @@ def is_readable(file: Path, *extra: str) -> bool:
 def is_named_as_file(name: str) -> bool:
     """Return True when a name can only be that of a file, readable or not."""
     suffix = Path(name).suffix.lower()
-    return suffix in (*READABLE, ".txt", *PACKED, *WAYS_OUT) or suffix_of(Path(name)) in (*READABLE, ".txt")
+    tables = (*READABLE, ".txt")
+    return suffix in (*tables, *PACKED, *CONVERSION_HINTS) or suffix_of(Path(name)) in tables

@@ -41,20 +41,20 @@ def atomic_open(path: str | Path, mode: str = "w", **kwargs: Any) -> Iterator[IO
         OSError: no room or no permission; the error names `path`, which stays unchanged.
     """
     path = Path(path)
-    half = hidden(path, "half")
+    staging = hidden(path, "half")
     if "b" not in mode:
         kwargs = {"encoding": "utf-8", **kwargs}
     try:
-        half.unlink(missing_ok=True)  # left by a run that was killed; a link there is not followed
-        with half.open(mode.replace("w", "x"), **kwargs) as stream:
+        staging.unlink(missing_ok=True)  # left by a run that was killed; a link there is not followed
+        with staging.open(mode.replace("w", "x"), **kwargs) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        half.replace(path)
+        staging.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            half.unlink()
-        if isinstance(error, OSError) and error.filename in (None, str(half)):
+            staging.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(staging)):
             error.filename, error.filename2 = str(path), None
         raise
     flush_folder(path.parent)
@@ -102,7 +102,7 @@ def new_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def write_errors(failed: str, way_on: str) -> Iterator[None]:
+def write_errors(failed: str, hint: str) -> Iterator[None]:
     """Turn an OSError into a RunError that says what failed, why, and how to go on.
 
     Raises:
@@ -111,7 +111,7 @@ def write_errors(failed: str, way_on: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{failed}（{reason(error, where=True)}）；{way_on}") from error
+        raise RunError(f"{failed}（{reason(error, where=True)}）；{hint}") from error
 
 
 def flush_folder(folder: Path) -> None:

@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 
 from finetune.runtime.files import atomic_open, flush_folder, flush_tree, give_usual_modes
-from finetune.runtime.own_files import is_own
 from finetune.runtime.strict_json import dumps
+from finetune.runtime.user_files import is_user_file
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -105,8 +105,8 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     is_model = (folder / "run_card.json").is_file()
     for parent, folders, names in os.walk(folder, onerror=_raise):
         if is_model and Path(parent) == folder:
-            folders[:] = [name for name in folders if not is_own(name)]
-            names = [name for name in names if not is_own(name)]
+            folders[:] = [name for name in folders if not is_user_file(name)]
+            names = [name for name in names if not is_user_file(name)]
         for name in [*names, *folders]:
             path = Path(parent) / name
             if name.startswith(".") or name in NOT_OURS or (name == FILE and Path(parent) == folder):

@@ -18,31 +18,33 @@ from finetune.runtime.errors import Stopped
 ECHO_SECONDS = 2.0  # a second signal within this time is the launcher's echo of the first
 # Slurm sends SIGUSR1 before the time of a job is up (--signal=USR1@120), a terminal that is closed sends
 # SIGHUP; Windows has neither.
-OUTSIDE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-SIGNALS = (signal.SIGINT, *OUTSIDE)
+EXTERNAL_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
+SIGNALS = (signal.SIGINT, *EXTERNAL_SIGNALS)
 
 
 class StopRequest:
     """Context manager that handles SIGINT, SIGTERM, SIGUSR1 and SIGHUP.
 
-    A signal raises `Stopped`; within `patient` it is only recorded, for the training loop to stop between two
-    steps, and a second one there ends the process at once. A SIGHUP that was ignored when the process
+    A signal raises `Stopped`; within `deferring` it is only recorded, for the training loop to stop between
+    two steps, and a second one there ends the process at once. A SIGHUP that was ignored when the process
     started, as under nohup, stays ignored. A launcher passes a Ctrl-C on as a SIGTERM right after the
     terminal's own SIGINT: the two count as one signal.
 
     Args:
-        signals: those to handle; OUTSIDE leaves Ctrl-C a KeyboardInterrupt.
+        signals: those to handle; EXTERNAL_SIGNALS leaves Ctrl-C a KeyboardInterrupt.
 
     Attributes:
         signum: SIGINT, or SIGTERM for every other signal received; 0 without one.
-        asked_at: time of the signal, by time.monotonic.
+        requested_at: time of the signal, by time.monotonic.
     """
 
     def __init__(self, signals: tuple[int, ...] = SIGNALS):
         self.signals = signals
         self.signum = 0
-        self.asked_at = math.inf
-        self._patient = False
+        self.requested_at = math.inf
+        self._deferring = False
         self._before: dict[int, Any] = {}  # handlers to restore
 
     def __enter__(self) -> StopRequest:
@@ -57,23 +59,23 @@ class StopRequest:
             signal.signal(signum, handler)
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
+    def deferring(self) -> Iterator[None]:
         """Record a signal instead of raising `Stopped` while the block runs."""
-        self._patient = True
+        self._deferring = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferring = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         reported = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
         if self.signum:
-            if time.monotonic() - self.asked_at > ECHO_SECONDS:
+            if time.monotonic() - self.requested_at > ECHO_SECONDS:
                 os._exit(128 + reported)
             return
         self.signum = reported  # before any call: the launcher's echo may be handled within it
-        self.asked_at = time.monotonic()
-        if not self._patient:
+        self.requested_at = time.monotonic()
+        if not self._deferring:
             raise Stopped(reported, "已中斷")
         if is_main_process():  # not `log`: a buffered stream may be in the middle of a line already
             with contextlib.suppress(OSError):

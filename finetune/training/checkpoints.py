@@ -23,8 +23,8 @@ from finetune.runtime.console import is_peer_failure, log
 from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import RunError, UserError, nearest, reason
 from finetune.runtime.files import atomic_write, new_folder, read_json, remove_tree, replace_folder
-from finetune.runtime.own_files import carry_over
 from finetune.runtime.strict_json import dumps
+from finetune.runtime.user_files import carry_over
 from finetune.training.state import TrainingState
 
 FORMAT = 2
@@ -48,7 +48,7 @@ NO_CHECKPOINT = (
     "要從一個模型的權重開始請用 --model_name_or_path"
 )
 NAME = re.compile(r"step(\d{1,12})")
-HALF_DONE = re.compile(r"\.(step\d{1,12}|best)(\.(half|old|gone|step\d{1,12}))+")
+UNFINISHED = re.compile(r"\.(step\d{1,12}|best)(\.(half|old|gone|step\d{1,12}))+")
 
 
 class Checkpoints:
@@ -58,17 +58,17 @@ class Checkpoints:
         folder: --save_dir.
         identity: what a checkpoint must have been written by to be resumed from (engine, model, data …).
         keep: how many to keep; 0 keeps all.
-        passes: size of one forward pass, in words. A resumed run with another one gets a warning, since its
-            dropout differs.
+        pass_size: size of one forward pass, in words. A resumed run with another one gets a warning, since
+            its dropout differs.
         flags: this run's flags; a resume that is refused names those that differ.
     """
 
     def __init__(
         self, folder: str | Path, identity: dict[str, object], keep: int, world: Distributed,
-        passes: str = "", flags: dict[str, object] | None = None,
+        pass_size: str = "", flags: dict[str, object] | None = None,
     ):  # fmt: skip
         self.folder, self.identity, self.keep, self.world = Path(folder), identity, keep, world
-        self.passes = passes
+        self.pass_size = pass_size
         self.flags = {name: value for name, value in (flags or {}).items() if name not in CHANGEABLE}
 
     @property
@@ -113,32 +113,32 @@ class Checkpoints:
             if is_peer_failure(error):  # the disk is fine, and the other ranks no longer answer
                 raise
             if self.world.is_main:
-                shutil.rmtree(self._half(progress), ignore_errors=True)
+                shutil.rmtree(self._staging(progress), ignore_errors=True)
             raise RunError(
                 f"檢查點 step{progress.step} 寫不進 --save_dir {self.folder}（{reason(error, where=True)}）；"
-                f"{self.way_back()}"
+                f"{self.resume_hint()}"
             ) from error
 
-    def _half(self, progress: TrainingState) -> Path:
+    def _staging(self, progress: TrainingState) -> Path:
         return self.folder / f".step{progress.step}.half"
 
     def _save(self, progress: TrainingState, write: Callable[[Path], None]) -> Path:
-        final, half = self.folder / f"step{progress.step}", self._half(progress)
+        final, staging = self.folder / f"step{progress.step}", self._staging(progress)
 
         def finish() -> None:
             card = {
                 "format": FORMAT, "identity": self.identity, "ranks": self.world.size,
-                "passes": self.passes, "progress": asdict(progress), "flags": self.flags,
+                "passes": self.pass_size, "progress": asdict(progress), "flags": self.flags,
             }  # fmt: skip
-            atomic_write(half / "progress.json", dumps(card, indent=1))
-            manifest.write_manifest(half)
-            replace_folder(half, final)
+            atomic_write(staging / "progress.json", dumps(card, indent=1))
+            manifest.write_manifest(staging)
+            replace_folder(staging, final)
             if self.keep:
                 self._remove(self.names()[: -self.keep])
             self.clean_up()
 
-        self.world.on_main(lambda: new_folder(half) and None)
-        self.world.on_all_ranks(lambda: write(half))
+        self.world.on_main(lambda: new_folder(staging) and None)
+        self.world.on_all_ranks(lambda: write(staging))
         self.world.on_main(finish)
         return final
 
@@ -165,7 +165,7 @@ class Checkpoints:
         """Delete unfinished folders of killed runs, and best models that no checkpoint refers to any more."""
         needed = {f".best.step{_best_of(self.folder / name)}" for name in self.names()}
         for path in self.folder.glob(".*"):
-            if HALF_DONE.fullmatch(path.name) and path.name not in needed:
+            if UNFINISHED.fullmatch(path.name) and path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
     def save_best(self, write: Callable[[Path], None]) -> None:
@@ -178,15 +178,15 @@ class Checkpoints:
             RunError: it cannot be written; the former one is as it was.
         """
         failed = f"最好的模型寫不進 --save_dir {self.folder}"
-        with writing(self.folder / ".best.half", failed, self.way_back) as half:
-            write(half)
-            manifest.write_manifest(half)
-            carry_over(self.best, half)
+        with staged_folder(self.folder / ".best.half", failed, self.resume_hint) as staging:
+            write(staging)
+            manifest.write_manifest(staging)
+            carry_over(self.best, staging)
             former = _step_of_model(self.best)
             needed = former in [_best_of(self.folder / name) for name in self.names()]
-            replace_folder(half, self.best, self.folder / f".best.step{former}" if needed else None)
+            replace_folder(staging, self.best, self.folder / f".best.step{former}" if needed else None)
 
-    def way_back(self) -> str:
+    def resume_hint(self) -> str:
         """Describe the newest valid checkpoint and how to resume it, for messages."""
         for name in reversed(self.names()):
             if not manifest.verify(self.folder / name):
@@ -248,19 +248,19 @@ class Checkpoints:
             )
         if differences:
             refused = [f"{folder} 不能接續，因為與這次的設定不同；" + line for line in differences]
-            raise UserError([*refused, self._ways_out(folder, card.get("flags"))])
+            raise UserError([*refused, self._resume_advice(folder, card.get("flags"))])
         progress = TrainingState.from_dict(card.get("progress"), str(folder))
         read(folder)
-        if card.get("passes") != self.passes:
+        if card.get("passes") != self.pass_size:
             log(
-                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.passes}："
+                f"  ⚠ 檢查點是{card.get('passes')}寫的，這次是{self.pass_size}："
                 "dropout 的隨機結果不同，不再逐位元相同"
             )
         if then != now:
             log(f"  檢查點由 {then} 個 rank 寫出，這次是 {now} 個：已重新分配")
         return progress
 
-    def _ways_out(self, folder: Path, saved_flags: object) -> str:
+    def _resume_advice(self, folder: Path, saved_flags: object) -> str:
         """Describe what to do about a checkpoint of another run, and which flags differ."""
         current = json.loads(json.dumps(self.flags))  # tuples become lists, as in the file
         saved = saved_flags if isinstance(saved_flags, dict) else {}
@@ -289,11 +289,11 @@ class Checkpoints:
             log(f"  {source / 'best'} 不是第 {step} 步的模型，或已損壞；最好的模型從這裡起重新挑選")
             progress.reset_best()
         elif model.resolve() != self.best.resolve():
-            half = self.folder / ".best.half"
-            if model != half:
-                shutil.copytree(model, new_folder(half), dirs_exist_ok=True)
-            carry_over(self.best, half)
-            replace_folder(half, self.best)
+            staging = self.folder / ".best.half"
+            if model != staging:
+                shutil.copytree(model, new_folder(staging), dirs_exist_ok=True)
+            carry_over(self.best, staging)
+            replace_folder(staging, self.best)
 
     def archive_other_run(self, after: int = -1, best: bool = True) -> None:
         """Move what another run left to `earlier_{N}/`: checkpoints past step `after`, and `best/`."""
@@ -312,8 +312,8 @@ class Checkpoints:
             path.rename(archive / path.name)
         self.share_best(beyond, archive)
         what = "另一次訓練留下的檢查點" if after < 0 else f"第 {after} 步之後的檢查點"
-        way_back = "（要接續最新的請用 --resume）" if after < 0 else ""
-        log(f"{self.folder} 裡有{what}，已移到 {archive}{way_back}")
+        hint = "（要接續最新的請用 --resume）" if after < 0 else ""
+        log(f"{self.folder} 裡有{what}，已移到 {archive}{hint}")
 
     def share_best(self, names: list[str], archive: Path) -> None:
         """Copy the best models that archived checkpoints refer to, so that these can be resumed.
@@ -329,25 +329,25 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def writing(half: Path, failed: str, way_out: Callable[[], str]) -> Iterator[Path]:
+def staged_folder(staging: Path, failed: str, hint: Callable[[], str]) -> Iterator[Path]:
     """Make a folder to write a model to, and delete it when the block fails.
 
     Args:
-        half: the folder.
+        staging: the folder.
         failed: the message of an error, before its reason.
-        way_out: returns the message after the reason.
+        hint: returns the message after the reason.
 
     Raises:
         RunError: with that message; a RunError of the block is raised as it is.
     """
     try:
-        yield new_folder(half)
+        yield new_folder(staging)
     except RunError:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     except Exception as error:  # each library has errors of its own for a full disk
-        shutil.rmtree(half, ignore_errors=True)
-        raise RunError(f"{failed}（{reason(error, where=True)}）；{way_out()}") from error
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(f"{failed}（{reason(error, where=True)}）；{hint()}") from error
 
 
 def complete(folder: str | Path) -> list[str]:
@@ -441,5 +441,5 @@ def newest_valid(checkpoint: Path, exact: bool) -> Path:
             return parent / name
         skipped.append(f"檢查點 {parent / name}：{'；'.join(damage[:3])}{'…' * (len(damage) > 3)}")
     others = [name for name in complete(parent) if name not in names]
-    way_out = f"可改用 --ckpt_id {others[-1]}" if others else "沒有別的檢查點；要重新開始請不要加 --resume"
-    raise UserError([*(f"損壞的{line}" for line in skipped), way_out])
+    hint = f"可改用 --ckpt_id {others[-1]}" if others else "沒有別的檢查點；要重新開始請不要加 --resume"
+    raise UserError([*(f"損壞的{line}" for line in skipped), hint])

@@ -27,7 +27,7 @@ from finetune.objectives.batching import (
 )
 from finetune.objectives.loss import correct, loss_stats, token_losses
 from finetune.objectives.objective import ExampleKey, Objective
-from finetune.objectives.preview import KINDS, as_seen, tell_of_lengths
+from finetune.objectives.preview import KINDS, format_example, log_row_lengths
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts
 from finetune.runtime.console import log
@@ -201,7 +201,7 @@ def setup_data(
     kind = task.kind(args)
     config = world.main_process_first(lambda: load_config(name, flag, kind))
     if args.learning_rate is None:
-        args.learning_rate = learning_rate.of_random_weights(config)
+        args.learning_rate = learning_rate.default_from_scratch(config)
         log(f"  隨機初始化，學習率用 {args.learning_rate:g}（--learning_rate 可另外指定）")
     task.align_labels(config, source, splits)
     task.configure_model(config, source)
@@ -219,17 +219,17 @@ def setup_data(
     if max_length < args.max_length:
         log(f"  這個模型最多讀 {max_length} 個 token：--max_length {args.max_length} 改為 {max_length}")
     for key, objective in made.items():
-        tell_of_lengths(TITLES[key], objective)
+        log_row_lengths(TITLES[key], objective)
     train = made["train"]
     if args.task == "cpt" and not train.packed:
         log(f"  {config.model_type} 模型沒辦法在一列裡隔開好幾篇文字：一列一篇")
     if not train.rows or not train.lengths:
         limit = f"（上限 {max_length} 個 token）"
         row = "題" if args.task == "exam" else "列"
-        way_out = "請加長，或換上下文更長的模型"
-        raise UserError(f"--max_length {args.max_length}：沒有一{row}放得下{limit}，{way_out}")
+        hint = "請加長，或換上下文更長的模型"
+        raise UserError(f"--max_length {args.max_length}：沒有一{row}放得下{limit}，{hint}")
     for kind, index in train.epoch(0)[: args.show_examples]:
-        log(f"  樣本（{KINDS.get(kind, kind)}）{as_seen(tokenizer, train.example(kind, index, 0))}")
+        log(f"  樣本（{KINDS.get(kind, kind)}）{format_example(tokenizer, train.example(kind, index, 0))}")
     steps_per_epoch = math.ceil(len(train.epoch(0)) / args.train_batch_size)
     total_steps = args.max_steps or args.num_epochs * steps_per_epoch
     _log_steps(args, world, hardware, steps_per_epoch, total_steps)

@@ -65,9 +65,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{named} 讀不懂：{error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{named} 應該是一個 JSON 物件")
-    if problems := deepspeed_keys.problems(config, named):
+    if problems := deepspeed_keys.find_problems(config, named):
         raise UserError(sorted(problems))
-    return deepspeed_keys.tidied(config)
+    return deepspeed_keys.normalize(config)
 
 
 def _shipped_file() -> Path:
@@ -107,7 +107,7 @@ def resolve(config: dict[str, Any], settings: Settings, hidden_size: int, where:
     Raises:
         UserError: with all conflicts and every "auto" that no flag decides.
     """
-    problems = deepspeed_keys.impossible(config, settings.world_size, settings.on_gpu, where)
+    problems = deepspeed_keys.unsupported_settings(config, settings.world_size, settings.on_gpu, where)
     flags = _FlagCheck(settings, where, problems)
     resolved = {**config, **_batch(config, flags), **_precision(config, flags)}
     _check_optimizer(config, flags)
@@ -126,7 +126,7 @@ def resolve(config: dict[str, Any], settings: Settings, hidden_size: int, where:
     resolved.setdefault("zero_allow_untested_optimizer", True)
     resolved.setdefault("zero_force_ds_cpu_optimizer", False)  # offloading would compile DeepSpeedCPUAdam
     resolved.setdefault("steps_per_print", 1_000_000_000)  # this project prints its own progress
-    problems += deepspeed_keys.undecided(resolved, where)
+    problems += deepspeed_keys.unresolved_autos(resolved, where)
     if problems:
         raise UserError(problems)
     return resolved
@@ -150,13 +150,13 @@ class _FlagCheck:
         """Add a problem where the file has another value than the flag."""
         if written == "auto" or written == value:
             return
-        way_out = f"，或把旗標改成 {flag} {written}" if re.fullmatch(r"--\w+", flag) else ""
+        hint = f"，或把旗標改成 {flag} {written}" if re.fullmatch(r"--\w+", flag) else ""
         if key == "gradient_accumulation_steps" and isinstance(written, int):
             factors = self.settings.micro_batch, written, self.settings.world_size
             product = " × ".join(map(str, factors))
-            way_out = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
+            hint = f"，或把旗標改成 --train_batch_size {math.prod(factors)}（{product}）"
         self.problems.append(
-            f'{self.where} 的 {key} 是 {shown(written)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{way_out}'
+            f'{self.where} 的 {key} 是 {shown(written)}，{flag} 是 {value!r}；請在檔案裡寫 "auto"{hint}'
         )
 
 

@@ -108,13 +108,13 @@ class ZeroFiles:
             shapes = [[weight.ds_numel for weight in group] for group in optimizer.fp16_groups]
 
             def cut(number: int, flats: list[Tensor]) -> Tensor:
-                return recut_each(flats, shapes[number], self.rank, self.size)
+                return repartition_by_parameter(flats, shapes[number], self.rank, self.size)
         else:
             inner, weights = "base_optimizer_state", "single_partition_of_fp32_groups"
             sizes = [flat.numel() for flat in optimizer.single_partition_of_fp32_groups]
 
             def cut(number: int, flats: list[Tensor]) -> Tensor:
-                return recut_whole(flats, sizes[number], self.rank)
+                return repartition_flat(flats, sizes[number], self.rank)
 
         count = len(result[weights])
         result[weights] = [cut(number, [part[weights][number] for part in parts]) for number in range(count)]
@@ -134,7 +134,7 @@ class ZeroFiles:
         return result
 
 
-def recut_whole(flats: Sequence[Tensor], size: int, rank: int) -> Tensor:
+def repartition_flat(flats: Sequence[Tensor], size: int, rank: int) -> Tensor:
     """Return the partition of `rank`, (size,), as stages 1 and 2 cut the concatenation of all flats.
 
     Args:
@@ -148,7 +148,7 @@ def recut_whole(flats: Sequence[Tensor], size: int, rank: int) -> Tensor:
     return partition
 
 
-def recut_each(flats: Sequence[Tensor], numels: Sequence[int], rank: int, size: int) -> Tensor:
+def repartition_by_parameter(flats: Sequence[Tensor], numels: Sequence[int], rank: int, size: int) -> Tensor:
     """Return the partition of `rank` as stage 3 cuts it: each parameter by itself.
 
     A parameter is cut into as many equal parts as there are ranks, the last one padded; the partition of a
@@ -164,5 +164,5 @@ def recut_each(flats: Sequence[Tensor], numels: Sequence[int], rank: int, size: 
         length_then, length_now = math.ceil(numel / len(flats)), math.ceil(numel / size)
         whole = torch.cat([flat[start : start + length_then] for flat in flats])[:numel]
         start += length_then
-        parts.append(recut_whole([whole], length_now, rank))
+        parts.append(repartition_flat([whole], length_now, rank))
     return torch.cat(parts) if parts else flats[0][:0]

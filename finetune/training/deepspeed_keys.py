@@ -108,7 +108,7 @@ FROM_FLAGS = {  # where "auto" stands for a flag's value; so it does anywhere in
 }  # fmt: skip
 
 
-def problems(config: dict[str, Any], named: str) -> list[str]:
+def find_problems(config: dict[str, Any], named: str) -> list[str]:
     """Return the problems of a configuration that do not depend on the flags.
 
     Args:
@@ -120,7 +120,7 @@ def problems(config: dict[str, Any], named: str) -> list[str]:
         if isinstance(block, dict):
             strict = known is ZERO or name in WRAPPED
             messages += _check_values(block, known, named, f"{name}.", strict)
-    messages += undecided(config, named)
+    messages += unresolved_autos(config, named)
     if not messages and all(config.get(name, {}).get("enabled") is True for name in ("bf16", "fp16")):
         messages.append(f"{named}：bf16 與 fp16 只能開一個")
     return messages
@@ -149,7 +149,7 @@ def _check_values(
     return messages
 
 
-def tidied(config: dict[str, Any]) -> dict[str, Any]:
+def normalize(config: dict[str, Any]) -> dict[str, Any]:
     """Return a valid configuration in the form that DeepSpeed reads.
 
     Whole numbers become int (1e5 is a float in JSON), comments are dropped, and the blocks of
@@ -172,7 +172,7 @@ def tidied(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tidy.items() if key not in WRAPPED}
 
 
-def impossible(config: dict[str, Any], world_size: int, on_gpu: bool, where: str) -> list[str]:
+def unsupported_settings(config: dict[str, Any], world_size: int, on_gpu: bool, where: str) -> list[str]:
     """Return a message for each setting that this machine or this project cannot do.
 
     Args:
@@ -219,7 +219,7 @@ def _check_nvme(key: str, block: dict[str, Any]) -> list[str]:
     return [f"{key}.device 是 nvme，但這台機器沒有 libaio（非同步磁碟）；請安裝 libaio-dev，或改用 cpu"]
 
 
-def undecided(config: dict[str, Any], named: str) -> list[str]:
+def unresolved_autos(config: dict[str, Any], named: str) -> list[str]:
     """Return a message for each "auto" that no flag decides."""
     names = config.keys() - {"optimizer", "scheduler"}
     places = {place for name in names for place in _autos(config[name], name)}

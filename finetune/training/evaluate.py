@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
 from finetune.data.splits import sample_rows
-from finetune.evaluation.baseline import stand_beside
+from finetune.evaluation.baseline import add_baseline
 from finetune.evaluation.classification import compute_metrics, probabilities
 from finetune.evaluation.evaluator import (
     CALIBRATION_ROWS,
@@ -38,7 +38,7 @@ from finetune.objectives.batching import Example
 from finetune.objectives.causal_lm import CausalLMObjective
 from finetune.objectives.classification import ClassificationObjective
 from finetune.objectives.masked_lm import MaskedLMObjective
-from finetune.objectives.preview import shown
+from finetune.objectives.preview import mark_masked
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import read_back
 from finetune.reports.perplexity import perplexity
@@ -199,7 +199,7 @@ class FinalEvaluation:
             answered[name] = objective.rows, found
         if answered and self.labels is not None and self.run.world.is_main:
             names = names_of(self.run.loaded.config)
-            stand_beside(self.labels, self.run.data.train.rows, answered, names)
+            add_baseline(self.labels, self.run.data.train.rows, answered, names)
 
 
 def _calibration_questions(run: Run, validation: Sequence[Question]) -> Sequence[Question] | str:
@@ -275,8 +275,8 @@ class BeforeAfter:
             filled = forward(ids, torch.ones_like(ids), torch.zeros_like(cols), cols).argmax(-1).tolist()
             if number == len(self.samples):
                 masked = read_back(tokenizer, example.ids[1:-1])
-                self.samples.append({"prompt": masked, "wanted": shown(tokenizer, example)})
-            self.samples[number][which] = shown(tokenizer, replace(example, targets=tuple(filled)))
+                self.samples.append({"prompt": masked, "wanted": mark_masked(tokenizer, example)})
+            self.samples[number][which] = mark_masked(tokenizer, replace(example, targets=tuple(filled)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as run cards keep it."""

@@ -55,7 +55,7 @@ def check(args: TrainArgs, given: frozenset[str]) -> tuple[Source | None, Path |
     source: Source | None = None
     checkpoint: Path | None = None
     args.model_name_or_path = hub.resolve_cache_folder(args.model_name_or_path)
-    if written_by(args):  # a run that writes nothing must not rename what another run is replacing
+    if lock_targets(args):  # a run that writes nothing must not rename what another run is replacing
         for folder in (args.output_dir, Path(args.save_dir) / "best"):
             recover_replace(folder)
     with problems:
@@ -99,7 +99,7 @@ def check(args: TrainArgs, given: frozenset[str]) -> tuple[Source | None, Path |
     return source, checkpoint
 
 
-def written_by(args: TrainArgs) -> list[tuple[str, Path]]:
+def lock_targets(args: TrainArgs) -> list[tuple[str, Path]]:
     """List the places that only this run may write to; none for a run that writes nothing.
 
     Returns:

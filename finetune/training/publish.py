@@ -20,9 +20,9 @@ from finetune.runtime import manifest
 from finetune.runtime.console import log
 from finetune.runtime.errors import RunError, UserError, listed
 from finetune.runtime.files import give_usual_modes, hidden, replace_folder, write_errors
-from finetune.runtime.own_files import carry_over, own_files
+from finetune.runtime.user_files import carry_over, user_files
 from finetune.training import learning_rate
-from finetune.training.checkpoints import writing
+from finetune.training.checkpoints import staged_folder
 from finetune.training.evaluate import FinalEvaluation
 from finetune.training.run import Run
 from finetune.training.state import TrainingState
@@ -62,28 +62,28 @@ def publish(best: Path, target: Path, run: Run, merge_into=None) -> None:
         what = "；".join(wrong[:3])
         raise RunError(f"最好的模型 {best} 損壞了：{what}；檢查點還在，加 --resume 接續會重新挑選")
     target = Path(os.path.realpath(target))  # a link to a folder stays one
-    place, way_out = hidden(target, "half"), f"最好的模型在 {best}，清出空間後加 --resume"
-    with writing(place, f"模型寫不進 --output_dir {target}", lambda: way_out) as half:
-        _publish(best, half, target, run, merge_into)
+    place, hint = hidden(target, "half"), f"最好的模型在 {best}，清出空間後加 --resume"
+    with staged_folder(place, f"模型寫不進 --output_dir {target}", lambda: hint) as staging:
+        _publish(best, staging, target, run, merge_into)
 
 
-def _publish(best: Path, half: Path, target: Path, run: Run, merge_into) -> None:
+def _publish(best: Path, staging: Path, target: Path, run: Run, merge_into) -> None:
     if merge_into is None:
-        left_out = shutil.ignore_patterns(manifest.FILE, *map(glob.escape, own_files(best)))
-        shutil.copytree(best, half, ignore=left_out, dirs_exist_ok=True)
+        left_out = shutil.ignore_patterns(manifest.FILE, *map(glob.escape, user_files(best)))
+        shutil.copytree(best, staging, ignore=left_out, dirs_exist_ok=True)
     else:
         view = with_adapter(merge_into, best, "--save_dir")
         model = merged(view, run.data.held_out_prompts(PARITY_PROMPTS))
         config: Any = model.config
-        save_model(half, config, run.data.tokenizer, model.state_dict(), run.loaded.end_ids)
+        save_model(staging, config, run.data.tokenizer, model.state_dict(), run.loaded.end_ids)
         card = RunCard.read(best)
-        run.run_card(card.step if card else 0, weights_hash(half)).write(half)
+        run.run_card(card.step if card else 0, weights_hash(staging)).write(staging)
     if former := _former_card(target):
         log(f"換掉 {target} 裡先前的模型（{as_line(former.lineage) or former.base_model}）")
-    give_usual_modes(half)
-    if kept := carry_over(target, half):
+    give_usual_modes(staging)
+    if kept := carry_over(target, staging):
         log(f"  {target} 裡你自己的檔案都留著：{listed(kept)}")
-    replace_folder(half, target)
+    replace_folder(staging, target)
     log(f"模型存於 {target}" + ("（只有 LoRA 的權重）" if run.lora and merge_into is None else ""))
 
 
@@ -116,15 +116,15 @@ def write_results(
     }
     card.growth = evaluation.before_after.as_dict() if evaluation.before_after else {}
     card.labels = {name: metrics for name, metrics in (evaluation.labels or {}).items() if metrics}
-    way_on = f"模型已經在 {output}；清出空間後加 --resume，會再評測並寫報告"
-    with write_errors("評測的結果寫不進去", way_on):
+    hint = f"模型已經在 {output}；清出空間後加 --resume，會再評測並寫報告"
+    with write_errors("評測的結果寫不進去", hint):
         model_card.write(output, card, state)
-        plot_curve(folder / "validation_loss_curve.png", state.course, state.best_step)
+        plot_curve(folder / "validation_loss_curve.png", state.history_from_start, state.best_step)
     written = report.of_training(card, results, state)
     written.notes += filter(None, [note, _loss_note(run, card.history)])
     if run.loaded.new_head:
         written.other += "（輸出層還是隨機初始化的）"
-    report.write(folder / "report", written, way_on)
+    report.write(folder / "report", written, hint)
     lines = perplexity.verdict(card.growth) if evaluation.before_after else []
     lines += verdict(card.labels) if evaluation.labels is not None else []
     return card, [*lines, *report.verdict(written)]
@@ -132,5 +132,5 @@ def write_results(
 
 def _loss_note(run: Run, history: list[dict[str, Any]]) -> str:
     """Return that the training loss hardly fell, with a learning rate to try; "" where it did."""
-    usual = learning_rate.of_random_weights(run.loaded.config) if run.args.from_scratch else None
-    return learning_rate.unlearnt(run.data.train, history, run.learning_rate, usual)
+    scratch_rate = learning_rate.default_from_scratch(run.loaded.config) if run.args.from_scratch else None
+    return learning_rate.plateau_warning(run.data.train, history, run.learning_rate, scratch_rate)

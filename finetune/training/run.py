@@ -135,7 +135,7 @@ class Run:
         schedule = layer_schedule.build_schedule(
             args.freeze, args.train_only, args.unfreeze_every, args.layer_lr_decay, groups
         )
-        layer_schedule.apply(model, groups, schedule)
+        layer_schedule.freeze(model, groups, schedule)
         info.schedule, info.num_trainable = schedule, sum(groups.trainable().values())
         if schedule.describe():
             for line in layer_schedule.table(groups, schedule):
@@ -144,10 +144,10 @@ class Run:
             log("  ⚠️ 底模是隨機初始化的，凍結的部分會一直是隨機的權重")
         elif info.new_head and "head" in schedule.frozen:
             log("  ⚠️ 輸出層是新加的（隨機初始化），凍結它就學不到東西；請讓 head 也參與訓練")
-        if schedule.last_opening >= self.data.total_steps:
+        if schedule.last_unfreeze_step >= self.data.total_steps:
             log(
                 f"  ⚠️ 總共只有 {self.data.total_steps} 步，最下面的層要 "
-                f"{schedule.last_opening} 步後才開始訓練；可調小 --unfreeze_every，或增加 --num_epochs"
+                f"{schedule.last_unfreeze_step} 步後才開始訓練；可調小 --unfreeze_every，或增加 --num_epochs"
             )
         return schedule
 

@@ -95,7 +95,7 @@ class TrainingState:
             self.finished = self.stopped_early = False
 
     @property
-    def course(self) -> list[dict]:
+    def history_from_start(self) -> list[dict]:
         """The history, after the metrics from before the first step, where there are any."""
         return [*([{"step": 0, **self.before}] if self.before else []), *self.history]
 

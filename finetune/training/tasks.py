@@ -268,8 +268,8 @@ class InstructionTask(_NoLabels):
         args = context.args
         assert isinstance(context.prompts, CausalExamPrompts)
         objective = InstructionObjective(context.prompts, rows, args.seed, args.train_on_prompt)
-        if objective.refused and args.on_bad_rows == "fail":
-            raise UserError([*objective.refused, "加上 --on_bad_rows skip 可略過它們"])
+        if objective.rejected_by_template and args.on_bad_rows == "fail":
+            raise UserError([*objective.rejected_by_template, "加上 --on_bad_rows skip 可略過它們"])
         return objective
 
     def scoring(self, args: TrainArgs) -> str:

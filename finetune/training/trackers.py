@@ -270,8 +270,8 @@ class Tracker:
                 _let_accelerate_log(self.flags)
                 service = service_class(self.folder, known, step, _configuration(self.flags))
         except Exception as error:
-            way_out = f"（它接續 {self.folder / FILE} 的 {known}；刪掉這個檔案就另開一個）" if known else ""
-            raise UserError(f"--report_to {self.name} 無法開始：{error}{way_out}") from error
+            hint = f"（它接續 {self.folder / FILE} 的 {known}；刪掉這個檔案就另開一個）" if known else ""
+            raise UserError(f"--report_to {self.name} 無法開始：{error}{hint}") from error
         self._service = service
         atomic_write(self.folder / FILE, dumps({"tracker": self.name, "id": service.id}) + "\n")
         log(f"  --report_to {self.name}：{service.where}")

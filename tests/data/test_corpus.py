@@ -13,7 +13,7 @@ from conftest import random_text
 from finetune.data import contamination, corpus_report, hub_dataset
 from finetune.data.cleaning import CLEANING, EXCERPT, Cleaning, Text, numbered, parts_of, without_urls
 from finetune.data.corpus import Corpus, read_corpus
-from finetune.data.corpus_report import as_dict, as_text, describe
+from finetune.data.corpus_report import as_dict, describe, format_report
 from finetune.data.punctuation import tidy
 from finetune.data.question import normalised
 from finetune.data.splits import split_texts
@@ -489,7 +489,7 @@ def test_the_page_shows_every_step_with_its_count_and_the_changed_place(tmp_path
         {"text": document(2, 300) + "天" + document(3, 300)},
     ]  # fmt: skip
     corpus = cleaned(tmp_path, rows, Cleaning())
-    page = as_text(corpus, width=80)
+    page = format_report(corpus, width=80)
     for told in (
         "讀到 5 篇",
         "清理後 3 篇",
@@ -510,7 +510,9 @@ def test_the_page_shows_every_step_with_its_count_and_the_changed_place(tmp_path
 
 
 def test_what_cannot_be_seen_is_shown_by_its_code(tmp_path):
-    page = as_text(cleaned(tmp_path, ["天\u200b地", "kh\u006e\u0300g", "\uf92d囥"], only("punctuation")))
+    page = format_report(
+        cleaned(tmp_path, ["天\u200b地", "kh\u006e\u0300g", "\uf92d囥"], only("punctuation"))
+    )
     for told in (
         "天【‹U+200B›】地",
         "kh【n\u0300‹U+006E U+0300›】g",

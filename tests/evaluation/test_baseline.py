@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 
 from finetune.data.labelled import Labelled
 from finetune.evaluation import baseline
-from finetune.evaluation.classification import BASELINE, compute_metrics, headlines, hits
+from finetune.evaluation.classification import BASELINE, compute_metrics, exact_match, summary_metrics
 from finetune.reports.classification import notes, overview, verdict
 
 NAMES = ["正面", "負面", "中立"]
@@ -44,7 +44,7 @@ def test_single_labels_are_those_of_scikit_learns_pipeline_and_the_test_is_mcnem
     truth, rng = [row.labels for row in test_rows], numpy.random.default_rng(0)
     mine = rng.dirichlet([1] * 3, len(test_rows))
     figures = {"test": compute_metrics(truth, mine, NAMES, False)}
-    baseline.stand_beside(figures, train_rows, {"test": (test_rows, mine)}, NAMES)
+    baseline.add_baseline(figures, train_rows, {"test": (test_rows, mine)}, NAMES)
     beside = json.loads(json.dumps(figures))["test"]["baseline"]
     right = [
         [p.argmax() == there[0] for p, there in zip(shares, truth, strict=True)]
@@ -64,7 +64,7 @@ def test_pairs_are_read_with_both_texts_and_several_labels_one_by_one(kind):
     train_rows, test_rows = rows(300, 0, **{kind: True}), rows(100, 1, **{kind: True})
     shares = baseline.Baseline(train_rows, 3, kind == "multi").probabilities(test_rows)
     truth = [row.labels for row in test_rows]
-    assert hits(truth, shares, kind == "multi").mean() > 0.7
+    assert exact_match(truth, shares, kind == "multi").mean() > 0.7
     assert shares.shape == (100, 3)
     assert kind == "multi" or shares.sum(axis=1) == pytest.approx(numpy.ones(100))
 
@@ -84,10 +84,10 @@ def test_a_model_below_the_baseline_says_so_everywhere_and_one_above_does_not(sk
     if skill:
         mine = numpy.eye(3)[[there[0] for there in truth]]
     figures = {"test": compute_metrics(truth, mine, NAMES, False)}
-    baseline.stand_beside(figures, train_rows, {"test": (test_rows, mine)}, NAMES)
+    baseline.add_baseline(figures, train_rows, {"test": (test_rows, mine)}, NAMES)
     told = "\n".join(verdict(figures))
     warned = notes("test", figures["test"])
     assert ("還不值得用" in told) == (skill == 0) == any("還不值得用" in line for line in warned)
     assert (f"不如 {BASELINE}" in told) == (skill == 0)
     assert any(label == BASELINE for label, _ in overview(figures["test"]))
-    assert "baseline_accuracy" in headlines(figures["test"])
+    assert "baseline_accuracy" in summary_metrics(figures["test"])

@@ -11,7 +11,7 @@ import pytest
 import statsmodels.stats.proportion
 
 from finetune.evaluation import metrics
-from finetune.evaluation.classification import answered, compute_metrics
+from finetune.evaluation.classification import compute_metrics, prediction_counts
 from finetune.reports import classification as classification_report
 from finetune.reports.classification import (
     CHOSEN_BY,
@@ -112,7 +112,7 @@ def test_every_figure_is_what_plain_loops_over_the_counts_find(case):
     always = counted(truth, [[float(i in common) for i in range(k)]] * n, k, multi)[:3]
     assert found["macro_f1_majority"] == pytest.approx(sum(map(f1_of, *always)) / k)
     json.dumps(found, allow_nan=False)
-    assert answered(found) == [tp[i] + fp[i] for i in range(k)]
+    assert prediction_counts(found) == [tp[i] + fp[i] for i in range(k)]
 
 
 @pytest.mark.parametrize("case", ["all there", "two of four there", "one there", "two classes", "one row"])

@@ -149,7 +149,7 @@ def test_output_weights_are_of_the_head_unless_they_are_the_embeddings(tied):
     assert layers.sizes()[HEAD] == 16 + (0 if tied else 50 * 16)
     shown = "\n".join(table(layers, plan_of(layers)))
     assert ("同一組" in shown) == tied
-    layer_schedule.apply(model, layers, plan_of(layers, freeze=EMBED))
+    layer_schedule.freeze(model, layers, plan_of(layers, freeze=EMBED))
     assert model.lm_head.weight.requires_grad != tied
 
 
@@ -209,8 +209,8 @@ def test_an_adapter_is_in_the_part_of_what_it_adapts(family, head, targets, more
     assert any("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
     can = [part for part in layers.names if trained[part]]
     schedule = plan_of(layers, every=5)
-    assert [schedule.opens_at(part) for part in reversed(can)] == [5 * i for i in range(len(can))]
-    assert all(schedule.opens_at(part) is None for part in layers.names if part not in can)
+    assert [schedule.unfreeze_step(part) for part in reversed(can)] == [5 * i for i in range(len(can))]
+    assert all(schedule.unfreeze_step(part) is None for part in layers.names if part not in can)
 
 
 # ---- what a person asks for --------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_what_is_named_is_frozen_or_all_but_that(flag, spec):
     layers = LayerGroups(model)
     never = model.get_parameter("bert.encoder.layer.2.output.dense.bias").requires_grad_(False)
     named = parse_layers(spec, "--freeze", layers)
-    layer_schedule.apply(model, layers, plan_of(layers, **{flag: spec}))
+    layer_schedule.freeze(model, layers, plan_of(layers, **{flag: spec}))
     for name, parameter in model.named_parameters():
         inside = layers.group_of(name) in named
         assert parameter.requires_grad == (parameter is not never and inside == (flag == "train_only")), name
@@ -327,10 +327,10 @@ def test_parts_open_one_by_one_from_the_top_as_a_slow_loop_opens_them(bert):
             for name in opened:
                 first.setdefault(name, step)
             assert plan.trainable_at(step) == opened, (frozen, able, every, step)
-        assert {name: plan.opens_at(name) for name in bert.names} == {
+        assert {name: plan.unfreeze_step(name) for name in bert.names} == {
             name: first.get(name) for name in bert.names
         }
-        assert plan.last_opening == max(first.values())
+        assert plan.last_unfreeze_step == max(first.values())
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
@@ -355,7 +355,7 @@ def test_without_schedule_the_groups_are_matrices_and_the_rest_in_the_models_ord
     model = with_lora(model, ["q_proj", "gate_proj"]) if adapted else model
     layers = LayerGroups(model)
     plan = plan_of(layers, freeze=frozen)
-    layer_schedule.apply(model, layers, plan)
+    layer_schedule.freeze(model, layers, plan)
     trained = [p for p in model.parameters() if p.requires_grad]
     old = [([p for p in trained if p.ndim >= 2], 0.01), ([p for p in trained if p.ndim < 2], 0.0)]
     found = build_parameter_groups(model, layers, plan, 0.01)
@@ -374,7 +374,7 @@ def test_groups_hold_what_learns_exactly_once_by_part_and_decay(flags, adapted):
     model = with_lora(model, ["query", "dense"], bias=adapted) if adapted else model
     layers = LayerGroups(model)
     plan = plan_of(layers, **flags)
-    layer_schedule.apply(model, layers, plan)
+    layer_schedule.freeze(model, layers, plan)
     found = build_parameter_groups(model, layers, plan, 0.01)
     where = {id(p): group for group in found for p in group["params"]}
     assert sum(len(group["params"]) for group in found) == len(where)
@@ -393,7 +393,7 @@ def test_only_what_is_open_is_moved_by_an_optimizer():
     model = make()
     layers = LayerGroups(model)
     plan = plan_of(layers, freeze="2", every=2)
-    layer_schedule.apply(model, layers, plan)
+    layer_schedule.freeze(model, layers, plan)
     parts = by_group(model, layers)
     assert list(parts) == [EMBED, "0", "1", HEAD]
     assert {name for name, p in model.named_parameters() if any(p is q for q in parts["1"])} == {

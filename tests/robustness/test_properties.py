@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 import fine_tuning_llm
 import inference
 from finetune.cli import config_file, inference_args, train_args
-from finetune.data import columns, option_syntax
 from finetune.data import corpus as text_corpus
+from finetune.data import label_columns, option_syntax
 from finetune.data.bad_rows import Unreadable
 from finetune.data.cleaning import Cleaning
 from finetune.data.exam import read_exam
@@ -73,7 +73,7 @@ values = st.recursive(
 
 
 def rows_with(*names: str):
-    """Rows with some of these columns, and with others."""
+    """Rows with some of these label_columns, and with others."""
     known = st.dictionaries(st.sampled_from(names), values, max_size=len(names))
     return st.builds(lambda a, b: {**a, **b}, st.dictionaries(words, values, max_size=2), known) | values
 
@@ -196,8 +196,8 @@ def test_any_row_is_an_instruction_or_a_reason_why_not(row, needed):
 @example({"text": "天", "label": [math.nan]}, True, False, ())
 @example({"text": "天", "label": 10**4200}, False, False, ())
 def test_any_row_is_a_labelled_text_or_a_reason_why_not(row, multi, pair, classes):
-    wanted = columns.Columns(("text", "pair")[: 1 + pair], ("label", "other")[: 1 + multi], multi)
-    read = fine(columns.parse_row, row, wanted, classes, raises=ValueError)
+    wanted = label_columns.LabelColumns(("text", "pair")[: 1 + pair], ("label", "other")[: 1 + multi], multi)
+    read = fine(label_columns.parse_row, row, wanted, classes, raises=ValueError)
     if read is not None:
         texts, labels = read
         assert all(isinstance(one, str) and one.strip() for one in [*texts, *labels])

@@ -78,12 +78,12 @@ def test_a_second_training_run_in_a_place_ends_with_2_and_touches_nothing(train,
     """In one --save_dir; with one model folder; beside one, where logs and reports would be mixed. Who only
     looks is let in."""
     from finetune.cli.train_args import parse_args
-    from finetune.training.preflight import written_by
+    from finetune.training.preflight import lock_targets
 
     other = {"--save_dir": ["--output_dir", "o/m"], "beside": ["--save_dir", "s", "--output_dir", "./second"]}
     first = parse_args(["--demo", *other.get(mine, ["--save_dir", "s"])])[0]
     words = ["--max_steps", 1, "--exam_limit", 2]
-    with locks.hold_locks(written_by(first)):
+    with locks.hold_locks(lock_targets(first)):
         before = sorted(tmp_path.rglob("*"))
         assert train(*words) == 2
         seen = capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_an_echo_that_comes_while_the_first_signal_is_handled_is_one_wish_all_th
 
     monkeypatch.setattr(call, name, echoed)
     monkeypatch.setattr(signals.os, "_exit", lambda code: pytest.fail("ended at once"))
-    with signals.StopRequest() as stop, stop.patient():
+    with signals.StopRequest() as stop, stop.deferring():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signal.SIGINT and nested
     assert capfd.readouterr().err.count("收到停止訊號") == 1
@@ -108,7 +108,7 @@ def test_a_stop_reaches_other_processes_as_a_stop():
 
 def test_afterwards_signals_mean_what_they_meant_before():
     before = [signal.getsignal(signum) for signum in signals.SIGNALS]
-    with signals.StopRequest() as stop, stop.patient():
+    with signals.StopRequest() as stop, stop.deferring():
         assert all(signal.getsignal(signum) == stop._handle for signum in signals.SIGNALS)
     assert [signal.getsignal(signum) for signum in signals.SIGNALS] == before
     with pytest.raises(Stopped), signals.StopRequest():

@@ -244,7 +244,7 @@ def test_a_second_signal_ends_the_process_but_the_launchers_echo_does_not(monkey
     ended, now = [], [100.0]
     monkeypatch.setattr(signals.os, "_exit", ended.append)
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
-    with signals.StopRequest() as stop, stop.patient():
+    with signals.StopRequest() as stop, stop.deferring():
         signal.raise_signal(signal.SIGINT)
         now[0] += 0.5
         signal.raise_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from forked import run_ranks
 
 from finetune.runtime import manifest
 from finetune.runtime.errors import UserError
-from finetune.training.deepspeed_files import read_strictly, recut_each, recut_whole
+from finetune.training.deepspeed_files import read_strictly, repartition_by_parameter, repartition_flat
 
 
 class Payload:
@@ -73,7 +73,11 @@ def test_partitions_cut_anew_are_those_that_the_new_ranks_would_have_written(eac
         then, now = rng.randint(1, 5), rng.randint(1, 5)
         old, new = shards_of(numels, then, each), shards_of(numels, now, each)
         for rank in range(now):
-            mine = recut_each(old, numels, rank, now) if each else recut_whole(old, len(new[rank]), rank)
+            mine = (
+                repartition_by_parameter(old, numels, rank, now)
+                if each
+                else repartition_flat(old, len(new[rank]), rank)
+            )
             assert torch.equal(mine, new[rank])
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from finetune.data.bad_rows import Unreadable, abridged, where
+from finetune.data.bad_rows import Unreadable, summarize_problems, where
 from finetune.data.cells import is_blank, written_list
 from finetune.data.columnar import features_of
 from finetune.data.data_files import DataFile
@@ -43,7 +43,7 @@ NO_LABEL = {"-", "－", "—"}  # how a text says that there is none
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelColumns:
     """Columns of a labelled dataset.
 
     Attributes:
@@ -71,10 +71,12 @@ def first_rows(files: Sequence[DataFile], named: str) -> list[dict]:
         if rows := [row for _, row in looked if isinstance(row, dict)]:
             return rows
         problems += [f"{where(file.path, line)}：{not_a_row(row)}" for line, row in looked]
-    raise UserError([*abridged(problems), f"{named}：一列也沒有"])
+    raise UserError([*summarize_problems(problems), f"{named}：一列也沒有"])
 
 
-def find_columns(rows: list[dict], text_column: str, label_column: str, multi: bool, named: str) -> Columns:
+def find_label_columns(
+    rows: list[dict], text_column: str, label_column: str, multi: bool, named: str
+) -> LabelColumns:
     """Find the columns of the text and of the label.
 
     Args:
@@ -114,7 +116,7 @@ def find_columns(rows: list[dict], text_column: str, label_column: str, multi: b
     cells = [row.get(labels[0]) for row in rows if not is_blank(row.get(labels[0]))]
     written = bool(cells) and all(isinstance(c, str) and isinstance(written_list(c), list) for c in cells)
     lists = any(isinstance(cell, list) for cell in cells)
-    return Columns(texts, labels, multi or len(labels) > 1 or lists or written, written)
+    return LabelColumns(texts, labels, multi or len(labels) > 1 or lists or written, written)
 
 
 def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
@@ -209,7 +211,9 @@ def not_a_row(row: object) -> str:
     return str(row) if isinstance(row, Unreadable) else f"應該是一個物件，得到 {type(row).__name__}"
 
 
-def parse_row(row: object, columns: Columns, classes: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def parse_row(
+    row: object, columns: LabelColumns, classes: Sequence[str]
+) -> tuple[list[str], tuple[str, ...]]:
     """Return the texts of a row and the names of its labels.
 
     The elements of a list stay as they are: see `label_values.interpret_labels`.

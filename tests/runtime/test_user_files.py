@@ -12,7 +12,7 @@ import pytest
 from conftest import read_log
 
 from finetune.reports import report
-from finetune.runtime import manifest, own_files
+from finetune.runtime import manifest, user_files
 from finetune.runtime.errors import RunError, UserError
 
 NAME = "my_bert_finetuned_model_hf_format"
@@ -119,7 +119,7 @@ def test_files_are_carried_over_as_they_are_and_never_over_those_of_the_new_mode
     (tmp_path / "old/link").symlink_to("notes.txt")
     put(tmp_path / "new", "config.json")
     (tmp_path / "new/later.txt").write_text("new")
-    assert own_files.carry_over(tmp_path / "old", tmp_path / "new") == [".git", "link", "notes.txt", "onnx"]
+    assert user_files.carry_over(tmp_path / "old", tmp_path / "new") == [".git", "link", "notes.txt", "onnx"]
     assert all_there(tmp_path / "new", *OWN) and os.readlink(tmp_path / "new/link") == "notes.txt"
     assert (tmp_path / "new/later.txt").read_text() == "new"
     assert not (tmp_path / "new/adapter_model.safetensors").exists()

@@ -12,9 +12,9 @@ from test_classification_report import card as classifier_card
 from test_html import full
 
 from finetune.data.labelled import Labelled
-from finetune.evaluation.sets import ORDER, in_order
+from finetune.evaluation.set_names import ORDER, in_order
 from finetune.objectives.classification import ClassificationObjective
-from finetune.objectives.preview import tell_of_lengths
+from finetune.objectives.preview import log_row_lengths
 from finetune.reports import model_card, perplexity, report
 from finetune.reports.classification import verdict
 from finetune.reports.html import render
@@ -90,8 +90,8 @@ def test_training_validation_exam_and_report_agree_on_questions_of_ties(train, t
 
 def test_a_text_that_is_cut_is_called_a_text(loaded, capsys):
     rows = [Labelled("天地玄黃" * 20, labels=(0,)), Labelled("天", labels=(1,))]
-    tell_of_lengths("訓練", ClassificationObjective(loaded[1], rows, 16, 2, False))
+    log_row_lengths("訓練", ClassificationObjective(loaded[1], rows, 16, 2, False))
     assert "1 列太長，縮短了文字的尾端" in capsys.readouterr().err
     replies = SimpleNamespace(rows=rows, name="sft", truncated=1, too_long=[], refused=[], remarks={})
-    tell_of_lengths("訓練", replies)
+    log_row_lengths("訓練", replies)
     assert "縮短了回答的尾端" in capsys.readouterr().err

@@ -21,14 +21,14 @@ MODEL_FILES = re.compile(
 )
 
 
-def own_files(folder: Path) -> list[str]:
+def user_files(folder: Path) -> list[str]:
     """List the names in a model folder that are not part of the model."""
     if not folder.is_dir():
         return []
-    return sorted(name for name in os.listdir(folder) if is_own(name))
+    return sorted(name for name in os.listdir(folder) if is_user_file(name))
 
 
-def is_own(name: str) -> bool:
+def is_user_file(name: str) -> bool:
     """Return True for the name of a file that the user put there."""
     return not MODEL_FILES.fullmatch(name)
 
@@ -41,7 +41,7 @@ def carry_over(former: Path, new: Path) -> list[str]:
     Raises:
         OSError: a file cannot be read or written.
     """
-    names = [name for name in own_files(former) if not os.path.lexists(new / name)]
+    names = [name for name in user_files(former) if not os.path.lexists(new / name)]
     for name in names:
         path = former / name
         if path.is_dir() and not path.is_symlink():
