@@ -1,8 +1,8 @@
 """Report of a language model: perplexity of texts it was not trained on, before and after training.
 
 `before_after`, as training/evaluate.py measures it and a run card keeps it, has two keys. `sets`: validation,
-held_back -> tuned, untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored (of
-a masked one: the share of the masked tokens that it predicts). `samples`: prompt, wanted, untuned, tuned.
+held_back -> tuned, untuned -> loss, perplexity, tokens, bits_per_character (of a causal model) or restored
+(of a masked one: the share of the masked tokens that it predicts). `samples`: prompt, wanted, untuned, tuned.
 """
 
 from __future__ import annotations

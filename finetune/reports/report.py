@@ -160,7 +160,7 @@ def of_training(
     """
     objective = card.objective or TASK_TITLES[card.task]
     facts = {
-        "底模": card.base_model, "資料": card.dataset, "訓練目標": objective,
+        "底模": card.base_model, "資料": card.dataset, "目標": objective,
         **({"作答方式": card.scoring} if any(card.results.values()) else {}),
         "訓練": f"{progress.step} 步、{progress.seconds:.0f} 秒；驗證最好的是第 {progress.best_step} 步",
     }  # fmt: skip
