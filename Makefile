@@ -62,9 +62,13 @@ pins: $(VENV)/.dev ## check that the pinned packages exist for every supported P
 			&& echo "Python $$version: ok" || exit 1; \
 	done
 
+# pyenv has a shim for every version it knows, which fails unless that version is switched on: so each is tried.
 pythons: ## `make check` on every supported Python that is here, each in an environment of its own
 	@for version in $(PYTHONS); do \
-		python=$$(command -v python$$version || ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1); \
+		python=; \
+		for found in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+			$$found -c '' 2>/dev/null && python=$$found && break; \
+		done; \
 		test -n "$$python" || { echo "Python $$version: not here"; continue; }; \
 		$(MAKE) VENV=.venv-$$version PYTHON=$$python check || exit 1; \
 	done
