@@ -219,8 +219,10 @@ def recover_replace(target: str | Path) -> bool:
 def writable(path: str | Path) -> bool:
     """Return True if something can be written at `path`, which need not exist yet."""
     while True:
-        place = Path(path).resolve()
+        place = Path(os.path.realpath(path))  # `resolve` raises for circular links, before Python 3.13
         while not place.exists() and place != place.parent:
+            if place.is_symlink():
+                return False  # a circle
             place = place.parent
         answer = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
         if answer or place.exists():

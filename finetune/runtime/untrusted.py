@@ -7,6 +7,7 @@ the folder's path without looking for `..`, and follows every link.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -168,7 +169,13 @@ def _root(folder: Path) -> Path:
 
 
 def _resolve(path: Path) -> Path:
+    """Return where a path leads; the root of the file system for circular links, which lead nowhere."""
+    try:
+        path.stat()
+    except OSError as error:  # from Python 3.13 on `resolve` accepts a circle
+        if error.errno == errno.ELOOP:
+            return Path("/")
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # circular links lead nowhere
+    except (OSError, RuntimeError):
         return Path("/")

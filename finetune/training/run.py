@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -228,4 +229,4 @@ class Run:
 
 def output_path(args: TrainArgs, name: str = "") -> Path:
     """Return where a curve, log or report goes: beside the model folder."""
-    return Path(args.output_dir).resolve().parent / name
+    return Path(os.path.realpath(args.output_dir)).parent / name

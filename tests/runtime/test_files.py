@@ -188,3 +188,15 @@ def test_a_folder_is_recovered_only_when_its_own_is_gone(tmp_path):
     assert files.recover_replace(tmp_path / "model") and read(tmp_path / "model") == "former"
     make(tmp_path / ".model.old", "older still")
     assert not files.recover_replace(tmp_path / "model") and read(tmp_path / "model") == "former"
+
+
+@pytest.mark.parametrize("flag", ["--save_dir", "--output_dir"])
+@pytest.mark.parametrize("below", ["", "/folder"])
+def test_a_circular_link_is_no_place_to_write(flag, below, tmp_path, monkeypatch, capsys):
+    import fine_tuning_llm
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    assert not files.writable(f"circle{below}")
+    assert fine_tuning_llm.main(["--demo", "--cpu", "--max_steps", "1", flag, f"circle{below}"]) == 2
+    assert f"{flag} {tmp_path}/circle{below} 不能寫入" in capsys.readouterr().err
