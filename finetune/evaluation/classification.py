@@ -160,7 +160,7 @@ def compute_metrics(
 def _single_label(
     gold: numpy.ndarray, chosen: numpy.ndarray, p: numpy.ndarray
 ) -> tuple[dict[str, Any], numpy.ndarray]:
-    """Return the metrics that only rows of one label have, and the confusion matrix.
+    """Return the metrics that only single-label rows have, and the confusion matrix.
 
     Args:
         gold, chosen: see `_as_indicators`.
@@ -183,7 +183,7 @@ def _single_label(
 def _multi_label(
     gold: numpy.ndarray, chosen: numpy.ndarray, p: numpy.ndarray
 ) -> tuple[dict[str, Any], numpy.ndarray]:
-    """Return the metrics that only rows of any number of labels have, and the confusion matrix of each class.
+    """Return the metrics that only multi-label rows have, and the confusion matrix of each class.
 
     Args:
         gold, chosen: see `_as_indicators`.

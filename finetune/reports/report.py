@@ -190,7 +190,7 @@ def check_folder(folder: str | Path, flag: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{flag} {folder} 是一個檔案，應為資料夾")
     if not writable(folder):
-        raise UserError(f"{flag} {folder} 不能寫入（唯讀，或沒有權限）；請換一個資料夾")
+        raise UserError(f"{flag} {folder} 不能寫入（唯讀、沒有權限，或連結繞成一圈）；請換一個資料夾")
     existing = [name for name in FILES if os.path.lexists(folder / name)]
     if existing and not _is_report(folder):
         names = "、".join(existing)

@@ -206,7 +206,7 @@ def check_folders(args: TrainArgs) -> None:
         if path.is_file():
             problems.append(f"{flag} {path} 是一個檔案，應為資料夾")
         elif not writable(path):
-            problems.append(f"{flag} {path} 不能寫入（唯讀，或沒有權限）；請換一個資料夾")
+            problems.append(f"{flag} {path} 不能寫入（唯讀、沒有權限，或連結繞成一圈）；請換一個資料夾")
     if os.path.ismount(output) or (output.is_dir() and not writable(output.parent)):
         problems.append(
             f"--output_dir {args.output_dir} 不能整個換成新的模型（它是掛載點，或上一層不能寫入）；"

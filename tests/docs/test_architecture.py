@@ -62,3 +62,28 @@ def test_the_changelog_leads_to_modules_that_are_there():
     for name in new:
         path = ROOT / name.replace(".", "/")
         assert path.with_suffix(".py").is_file() or path.parent.with_suffix(".py").is_file(), name
+
+
+# Names of 0.1.0 beside those in the changelog's second table; plain English words are left out.
+OLD_NAMES = (
+    "Lifeline", "Desk", "Contest", "Contests", "ContestBatch", "Catalogue", "Sitting", "Growth",
+    "BlankLogits", "RowLogits", "StepReport", "Prober", "Unaskable", "HiddenWordTask", "ReplyTask",
+    "LabelTask", "QuestionSheet", "PromptSheet", "ReplySheet", "LabelSheet", "LearningPlan",
+    "examined_as", "hide_randomly", "on_shelf", "whole_file", "write_whole", "keeper_of", "carry_out",
+    "make_do_with_less", "bf16_gain", "by_main", "all_or_none", "cut_by_tokens", "shared_out",
+    "UNTAUGHT", "UNTOLD", "UNTUNED", "AIMS",
+)  # fmt: skip
+
+
+def test_no_symbol_that_the_changelog_calls_old_is_left_in_code_or_pages():
+    table = text_of("CHANGELOG.md").partition("Symbols most likely to be imported")[2]
+    rows = re.findall(r"^\| ([^|]*) \| [^|]* \|$", table, re.M)
+    old = {*re.findall(r"\b[A-Z][a-z]+[A-Za-z]*\b", " ".join(rows)), *OLD_NAMES}
+    old -= {"Machine", "Progress"}  # a word, and now the type of a callback
+    assert {"Examinee", "Lesson", "Shelf", "Speaker"} <= old
+    word = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(old))})(?![\w-])")
+    files = [*(ROOT / "finetune").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *ROOT.glob("*.py")]
+    files += [*(ROOT / "docs").glob("*.md"), *ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md"]
+    assert not [
+        (path.name, found) for path in files for found in word.findall(path.read_text(encoding="utf-8"))
+    ]
