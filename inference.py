@@ -9,7 +9,7 @@
     python inference.py --inspect my_exam.csv
     python inference.py                              # without any of these: an interactive session
 
-Order: 1 loading, 2 prediction functions, 3 main. Flags: finetune/cli/inference_args.py.
+Order: 1 loading, 2 prediction functions, 3 main. Flags: finetune/cli/inference_parser.py.
 """
 
 import finetune  # noqa: F401  refuses an older Python with a clear message, before it meets newer syntax
@@ -19,13 +19,12 @@ import sys
 
 from finetune.cli.inference_args import (
     InferenceArgs,
-    check_kind,
     decoding_of,
     lock_targets,
-    parse_args,
     report_folder,
     required,
 )
+from finetune.cli.inference_checks import check_kind, parse_args
 from finetune.data.option_syntax import parse_options
 from finetune.predict.loading import (
     exam_prompts,

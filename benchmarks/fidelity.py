@@ -49,7 +49,8 @@ def compare_answers(home: Path) -> None:
 
     import inference
     from finetune.demo import builtin
-    from finetune.evaluation.scoring import best, score_options
+    from finetune.evaluation.scores import best
+    from finetune.evaluation.scoring import score_options
     from finetune.models.forward import bf16_forward
     from finetune.predict.loading import predictor_for
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 HIGHEST = 2**31 - 1  # largest integer in a flag: every library accepts it
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes of a name, characters of a path: limits of file systems
@@ -28,7 +29,7 @@ def _reader(read: Callable[[str], object], wanted: str) -> Callable[[str], objec
     def convert(text: str) -> object:
         try:
             return read(text)
-        except (ValueError, TypeError):
+        except (KeyError, ValueError, TypeError):
             return BadValue(text, wanted)
 
     return convert
@@ -137,3 +138,40 @@ def comma_list(text: str) -> object:
         return list(dict.fromkeys(parts))
 
     return _reader(read, "以逗號分開的詞，例如 好,晴朗,下雨")(text)
+
+
+def stop_string(text: str) -> object:
+    r"""Convert a stop string, in which `\n` and `\t` stand for a line break and a tab: an argparse type."""
+
+    def read(raw: str) -> str:
+        if not raw:
+            raise ValueError
+        return raw.replace("\\n", "\n").replace("\\t", "\t")
+
+    return _reader(read, "至少一個字")(text)
+
+
+def true_or_false(text: str) -> object:
+    """Convert true or false (yes, no, 1, 0): an argparse type."""
+
+    def read(raw: str) -> bool:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[raw.lower()]
+
+    return _reader(read, "true 或 false")(text)
+
+
+def key_value(text: str) -> object:
+    """Convert KEY=VALUE to (key, value): an argparse type. The value is read as YAML: false, 3, text."""
+
+    def read(raw: str) -> tuple[str, Any]:
+        import yaml
+
+        key, equals, value = raw.partition("=")
+        if not key.isidentifier() or not equals:
+            raise ValueError
+        try:
+            return key, yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError from None
+
+    return _reader(read, "名稱=值，例如 enable_thinking=false")(text)

@@ -63,7 +63,8 @@ class Parser(argparse.ArgumentParser):
             if option.startswith("--")
         }
         switches = {option: action.nargs == 0 for option, action in options.items()}
-        argv, translation = synonyms.translate_argv(argv, self.rules, switches)
+        several = {option for option, action in options.items() if action.nargs == "+"}
+        argv, translation = synonyms.translate_argv(argv, self.rules, switches, several)
         if any(word.split("=")[0] == "--config" for word in argv):
             self._read_config(argv, translation)
         problems = translation.problems
@@ -75,6 +76,10 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if any(word.split("=")[0] in action.option_strings for word in argv):
                 self.given.add(action.dest)
+        for dest, values in vars(flags).items():
+            if isinstance(values, list):  # of several values the first invalid one
+                bad = next((value for value in values if isinstance(value, BadValue)), None)
+                setattr(flags, dest, bad or values)
         for dest, value in vars(flags).items():
             if (
                 isinstance(value, BadValue)

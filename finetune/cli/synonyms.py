@@ -8,7 +8,7 @@ Names: transformers/training_args.py, LLaMA-Factory src/llamafactory/hparams, ax
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from finetune.runtime.errors import listed, shown
@@ -191,11 +191,17 @@ class Translation:
 
 
 def translate_argv(
-    argv: list[str], rules: Mapping[str, Rule], flags: Mapping[str, bool]
+    argv: list[str], rules: Mapping[str, Rule], flags: Mapping[str, bool], several: Container[str] = ()
 ) -> tuple[list[str], Translation]:
     """Translate a command line into flags of ours; words that are neither ours nor in the table stay.
 
     `--fp16 True` and `--cpu false` are parsed as transformers' parser does.
+
+    Args:
+        argv: the words.
+        rules: translations of other tools' flags.
+        flags: option strings of ours, each with whether it is a switch.
+        several: those that take several words.
     """
     parsed = [_parse_flag(word) for word in argv]
     given = {}
@@ -210,6 +216,9 @@ def translate_argv(
         rule = rules.get(name)
         if not name or (rule is None and f"--{name}" not in flags):
             translated.append(word)
+            continue
+        if rule is None and f"--{name}" in several:  # as they are: each word may hold a comma
+            translated.append(f"--{name}" if value is None else f"--{name}={value}")
             continue
         values: list[str] = []
         while value is None and place + len(values) < len(argv) and not parsed[place + len(values)][0]:

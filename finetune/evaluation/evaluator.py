@@ -17,7 +17,8 @@ from finetune.data.question import LETTERS, Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import metrics
 from finetune.evaluation.queries import Forward
-from finetune.evaluation.scoring import Progress, Scorer, Scores, ScoringConfig, tied
+from finetune.evaluation.scores import Progress, Scores, tied
+from finetune.evaluation.scoring import Scorer, ScoringConfig
 from finetune.models.forward import NOT_NUMBERS
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts

@@ -18,7 +18,7 @@ import numpy
 
 from finetune.data.question import LETTERS, Question, majority_answer, normalised
 from finetune.data.subjects import CATEGORIES, category_of
-from finetune.evaluation.scoring import tied
+from finetune.evaluation.scores import tied
 
 Prediction = int | tuple[int, ...]
 RESAMPLES = 10_000  # bootstrap samples: the ends of the interval then move by a fiftieth of its width

@@ -13,12 +13,11 @@ from statistics import fmean
 
 from finetune.data.question import Question
 from finetune.evaluation.queries import LogprobQuery
+from finetune.evaluation.scores import Order
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, Prompt, mask_positions
 from finetune.prompts.option_order import orders_to_ask
 from finetune.prompts.scoring_methods import CHOICE, Method
-
-Order = tuple[int, ...]  # order[place] is the index of the option shown at that place
 
 
 @dataclass

@@ -49,6 +49,10 @@ class Decoding:
     length_penalty: float = 1.0
     early_stopping: bool = False
     seed: int | None = None  # seed of sampling; None = a new one every time
+    min_p: float = 0.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.samples and self.num_beams > 1:

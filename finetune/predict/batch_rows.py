@@ -13,14 +13,15 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from finetune.cli.inference_args import InferenceArgs, required, warn_of_unused_generation_flags
+from finetune.cli.inference_args import InferenceArgs, required
+from finetune.cli.inference_checks import warn_of_unused_generation_flags
 from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
 from finetune.data.question_rows import Reading, draft, survey
 from finetune.data.tables import read_table
 from finetune.data.turns import is_answered, is_chat
-from finetune.evaluation.scoring import tied
+from finetune.evaluation.scores import tied
 from finetune.models.generation import Decoding
 from finetune.models.kv_cache import decode_mode
 from finetune.predict.causal import CausalLMPredictor

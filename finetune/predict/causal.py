@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
-from finetune.evaluation.scoring import Prior, Progress, Scores
+from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.run_card import RunCard
 from finetune.models.streaming import STOPS

@@ -14,7 +14,8 @@ import torch
 
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
-from finetune.evaluation.scoring import Prior, Progress, Ranking, Scorer, Scores, ScoringConfig
+from finetune.evaluation.scores import Prior, Progress, Ranking, Scores
+from finetune.evaluation.scoring import Scorer, ScoringConfig
 from finetune.models import cpu
 from finetune.models.forward import ROW_CLASSES, TokenLogits, bf16_forward, forward_of, is_causal
 from finetune.models.run_card import RunCard, hash_texts

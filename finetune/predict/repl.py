@@ -14,7 +14,7 @@ from typing import Any, Generic
 
 from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS, InferenceArgs, required
 from finetune.data.option_syntax import from_lines, labelled, parse_options
-from finetune.evaluation.scoring import Ranking
+from finetune.evaluation.scores import Ranking
 from finetune.predict.predictor import AnyPredictor, MaskedLMPredictor, Predictor
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
 from finetune.runtime.console import as_json, first_line, plain, print_result

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli import inference_args, train_args
+from finetune.cli import inference_checks, train_args
 from finetune.cli.inference_synonyms import USING
 from finetune.cli.synonyms import Rule
 from finetune.cli.training_synonyms import TRAINING
@@ -21,7 +21,7 @@ def trained(line: str) -> dict:
 
 
 def used(line: str) -> dict:
-    return vars(inference_args.parse_args(shlex.split(line)))
+    return vars(inference_checks.parse_args(shlex.split(line)))
 
 
 def refused(read, line: str) -> str:
@@ -207,7 +207,7 @@ def test_a_yaml_file_of_another_tool_is_read_key_by_key(tmp_path):
 
 
 def test_every_rule_leads_to_flags_that_there_are():
-    for rules, parser in ((TRAINING, train_args.build_parser()), (USING, inference_args.build_parser())):
+    for rules, parser in ((TRAINING, train_args.build_parser()), (USING, inference_checks.build_parser())):
         options = {option for action in parser._actions for option in action.option_strings}
         for name, rule in rules.items():
             assert isinstance(rule, Rule)

@@ -17,7 +17,8 @@ from finetune.data.labelled import LabelledOptions, read_labelled
 from finetune.data.splits import split_exam
 from finetune.demo import builtin
 from finetune.demo.facts import RELATIONS
-from finetune.evaluation.scoring import best, score_options
+from finetune.evaluation.scores import best
+from finetune.evaluation.scoring import score_options
 from finetune.prompts.scoring_methods import METHODS, TEXT, parse
 
 MODEL = "my_bert_finetuned_model_hf_format"

@@ -14,7 +14,7 @@ from conftest import ROOT
 from forked import STEPS, WITH_PICTURES, quick_python
 from test_readme import commands, python_blocks
 
-from finetune.cli import inference_args, train_args
+from finetune.cli import inference_checks, train_args
 
 PAGES = ("own_exam", "own_texts", "classify", "layers", "machines", "trust")
 LARGEST = 120_000  # bytes of a picture
@@ -105,7 +105,7 @@ RUNS = [
 def test_every_flag_of_every_command_is_read(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in commands(page(name))[0]:
-        for script, parse in (("fine_tuning_llm.py", train_args), ("inference.py", inference_args)):
+        for script, parse in (("fine_tuning_llm.py", train_args), ("inference.py", inference_checks)):
             for call in re.findall(rf"python {script} (.*?)(?:$| &| \|\| )", line):
                 words = shlex.split(call)
                 for at, word in enumerate(words):

@@ -17,7 +17,7 @@ import statsmodels.stats.proportion
 from finetune.data.question import Question
 from finetune.data.subjects import category_of
 from finetune.evaluation import evaluator, metrics
-from finetune.evaluation.scoring import Scores
+from finetune.evaluation.scores import Scores
 
 SUBJECTS = ("physics", "junior_math_exam", "taxation", "trade", "music", "education", "economics")
 

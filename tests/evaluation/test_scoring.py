@@ -12,7 +12,8 @@ from transformers import AutoModelForMaskedLM
 from finetune.data.question import Question
 from finetune.data.segmentation import simplified, word_spans
 from finetune.evaluation import scoring
-from finetune.evaluation.scoring import Ranking, Scorer, ScoringConfig, best, ranking, score_options, tied
+from finetune.evaluation.scores import Ranking, Scores, best, ranking, tied
+from finetune.evaluation.scoring import Scorer, ScoringConfig, score_options
 from finetune.models.forward import TokenLogits, bf16_forward
 from finetune.models.tokenizer import load_tokenizer
 from finetune.prompts.exam import ExamPrompts
@@ -440,7 +441,7 @@ def test_close_calls_of_a_bf16_pass_are_decided_by_the_exact_one(spread_model_di
 
 def scores_apart(margins, orders=1):
     """Scores of questions of three options, in so many orders."""
-    scores = scoring.Scores([0.0, -margin, -9.0] for margin in margins)
+    scores = Scores([0.0, -margin, -9.0] for margin in margins)
     scores.by_order = [[((0, 1, 2), row)] * orders for row in scores]
     return scores
 

@@ -13,7 +13,7 @@ from forked import run_ranks
 import inference
 from finetune.data.exam import read_exam
 from finetune.data.question import LETTERS, Question
-from finetune.evaluation.scoring import best
+from finetune.evaluation.scores import best
 from finetune.models.run_card import RunCard
 from finetune.predict.predictor import MaskedLMPredictor
 from finetune.prompts.scoring_methods import TEXT

@@ -18,7 +18,7 @@ from finetune.data.question import Question
 from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
-from finetune.evaluation.scoring import Scores
+from finetune.evaluation.scores import Scores
 from finetune.reports import report, sections
 from finetune.reports.html import embedded, training
 from finetune.reports.number_format import percent

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import fine_tuning_llm
 import inference
-from finetune.cli import config_file, inference_args, train_args
+from finetune.cli import config_file, inference_checks, train_args
 from finetune.data import corpus as text_corpus
 from finetune.data import label_columns, option_syntax
 from finetune.data.bad_rows import Unreadable
@@ -255,7 +255,7 @@ def names_of(parser) -> list[str]:
     return sorted({name for action in parser._actions for name in action.option_strings} - {"-h", "--help"})
 
 
-NAMES = {module: names_of(module.build_parser()) for module in (train_args, inference_args)}
+NAMES = {module: names_of(module.build_parser()) for module in (train_args, inference_checks)}
 flag_values = words | st.builds(str, numbers.filter(lambda n: n != 10**4200)) | st.sampled_from(
     ["exam", "mlm", "sft", "demo", "0.7,0.2,0.1", "nan,nan,nan", "inf,-inf,1", "all", "none",
     "fp16", "letter",
@@ -272,7 +272,7 @@ def argv_of(module):
     return st.lists(one, max_size=5).map(lambda parts: [word for part in parts for word in part])
 
 
-both = st.sampled_from([train_args, inference_args]).flatmap(
+both = st.sampled_from([train_args, inference_checks]).flatmap(
     lambda module: argv_of(module).map(lambda argv: (module, argv))
 )
 
@@ -286,8 +286,8 @@ def without_help(argv: list[str]) -> list[str]:
 @drawn("flags")
 @example((train_args, ["--seed", "9" * 4400]))
 @example((train_args, ["--split_ratio", "nan,nan,nan"]))
-@example((inference_args, ["--question", "\ud800", "--options", "A:1 B:2"]))
-@example((inference_args, ["--input=\0.csv", "--output=" + "x" * 300 + ".csv"]))
+@example((inference_checks, ["--question", "\ud800", "--options", "A:1 B:2"]))
+@example((inference_checks, ["--input=\0.csv", "--output=" + "x" * 300 + ".csv"]))
 def test_any_flags_are_read_or_all_that_is_wrong_is_said_at_once(drawing):
     module, argv = drawing
     with contextlib.redirect_stderr(io.StringIO()):
@@ -297,8 +297,8 @@ def test_any_flags_are_read_or_all_that_is_wrong_is_said_at_once(drawing):
 @pytest.mark.slow
 @given(both)
 @drawn("main")
-@example((inference_args, ["--prompt", "\ud800"]))
-@example((inference_args, ["--top_k", "1e999"]))
+@example((inference_checks, ["--prompt", "\ud800"]))
+@example((inference_checks, ["--top_k", "1e999"]))
 @example((train_args, ["--demo", "--dataset", "x"]))
 def test_a_script_with_any_flags_and_nothing_to_read_ends_with_2_and_one_message(room, drawing):
     module, argv = drawing

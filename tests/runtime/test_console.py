@@ -132,12 +132,12 @@ def test_an_empty_path_is_refused_with_its_flag(value, capsys):
     """As a shell makes it of a variable that is not set."""
     import fine_tuning_llm
     import inference
-    from finetune.cli import inference_args, train_args
+    from finetune.cli import inference_checks, train_args
 
     checked = 0
     for script, parser in (
         (fine_tuning_llm, train_args.build_parser()),
-        (inference, inference_args.build_parser()),
+        (inference, inference_checks.build_parser()),
     ):
         for action in parser._actions:
             if action.type is path:

@@ -1,0 +1,186 @@
+"""Parse the flags of inference.py and check them: against one another, then against the kind of model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs
+from finetune.cli.inference_parser import build_parser
+from finetune.data.bad_rows import reset_log_once
+from finetune.data.encodings import choose_encoding
+from finetune.data.option_syntax import parse_options
+from finetune.prompts.scoring_methods import SHORT
+from finetune.runtime import console
+from finetune.runtime.errors import Problems, UserError
+from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
+from finetune.runtime.files import LONGEST_NAME, writable
+from finetune.runtime.strict_json import too_long
+
+FOR_KINDS = {  # flags that only some kinds of model have a use for
+    ("word_length", "candidates"): ("masked",),
+    GENERATION_FLAGS: ("causal",),
+    ("pair", "text_column", "label_column"): ("classifier",),
+    ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
+    ("prompt", "top_k"): ("masked", "causal", "classifier"),
+    ("orders",): ("masked", "causal"),
+    ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
+}
+JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
+
+
+def parse_args(argv: list[str]) -> InferenceArgs:
+    """Parse the command line and check the flags against one another.
+
+    Raises:
+        UserError: with every problem of the flags.
+    """
+    parser = build_parser()
+    args = InferenceArgs(**vars(parser.read(argv)), given=frozenset(parser.given))
+    if "orders" not in args.given and SHORT.get(args.scoring, args.scoring).endswith("+prior"):
+        args.orders = "1"  # over all rotations a prior cancels by itself
+    reset_log_once()
+    problems = Problems()
+    with problems:
+        choose_encoding(args.encoding)
+    for check in (_check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_hardware):
+        with problems:
+            check(args)
+    problems.report()
+    return args
+
+
+def _check_job(args: InferenceArgs) -> None:
+    jobs = [flag for name, flag in JOBS.items() if getattr(args, name) is not None]
+    single = [f"--{name}" for name in ("prompt", "question") if getattr(args, name) is not None]
+    if len(jobs) > 1 or (jobs and single):
+        raise UserError(f"{'、'.join(jobs + single)} 一次只能做一件")
+    if args.json and not jobs and not single:
+        raise UserError("--json 要與 --prompt、--question、--input、--exam 或 --inspect 一起給")
+    if args.candidates and args.prompt is None and args.input is None:
+        raise UserError("--candidates 要與 --prompt 或 --input 一起給")
+    for name, owner in (
+        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
+        ("max_length", "inspect"),
+    ):  # fmt: skip
+        if name in args.given and getattr(args, owner) is None:
+            hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
+            raise UserError(f"--{name} 要與 --{owner} 一起給{hint}")
+    for name in ("text_column", "label_column"):
+        if name in args.given and args.input is None and args.exam is None and args.inspect is None:
+            raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
+    if args.report and Path(args.report).is_file():
+        raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
+
+
+def _check_prompt(args: InferenceArgs) -> None:
+    for name in ("prompt", "pair"):
+        if getattr(args, name) is not None and not getattr(args, name).strip():
+            raise UserError(f"--{name} 是空的")
+        if reason := too_long(getattr(args, name) or ""):
+            raise UserError(f"--{name} {reason}")
+
+
+def _check_question(args: InferenceArgs) -> None:
+    if (args.question is None) != (args.options is None):
+        raise UserError("--question 與 --options 要一起給")
+    if args.question is not None and not args.question.strip():
+        raise UserError("--question 是空的")
+    try:
+        f"{args.question}{args.options}".encode()
+    except UnicodeEncodeError:
+        raise UserError("--question、--options 不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
+    for name in ("question", "options"):
+        if reason := too_long(getattr(args, name) or ""):
+            raise UserError(f"--{name} {reason}")
+    if args.options is not None:
+        try:
+            args.choices = parse_options(args.options)
+        except UserError as error:
+            raise UserError(f"--options：{error}") from error
+
+
+def _check_files(args: InferenceArgs) -> None:
+    if args.input is None:
+        return
+    problems = []
+    if args.output is None:
+        problems.append("--input 要與 --output 一起給")
+    for name in ("input", "output"):
+        path = Path(getattr(args, name) or "x.csv")
+        if name == "input" and not path.is_file():
+            problems.append(f"--input {path}：沒有這個檔案")
+        elif name == "input" and (way := CONVERSION_HINTS.get(path.suffix.lower())):
+            problems.append(f"--input {path}：{way}")
+        elif not is_readable(path, ".txt") if name == "input" else path.suffix.lower() not in SUFFIXES:
+            suffix, accepted = path.suffix or "沒有副檔名", READABLE if name == "input" else SUFFIXES
+            problems.append(f"--{name} {path}：不認得 {suffix} 檔，要 {'、'.join(accepted)}")
+        elif name == "output" and path.is_dir():
+            problems.append(f"--output {path} 是一個資料夾，應為檔案")
+        elif name == "output" and not writable(path.parent):
+            problems.append(f"--output {path}：{path.parent} 不能寫入（唯讀、沒有權限，或不是資料夾）")
+        elif name == "output" and len(os.fsencode(path.name)) > LONGEST_NAME - len(".part"):
+            problems.append(f"--output {path}：檔名太長，作答時還要在後面加 .part")
+    same = args.output and os.path.realpath(args.output) == os.path.realpath(args.input)
+    if same or (args.output and _samefile(args.input, args.output)):
+        problems.append(f"--output 與 --input 是同一個檔案：{args.input}")
+    if problems:
+        raise UserError(problems)
+
+
+def _samefile(one: str, other: str) -> bool:
+    """Return whether two paths lead to one file, by hard links too; False where one does not exist."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _check_writing(args: InferenceArgs) -> None:
+    if args.do_sample and args.num_beams > 1:
+        raise UserError(f"--num_beams {args.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
+    if args.temperature == 0 and args.do_sample:
+        console.log("--temperature 0：就是 greedy，不抽樣")
+    sampling = [name for name in ("temperature", "top_p", "seed") if name in args.given]
+    if sampling and not args.do_sample:
+        console.log(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
+    beams = [name for name in ("length_penalty", "early_stopping") if name in args.given]
+    if beams and args.num_beams == 1:
+        console.log(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
+
+
+def check_kind(args: InferenceArgs, kind: str) -> None:
+    """Refuse flags that are meant for another kind of model, and warn of those without effect.
+
+    Args:
+        kind: kind of the model, one of KINDS.
+
+    Raises:
+        UserError: with the flags that this model has no use for.
+    """
+    is_causal, problems = kind == "causal", []
+    only = {"classifier": "，只會分類", "choice": "，只答選擇題"}.get(kind, "")
+    for names, fitting_kinds in FOR_KINDS.items():
+        idle = "、".join("--" + name for name in names if name in args.given)
+        if idle and kind not in fitting_kinds:
+            others = "、".join(KINDS[fitting] for fitting in fitting_kinds)
+            problems.append(f"{idle} 用於{others}；{args.model_path} 是{KINDS[kind]}{only}")
+    if problems:
+        raise UserError(problems)
+    if is_causal and (args.exam is not None or (args.question is not None and args.prompt is None)):
+        warn_of_unused_generation_flags(args)
+    if is_causal and "top_k" in args.given and not args.do_sample:
+        console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
+    if not is_causal and args.top_k == 0:
+        raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
+
+
+def warn_of_unused_generation_flags(args: InferenceArgs) -> None:
+    """Warn of flags of text generation that were given where a causal model only chooses a letter."""
+    if idle := "、".join("--" + name for name in GENERATION_FLAGS if name in args.given):
+        console.log(f"⚠️ {idle} 沒有作用：選擇題不使用文字生成的旗標")
+
+
+def _check_hardware(args: InferenceArgs) -> None:
+    if args.cpu and args.precision == "fp16":
+        raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
