@@ -17,7 +17,7 @@ from finetune.cli.inference_synonyms import USING
 from finetune.cli.parser import Parser
 from finetune.data.exam import SPLITS
 from finetune.prompts.protocol import OURS, PROTOCOLS
-from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
+from finetune.prompts.scoring_methods import GENERATE, LOGLIKELIHOOD, METHODS, ORDERS, SHORT
 from finetune.runtime import console
 
 
@@ -71,10 +71,11 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("選擇題").add_argument
     add("--question", help="題目")
     add("--options", help='選項，例如 "A:地球 B:木星 C:火星"')
-    add("--scoring", type=choice("auto", *METHODS, *SHORT, GENERATE), default="auto", metavar="SCORING",
+    add("--scoring", type=choice("auto", *METHODS, *SHORT, LOGLIKELIHOOD, GENERATE), default="auto",
+        metavar="SCORING",
         help="auto：照模型訓練的方式，沒有記載就用 pll；letter｜joint｜pll｜pll_l2r｜pll_word_l2r｜first，"
              "加 _sum 是總和，加 +pmi、+prior 是校正（pmi、prior 是簡寫）；"
-             "因果模型：letter（預設）、prior、generate（寫出答案）")
+             "因果模型：letter（預設）、prior、loglikelihood（同 lm-eval）、generate（寫出答案）")
     add("--orders", type=choice(*ORDERS), default="cyclic",
         help="letter 用：1 照原順序；cyclic 輪換順序取平均（預設）；all 全部順序；+prior 預設 1，"
              "因為輪換後先驗自己就抵消了")

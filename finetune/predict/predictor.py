@@ -23,7 +23,7 @@ from finetune.models.tokenizer import prompt_length
 from finetune.predict.fill_mask import Blanks, Filling, FillMask, read_blanks
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, unknown_parts
-from finetune.prompts.scoring_methods import CHOICE, GENERATE, parse
+from finetune.prompts.scoring_methods import CHOICE, GENERATE, LOGLIKELIHOOD, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
@@ -243,9 +243,9 @@ class MaskedLMPredictor(EncoderPredictor):
         """
         if requested == "auto":
             requested = (self.card and self.card.scoring) or DEFAULT_METHOD
-        if requested == GENERATE:
+        if requested in (GENERATE, LOGLIKELIHOOD):
             raise UserError(
-                f"--scoring {requested}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等"
+                f"--scoring {requested}：這是填空的遮罩模型，不會接著寫下去；可用 auto、letter、pll 等"
             )
         if requested == CHOICE:
             raise UserError(
