@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
@@ -92,11 +93,22 @@ class CausalLMPredictor(Predictor):
         Args:
             asking: protocol and settings.
             examples: answered questions by subject.
-            decoding: how replies are generated; None is greedy, at most `reply_tokens` long.
+            decoding: how replies are generated, without a length as long as `reply_tokens`; None is greedy.
         """
         self.prompts = exam_prompts_for(self.tokenizer, self.card, self.longest, asking, examples)
         self.chat = self.prompts.chat
-        self.decoding = decoding or Decoding(max_new_tokens=self.reply_tokens)
+        decoding = decoding or Decoding(max_new_tokens=0)
+        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or self.reply_tokens)
+
+    def prompt_of(self, question: Question, method: str) -> tuple[str, list[int]]:
+        """Return a question's prompt as text and as token ids, options as written."""
+        text = self.prompts.text(question, range(len(question.options)))
+        return text, self.prompts.ids(text)
+
+    @property
+    def reply_length(self) -> int:
+        """Longest reply to an exam question, in tokens."""
+        return self.decoding.max_new_tokens
 
     @property
     def reply_tokens(self) -> int:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.cli.inference_args import BASE_MODEL, InferenceArgs
+from finetune.cli.inference_checks import warn_of_unused_generation_flags
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult, run_exam
 from finetune.models.run_card import RunCard
+from finetune.predict.asking import ask_exam
+from finetune.predict.evidence import evidence_of, prompt_texts
 from finetune.predict.exam_output import write_exam_page, write_unscored
 from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
@@ -57,11 +60,15 @@ def run_exam_command(
     split, rows = select_split(exam, flags.split)
     rows, keyless = sample_rows(rows, flags.exam_limit, seed=0), without_key(exam, split)
     keyless = sample_rows(keyless, flags.exam_limit, seed=0)
+    asking = ask_exam(flags, exam, predictor, rows or keyless)
     method, card = predictor.method(flags.scoring), predictor.card
+    if predictor.is_causal and method != GENERATE:
+        warn_of_unused_generation_flags(flags)
     orders = "1" if method == GENERATE else flags.orders
     # before hours of work, if it is none
     comparison = load(flags.compare_with) if flags.compare_with else None
     if comparison:
+        ask_exam(flags, exam, comparison, rows)
         comparison.method(method)
 
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
@@ -81,10 +88,12 @@ def run_exam_command(
         results.model, results.other, card.trained_on if card else None, results.option_only, results.held_out
     )
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
+    if flags.log_prompts:
+        results.model.prompts = prompt_texts(predictor, rows, method)
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
-        unscored=unscored,
+        unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking),
     )  # fmt: skip
     write_exam_page(flags, page)
 

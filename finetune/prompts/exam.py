@@ -190,11 +190,19 @@ class ExamPrompts:
         filled = self._fill(pattern, {**values, "stem": self.ids(example.stem)})
         return [*filled, *self.ids("\n\n")]
 
-    def fits(self, question: Question) -> bool:
-        """Return whether the question fits with its examples, nothing cut, in every form."""
+    def fits(self, question: Question, listed: bool) -> bool:
+        """Return whether a question fits with its examples, nothing cut.
+
+        Args:
+            listed: its options are listed; else each of them stands in the blank.
+        """
+        places = range(len(question.options))
         try:
-            prompts = [self.mcq_prompt(question, range(len(question.options)))]
-            prompts += [self.cloze_prompt(question, option) for option in range(len(question.options))]
+            prompts = (
+                [self.mcq_prompt(question, places)]
+                if listed
+                else [self.cloze_prompt(question, option) for option in places]
+            )
         except PromptTooLongError:
             return False
         return not any(prompt.cut for prompt in prompts)

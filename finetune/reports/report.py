@@ -101,6 +101,7 @@ class Report:
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
         unscored: answers to questions without a key, for predictions.jsonl alone.
+        evidence: protocol, a prompt, precision, versions and data, see predict/evidence.py.
     """
 
     facts: dict[str, str]
@@ -114,6 +115,7 @@ class Report:
     growth: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -262,7 +264,7 @@ def _move_in(staging: Path, folder: Path) -> None:
 
 
 def _write(folder: Path, report: Report) -> None:
-    summary = {"facts": report.facts, "notes": report.notes, **report.results}
+    summary = {"facts": report.facts, "notes": report.notes, **report.results, **report.evidence}
     if report.growth:
         summary["growth"] = report.growth
     if report.labels:
