@@ -9,7 +9,7 @@ from finetune.cli.inference_args import InferenceArgs
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.models.generation import Decoding
-from finetune.predict.causal import CausalLMPredictor
+from finetune.predict.generative import GenerativePredictor
 from finetune.predict.predictor import EncoderPredictor, Predictor
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts
@@ -51,7 +51,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
     Raises:
         UserError: it cannot be asked so; examples for which some questions leave no room.
     """
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         asking = asking_of(flags, predictor.has_chat_template)
     else:
         if flags.protocol != OURS:
@@ -61,7 +61,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
             )
         asking = replace(asking_of(flags, True), format=CHAT)
     examples = choose_examples(exam.questions.get("train", []), asking.num_fewshot)
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         predictor.ask(asking, examples, _reply_decoding(flags))
     elif isinstance(predictor, EncoderPredictor):
         predictor.prompts.examples = examples
@@ -74,7 +74,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
 
 def ask_plainly(flags: InferenceArgs, predictor: Predictor) -> None:
     """Set how a causal model is asked outside of an exam: our own prompt, with the flags' settings."""
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         kwargs = dict(flags.chat_template_kwargs)
         asking = replace(our_asking(), system_prompt=flags.system_prompt or "", template_kwargs=kwargs)
         predictor.ask(asking, {}, _reply_decoding(flags))

@@ -6,21 +6,23 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import LETTERS, Question
+from finetune.evaluation.reply_scoring import answer_all
 from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
+from finetune.models.kv_cache import decode_mode
 from finetune.models.run_card import RunCard
 from finetune.models.streaming import STOPS
-from finetune.predict.predictor import Predictor
+from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, GenerativePredictor
+from finetune.predict.predictor import LocalPredictor
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import STYLES, Chat, user
-from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CHAT
 from finetune.prompts.question_writer import Asking, Examples, QuestionWriter, our_asking
-from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 
     from finetune.runtime.distributed import Distributed
 
-LETTER_TOKENS = 16  # longest reply of a model without a chat template that is to name a letter
-THINKING_TOKENS = 4096  # longest reply of a model that thinks before it answers
+ROUND = 64  # replies that a killed run loses at most
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
@@ -62,10 +63,10 @@ def exam_prompts_for(
     return CausalExamPrompts(chat, max_length, QuestionWriter(asking, examples or {}, *own))
 
 
-class CausalLMPredictor(Predictor):
-    """A causal language model: chats, or continues texts, and answers questions with a letter.
+class CausalLMPredictor(GenerativePredictor, LocalPredictor):
+    """A causal language model in this process.
 
-    Args: as `Predictor`.
+    Args: as `LocalPredictor`.
 
     Attributes:
         style: how messages are written: as the run card says, else the tokenizer's chat template where it has
@@ -106,9 +107,9 @@ class CausalLMPredictor(Predictor):
         return text, self.prompts.ids(text)
 
     @property
-    def reply_length(self) -> int:
-        """Longest reply to an exam question, in tokens."""
-        return self.decoding.max_new_tokens
+    def writer(self) -> QuestionWriter:
+        """How questions are written."""
+        return self.prompts.writer
 
     @property
     def reply_tokens(self) -> int:
@@ -120,73 +121,58 @@ class CausalLMPredictor(Predictor):
             return LETTER_TOKENS
         return THINKING_TOKENS if self.chat.writes_thought else Decoding().max_new_tokens
 
-    def method(self, requested: str = "auto") -> str:
-        """Return the scoring method; `auto` is the protocol's. Raises UserError for one that fills blanks."""
-        method = self.prompts.writer.form.scoring if requested == "auto" else str(parse(requested))
-        if method not in CAUSAL:
-            raise UserError(
-                f"--scoring {requested}：這是因果模型，可用的是 {'、'.join(CAUSAL)}；"
-                f"{requested} 要有 [MASK] 的模型"
-            )
-        return method
-
     def _prompt_settings(self) -> list[str]:
         return [str(self.prompts.writer), str(self.prompts.max_length)]
 
-    def score(
+    def _score_options(
         self,
         questions: Sequence[Question],
         method: str,
         orders: str,
-        prior: Prior | None = None,
-        world: Distributed | None = None,
-        progress: Progress | None = None,
-    ) -> Scores:
-        """Score the options by letters as `scoring.Scorer`, or by what a generated reply names.
-
-        By `generate` the chosen option has 0, the others -1, which is an order and no probability.
-        """
-        if self.method(method) != GENERATE:
-            return super().score(questions, method, orders, prior, world, progress)
-        return self._score_replies(questions, world, progress)
-
-    def _score_replies(
-        self,
-        questions: Sequence[Question],
+        prior: Prior | None,
         world: Distributed | None,
         progress: Progress | None,
     ) -> Scores:
-        """Generate a reply to each question, shared among the ranks, and read the chosen letter from it."""
-        scores = Scores([0.0] * len(question.options) for question in questions)
-        scores.by_order = [[] for _ in questions]
-        prompts: dict[int, list[int]] = {}
+        return LocalPredictor.score(self, questions, method, orders, prior, world, progress)
+
+    def _reply_prompt(self, question: Question) -> tuple[list[int], int]:
         # A long reply may have less room than it is allowed: no question is cut for what it may never need.
         spare = min(self.decoding.max_new_tokens, max(LETTER_TOKENS, self.longest // 8))
-        for index, question in enumerate(questions):
-            order = range(len(question.options))
-            try:
-                prompts[index], cut = self.prompts.reply_prompt(question, order, spare)
-            except PromptError as error:
-                scores.skipped[index] = str(error)
-                continue
-            if cut:
-                scores.truncated.add(index)
-        rank_indices = list(prompts) if world is None else list(prompts)[world.rank :: world.size]
-        generated = self.generate([prompts[index] for index in rank_indices], self.decoding, progress)
-        replies = list(zip(rank_indices, generated, strict=True))
-        for index, reply in world.all_gather(replies) if world else replies:
-            scores.replies[index] = reply
-            chosen = chosen_letter(reply, len(questions[index].options))
-            if chosen is None:
-                scores.unparsable.add(index)
-            else:
-                scores[index] = [0.0 if i == chosen else -1.0 for i in range(len(scores[index]))]
-        return scores
+        return self.prompts.reply_prompt(question, range(len(question.options)), spare)
+
+    def _reply_to(self, prompts: Sequence[list[int]], progress: Progress | None) -> list[str]:
+        """Return the replies, generated in rounds that are the same wherever a run was stopped."""
+
+        def ask(missing: list[int]) -> Iterator[dict[int, str]]:
+            for first in sorted({number // ROUND * ROUND for number in missing}):
+                decoding = self.decoding
+                if decoding.samples and decoding.seed is not None and first:  # other draws for other rounds
+                    decoding = replace(decoding, seed=decoding.seed * 1_000_003 + first)
+                replies = self.generate(prompts[first : first + ROUND], decoding, progress)
+                yield dict(enumerate(replies, first))
+
+        asked: Sequence[object] = prompts
+        if self.answers:  # what decides a reply
+            asked = [[self.answers_digest, str(self.decoding), ids] for ids in prompts]
+        return answer_all(asked, ask, self.answers, progress or (lambda count: None))
+
+    @cached_property
+    def answers_digest(self) -> str:
+        """The model in the keys of `answers`: an exam may ask two."""
+        return self.digest()
 
     @property
     def has_chat_template(self) -> bool:
         """True for a model that replies to a conversation; else it continues a text."""
         return self.style != NO_TEMPLATE
+
+    def check_generates(self) -> None:
+        """Refuse a model that cannot generate. Raises UserError."""
+        decode_mode(self.model)
+
+    def remarks(self, prompt: str | Sequence[Message]) -> set[str]:
+        """Describe how a conversation is changed to fit the chat template."""
+        return set() if isinstance(prompt, str) else self.chat.remarks(prompt)
 
     @property
     def ends(self) -> set[int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from finetune.data.instructions import Message
 from finetune.models.generation import Decoding
-from finetune.predict.causal import CausalLMPredictor
+from finetune.predict.generative import GenerativePredictor
 from finetune.predict.repl import Answer, Repl, decode_entry, int_between
 from finetune.runtime.console import print_result
 from finetune.runtime.errors import UserError
@@ -38,14 +38,14 @@ HELP = """
 ROOM = 64  # tokens left for a reply before the oldest turns are dropped
 
 
-class ChatRepl(Repl[CausalLMPredictor]):
+class ChatRepl(Repl[GenerativePredictor]):
     """Session with a causal model.
 
     Args: as `Repl`; `decoding`: how replies are generated, at first.
     """
 
     def __init__(
-        self, predictor: CausalLMPredictor, answer: Answer, method: str, orders: str, decoding: Decoding
+        self, predictor: GenerativePredictor, answer: Answer, method: str, orders: str, decoding: Decoding
     ):
         super().__init__(predictor, answer, 1, method, orders)
         self.decoding = decoding

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from finetune.cli.inference_args import InferenceArgs
 from finetune.data.exam import Exam
 from finetune.data.question import Question
@@ -52,8 +50,7 @@ def evidence_of(
         },
         "prompt": prompt_record(predictor, rows, method),
         "environment": {
-            "precision": precision_of(predictor),
-            "device": str(torch.device(predictor.device).type),
+            **predictor.environment(),
             "versions": versions(),
         },
         "data": {
@@ -94,14 +91,6 @@ def prompt_texts(predictor: Predictor, rows: Sequence[Question], method: str) ->
         except PromptError:
             texts.append("")
     return texts
-
-
-def precision_of(predictor: Predictor) -> str:
-    """Return the precision the forward pass computes in."""
-    if predictor.bf16:
-        return "bf16"
-    dtype = str(getattr(predictor.model, "dtype", "")).removeprefix("torch.")
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)
 
 
 def differences(

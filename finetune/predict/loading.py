@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch waits until it is needed
     from finetune.models.loading import LoadOptions
     from finetune.predict.causal import CausalLMPredictor
     from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.predictor import MaskedLMPredictor, Predictor
+    from finetune.predict.predictor import LocalPredictor, MaskedLMPredictor, Predictor
     from finetune.prompts.causal_exam import CausalExamPrompts
     from finetune.prompts.exam import ExamPrompts
 
@@ -97,7 +97,7 @@ def predictor_for(
     device: torch.device | str,
     precision: str = "",
     name: str = "",
-) -> Predictor:
+) -> LocalPredictor:
     """Return the predictor of a model, of the class that its kind has.
 
     Args:
@@ -106,11 +106,15 @@ def predictor_for(
     """
     from finetune.predict.causal import CausalLMPredictor
     from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.predictor import MaskedLMPredictor, MultipleChoicePredictor, kind_of_model
+    from finetune.predict.predictor import (
+        MaskedLMPredictor,
+        MultipleChoicePredictor,
+        kind_of_model,
+    )
 
     if precision:
         set_precision(model, precision, device)
-    classes: dict[str, type[Predictor]] = {
+    classes: dict[str, type[LocalPredictor]] = {
         "masked": MaskedLMPredictor,
         "causal": CausalLMPredictor,
         "classifier": ClassifierPredictor,

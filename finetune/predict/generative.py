@@ -1,0 +1,146 @@
+"""Base of the predictors of causal models, in this process or behind a server: chat, texts, questions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.instructions import Message
+from finetune.data.question import Question
+from finetune.evaluation.reply_scoring import score_replies
+from finetune.evaluation.scores import Prior, Progress, Scores
+from finetune.models.generation import Decoding
+from finetune.predict.predictor import Predictor
+from finetune.prompts.option_order import PromptError
+from finetune.prompts.question_writer import Asking, Examples, QuestionWriter
+from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
+from finetune.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.runtime.distributed import Distributed
+
+LETTER_TOKENS = 16  # longest reply of a model without a chat template that is to name a letter
+THINKING_TOKENS = 4096  # longest reply of a model that thinks before it answers
+Encoded = Any  # a prompt as the model takes it: token ids; for a server a text or messages
+
+
+class GenerativePredictor(Predictor):
+    """A causal language model: chats, or continues texts, and answers questions with a letter.
+
+    Attributes:
+        decoding: how replies to exam questions are generated.
+    """
+
+    decoding: Decoding
+
+    @property
+    @abstractmethod
+    def has_chat_template(self) -> bool:
+        """True for a model that replies to a conversation; else it continues a text."""
+
+    @property
+    @abstractmethod
+    def writer(self) -> QuestionWriter:
+        """How questions are written."""
+
+    @abstractmethod
+    def ask(self, asking: Asking, examples: Examples, decoding: Decoding | None = None) -> None:
+        """Ask exam questions in this way from now on.
+
+        Args:
+            asking: protocol and settings.
+            examples: answered questions by subject.
+            decoding: how replies are generated, without a length as long as the predictor's own; None is
+                greedy.
+        """
+
+    @property
+    def reply_length(self) -> int:
+        """Longest reply to an exam question, in tokens."""
+        return self.decoding.max_new_tokens
+
+    def method(self, requested: str = "auto") -> str:
+        """Return the scoring method; `auto` is the protocol's. Raises UserError for one that fills blanks."""
+        method = self.writer.form.scoring if requested == "auto" else str(parse(requested))
+        if method not in CAUSAL:
+            raise UserError(
+                f"--scoring {requested}：這是因果模型，可用的是 {'、'.join(CAUSAL)}；"
+                f"{requested} 要有 [MASK] 的模型"
+            )
+        return method
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        method: str,
+        orders: str,
+        prior: Prior | None = None,
+        world: Distributed | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Score the options by letters, or by what a generated reply names; arguments as `Predictor.score`.
+
+        By `generate` the chosen option has 0, the others -1, which is an order and no probability.
+        """
+        if self.method(method) != GENERATE:
+            return self._score_options(questions, method, orders, prior, world, progress)
+        return score_replies(questions, self._reply_prompt, self._reply_to, self._read_reply, world, progress)
+
+    @abstractmethod
+    def _score_options(
+        self,
+        questions: Sequence[Question],
+        method: str,
+        orders: str,
+        prior: Prior | None,
+        world: Distributed | None,
+        progress: Progress | None,
+    ) -> Scores:
+        """Score the options by their letters."""
+
+    @abstractmethod
+    def _reply_prompt(self, question: Question) -> tuple[Encoded, int]:
+        """Return the prompt that a reply answers, and how much of it was cut. Raises PromptError."""
+
+    @abstractmethod
+    def _reply_to(self, prompts: Sequence[Encoded], progress: Progress | None) -> Sequence[str | PromptError]:
+        """Return the reply to each prompt, or why there is none; known ones come from `answers`."""
+
+    def _read_reply(self, reply: str, question: Question) -> int | None:
+        """Return the index of the option that a reply names, None when it does not plainly name one."""
+        from finetune.predict.causal import chosen_letter
+
+        return chosen_letter(reply, len(question.options))
+
+    def check_generates(self) -> None:
+        """Refuse a model that cannot generate. Raises UserError."""
+
+    def remarks(self, prompt: str | Sequence[Message]) -> set[str]:
+        """Describe how a conversation is changed to fit the chat template."""
+        return set()
+
+    @abstractmethod
+    def encode(self, prompt: str | Sequence[Message]) -> Encoded:
+        """Return a prompt, or a conversation whose last message is the user's, as the model takes it.
+
+        Raises:
+            UserError: the chat template refuses it; half characters, which no tokenizer can read.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Encoded],
+        decoding: Decoding,
+        on_done: Callable[[int], object] | None = None,
+    ) -> Sequence[str]:
+        """Generate a reply to each prompt as `encode` returns it.
+
+        Raises:
+            UserError: a prompt that does not fit.
+        """
+
+    @abstractmethod
+    def stream(self, prompt: Encoded, decoding: Decoding) -> Iterator[str]:
+        """Generate the reply to one prompt, piece by piece."""
