@@ -136,7 +136,7 @@ def made_up_rows() -> dict[str, list[dict]]:
 
 
 def rows_of(exam: str) -> dict[str, list[dict]]:
-    """Read all four-option questions of a folder by subject of TMMLU+, as lm-eval has them, dev rows first."""
+    """Read the four-option questions of a folder by subject of TMMLU+, dev rows first."""
     sys.path.insert(0, str(ROOT))
     from finetune.data.exam import read_exam
     from finetune.data.subjects import SUBJECTS
