@@ -128,7 +128,7 @@ def differences(
     counts = Counter(row.subject for row in exam.questions.get("train", ()))
     if few := sum(counts[subject] < asking.num_fewshot for subject in {row.subject for row in rows}):
         found.append(f"{few} 科的示範不到 {asking.num_fewshot} 題")
-    runs = flags.repeat or protocol.runs
+    runs = flags.repeat or 1
     if runs < protocol.runs:
         found.append(f"只評測 {runs} 次（--repeat），公布的是 {protocol.runs} 次的平均")
     return [*found, *asking.form.remarks]
