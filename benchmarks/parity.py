@@ -25,6 +25,7 @@ from tempfile import mkdtemp
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = 32_768
 TOLERANCE = 1e-4  # nats
+EXAMPLES = 5  # of a subject
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"
@@ -84,20 +85,24 @@ def ask_lm_eval(settings: dict) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    work, tasks = Path(settings["work"]), []
+    work = Path(settings["work"])
     originals = Path(lm_eval.__file__).parent / "tasks/tmmluplus/default"
-    (work / "tasks").mkdir(exist_ok=True)
-    for subject in settings["subjects"]:
-        files = {split: str(work / f"rows/{subject}_{split}.json") for split in ("train", "test")}
-        task = {
-            "include": str(originals / f"tmmluplus_{subject}.yaml"), "task": f"parity_{subject}", "tag": None,
-            "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files},
-        }  # fmt: skip
-        (work / f"tasks/{subject}.yaml").write_text(yaml.safe_dump(task, allow_unicode=True))
-        tasks.append(task["task"])
+    (work / "tasks").mkdir()
+    for rows in ("all", "after examples"):
+        for subject in settings["subjects"]:
+            files = {split: str(work / rows / f"{subject}_{split}.json") for split in ("train", "test")}
+            task = {
+                "include": str(originals / f"tmmluplus_{subject}.yaml"), "task": f"{rows}/{subject}",
+                "tag": None, "dataset_path": "json", "dataset_name": None,
+                "dataset_kwargs": {"data_files": files},
+            }  # fmt: skip
+            path = work / f"tasks/{rows} {subject}.yaml"
+            path.write_text(yaml.safe_dump(task, allow_unicode=True))
     model = HFLM(str(work / "model"), dtype="float32", batch_size=4, device="cpu", max_length=16_384)
     manager = TaskManager(include_path=str(work / "tasks"), include_defaults=False)
     for name, shots, form, multiturn in settings["cases"]:
+        rows = "after examples" if shots else "all"
+        tasks = [f"{rows}/{subject}" for subject in settings["subjects"]]
         results = lm_eval.simple_evaluate(
             model, tasks=tasks, num_fewshot=shots, task_manager=manager, log_samples=True,
             apply_chat_template=form == "chat", fewshot_as_multiturn=multiturn, bootstrap_iters=0,
@@ -106,7 +111,7 @@ def ask_lm_eval(settings: dict) -> None:
             for task in tasks:
                 for row in sorted(results["samples"][task], key=lambda row: row["doc_id"]):
                     record = {
-                        "subject": task.removeprefix("parity_"), "number": row["doc_id"],
+                        "subject": task.split("/")[1], "number": row["doc_id"],
                         "prompt": row["arguments"][0][0], "scores": [pair[0][0] for pair in row["resps"]],
                     }  # fmt: skip
                     stream.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -115,63 +120,52 @@ def ask_lm_eval(settings: dict) -> None:
 # ---- run by ours -------------------------------------------------------------------------------------------
 
 
-def made_up_rows() -> dict[str, dict[str, list[dict]]]:
+def made_up_rows() -> dict[str, list[dict]]:
     """Make questions in TMMLU+'s columns, with white space and line breaks at the ends of their cells."""
     rng = random.Random(0)
-    rows: dict[str, dict[str, list[dict]]] = {}
-    words = [
-        "光合作用",
-        "葉綠體",
-        "動量守恆",
-        "民法第184條",
-        "DNA",
-        "x²+1",
-        "「以上皆是」",
-        "3.14",
-        "NaCl",
-        "臺灣",
-    ]
+    words = ["光合作用", "葉綠體", "民法第184條", "DNA", "x²+1", "「以上皆是」", "3.14", "NaCl", "臺灣"]
     ends = ["", "", "", " ", "\n", "　"]
-    for subject in ("physics", "tve_design", "education_(profession_level)", "accounting"):
-        rows[subject] = {
-            split: [
-                {
-                    "question": rng.choice(ends) + "".join(rng.choices(words, k=9)) + rng.choice(ends),
-                    **{letter: "".join(rng.choices(words, k=3)) + rng.choice(ends) for letter in "ABCD"},
-                    "answer": rng.choice("ABCD"),
-                }
-                for _ in range(count)
-            ]
-            for split, count in (("train", 5), ("test", 30))
-        }  # fmt: skip
-    return rows
+
+    def row() -> dict:
+        stem = rng.choice(ends) + "".join(rng.choices(words, k=9)) + rng.choice(ends)
+        options = {letter: "".join(rng.choices(words, k=3)) + rng.choice(ends) for letter in "ABCD"}
+        return {"question": stem, **options, "answer": rng.choice("ABCD")}
+
+    subjects = ("physics", "tve_design", "education_(profession_level)", "accounting")
+    return {subject: [row() for _ in range(EXAMPLES + 20)] for subject in subjects}
 
 
-def rows_of(exam: str) -> dict[str, dict[str, list[dict]]]:
-    """Read the questions of a folder by subject and split; subjects of TMMLU+ alone, as lm-eval has them."""
+def rows_of(exam: str) -> dict[str, list[dict]]:
+    """Read the four-option questions of a folder by subject of TMMLU+, dev rows first."""
     sys.path.insert(0, str(ROOT))
     from finetune.data.exam import read_exam
     from finetune.data.subjects import SUBJECTS
 
-    rows: dict[str, dict[str, list[dict]]] = {}
-    for split, questions in read_exam(exam, on_bad_rows="skip").questions.items():
-        for question in questions:
-            if question.subject in SUBJECTS and len(question.options) == 4 and split in ("train", "test"):
+    rows: dict[str, list[dict]] = {}
+    questions = read_exam(exam, on_bad_rows="skip").questions
+    for split in ("train", "validation", "test"):
+        for question in questions.get(split, ()):
+            if question.subject in SUBJECTS and len(question.options) == 4:
                 options = dict(zip("ABCD", question.options, strict=True))
                 row = {"question": question.stem, **options, "answer": "ABCD"[question.answer]}
-                rows.setdefault(question.subject, {"train": [], "test": []})[split].append(row)
-    return {subject: parts for subject, parts in rows.items() if parts["train"] and parts["test"]}
+                rows.setdefault(question.subject, []).append(row)
+    return {subject: part for subject, part in rows.items() if len(part) > EXAMPLES}
 
 
-def write_rows(rows: dict, folder: Path) -> None:
-    """Write the rows for both: json for lm-eval (its csv reader would guess types), jsonl for us."""
-    (folder / "rows").mkdir(parents=True)
-    (folder / "exam").mkdir()
-    for subject, parts in rows.items():
-        for split, questions in parts.items():
-            (folder / f"rows/{subject}_{split}.json").write_text(json.dumps(questions, ensure_ascii=False))
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions)
-            (folder / f"exam/{subject}_{'dev' if split == 'train' else split}.jsonl").write_text(lines)
+def write_rows(rows: dict[str, list[dict]], work: Path) -> None:
+    """Write the rows for both sides: json for lm-eval (its csv reader would guess types), jsonl for us.
+
+    The first EXAMPLES rows of a subject are its examples. `all` asks them too, without examples.
+    """
+    for name, first in (("all", 0), ("after examples", EXAMPLES)):
+        (work / name).mkdir()
+        (work / f"{name} for us").mkdir()
+        for subject, part in rows.items():
+            for split, chosen in (("train", part[:EXAMPLES]), ("test", part[first:])):
+                (work / name / f"{subject}_{split}.json").write_text(json.dumps(chosen, ensure_ascii=False))
+                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
+                file = f"{subject}_{'dev' if split == 'train' else split}.jsonl"
+                (work / f"{name} for us" / file).write_text(lines)
 
 
 def ask_ours(work: Path, case: tuple) -> list[dict]:
@@ -179,12 +173,14 @@ def ask_ours(work: Path, case: tuple) -> list[dict]:
     name, shots, form, multiturn = case
     report = work / f"report {name}"
     command = [
-        sys.executable, ROOT / "inference.py", "--model_path", work / "model", "--exam", work / "exam",
+        sys.executable, ROOT / "inference.py", "--model_path", work / "model",
+        "--exam", work / ("after examples for us" if shots else "all for us"),
         "--protocol", "lm-eval", "--num_fewshot", shots, "--prompt_format", form, "--precision", "fp32",
         "--fewshot_as_multiturn", str(multiturn).lower(), "--log_prompts", "--skip_option_only", "--cpu",
         "--report", report,
     ]  # fmt: skip
-    subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    with (work / "ours.log").open("a") as log:
+        subprocess.run([*map(str, command)], check=True, stdout=log, stderr=log)
     with (report / "predictions.jsonl").open(encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
 
@@ -217,21 +213,14 @@ def main() -> int:
     flags = parser.parse_args()
     work = Path(mkdtemp(prefix="parity"))
     rows = rows_of(flags.exam) if flags.exam else made_up_rows()
-    least = max(shots for _, shots, _, _ in CASES)
-    short = [subject for subject, parts in rows.items() if len(parts["train"]) < least]
-    for subject in short:  # lm-eval stops there
-        del rows[subject]
     write_rows(rows, work)
     settings = {"work": str(work), "subjects": list(rows), "cases": CASES}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    for step in ("model", "ask"):
-        subprocess.run(
-            [flags.lm_eval, __file__, step, json.dumps(settings)], check=True, env=environment
-        )  # fmt: skip
-    count = sum(len(parts["test"]) for parts in rows.values())
-    print(
-        f"{count} questions of {len(rows)} subjects; {len(short)} more subjects have under {least} dev rows"
-    )
+    with (work / "lm_eval.log").open("w") as log:
+        for step in ("model", "ask"):
+            command = [flags.lm_eval, __file__, step, json.dumps(settings)]
+            subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
+    print(f"{sum(map(len, rows.values()))} questions of {len(rows)} subjects; files: {work}", flush=True)
     failed = False
     for case in CASES:
         with (work / f"{case[0]}.jsonl").open(encoding="utf-8") as stream:
@@ -243,7 +232,6 @@ def main() -> int:
         )  # fmt: skip
         failed = failed or found["same_prompts"] < found["n"] or found["agreed"] < found["checked"]
         failed = failed or found["largest"] > TOLERANCE
-    print(f"files: {work}")
     return int(failed)
 
 

@@ -122,7 +122,7 @@ def build_parser() -> Parser:
         help="給對話樣板的參數，例如 enable_thinking=false")
     add("--log_prompts", action="store_true", help="predictions.jsonl 也寫下每一題的提示")
     add("--repeat", type=int_in(1, 100), default=None,
-        help="評測幾次，第二次起以固定的種子打亂選項，報告平均與標準差（預設依 --protocol，多半是 1）")
+        help="評測幾次，第二次起以固定的種子打亂選項，報告平均與標準差（預設 1）")
     add("--audit_keys", action="store_true",
         help="列出答案可能有誤的題目：幾個模型或選項順序都有把握地選了同一個別的選項")
 

@@ -112,13 +112,15 @@ def differences(
         found.append(f"評測的是 {flags.split}，公布的是 test")
     if flags.exam_limit and len(rows) == flags.exam_limit:
         found.append(f"只抽了 {len(rows)} 題（--exam_limit）")
+    if asking.num_fewshot and not protocol.takes_examples:
+        found.append(f"給了 {asking.num_fewshot} 題示範（--num_fewshot），公布的不給")
     counts = Counter(row.subject for row in exam.questions.get("train", ()))
     if few := sum(counts[subject] < asking.num_fewshot for subject in {row.subject for row in rows}):
         found.append(f"{few} 科的示範不到 {asking.num_fewshot} 題")
-    runs = flags.repeat or protocol.runs
+    runs = flags.repeat or 1
     if runs < protocol.runs:
         found.append(f"只評測 {runs} 次（--repeat），公布的是 {protocol.runs} 次的平均")
-    return [*found, *protocol.remarks]
+    return [*found, *asking.form.remarks]
 
 
 def _has_turns(asking: Asking, predictor: Predictor) -> bool:

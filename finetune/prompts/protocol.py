@@ -48,6 +48,7 @@ class Form:
         lead: in front of the first message of the user.
         scoring: `letter`, `loglikelihood` or `generate`.
         max_new_tokens: longest reply of `generate`; 0 where nothing is published.
+        remarks: sentences on what the published code does otherwise than this form.
     """
 
     question: str
@@ -58,6 +59,7 @@ class Form:
     lead: str = ""
     scoring: str = LETTER
     max_new_tokens: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Protocol:
             with evaluation/reply_reader.py.
         match: which match of a pattern counts, first or last.
         runs: runs of which published figures are the mean.
-        remarks: sentences on how the published code differs from this file.
+        takes_examples: published figures may have examples.
     """
 
     name: str
@@ -100,7 +102,7 @@ class Protocol:
     reader: tuple[str, ...] = ()
     match: str = "first"
     runs: int = 1
-    remarks: tuple[str, ...] = ()
+    takes_examples: bool = True
 
     def form_name(self, requested: str, has_template: bool) -> str:
         """Return the form to ask in, raw or chat.

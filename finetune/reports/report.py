@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import plots
+from finetune.reports import evidence, plots
 from finetune.reports.html import render
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
@@ -331,9 +330,9 @@ def verdict(report: Report) -> list[str]:
             line += f"；McNemar p = {metrics['paired']['p_value']:.2g}"
         lines.append(line)
         if macro := metrics["macro_4"]:
-            whole = "，與公布的算法相同" if macro["subjects"] == len(SUBJECTS) else "；公布的是 66 科"
+            note = evidence.macro_note(report.evidence, macro["subjects"])
             low, high = macro["interval_95"]
-            line = f"  四大類平均（macro-4，{macro['subjects']} 科{whole}）{macro['macro_4']:.3f}"
+            line = f"  四大類平均（macro-4，{macro['subjects']} 科{note}）{macro['macro_4']:.3f}"
             line += f"（{low:.3f}–{high:.3f}）"
             if metrics["other"]:
                 line += f"，{report.other} {metrics['other_macro_4']['macro_4']:.3f}"
@@ -343,6 +342,7 @@ def verdict(report: Report) -> list[str]:
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
+        lines += [f"  {line}" for line in evidence.protocol_lines(report.evidence, metrics)]
         lines += [f"  {line}" for line in caveats(metrics)]
     return [*lines, *report.notes]
 

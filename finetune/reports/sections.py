@@ -11,6 +11,7 @@ from finetune.data.subjects import CATEGORIES, subject_title
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, wilson
 from finetune.prompts.scoring_methods import GENERATE, parse
+from finetune.reports.evidence import protocol_lines
 from finetune.reports.number_format import counted, points, small
 
 TITLES = {
@@ -27,10 +28,12 @@ class Context(Protocol):
     Attributes:
         other: what the other model is called: 微調前, or a path.
         notes: sentences that must stand beside every figure.
+        evidence: what the scores rest on, see reports/evidence.py.
     """
 
     other: str
     notes: list[str]
+    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def other_name(report: Context) -> str:
 
 def section_notes(report: Context, metrics: dict[str, Any]) -> list[str]:
     """Return the notes that must stand beside the metrics of a set."""
-    return [*report.notes, *caveats(metrics, small)]
+    return [*report.notes, *protocol_lines(report.evidence, metrics), *caveats(metrics, small)]
 
 
 def order_bias(metrics: dict[str, Any]) -> str:
