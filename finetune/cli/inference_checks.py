@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs
+from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
@@ -19,7 +19,7 @@ from finetune.runtime.strict_json import too_long
 
 FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
-    GENERATION_FLAGS: ("causal",),
+    (*GENERATION_FLAGS, "system_prompt"): ("causal",),
     ("pair", "text_column", "label_column"): ("classifier",),
     ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
@@ -74,7 +74,7 @@ def _check_job(args: InferenceArgs) -> None:
 
 
 def _check_prompt(args: InferenceArgs) -> None:
-    for name in ("prompt", "pair"):
+    for name in ("prompt", "pair", "system_prompt"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
             raise UserError(f"--{name} 是空的")
         if reason := too_long(getattr(args, name) or ""):
@@ -137,11 +137,10 @@ def _samefile(one: str, other: str) -> bool:
 
 
 def _check_writing(args: InferenceArgs) -> None:
-    if args.do_sample and args.num_beams > 1:
-        raise UserError(f"--num_beams {args.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
+    decoding_of(args)
     if args.temperature == 0 and args.do_sample:
         console.log("--temperature 0：就是 greedy，不抽樣")
-    sampling = [name for name in ("temperature", "top_p", "seed") if name in args.given]
+    sampling = [name for name in ("temperature", "top_p", "min_p", "seed") if name in args.given]
     if sampling and not args.do_sample:
         console.log(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
     beams = [name for name in ("length_penalty", "early_stopping") if name in args.given]
@@ -177,7 +176,8 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
 
 def warn_of_unused_generation_flags(args: InferenceArgs) -> None:
     """Warn of flags of text generation that were given where a causal model only chooses a letter."""
-    if idle := "、".join("--" + name for name in GENERATION_FLAGS if name in args.given):
+    names = GENERATION_FLAGS if args.exam is not None else (*GENERATION_FLAGS, "system_prompt")
+    if idle := "、".join("--" + name for name in names if name in args.given):
         console.log(f"⚠️ {idle} 沒有作用：選擇題不使用文字生成的旗標")
 
 

@@ -61,6 +61,8 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
             "input": rows.hexdigest()[:16], "model": self.predictor.digest(), "scoring": self.method,
             "decoding": str(self.flags.decoding) if self.predictor.is_causal else "",
             **{name: getattr(self.flags, name) for name in same},
+            # in the runs that have one: a run of an earlier version goes on
+            **({} if self.flags.system_prompt is None else {"system_prompt": self.flags.system_prompt}),
         }  # fmt: skip
 
     def answer(self, block: Block) -> list[Record]:

@@ -19,6 +19,7 @@ from finetune.models.generation import Decoding
 from finetune.models.lora import Lora, attach, save_adapter
 from finetune.models.run_card import RunCard
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
+from finetune.models.streaming import Reply, ReplyStream
 from finetune.predict.batch_file import Journal
 from finetune.predict.causal import CausalLMPredictor, chosen_letter
 from finetune.runtime.console import plain
@@ -26,6 +27,7 @@ from finetune.runtime.errors import UserError
 
 PASSAGES = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4")
 SHORT = ("--max_new_tokens", "8")
+CUT_SHORT = "（到了 tokens 3 的上限，沒寫完；要更長就輸入 tokens 6）"
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +346,8 @@ def test_every_row_is_replied_to_like_a_single_prompt(run, qwen, tmp_path):
         assert (row["prompt"], row["response"], row["error"]) == (prompt, alone, None)
     assert [row["id"] for row in found] == ["甲", None, None, None, None]
     code, out, _ = run("--prompt", prompts[0], "--json", *SHORT)
-    assert code == 0 and json.loads(out) == {"prompt": prompts[0], "response": found[0]["response"]}
+    same = {name: found[0][name] for name in ("response", "truncated")}
+    assert code == 0 and json.loads(out) == {"prompt": prompts[0], **same}
 
 
 def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(run, qwen, tmp_path):
@@ -561,14 +564,16 @@ def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, run_repl)
 def test_the_stream_of_a_chat_is_the_reply_without_the_white_space_around_it(qwen, monkeypatch, pieces):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter(pieces))
+    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: ReplyStream(pieces))
     assert "".join(CausalLMPredictor(*qwen).stream([1], None)) == "".join(pieces).strip()
 
 
 def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_own(qwen, llama, monkeypatch):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal.Generator, "generate", lambda *_, **more: ["\n 天 地 \n"])
+    monkeypatch.setattr(
+        finetune.predict.causal.Generator, "generate", lambda *_, **more: [Reply("\n 天 地 \n")]
+    )
     assert CausalLMPredictor(*qwen).generate([[1]], None) == ["天 地"]
     assert CausalLMPredictor(*llama).generate([[1]], None) == ["\n 天 地 \n"]
 
@@ -576,7 +581,7 @@ def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_
 def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, llama_dir, monkeypatch):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter([" 天", "地"]))
+    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: ReplyStream([" 天", "地"]))
     assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n續寫:  天地\n"
 
 
@@ -648,7 +653,9 @@ def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_s
 
 def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, run_repl, monkeypatch):
     used = []
-    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, how: used.append(how) or iter(["天"]))
+    monkeypatch.setattr(
+        CausalLMPredictor, "stream", lambda self, ids, how: used.append(how) or ReplyStream(["天"])
+    )
     run_repl(qwen, "tokens 3", "sample on", "temperature 0.5", "地", "sample off", "地", num_beams=2)
     assert [(how.max_new_tokens, how.samples, how.temperature) for how in used] == [
         (3, True, 0.5),
@@ -669,7 +676,7 @@ def test_a_conversation_that_has_grown_too_long_loses_what_was_said_first(qwen, 
     assert all(len(ids) < 512 for ids in asked[:2]) and "捨去最早的一個來回" in out
 
 
-def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, run_repl, monkeypatch):
+def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, run_repl, monkeypatch, capsys):
     def stopped(self, ids, decoding):
         yield "天地"
         raise KeyboardInterrupt
@@ -678,13 +685,16 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, run_repl, monke
     monkeypatch.setattr(
         CausalLMPredictor, "encode", lambda self, said: asked.append(said) or encode(self, said)
     )
-    monkeypatch.setattr(CausalLMPredictor, "stream", stopped)
+    monkeypatch.setattr(
+        CausalLMPredictor, "stream", lambda *words: ReplyStream(stopped(*words), lambda: True)
+    )
     out = run_repl(qwen, "玄", "黃")
     assert out.count("天地…（已中止）") == 2 and asked[1][1]["content"] == "天地"
+    assert "沒寫完" not in capsys.readouterr().err
 
 
 def test_a_model_that_says_nothing_is_said_to(qwen, run_repl, monkeypatch):
-    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: iter(()))
+    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: ReplyStream(()))
     assert replies_in(run_repl(qwen, "天")) == ["（模型沒有輸出）"]
 
 
@@ -708,7 +718,7 @@ def test_the_end_of_input_says_goodbye(run, monkeypatch, tmp_path, llama_dir):
     for model in ({}, {"model": llama_dir}):
         monkeypatch.setattr(sys, "stdin", StringIO("天\n"))
         code, out, err = run("--max_new_tokens", "3", **model)
-        assert code == 0 and out.rstrip().endswith("👋 再見！") and not err
+        assert code == 0 and out.rstrip().endswith("👋 再見！") and err.splitlines() == [CUT_SHORT]
         assert ("續寫" if model else "對話") in out
 
 
