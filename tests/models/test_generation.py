@@ -561,6 +561,7 @@ def test_the_first_stop_string_cuts_even_if_another_is_complete_before_it(qwen):
         writer = Writer(tokenizer, ("ABCD", "C"))
         pieces = [writer.write(token) for char in text for token in tokenizer(char)["input_ids"]]
         assert "".join([*pieces, writer.finish()]) == expected == cut_at_stops(text, ("ABCD", "C"))
+        assert writer.over
 
 
 def test_an_answer_ends_with_any_eos_and_with_the_end_of_turn_of_the_template(qwen_dir, llama_dir):
