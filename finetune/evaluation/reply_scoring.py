@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.data.question import Question
 from finetune.evaluation.scores import Progress, Scores
+from finetune.models.streaming import Reply
 from finetune.prompts.option_order import PromptError
 from finetune.runtime.distributed import Distributed
 from finetune.runtime.journal import AnswerJournal
@@ -15,8 +16,8 @@ from finetune.runtime.journal import AnswerJournal
 Ask = Callable[[list[int]], Iterable[dict[int, Any]]]
 Write = Callable[[Question], tuple[Any, int]]  # -> the prompt, and how much of it was cut
 # (prompts, progress) -> the reply to each, or why there is none
-Reply = Callable[[Sequence[Any], Progress | None], Sequence[str | PromptError]]
-Read = Callable[[str, Question], int | None]  # -> the index of the chosen option
+Replies = Callable[[Sequence[Any], Progress | None], Sequence[Reply | PromptError]]
+Read = Callable[[Reply, Question], int | None]  # -> the index of the chosen option
 
 
 def answer_all(asked: Sequence[object], ask: Ask, answers: AnswerJournal | None, done: Progress) -> list[Any]:
@@ -44,7 +45,7 @@ def answer_all(asked: Sequence[object], ask: Ask, answers: AnswerJournal | None,
 def score_replies(
     questions: Sequence[Question],
     write: Write,
-    reply: Reply,
+    reply: Replies,
     read: Read,
     world: Distributed | None = None,
     progress: Progress | None = None,

@@ -16,7 +16,7 @@ from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.kv_cache import decode_mode
 from finetune.models.run_card import RunCard
-from finetune.models.streaming import STOPS
+from finetune.models.streaming import STOPS, Reply, ReplyStream
 from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, GenerativePredictor
 from finetune.predict.predictor import LocalPredictor
 from finetune.prompts.causal_exam import CausalExamPrompts
@@ -140,21 +140,22 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         spare = min(self.decoding.max_new_tokens, max(LETTER_TOKENS, self.longest // 8))
         return self.prompts.reply_prompt(question, range(len(question.options)), spare)
 
-    def _reply_to(self, prompts: Sequence[list[int]], progress: Progress | None) -> list[str]:
+    def _reply_to(self, prompts: Sequence[list[int]], progress: Progress | None) -> list[Reply]:
         """Return the replies, generated in rounds that are the same wherever a run was stopped."""
 
-        def ask(missing: list[int]) -> Iterator[dict[int, str]]:
+        def ask(missing: list[int]) -> Iterator[dict[int, tuple[str, bool]]]:
             for first in sorted({number // ROUND * ROUND for number in missing}):
                 decoding = self.decoding
                 if decoding.samples and decoding.seed is not None and first:  # other draws for other rounds
                     decoding = replace(decoding, seed=decoding.seed * 1_000_003 + first)
                 replies = self.generate(prompts[first : first + ROUND], decoding, progress)
-                yield dict(enumerate(replies, first))
+                yield {first + at: (str(reply), reply.truncated) for at, reply in enumerate(replies)}
 
         asked: Sequence[object] = prompts
         if self.answers:  # what decides a reply
             asked = [[self.answers_digest, str(self.decoding), ids] for ids in prompts]
-        return answer_all(asked, ask, self.answers, progress or (lambda count: None))
+        answers = answer_all(asked, ask, self.answers, progress or (lambda count: None))
+        return [Reply(*answer) for answer in answers]
 
     @cached_property
     def answers_digest(self) -> str:
@@ -208,17 +209,17 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         on_done: Callable[[int], object] | None = None,
-    ) -> list[str]:
+    ) -> list[Reply]:
         """Generate a reply to each prompt, given as token ids. Raises UserError for one that does not fit."""
         replies = self._generator(decoding).generate(prompts, on_done)
         if self.style == NO_TEMPLATE:
             return replies
-        return ["".join(self._without_template([reply])) for reply in replies]
+        return [Reply("".join(self._without_template([reply])), reply.truncated) for reply in replies]
 
-    def stream(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""
         pieces = self._generator(decoding).stream(prompt)
-        return pieces if self.style == NO_TEMPLATE else self._without_template(pieces)
+        return pieces if self.style == NO_TEMPLATE else pieces.through(self._without_template)
 
     def _generator(self, decoding: Decoding) -> Generator:
         return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)

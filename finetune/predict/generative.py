@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.instructions import Message
 from finetune.data.question import Question
 from finetune.evaluation.reply_scoring import score_replies
 from finetune.evaluation.scores import Prior, Progress, Scores
-from finetune.models.generation import Decoding
+from finetune.models.decoding import Decoding
+from finetune.models.streaming import Reply, ReplyStream
 from finetune.predict.predictor import Predictor
+from finetune.prompts.chat import system, user
 from finetune.prompts.option_order import PromptError
 from finetune.prompts.question_writer import Asking, Examples, QuestionWriter
 from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
-from finetune.runtime.errors import UserError
+from finetune.runtime.errors import UserError, shown
 
 if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
@@ -104,7 +106,9 @@ class GenerativePredictor(Predictor):
         """Return the prompt that a reply answers, and how much of it was cut. Raises PromptError."""
 
     @abstractmethod
-    def _reply_to(self, prompts: Sequence[Encoded], progress: Progress | None) -> Sequence[str | PromptError]:
+    def _reply_to(
+        self, prompts: Sequence[Encoded], progress: Progress | None
+    ) -> Sequence[Reply | PromptError]:
         """Return the reply to each prompt, or why there is none; known ones come from `answers`."""
 
     def _read_reply(self, reply: str, question: Question) -> int | None:
@@ -120,6 +124,24 @@ class GenerativePredictor(Predictor):
         """Describe how a conversation is changed to fit the chat template."""
         return set()
 
+    def with_system(self, prompt: str | list[Message], system_prompt: str | None) -> str | list[Message]:
+        """Return a prompt as a conversation that begins with the system prompt, unless it has its own.
+
+        Raises:
+            UserError: the model has no chat template, and so no place for it.
+        """
+        if system_prompt is None:
+            return prompt
+        if not self.has_chat_template:
+            raise UserError(
+                f"--system_prompt {shown(system_prompt)}：這個模型沒有對話樣板（chat_template），只會續寫，"
+                "沒有系統提示的位置；請換一個對話模型，或把這段話寫在文字的開頭"
+            )
+        messages = [user(prompt)] if isinstance(prompt, str) else prompt
+        if any(message["role"] == "system" for message in messages):
+            return messages
+        return [system(system_prompt), *messages]
+
     @abstractmethod
     def encode(self, prompt: str | Sequence[Message]) -> Encoded:
         """Return a prompt, or a conversation whose last message is the user's, as the model takes it.
@@ -134,7 +156,7 @@ class GenerativePredictor(Predictor):
         prompts: Sequence[Encoded],
         decoding: Decoding,
         on_done: Callable[[int], object] | None = None,
-    ) -> Sequence[str]:
+    ) -> Sequence[Reply]:
         """Generate a reply to each prompt as `encode` returns it.
 
         Raises:
@@ -142,5 +164,19 @@ class GenerativePredictor(Predictor):
         """
 
     @abstractmethod
-    def stream(self, prompt: Encoded, decoding: Decoding) -> Iterator[str]:
+    def stream(self, prompt: Encoded, decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""
+
+    def truncation_note(self, prompt: Encoded, decoding: Decoding, limit: str, remedy: str) -> str:
+        """Describe why a reply to this prompt was truncated, for the person who waits for its end.
+
+        Args:
+            limit: the limit of new tokens, in the words by which it is set.
+            remedy: how to set a higher one.
+        """
+        if len(prompt) + decoding.max_new_tokens > self.longest:
+            return (
+                f"（到了這個模型的上限，沒寫完：提示與回答共 {self.longest} 個 token；"
+                "請縮短提示，或換一個上下文更長的模型）"
+            )
+        return f"（到了 {limit} {decoding.max_new_tokens} 的上限，沒寫完；{remedy}）"
