@@ -24,7 +24,7 @@ LATEX = re.compile(
 MARKDOWN = re.compile(r"\*{1,3}|_{2}|`|^[#>\s]+", re.MULTILINE)
 BOLD = re.compile(r"\*\*([^*\n]{1,300})\*\*")
 
-OPEN, CLOSE = r"[(\[【「『《\"'“]?", r"[)\]】」』》\"'”]?"
+OPEN, CLOSE = r"[(\[【〔「『《\"'“]?", r"[)\]】〕」』》\"'”]?"
 NAMED = r"(?:選項|选项|option\b|choice\b)?"
 LABEL = (
     rf"\s{{0,3}}{OPEN}\s{{0,3}}{NAMED}\s{{0,3}}:?\s{{0,3}}{OPEN}\s{{0,3}}"
@@ -39,24 +39,28 @@ FIRST = r"(?P<final>最終的?|最终的?|最後的?|最后的?)?"
 STATED = re.compile(
     rf"(?:{FIRST}(?:(?:正確|正确|最佳|標準|标准|合適|合适|適當|适当)的?)?(?:答案|解答|正解)(?:選項|选项)?"
     rf"(?:應該|应该|應|应|就|便|當然|当然|會|会)?{NOT}{IS}"
-    rf"|(?:正確|正确|最佳)的?(?:選項|选项){NOT.replace('not>', 'not2>')}(?:應該|应该|應|应|就)?(?:是|為|为)"
+    rf"|(?:正確|正确|最佳)的?(?:選項|选项){NOT.replace('not>', 'not2>')}(?:應該|应该|應|应|就)?"
+    r"(?:是|為|为|(?=】?\s{0,3}:))"
     r"|(?<![一-鿿])(?:答|正解)(?=\s{0,3}:)"
     r"|(?:(?<![一-鿿])|(?<=[應故該我會以此就題要須能當需而应该会题须当後后]))(?:選擇|选择|選|选)(?![項项擇择])"
     r"|(?<=不是)(?P<but>[^\n,。;]{1,20},?\s{0,3}而是)"
     r"|(?P<final2>\bfinal\s{1,3})?\b(?:(?:correct|right|best)\s{1,3})?answer\b['\"]?"
     r"(?:\s{0,3}(?:is|seems\sto\sbe|should\sbe|would\sbe|must\sbe|=|-|—))?(?P<not3>\s{1,3}not\b|n't\b)?"
     r"|\b(?:correct|right|best)\s{1,3}(?:option|choice)\s{1,3}(?:is|would\sbe|should\sbe)(?P<not4>\s{1,3}not\b|n't\b)?"
-    r"|\bI\s(?:would\s|will\s|'d\s)?(?:choose|pick|select|go\swith)|\bI\s(?:think|believe)\sit(?:'s|\sis)"
-    rf")(?:\s{{0,3}}[:=])?(?={LABEL}|)",
+    r"|\bI(?:\swould|\swill|'d)?\s(?:choose|pick|select|go\swith)|\bI\s(?:think|believe)\sit(?:'s|\sis)"
+    rf")[)\]】〕」』]?(?:\s{{0,3}}[:=])?(?={LABEL}|)",
     re.IGNORECASE,
 )
 JUDGED = re.compile(
     rf"(?:(?:選項|选项|option|choice)\s{{0,3}}|(?<![A-Za-z0-9])){OPEN}(?P<letter>[A-Ja-j])(?![A-Za-z0-9]){CLOSE}"
+    r"(?:[「『(\"“][^」』)\"”\n]{1,40}[」』)\"”])?"
     r"\s{0,3}(?:選項|选项)?\s{0,3}(?:才|就)?(?:是|為|为)?(?:唯一)?\s{0,3}"
     r"(?:正確|正确|對的|对的|is\s(?:the\s)?(?:only\s)?(?:correct|right))"
     rf"|正(?:確|确)的[一-鿿]{{0,6}}?(?:是|為|为):?\s{{0,3}}{LABEL.replace('letter', 'letter2')}",
     re.IGNORECASE,
 )
+JUDGED_TEXT = re.compile(r"(?:才|就)?是(?:最|唯一)?正(?:確|确)(?:的|答案|選項|选项)")
+NEXT = re.compile(r"[(\[【]?([A-J])[)\]】.:、]")  # the label of an option in a list of them
 OPENING = re.compile(
     rf"(?:the\s)?{LABEL}(?P<close>\s{{0,3}}{CLOSE})(?P<mark>\s{{0,3}}[.:、,。;)]|)", re.IGNORECASE
 )
@@ -79,7 +83,7 @@ WRONG = re.compile(
 )
 JOINED = re.compile(
     rf"\s{{0,3}}{CLOSE}\s{{0,3}}(?:(?:還是|还是|或者?|和|與|与|及|跟|以及|、|/|&|\+|~|\band\b|\bor\b)\s{{0,3}}|(?P<comma>,)\s{{0,3}}"
-    rf"|(?=[(\[【]))(?:選項|选项|option\s)?\s{{0,3}}{OPEN}(?P<letter>[A-Ja-j\ue000-\ue009])(?![A-Za-z0-9])"
+    rf"|(?=[(\[【]\s?[A-Ja-j]\s?[)\]】]))(?:選項|选项|option\s)?\s{{0,3}}{OPEN}(?P<letter>[A-Ja-j\ue000-\ue009])(?![A-Za-z0-9])"
     r"(?P<after>\s{0,3}(?:[)\].,。;!、]|$|\n|\band\b|\bor\b|和|或|與|及))?",
     re.IGNORECASE,
 )

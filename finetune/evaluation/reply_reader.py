@@ -130,6 +130,8 @@ class _Reader:
         self.count, self.truncated = len(options), truncated
         self.names = [normalised(option) for option in options]
         self.by_text = {name: i for i, name in enumerate(self.names) if name and self.names.count(name) == 1}
+        signs = [_signs(option) for option in options]  # 1.59 and 15.9 are told apart by their signs alone
+        self.by_sign = {sign: i for i, sign in enumerate(signs) if sign and signs.count(sign) == 1}
         self.longest = max(map(len, options), default=0) + 12
         self.texts_read: dict[str, int | None] = {}
 
@@ -193,12 +195,12 @@ class _Reader:
             if phrases.CONDITION.search(clause):
                 continue
             option, end = self._named(match)
-            if option is None or phrases.ASKED.match(self.text, end):
+            if option is None or phrases.ASKED.match(self.text, end) or self._listed(end, option, self.text):
                 continue
             groups = match.groupdict()
-            denied = any(groups[key] for key in ("not", "not2", "not3", "not4")) or (
-                not groups["but"] and bool(phrases.DENIED.search(clause))
-            )
+            denied = any(groups[key] for key in ("not2", "not3", "not4"))
+            denied |= bool(groups["not"]) and self._text_at(match.start("not")) is None
+            denied |= not groups["but"] and bool(phrases.DENIED.search(clause))
             denied |= bool(phrases.WRONG.match(self.text, end))
             yield _Statement(match.start(), option, bool(groups["final"] or groups["final2"]), denied)
 
@@ -206,8 +208,10 @@ class _Reader:
         """Return the option that follows a cue, by its text or its letter, and where it ends."""
         begin = match.start("letter") if match["letter"] else match.end()
         option = self._text_at(begin)
+        if option is None and match["not"]:  # 答案：不等 begins with the text of an option
+            option = self._text_at(match.start("not"))
         if option is not None:
-            return option, begin
+            return option, len(self.text)  # a text is followed by the end of its clause
         return (self._letter(match), match.end("letter")) if match["letter"] else (None, begin)
 
     def _opening(self, strong: bool) -> int | None:
@@ -217,7 +221,8 @@ class _Reader:
             strong: it stands by itself, or a mark, its own text or the reason follows; else prose.
         """
         line = self.lines[0]
-        option = self._text_at(0, line)
+        option = None if self.truncated else self._exactly(self.text)
+        option = self._text_at(0, line) if option is None else option
         if option is not None:
             return option if strong else None
         match = phrases.OPENING.match(line)
@@ -228,15 +233,20 @@ class _Reader:
         ):
             return None
         option = self._letter(match, line)
-        if option is None or option == NO_OPTION:
-            return option if strong else None
+        if option is None or option == NO_OPTION:  # several letters may be spoken of before one is chosen
+            beyond = match["letter"] < "\ue000" and LETTERS.index(match["letter"].upper()) >= self.count
+            return NO_OPTION if option is not None and strong and beyond else None
         rest = line[match.end() :]
         own = normalised(rest[: self.longest]).startswith(self.names[option] or "\0")
         reason = bool(phrases.REASON.match(line[match.end("letter") :]))
         plain = not rest.strip() or match["mark"] or match["close"].strip() or own or reason
         if match["letter"] >= "\ue000":  # a circled number also counts reasons and statements
             plain = not rest.strip() or own
-        if bool(plain) != strong or self._lists_options(option):
+        if (
+            bool(plain) != strong
+            or self._lists_options(option)
+            or self._listed(match.end("letter"), option, line)
+        ):
             return None
         if own or reason:
             return option
@@ -250,6 +260,16 @@ class _Reader:
             LETTERS.index(match[1]) for line in self.lines[1:40] if (match := phrases.LISTED.match(line))
         ]
         return first == 0 and labels[:1] == [1]
+
+    def _listed(self, end: int, option: int, text: str) -> bool:
+        """Return whether A, its own text and B follow one another, as in a list of options."""
+        if option != 0:
+            return False
+        following = phrases.NEXT.search(text, end + 1, end + self.longest + 40)
+        if not following or following[1] != LETTERS[1]:
+            return False
+        between = re.sub(r"(?:選項|选项|option)\s*$", "", text[end : following.start()])
+        return normalised(between) == self.names[0]
 
     def _closing(self) -> int | None:
         """Return the option that the last line consists of, where it is not the last of a list of options."""
@@ -269,6 +289,11 @@ class _Reader:
             joined = re.search(r"(?<![A-Za-z])[A-J]\s{0,3}(?:、|,|/|和|與|与|及|或|and|or|&)\s{0,3}$", clause)
             if option is not None:
                 found.add(NO_OPTION if joined else option)
+        for match in _ends(phrases.JUDGED_TEXT, self.text):
+            before = self.text[max(0, match.start() - self.longest) : match.start()]
+            option = self._exactly(phrases.CLAUSE.split(before)[-1])
+            if option is not None:
+                found.add(option)
         return found
 
     def _bold(self) -> set[int]:
@@ -307,7 +332,7 @@ class _Reader:
         text = self.text if text is None else text
         line = text[start : start + 2 * self.longest].split("\n")[0]
         flush = self.truncated and start + len(line) == len(text) and text in (self.text, self.lines[-1])
-        ends = [mark.start() for mark in re.finditer(r"[。!?;,]|\.(?!\d)|$", line)][:4]
+        ends = [mark.start() for mark in re.finditer(r"[。!?;,]|\.(?!\d)|$", line)][:12]
         for end in ends:
             if flush and end == len(line):
                 continue  # the rest of a longer text may have been cut off
@@ -324,7 +349,8 @@ class _Reader:
             if len(self.texts_read) > 4 * MOST:
                 return None
             name = normalised(text)
-            self.texts_read[text] = None if name in tuple(LETTERS.lower()) else self.by_text.get(name)
+            option = self.by_text.get(name, self.by_sign.get(_signs(text)))
+            self.texts_read[text] = None if name in tuple(LETTERS.lower()) else option
         return self.texts_read[text]
 
     def _letter(self, match: re.Match[str], text: str | None = None, name: str = "letter") -> int | None:
@@ -367,6 +393,11 @@ class _Reader:
             if other != index and other < self.count:
                 return NO_OPTION
         return index
+
+
+def _signs(text: str) -> str:
+    """Return a text without its white space, in NFKC and lower case."""
+    return "".join(unicodedata.normalize("NFKC", text).lower().split()).strip("。.,;:!?")
 
 
 def _shortened(text: str) -> str:

@@ -99,6 +99,20 @@ B = [
     "太大了。所以答案是木星。",
     "最終答案：木星",
 ]
+B += [
+    "【答案】B",
+    "【正確答案】：B",
+    "正確選項：B",
+    "選項 B「木星」是正確答案。",
+    "木星是正確答案。",
+    "答案是 B（A 是錯的）",
+    "答案是 B 而不是 A",
+    "A、C、D 皆錯誤，故選 B。",
+    "The correct answer is:\n\n\nB. 木星",
+    "### Final Answer\n\nB",
+    r"\boxed{答案：B}",
+    "I'd go with B.",
+]
 REASONED = [
     "The answer is B because a car moves.",
     "Answer seems to be B.",
@@ -194,6 +208,20 @@ NONE = [
     "選 A 的人很多",
     "有人選 A，有人選 B",
 ]
+NONE += [
+    "A. 水星 B. 木星 C. 火星 D. 金星",
+    "(A) 水星 (B) 木星",
+    "選項 A：水星，選項 B：木星",
+    "答案：\nA. 水星\nB. 木星\nC. 火星",
+    "請從 A、B、C、D 中選出答案",
+    "不是 A 就是 B",
+    "答案不會是 B",
+    "Is the answer B?",
+    "為什麼答案是 B？",
+    "選項 B 不正確",
+    "Both A and B are correct",
+    "Answer: None of the above",
+]
 REFUSALS = [
     "抱歉，我無法回答這個問題。",
     "對不起，我不能提供答案",
@@ -243,6 +271,11 @@ def test_texts_of_options_that_begin_with_a_letter_or_are_one_are_not_taken_for_
     marks = ("①②", "①③", "②③", "①②③")
     assert read_reply("答案是①③", marks).option == 1 and read_reply("①", marks).option is None
     assert read_reply("木星", ("木星", "木星", "火星")).option is None  # two options of one text
+    waves = ("不等而反相", "相等而反相", "不等", "相等")
+    assert read_reply("答案：不等而反相", waves).option == 0 and read_reply("答案是不等", waves).option == 2
+    hertz = ("15.9 Hz", "159 Hz", "1.59 kHz", "15.9 kHz")
+    assert [read_reply(rf"\boxed{{{text}}}", hertz).option for text in hertz] == [0, 1, 2, 3]
+    assert read_reply("木星\n又大，又亮", ("木星\n又大，又亮", "木星")).option == 0
     assert read_reply("維生素 A", ("維生素 A", "維生素 B")).option == 0
     assert read_reply("B. 維生素 A", ("維生素 C", "維生素 A")).option == 1
 
