@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from finetune.data.question import Question
+from finetune.evaluation.reply_reader import ReadReply
 from finetune.evaluation.scores import Progress, Scores
 from finetune.models.streaming import Reply
 from finetune.prompts.option_order import PromptError
@@ -17,7 +18,7 @@ Ask = Callable[[list[int]], Iterable[dict[int, Any]]]
 Write = Callable[[Question], tuple[Any, int]]  # -> the prompt, and how much of it was cut
 # (prompts, progress) -> the reply to each, or why there is none
 Replies = Callable[[Sequence[Any], Progress | None], Sequence[Reply | PromptError]]
-Read = Callable[[Reply, Question], int | None]  # -> the index of the chosen option
+Read = Callable[[Reply, Question, Any], ReadReply]  # (reply, question, its prompt)
 
 
 def answer_all(asked: Sequence[object], ask: Ask, answers: AnswerJournal | None, done: Progress) -> list[Any]:
@@ -57,7 +58,7 @@ def score_replies(
     Args:
         write: returns the prompt of a question; raises PromptError where there can be none.
         reply: returns the model's replies to prompts.
-        read: returns the index of the option that a reply names, None where it names none.
+        read: returns what a reply says.
     """
     scores = Scores([0.0] * len(question.options) for question in questions)
     scores.by_order = [[] for _ in questions]
@@ -78,9 +79,9 @@ def score_replies(
             scores.skipped[index] = str(text)
             continue
         scores.replies[index] = text
-        chosen = read(text, questions[index])
-        if chosen is None:
-            scores.unparsable.add(index)
+        said = read(text, questions[index], prompts[index])
+        if said.option is None:
+            scores.outcomes[index] = said.outcome
         else:
-            scores[index] = [0.0 if i == chosen else -1.0 for i in range(len(scores[index]))]
+            scores[index] = [0.0 if i == said.option else -1.0 for i in range(len(scores[index]))]
     return scores

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
-from finetune.data.question import LETTERS, Question
+from finetune.data.question import Question
+from finetune.evaluation.reply_reader import opens_thought
 from finetune.evaluation.reply_scoring import answer_all
 from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
 
 ROUND = 64  # replies that a killed run loses at most
+TAIL = 16  # tokens at the end of a prompt among which a template opens a thought
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
@@ -140,6 +140,9 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         spare = min(self.decoding.max_new_tokens, max(LETTER_TOKENS, self.longest // 8))
         return self.prompts.reply_prompt(question, range(len(question.options)), spare)
 
+    def _opens_thought(self, prompt: list[int]) -> bool:
+        return opens_thought(str(self.tokenizer.decode(prompt[-TAIL:])))
+
     def _reply_to(self, prompts: Sequence[list[int]], progress: Progress | None) -> list[Reply]:
         """Return the replies, generated in rounds that are the same wherever a run was stopped."""
 
@@ -241,29 +244,3 @@ def _stripped(pieces: Iterable[str]) -> Iterator[str]:
         if shown:
             yield shown
             begun, held = True, held[len(held.rstrip()) :]
-
-
-# The reply, or its first line, opens with the letter: `B`, `(B)`, `B. 木星`, `答案：B`, `答案是 B。`; but
-# `A planet` and `I think` open with a word.
-OPENS = re.compile(
-    r"\s*(?:(?:正確)?(?:答案|選項)(?:是|為)?\s*[::]?|(?:the\s+)?(?:correct\s+)?answer(?:\s+is)?\s*:?)?"
-    r"\s*[(\[【「]?\s*([A-J])(?:\s*[)\]】」]|(?=$|[\s.,:;、。])(?!(?<=[AI])\s+(?!is\b|because\b)(?-i:[a-z])))",
-    re.IGNORECASE,
-)
-ALONE = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])")
-
-
-def chosen_letter(reply: str, count: int) -> int | None:
-    """Return the index of the option that a reply names, None when it does not plainly name one.
-
-    The first line must open with a letter of the `count` options, alone or followed by a mark or a space, and
-    no other option's letter may stand alone in it: `A或B` and `A and B` are no answers, nor is `b or c`.
-    """
-    lines = unicodedata.normalize("NFKC", reply).strip().splitlines()
-    match = OPENS.match(lines[0]) if lines else None
-    if not match:
-        return None
-    index = LETTERS.index(match[1].upper())
-    line = lines[0].upper() if match[1].islower() else lines[0]  # else a small one is a word: `B. a planet`
-    others = set(ALONE.findall(line)) & set(LETTERS[:count]) - {LETTERS[index]}
-    return None if index >= count or others else index

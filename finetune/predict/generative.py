@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.instructions import Message
 from finetune.data.question import Question
+from finetune.evaluation.pattern_reader import PatternReader
+from finetune.evaluation.reply_reader import ReadReply, read_reply
 from finetune.evaluation.reply_scoring import score_replies
 from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.decoding import Decoding
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
 LETTER_TOKENS = 16  # longest reply of a model without a chat template that is to name a letter
 THINKING_TOKENS = 4096  # longest reply of a model that thinks before it answers
 Encoded = Any  # a prompt as the model takes it: token ids; for a server a text or messages
+
+
+@cache
+def pattern_reader(patterns: tuple[str, ...], match: str, name: str) -> PatternReader | None:
+    """Return the published reader of a protocol; None where it has none."""
+    return PatternReader(patterns, match, f"--protocol {name}") if patterns else None
 
 
 class GenerativePredictor(Predictor):
@@ -111,11 +120,20 @@ class GenerativePredictor(Predictor):
     ) -> Sequence[Reply | PromptError]:
         """Return the reply to each prompt, or why there is none; known ones come from `answers`."""
 
-    def _read_reply(self, reply: str, question: Question) -> int | None:
-        """Return the index of the option that a reply names, None when it does not plainly name one."""
-        from finetune.predict.causal import chosen_letter
+    @abstractmethod
+    def _opens_thought(self, prompt: Encoded) -> bool:
+        """Return whether a prompt ends within a thought, which the reply then goes on with."""
 
-        return chosen_letter(reply, len(question.options))
+    def _read_reply(self, reply: Reply, question: Question, prompt: Encoded) -> ReadReply:
+        """Read the option that a reply names, as the protocol has it."""
+        thinking = self._opens_thought(prompt)
+        return self._reader(reply, question.options, reply.truncated, thinking)
+
+    @property
+    def _reader(self) -> Callable[..., ReadReply]:
+        """`read_reply`, or the published reader of the protocol."""
+        protocol = self.writer.asking.protocol
+        return pattern_reader(protocol.reader, protocol.match, protocol.name) or read_reply
 
     def check_generates(self) -> None:
         """Refuse a model that cannot generate. Raises UserError."""
