@@ -109,23 +109,27 @@ def predict_words(  # noqa: PLR0913  a public name: its parameters stay
     return [(filling.word, filling.score) for filling in fillings]
 
 
-def generate_text(model, tokenizer, prompts, device, **decoding):
+def generate_text(model, tokenizer, prompts, device, system_prompt=None, **decoding):
     """Generate a causal model's reply to each prompt; a model without a chat template continues it.
 
     Args:
         prompts: list of texts.
+        system_prompt: what stands before each of them, in a conversation; None for nothing.
         decoding: max_new_tokens, do_sample, temperature, … as `finetune.models.generation.Decoding`.
 
     Returns:
-        list of texts, in order.
+        list of texts, in order; each has an attribute `truncated`, True where `max_new_tokens` or the model's
+        room ended it.
 
     Raises:
-        finetune.runtime.errors.UserError: no causal model; prompts that do not fit.
+        finetune.runtime.errors.UserError: no causal model; prompts that do not fit; a system prompt for a
+            model without a chat template.
     """
     from finetune.models.generation import Decoding
 
     predictor = predictor_of_kind("causal", model, tokenizer, device)
-    return predictor.generate([predictor.encode(prompt) for prompt in prompts], Decoding(**decoding))
+    ids = [predictor.encode(predictor.with_system(prompt, system_prompt)) for prompt in prompts]
+    return predictor.generate(ids, Decoding(**decoding))
 
 
 def classify(model, tokenizer, texts, device, top_k=None):
@@ -173,8 +177,9 @@ def qa_inference(  # noqa: PLR0913  a public name: its parameters stay
 
 
 def interactive_mode(  # noqa: PLR0913  a public name: its parameters stay
-    model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1, decoding=None
-):
+    model, tokenizer, device, top_k=5, scoring="auto", orders="cyclic", word_length=1, decoding=None,
+    system_prompt=None,
+):  # fmt: skip
     """Run an interactive session until quit, exit, q or Ctrl-D; a wrong entry does not end it."""
     from finetune.models.generation import Decoding
     from finetune.predict.causal import CausalLMPredictor
@@ -189,7 +194,7 @@ def interactive_mode(  # noqa: PLR0913  a public name: its parameters stay
 
     predictor = predictor_for(model, tokenizer, device)
     if isinstance(predictor, CausalLMPredictor):
-        ChatRepl(predictor, answer, scoring, orders, decoding or Decoding()).run()
+        ChatRepl(predictor, answer, scoring, orders, decoding or Decoding(), system_prompt).run()
     elif isinstance(predictor, ClassifierPredictor):
         ClassifierRepl(predictor, top_k).run()
     elif isinstance(predictor, MaskedLMPredictor):
@@ -271,7 +276,7 @@ def predict(flags: InferenceArgs) -> int | None:
     if not single_use:
         interactive_mode(
             model, tokenizer, device, flags.top_k, flags.scoring, flags.orders, flags.word_length,
-            flags.decoding,
+            flags.decoding, flags.system_prompt,
         )  # fmt: skip
         return None
     if flags.prompt is not None:

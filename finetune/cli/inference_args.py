@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from finetune.models.generation import Decoding
+from finetune.models.decoding import Decoding
 
 T = TypeVar("T")
 LONGEST_WORD = 4  # characters that one blank may become
@@ -121,9 +120,11 @@ def required(value: T | None) -> T:
 
 
 def decoding_of(args: InferenceArgs) -> Decoding:
-    """Return how a causal model chooses its next token. Imports torch."""
-    from finetune.models.generation import Decoding
+    """Return how a causal model chooses its next token.
 
+    Raises:
+        UserError: options that exclude one another.
+    """
     options = {name: getattr(args, name) for name in GENERATION_FLAGS}
     if "top_k" in args.given:  # its default is for lists of words
         options["top_k"] = args.top_k

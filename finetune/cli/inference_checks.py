@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs
+from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
@@ -20,7 +20,7 @@ from finetune.runtime.strict_json import too_long
 
 FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
-    GENERATION_FLAGS: ("causal",),
+    (*GENERATION_FLAGS, "system_prompt"): ("causal",),
     ("prompt_format", "fewshot_as_multiturn", "chat_template_kwargs"): ("causal",),
     ("num_fewshot",): ("masked", "causal"),
     ("protocol", "log_prompts", "repeat", "audit_keys", "revisions"): ("masked", "causal", "choice"),
@@ -87,7 +87,7 @@ def _check_job(args: InferenceArgs) -> None:
 
 
 def _check_prompt(args: InferenceArgs) -> None:
-    for name in ("prompt", "pair"):
+    for name in ("prompt", "pair", "system_prompt"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
             raise UserError(f"--{name} 是空的")
         if reason := too_long(getattr(args, name) or ""):
@@ -150,11 +150,10 @@ def _samefile(one: str, other: str) -> bool:
 
 
 def _check_writing(args: InferenceArgs) -> None:
-    if args.do_sample and args.num_beams > 1:
-        raise UserError(f"--num_beams {args.num_beams} 與 --do_sample 不能一起用：束搜尋不抽樣")
+    decoding_of(args)
     if args.temperature == 0 and args.do_sample:
         console.log("--temperature 0：就是 greedy，不抽樣")
-    sampling = [name for name in ("temperature", "top_p", "seed") if name in args.given]
+    sampling = [name for name in ("temperature", "top_p", "min_p", "seed") if name in args.given]
     if sampling and not args.do_sample:
         console.log(f"⚠️ {'、'.join('--' + name for name in sampling)} 沒有作用：抽樣要加 --do_sample")
     beams = [name for name in ("length_penalty", "early_stopping") if name in args.given]

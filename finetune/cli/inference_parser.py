@@ -61,9 +61,10 @@ def build_parser() -> Parser:
     add("--seed", type=int_in(0), default=None, help="抽樣的亂數種子；不給就每次不同")
     add("--min_p", type=float_in(0, 1), default=0.0,
         help="只從機率不低於最可能者這個比例的字裡抽，例如 0.05；0 = 不用（預設）")
-    add("--min_new_tokens", type=int_in(0), default=0, help="至少生成幾個 token 才可以結束（預設 0）")
+    add("--min_new_tokens", type=int_in(0), default=0,
+        help="至少生成幾個 token 才可以結束（預設 0）；--stop 的字串照樣結束")
     add("--no_repeat_ngram_size", type=int_in(0), default=0,
-        help="連續這麼多個 token 不重複出現；0 = 不用（預設）")
+        help="連續這麼多個 token 不重複出現，提示裡的也算；0 = 不用（預設）")
     add("--stop", type=stop_string, nargs="+", default=[], metavar="TEXT",
         help="生成到這些字串之一就停，不含它；\\n 是換行，例如 --stop 。 \\n")
     add("--system_prompt", default=None, help="放在對話最前面的系統提示（--prompt、對話、檔案、評測）")

@@ -142,9 +142,9 @@ def write_table(
     """Write records, in constant memory, in the format of `suffix`; the file appears once it is complete.
 
     Args:
-        columns: name -> "whole", "text", "list" of texts, "numbers" (a list) or "scores" (text -> number). In
-            csv and tsv, a value that is no text or number is written as JSON, and a text that begins like a
-            formula has a ' before it, which a spreadsheet takes for the sign of a text.
+        columns: name -> "whole", "text", "truth" (a bool), "list" of texts, "numbers" (a list) or "scores"
+            (text -> number). In csv and tsv, a value that is no text or number is written as JSON, and a text
+            that begins like a formula has a ' before it, which a spreadsheet takes for the sign of a text.
         for_excel: csv and tsv begin with a BOM, without which Excel does not read them as UTF-8; other
             programs may not expect one.
     """
@@ -163,7 +163,7 @@ def _write_csv(
     def cell(value: Any) -> Any:
         if isinstance(value, str):
             return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
-        return dumps(value) if isinstance(value, (list, dict)) else value
+        return dumps(value) if isinstance(value, (list, dict, bool)) else value
 
     with atomic_open(file, encoding=encoding, newline="") as stream:
         writer = csv.writer(stream, delimiter=delimiter)
@@ -195,6 +195,7 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
     types = {
         "whole": pyarrow.int64(),
         "text": pyarrow.string(),
+        "truth": pyarrow.bool_(),
         "list": pyarrow.list_(pyarrow.string()),
         "numbers": pyarrow.list_(pyarrow.float64()),
         "scores": pyarrow.map_(pyarrow.string(), pyarrow.float64()),

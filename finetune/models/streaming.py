@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,10 +16,52 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
+class Reply(str):
+    """The text of a generated reply.
+
+    Attributes:
+        truncated: it was ended by `max_new_tokens` or by the model's room, not by an end token or a stop
+            string.
+    """
+
+    truncated: bool
+
+    def __new__(cls, text: str = "", truncated: bool = False) -> Reply:
+        """Make a reply of a text."""
+        reply = super().__new__(cls, text)
+        reply.truncated = truncated
+        return reply
+
+
+class ReplyStream(Iterator[str]):
+    """The text of a reply in pieces, each as soon as it is certain.
+
+    Args:
+        pieces: the pieces.
+        is_truncated: returns `Reply.truncated`, once there are no more pieces.
+    """
+
+    def __init__(self, pieces: Iterable[str], is_truncated: Callable[[], bool] = lambda: False):
+        self._pieces, self._is_truncated = iter(pieces), is_truncated
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def truncated(self) -> bool:
+        """As of `Reply`; it is known once the last piece has been taken."""
+        return self._is_truncated()
+
+    def through(self, change: Callable[[Iterable[str]], Iterable[str]]) -> ReplyStream:
+        """Return this stream with its pieces changed."""
+        return ReplyStream(change(self._pieces), self._is_truncated)
+
+
 class Writer:
     """Convert token ids to text, piece by piece.
 
-    Two things are held back: bytes of an incomplete character, and text that may begin a stop string.
+    Two things are held back: bytes of an incomplete character, and text that may begin a stop string. A copy
+    (`copy.copy`) goes on by itself.
 
     Attributes:
         over: a stop string has been written; it and what follows are dropped.
@@ -31,6 +73,7 @@ class Writer:
         self._decode: Callable[[list[int]], str] = tokenizer.decode  # type: ignore[assignment]  # one text
         self._longest_stop = max(map(len, stops), default=0)
         self._special = special_tokens(tokenizer)
+        # Replaced, never changed in place: copies share it.
         self._ids: list[int] = []  # the last tokens: first those whose text is known, as context for the next
         self._context_length = 0
         self._context_text = ""
@@ -43,13 +86,13 @@ class Writer:
         if token in self._special:  # it has no text, so no stop string would be found in it
             self.over = self._special[token] in self.stops
             return self.finish() if self.over else ""
-        self._ids.append(token)
+        self._ids = [*self._ids, token]
         text = self._decode(self._ids)
         if text.endswith("\ufffd"):
             return ""
         self._held += text[len(self._context_text) :]
         # The last tokens stay as context: a tokenizer may drop the space before a first word.
-        del self._ids[: self._context_length]
+        self._ids = self._ids[self._context_length :]
         self._context_length, self._context_text = len(self._ids), self._decode(self._ids)
         return self._release()
 
@@ -57,7 +100,9 @@ class Writer:
         """Return the text that was held back, when no token follows."""
         text = self._held + self._decode(self._ids)[len(self._context_text) :]
         self._clear()
-        return cut_at_stops(text, self.stops)
+        cut = cut_at_stops(text, self.stops)
+        self.over |= cut != text
+        return cut
 
     def _release(self) -> str:
         """Return the part of the held text that no stop string can remove any more."""

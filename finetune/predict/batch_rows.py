@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.cli.inference_checks import warn_of_unused_generation_flags
@@ -42,7 +43,9 @@ PROMPT_COLUMNS = {
     "row": "whole", "id": "text", "prompt": "text", "word": "text", "words": "list", "scores": "numbers",
     "error": "text",
 }  # fmt: skip
-REPLY_COLUMNS = {"row": "whole", "id": "text", "prompt": "text", "response": "text", "error": "text"}
+REPLY_COLUMNS = {
+    "row": "whole", "id": "text", "prompt": "text", "response": "text", "truncated": "truth", "error": "text",
+}  # fmt: skip
 SUBMISSION = {"ID": "text", "Answer": "text"}  # csv of what a causal model chose, as competitions take it
 PROMPT_FIELDS = {"prompt", "instruction", "messages", "conversations"}  # columns for a generating model
 
@@ -174,15 +177,16 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
     def __init__(self, flags: InferenceArgs, predictor: CausalLMPredictor):
         super().__init__(flags, predictor)
         decode_mode(predictor.model)  # one that cannot generate at all is refused before the first row
+        predictor.with_system("", flags.system_prompt)  # and so is one without a place for it
+        self.truncated = 0
         self.remarks: Counter[str] = Counter()
 
     def read_row(self, record: Record, row: Row) -> list[int]:
         """Return the token ids of the prompt."""
         message, remarks = _as_message(row)
-        if not isinstance(message, str):
-            remarks |= self.predictor.chat.remarks(message)
-        self.remarks.update(remarks)
         record["prompt"] = storable_text(message if isinstance(message, str) else message[-1]["content"])
+        message = self.predictor.with_system(message, self.flags.system_prompt)
+        self.remarks.update(remarks | self.predictor.remarks(message))
         ids = self.predictor.encode(message)
         longest = self.predictor.longest
         if len(ids) >= longest:
@@ -195,7 +199,17 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
         if decoding.samples and decoding.seed is not None and pending:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + pending[0][0]["row"])
         for record, reply in self.each(pending, lambda ids: self.predictor.generate(ids, decoding)):
-            record["response"] = storable_text(reply)
+            record["response"], record["truncated"] = storable_text(reply), reply.truncated
+
+    def count(self, record: Record) -> None:
+        """Count the replies that were cut short."""
+        self.truncated += record["truncated"] is True
+
+    def summary(self) -> tuple[list[str], dict[str, Any]]:
+        """Return how many replies were cut short, if any."""
+        limit = required(self.flags.decoding).max_new_tokens
+        line = f"{self.truncated} 列的回答沒寫完（truncated）：到了 --max_new_tokens {limit} 或模型的上限"
+        return [line] * bool(self.truncated), {"truncated": self.truncated}
 
 
 def _as_prompt(row: Row) -> str:

@@ -13,15 +13,15 @@ from finetune.data.question import LETTERS, Question
 from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.run_card import RunCard
-from finetune.models.streaming import STOPS
+from finetune.models.streaming import STOPS, Reply, ReplyStream
 from finetune.predict.predictor import Predictor
 from finetune.prompts.causal_exam import CausalExamPrompts
-from finetune.prompts.chat import STYLES, Chat, user
+from finetune.prompts.chat import STYLES, Chat, system, user
 from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CHAT
 from finetune.prompts.question_writer import Asking, Examples, QuestionWriter, our_asking
 from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
-from finetune.runtime.errors import UserError
+from finetune.runtime.errors import UserError, shown
 from finetune.runtime.strict_json import too_long
 
 if TYPE_CHECKING:
@@ -194,6 +194,28 @@ class CausalLMPredictor(Predictor):
         style_end = {self.chat.end} if self.style in STYLES else set()
         return eos_ids(self.model, self.tokenizer) | style_end
 
+    def with_system(self, prompt: str | list[Message], system_prompt: str | None) -> str | list[Message]:
+        """Return a prompt as a conversation that begins with the system prompt, unless it has its own.
+
+        Raises:
+            UserError: the model has no chat template, and so no place for it.
+        """
+        if system_prompt is None:
+            return prompt
+        if not self.has_chat_template:
+            raise UserError(
+                f"--system_prompt {shown(system_prompt)}：這個模型沒有對話樣板（chat_template），只會續寫，"
+                "沒有系統提示的位置；請換一個對話模型，或把這段話寫在文字的開頭"
+            )
+        messages = [user(prompt)] if isinstance(prompt, str) else prompt
+        if any(message["role"] == "system" for message in messages):
+            return messages
+        return [system(system_prompt), *messages]
+
+    def remarks(self, prompt: str | Sequence[Message]) -> set[str]:
+        """Describe how a conversation is changed to fit the chat template."""
+        return set() if isinstance(prompt, str) else self.chat.remarks(prompt)
+
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a prompt, or of a conversation whose last message is the user's.
 
@@ -222,17 +244,31 @@ class CausalLMPredictor(Predictor):
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         on_done: Callable[[int], object] | None = None,
-    ) -> list[str]:
+    ) -> list[Reply]:
         """Generate a reply to each prompt, given as token ids. Raises UserError for one that does not fit."""
         replies = self._generator(decoding).generate(prompts, on_done)
         if self.style == NO_TEMPLATE:
             return replies
-        return ["".join(self._without_template([reply])) for reply in replies]
+        return [Reply("".join(self._without_template([reply])), reply.truncated) for reply in replies]
 
-    def stream(self, prompt: Sequence[int], decoding: Decoding) -> Iterator[str]:
+    def stream(self, prompt: Sequence[int], decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""
         pieces = self._generator(decoding).stream(prompt)
-        return pieces if self.style == NO_TEMPLATE else self._without_template(pieces)
+        return pieces if self.style == NO_TEMPLATE else pieces.through(self._without_template)
+
+    def truncation_note(self, prompt: Sequence[int], decoding: Decoding, limit: str, remedy: str) -> str:
+        """Describe why a reply to this prompt was truncated, for the person who waits for its end.
+
+        Args:
+            limit: the limit of new tokens, in the words by which it is set.
+            remedy: how to set a higher one.
+        """
+        if len(prompt) + decoding.max_new_tokens > self.longest:
+            return (
+                f"（到了這個模型的上限，沒寫完：提示與回答共 {self.longest} 個 token；"
+                "請縮短提示，或換一個上下文更長的模型）"
+            )
+        return f"（到了 {limit} {decoding.max_new_tokens} 的上限，沒寫完；{remedy}）"
 
     def _generator(self, decoding: Decoding) -> Generator:
         return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from shlex import quote
 
 from finetune.data.instructions import Message
 from finetune.models.generation import Decoding
 from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.repl import Answer, Repl, decode_entry, int_between
-from finetune.runtime.console import print_result
-from finetune.runtime.errors import UserError
+from finetune.prompts.chat import user
+from finetune.runtime.console import log, print_result
+from finetune.runtime.errors import UserError, shown
 
 GREETING = """
 ============================================================
@@ -22,7 +25,8 @@ CHATS = "對話：直接輸入想說的話\n  輸入 reset：清除先前的對�
 GOES_ON = "續寫：輸入一段文字的開頭"
 CHATS_HELP = """
   一段話          模型回答；並保留先前的對話（現在 {turns} 個來回）
-  reset           清除先前的對話"""
+  reset           清除先前的對話；系統提示還在
+  system TEXT     放在對話最前面的系統提示（現在 {system}）；system off 不用"""
 GOES_ON_HELP = """
   一段文字        模型續寫；每次重新開始，不保留先前的內容"""
 HELP = """
@@ -31,9 +35,14 @@ HELP = """
   temperature N   抽樣的溫度，0 到 5（現在 {temperature:g}）
   tokens N        最多生成幾個 token（現在 {tokens}）
   method M        選擇題的作答方式（現在 {method}）：letter、generate、prior
-  orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all
+  orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all{others}
   quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或中止正在寫的回答）
 """
+
+OTHERS = """
+  （{flags}：開始時給的，在這裡一樣有作用）"""
+COMMANDED = {"max_new_tokens", "do_sample", "temperature"}  # options of decoding that a command sets
+SYSTEM = re.compile(r"(?P<mark>[/:\\]?)system(?:\s*[=:：]\s*|\s+|$)(?P<text>.*)", re.IGNORECASE)
 
 ROOM = 64  # tokens left for a reply before the oldest turns are dropped
 
@@ -41,14 +50,26 @@ ROOM = 64  # tokens left for a reply before the oldest turns are dropped
 class ChatRepl(Repl[CausalLMPredictor]):
     """Session with a causal model.
 
-    Args: as `Repl`; `decoding`: how replies are generated, at first.
+    Args: as `Repl`; `decoding`, `system_prompt`: how replies are generated, at first.
+
+    Raises:
+        UserError: a system prompt for a model that has no place for one.
     """
 
     def __init__(
-        self, predictor: CausalLMPredictor, answer: Answer, method: str, orders: str, decoding: Decoding
+        self,
+        predictor: CausalLMPredictor,
+        answer: Answer,
+        method: str,
+        orders: str,
+        decoding: Decoding,
+        system_prompt: str | None = None,
     ):
         super().__init__(predictor, answer, 1, method, orders)
         self.decoding = decoding
+        self.system_prompt: str | None = None
+        if system_prompt is not None:
+            self._set_system(system_prompt)
         self.messages: list[Message] = []
         self.has_chat_template = predictor.has_chat_template
         self.greeting = GREETING.format(what=CHATS if self.has_chat_template else GOES_ON)
@@ -58,11 +79,15 @@ class ChatRepl(Repl[CausalLMPredictor]):
         }  # fmt: skip
 
     def handle(self, entry: str) -> None:
-        """Handle one entry as `Repl.handle`; `reset` clears the conversation."""
+        """Handle one entry as `Repl.handle`; `reset` clears the conversation, `system` takes a text."""
         if decode_entry(entry) == "reset" or entry.lower() in ("/clear", "/new"):
             self.messages = []
             cleared = "已清除先前的對話" if self.has_chat_template else "這個模型本來就不保留先前的內容"
             print_result(f"  {cleared}\n")
+        elif (match := SYSTEM.fullmatch(entry)) and (
+            self.has_chat_template or match["mark"] or not match["text"]  # `System design is` can go on
+        ):
+            self._system(match["text"].strip())
         else:
             super().handle(entry)
 
@@ -75,7 +100,18 @@ class ChatRepl(Repl[CausalLMPredictor]):
             tokens=self.decoding.max_new_tokens,
             method=self.method,
             orders=self.orders,
+            system=shown(self.system_prompt) if self.system_prompt else "沒有",
+            others=OTHERS.format(flags="、".join(flags)) if (flags := self._other_flags()) else "",
         )
+
+    def _other_flags(self) -> list[str]:
+        """Return the options of decoding that no command sets, where they are not the default, as flags."""
+        return [
+            f"--{option.name}" if value is True else f"--{option.name} {_as_flag(value)}"
+            for option in fields(Decoding)
+            if option.name not in COMMANDED
+            and (value := getattr(self.decoding, option.name)) != option.default
+        ]
 
     def respond(self, entry: str) -> None:
         """Print the reply to an entry as it is generated; Ctrl-C stops it there.
@@ -86,26 +122,67 @@ class ChatRepl(Repl[CausalLMPredictor]):
             UserError: the entry alone does not fit the model.
         """
         messages: list[Message] = [*self.messages, {"role": "user", "content": entry}]
-        ids = self.predictor.encode(messages if self.has_chat_template else entry)
+        ids = self._encode(messages)
         while len(messages) > 1 and len(ids) + ROOM > self.predictor.longest:
             messages = messages[2:]
-            ids = self.predictor.encode(messages)
+            ids = self._encode(messages)
             print_result("  （對話太長，捨去最早的一個來回）")
         pieces: list[str] = []
+        truncated = False
+        stream = self.predictor.stream(ids, self.decoding)
         try:
-            for piece in self.predictor.stream(ids, self.decoding):
+            for piece in stream:
                 print_result(piece if pieces else f"\n🤖 {piece}", end="")
                 pieces.append(piece)
             if not pieces:
                 print_result("\n🤖 （模型沒有輸出）", end="")
+            truncated = stream.truncated
         except KeyboardInterrupt:
             print_result("…（已中止）", end="")
             if not pieces:
                 return  # no reply to keep
         finally:
             print_result("\n")
+        if truncated:
+            longer = f"要更長就輸入 tokens {2 * self.decoding.max_new_tokens}"
+            log(self.predictor.truncation_note(ids, self.decoding, "tokens", longer))
         if self.has_chat_template:
             self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _encode(self, messages: list[Message]) -> list[int]:
+        """Return the token ids of the conversation with the system prompt, or of the text to go on from."""
+        if not self.has_chat_template:
+            return self.predictor.encode(messages[-1]["content"])
+        return self.predictor.encode(self.predictor.with_system(messages, self.system_prompt))
+
+    def _system(self, value: str) -> None:
+        """Show the system prompt, remove it, or set it."""
+        if not self.has_chat_template:
+            self._set_system(value)  # says why there is none
+        elif value.lower() == "off":
+            self.system_prompt = None
+            print_result("  不用系統提示\n")
+        elif value:
+            self._set_system(value)
+            print_result(f"  系統提示：{self.system_prompt}\n")
+        else:
+            print_result(f"  系統提示：{self.system_prompt or '沒有；輸入 system TEXT 設定'}\n")
+
+    def _set_system(self, text: str) -> None:
+        """Set the system prompt, and say how the template changes it.
+
+        Raises:
+            UserError: the model has no place for one, or it leaves no room.
+        """
+        messages = self.predictor.with_system([user("x")], text)
+        if len(self.predictor.encode(messages)) + ROOM > self.predictor.longest:
+            raise UserError(
+                f"系統提示 {shown(text)} 太長：這個模型連同對話最多 {self.predictor.longest} 個 token，"
+                "請縮短它"
+            )
+        for remark in sorted(self.predictor.remarks(messages)):
+            log(remark)
+        self.system_prompt = text
 
     def _sample(self, value: str) -> None:
         if value not in ("on", "off"):
@@ -126,3 +203,10 @@ class ChatRepl(Repl[CausalLMPredictor]):
     def _tokens(self, value: str) -> None:
         self.decoding = replace(self.decoding, max_new_tokens=int_between("tokens", value, 1, 100_000))
         print_result(f"  最多 {self.decoding.max_new_tokens} 個 token")
+
+
+def _as_flag(value: object) -> str:
+    """Write the value of an option as the command line takes it."""
+    if isinstance(value, tuple):
+        return " ".join(quote(text.replace("\n", "\\n").replace("\t", "\\t")) for text in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -29,14 +29,22 @@ def show_prompt(flags: InferenceArgs, predictor: Predictor) -> None:
 
 
 def show_reply(flags: InferenceArgs, predictor: CausalLMPredictor) -> None:
-    """Print the reply of a causal model to --prompt as it is generated."""
-    ids = predictor.encode(required(flags.prompt))
+    """Print the reply of a causal model to --prompt as it is generated, and whether it was cut short."""
+    decoding = required(flags.decoding)
+    prompt = predictor.with_system(required(flags.prompt), flags.system_prompt)
+    for remark in sorted(predictor.remarks(prompt)):
+        console.log(remark)
+    ids = predictor.encode(prompt)
     if flags.json:
-        reply = predictor.generate([ids], required(flags.decoding))[0]
-        console.print_result(console.as_json({"prompt": flags.prompt, "response": reply}))
+        reply = predictor.generate([ids], decoding)[0]
+        record = {"prompt": flags.prompt, "response": reply, "truncated": reply.truncated}
+        console.print_result(console.as_json(record))
         return
     prompt_title, reply_title = ("問題", "回答") if predictor.has_chat_template else ("開頭", "續寫")
     console.print_result(f"{prompt_title}: {flags.prompt}\n\n{reply_title}: ", end="")
-    for piece in predictor.stream(ids, required(flags.decoding)):
+    stream = predictor.stream(ids, decoding)
+    for piece in stream:
         console.print_result(piece, end="")
     console.print_result()
+    if stream.truncated:
+        console.log(predictor.truncation_note(ids, decoding, "--max_new_tokens", "要更長就加大它"))

@@ -34,6 +34,11 @@ def user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
+def system(content: str) -> Message:
+    """Make a system message."""
+    return {"role": "system", "content": content}
+
+
 def assistant(content: str, **kwargs: str) -> Message:
     """Make a message of the assistant, with further keys such as its reasoning."""
     return {"role": "assistant", "content": content, **kwargs}
@@ -223,9 +228,7 @@ class Chat:
             closed, prompt, answered = self._probe([user(QUESTION)])
         except ValueError as error:
             try:  # a template may require a system message
-                closed, prompt, answered = self._probe(
-                    [{"role": "system", "content": SYSTEM}, user(QUESTION)]
-                )
+                closed, prompt, answered = self._probe([system(SYSTEM), user(QUESTION)])
             except ValueError:
                 message = f"{self.flag}：{error}；一問一答也寫不出來，請換一個對話樣板"
                 raise UserError(message) from error
@@ -265,7 +268,7 @@ class Chat:
     @cached_property
     def takes_system(self) -> bool:
         """True if the template has a place for a system message: it neither refuses nor drops it."""
-        return self._renders([{"role": "system", "content": SYSTEM}, user(QUESTION)], SYSTEM)
+        return self._renders([system(SYSTEM), user(QUESTION)], SYSTEM)
 
     @cached_property
     def assistant_first(self) -> bool:

@@ -6,12 +6,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import HAN, make_causal_dir
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation import logits_process
 
-from finetune.models.generation import GREEDY, Decoding, Generator, eos_ids, filtered
+from finetune.models.decoding import GREEDY, Decoding
+from finetune.models.generation import Generator, eos_ids
 from finetune.models.generation import generate_ids as ours
-from finetune.models.streaming import STOPS, Writer, cut_at_stops
+from finetune.models.kv_cache import NO_TOKEN
+from finetune.models.logits import filtered, processed
+from finetune.models.streaming import STOPS, Reply, Writer, cut_at_stops
 from finetune.runtime.errors import UserError
 
 PAD = 3
@@ -146,8 +149,7 @@ def test_a_model_in_bf16_writes_what_generate_writes(qwen_dir):
     for asked in ({"repetition_penalty": 1.2}, {"num_beams": 3}):
         expected = theirs(model, rows, {2}, max_new_tokens=12, **asked)
         assert ours(model, rows, Decoding(12, **asked), {2}, PAD) == expected
-    logits = torch.randn(2, 512).bfloat16()
-    assert filtered(logits, torch.zeros(2, 1).long(), Decoding(top_p=0.5)).dtype == torch.float32
+    assert processed(torch.randn(2, 512).bfloat16(), torch.zeros(2, 1).long(), GREEDY).dtype == torch.float32
 
 
 def test_a_row_that_ended_reads_padding_and_the_batch_ends_with_its_last_row(qwen):
@@ -215,7 +217,7 @@ def test_filtered_is_what_the_processors_of_transformers_leave(temperature, top_
     expected = chain(previous, logits)
     unseen = previous.masked_fill(torch.arange(30) < padding[:, None], 1 << 30)
     decoding = Decoding(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
-    assert torch.equal(filtered(logits, unseen, decoding), expected)
+    assert torch.equal(filtered(processed(logits, unseen, decoding), decoding), expected)
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says(qwen):
@@ -225,7 +227,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(qwen):
     drawn = torch.tensor(ours(model, [[100]] * draws, decoding, set(), PAD))[:, 0]
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[100]])).logits[:, -1]
-    wanted = filtered(logits, torch.tensor([[100]]), decoding).softmax(-1)[0]
+    wanted = filtered(logits, decoding).softmax(-1)[0]
     shares = torch.bincount(drawn, minlength=512) / draws
     assert 3 <= (wanted > 0.03).sum() <= 6 and not shares[wanted == 0].any()
     assert ((shares - wanted).abs() <= 4 * (wanted * (1 - wanted) / draws).sqrt()).all()
@@ -256,6 +258,190 @@ def test_a_temperature_of_zero_is_greedy_and_beams_do_not_sample(qwen):
         Decoding(num_beams=4, do_sample=True)
 
 
+# ---- n-grams, least length, min-p --------------------------------------------------------------------------
+
+
+REPEATS = [[5, 6, 5, 6, 5], [9], [7, 8, 9] * 5, [100, 101, 102, 100, 101], [7] * 12]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 3, "repetition_penalty": 0.8},
+        {"min_new_tokens": 7},
+        {"min_new_tokens": 12, "no_repeat_ngram_size": 2, "repetition_penalty": 0.7},
+    ],
+)
+def test_n_grams_and_least_length_are_those_of_generate_token_for_token(world, beams, asked):
+    model, _ = world
+    if "repetition_penalty" not in asked and "no_repeat_ngram_size" in asked:
+        asked = {**asked, "repetition_penalty": 0.5}  # so that there is something to ban
+    rows = [*REPEATS, *some_rows(3, 3)]
+    ends = set(random.Random(1).sample(range(4, 512), 60))
+    asked = {"max_new_tokens": 12, "num_beams": beams, **asked}
+    idle = {name: 0 for name in ("no_repeat_ngram_size", "min_new_tokens") if name in asked}
+    expected = theirs(model, rows, ends, **asked)
+    assert ours(model, rows, Decoding(**asked), ends, PAD) == expected
+    assert ours(model, rows, Decoding(**{**asked, **idle}), ends, PAD) != expected
+    assert min(map(len, expected)) >= asked.get("min_new_tokens", 0)
+
+
+def test_an_n_gram_of_one_token_counts_the_prompt_and_no_padding(qwen):
+    model, _ = qwen
+    rows = [[5, 6, 7], [9]]
+    together = ours(model, rows, Decoding(30, no_repeat_ngram_size=1), set(), PAD)
+    for row, new in zip(rows, together, strict=True):
+        assert [new] == theirs(model, [row], {511}, max_new_tokens=30, no_repeat_ngram_size=1)
+        assert len({*row, *new}) == len(row) + 30
+    free = processed(
+        torch.randn(1, 512), torch.tensor([[NO_TOKEN, NO_TOKEN, 9]]), Decoding(no_repeat_ngram_size=1)
+    )
+    assert free.isneginf().nonzero().tolist() == [[0, 9]]
+
+
+def test_a_row_without_a_token_left_is_refused_and_not_continued_by_chance(qwen):
+    model, _ = qwen
+    rows = [[i for i in range(512) if i != 50]]
+    for asked in ({}, {"do_sample": True}):
+        decoding = Decoding(3, no_repeat_ngram_size=1, min_new_tokens=3, **asked)
+        with pytest.raises(UserError, match="--no_repeat_ngram_size 1"):
+            ours(model, rows, decoding, {50}, PAD)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"min_p": 0.1},
+        {"min_p": 0.02, "top_k": 9, "top_p": 0.8, "temperature": 1.9},
+        {"min_p": 0.3, "temperature": 0.4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.4},
+        {"min_p": 1.0, "top_k": 0, "min_new_tokens": 9, "no_repeat_ngram_size": 3, "repetition_penalty": 0.6},
+        {"min_p": 0.05, "top_p": 0.5, "min_new_tokens": 9, "no_repeat_ngram_size": 1},
+    ],
+)
+def test_what_may_be_drawn_is_what_generate_leaves_in_its_own_order(qwen, asked):
+    model, _ = qwen
+    torch.manual_seed(1)
+    logits, previous = torch.randn(8, 512) * 4, torch.randint(4, 40, (8, 30))
+    ends = [*range(0, 512, 3)]
+    config = GenerationConfig(do_sample=True, eos_token_id=ends, **{"top_k": 50, **asked})
+    config._eos_token_tensor = torch.tensor(ends)
+    chain = model._get_logits_processor(config, input_ids_seq_length=25, model_kwargs={})
+    banned = ends if asked.get("min_new_tokens") else ()  # five of nine have been written
+    decoding = Decoding(do_sample=True, **asked)
+    left = filtered(processed(logits, previous, decoding, banned), decoding)
+    assert torch.equal(left, chain(previous, logits))
+    assert not torch.equal(left.isneginf(), filtered(logits, Decoding(do_sample=True)).isneginf())
+
+
+def test_sampling_where_one_token_is_left_is_what_generate_draws(world):
+    model, _ = world
+    asked = {
+        "do_sample": True,
+        "min_p": 1.0,
+        "min_new_tokens": 8,
+        "no_repeat_ngram_size": 2,
+        "max_new_tokens": 10,
+    }
+    rows, ends = [*REPEATS, *some_rows(4)], set(range(60, 120))
+    assert ours(model, rows, Decoding(**asked), ends, PAD) == theirs(model, rows, ends, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "--min_new_tokens 9 大於 --max_new_tokens 8"),
+        ({"min_p": 1.5}, "--min_p 1.5"),
+        ({"no_repeat_ngram_size": -1}, "--no_repeat_ngram_size -1"),
+        ({"stop": ["。", ""]}, "--stop"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused_by_name(asked, says):
+    with pytest.raises(UserError, match=says):
+        Decoding(**asked)
+    assert Decoding(stop="。\n").stop == ("。\n",) == Decoding(stop=["。\n"]).stop
+
+
+# ---- stop strings and why a reply ended --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beams", [1, 2, 4])
+def test_a_stop_string_ends_a_reply_where_it_ends_one_of_generate(world, beams):
+    model, tokenizer = world
+    rows, ends = some_rows(11, 6), set(random.Random(2).sample(range(4, 512), 20))
+    asked = {"max_new_tokens": 14, "num_beams": beams}
+    free = Generator(model, tokenizer, Decoding(**asked), (), ends).generate(rows)
+    words = ["".join(char for char in text if "一" <= char < "\ufffd") for text in free]
+    stops = [*filter(None, [words[0][1:2], words[1][2:4], words[2][:1], words[3][-2:]])]
+    generator = Generator(model, tokenizer, Decoding(stop=stops, **asked), (), ends)
+    found = theirs(model, rows, ends, stop_strings=stops, tokenizer=tokenizer, **asked)
+    expected = [cut_at_stops(decode(tokenizer, row), stops) for row in found]
+    replies = generator.generate(rows)
+    assert replies == expected != free
+    assert [cut_at_stops(text, stops) for text in free] == expected or beams > 1
+    kinds = [
+        (row[-1] in ends or decode(tokenizer, row) != text) for row, text in zip(found, expected, strict=True)
+    ]
+    assert [not reply.truncated for reply in replies] == kinds
+
+
+@pytest.mark.parametrize("text", ["天AB地", "天ABC地", "天\nABC", "ABC", "天地玄AB\n\nC", "天AAB"])
+def test_nothing_of_a_stop_string_is_shown_however_the_tokens_cut_it(qwen, text):
+    model, tokenizer = qwen
+    script = [*tokenizer(text)["input_ids"], *[tokenizer("黃")["input_ids"][0]] * 9]
+    for stops in (["AB"], ["B地", "BC"], ["\n"], ["\n\n", "C"], ["地玄"], ["天"], ["AAB", "AB"]):
+        decoding = Decoding(len(script), stop=stops)
+        with watched(model, script):
+            stream = Generator(model, tokenizer, decoding, ()).stream([40])
+            pieces = list(stream)
+        with watched(model, script):
+            (reply,) = Generator(model, tokenizer, decoding, ()).generate([[40]])
+        met = any(stop in text for stop in stops)
+        assert "".join(pieces) == reply == cut_at_stops(decode(tokenizer, script), stops)
+        assert stream.truncated == reply.truncated == (not met)
+
+
+def test_a_stop_string_is_met_in_the_middle_of_a_token():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"op": 0, "st": 1, "opera": 2, "las": 3, "?": 4}, unk_token="?"))
+    words.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    for ids, expected in (
+        ([3, 1, 2, 3], "las"),
+        ([1, 0], ""),
+        ([1, 3, 1], "stlasst"),
+        ([3, 1, 1, 2], "lasst"),
+    ):
+        writer = Writer(tokenizer, ["stop"])
+        pieces = [*map(writer.write, ids), writer.finish()]
+        assert "".join(pieces) == expected and writer.over == ("stop" in tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_reply_tells_whether_it_was_cut_short(tmp_path, beams):
+    model, tokenizer = load(make_causal_dir(tmp_path / "m", max_position_embeddings=24))
+    rows = some_rows(12, 12, longest=20)
+    ends, asked = set(random.Random(3).sample(range(4, 512), 40)), {"num_beams": beams}
+    ids = ours(model, rows, Decoding(9, **asked), ends, PAD)
+    replies = Generator(model, tokenizer, Decoding(9, **asked), (), ends).generate(rows)
+    assert [reply.truncated for reply in replies] == [row[-1] not in ends for row in ids]
+    kinds = {(reply.truncated, len(row) < 9) for reply, row in zip(replies, ids, strict=True)}
+    assert {(True, False), (True, True), (False, True)} <= kinds  # by the limit, by the room, by an end token
+    for row, reply in zip(rows, replies, strict=True):
+        stream = Generator(model, tokenizer, Decoding(9, **asked), (), ends).stream(row)
+        assert ("".join(stream), stream.truncated) == (reply, reply.truncated)
+
+
+def test_a_reply_goes_to_other_processes_as_it_is():
+    import pickle
+
+    reply = pickle.loads(pickle.dumps(Reply("天", True)))
+    assert (reply, reply.truncated) == ("天", True) and not Reply("天").truncated
+
+
 # ---- texts -------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +457,8 @@ def test_texts_are_the_decoded_tokens_in_the_order_of_the_prompts(world, asked):
     stops = [text[len(text) // 2 :][:2] for text in whole[:2]]
     cut = [cut_at_stops(text, stops) for text in whole]
     assert cut[0] != whole[0]
-    assert generate(model, tokenizer, prompts, Decoding(30, **asked), stops=stops) == cut
+    if not asked:  # a stop string finishes a beam, and another one may be the best then
+        assert generate(model, tokenizer, prompts, Decoding(30), stops=stops) == cut
 
 
 def test_a_batch_is_bounded_by_its_tokens(qwen):
@@ -322,7 +509,11 @@ def test_a_stream_is_what_generate_returns(world, asked):
             generator = Generator(model, tokenizer, Decoding(30, **asked), stops)
             pieces = list(generator.stream(ids))
             (text,) = generator.generate([prompt])
-            assert "".join(pieces) == text == cut_at_stops(whole, stops)
+            assert "".join(pieces) == text == cut_at_stops(text, stops)
+            if (
+                "num_beams" not in asked
+            ):  # a stop string finishes a beam, and another one may be the best then
+                assert text == cut_at_stops(whole, stops)
             assert all(pieces) and ("num_beams" not in asked or len(pieces) <= 1)
 
 
@@ -370,6 +561,7 @@ def test_the_first_stop_string_cuts_even_if_another_is_complete_before_it(qwen):
         writer = Writer(tokenizer, ("ABCD", "C"))
         pieces = [writer.write(token) for char in text for token in tokenizer(char)["input_ids"]]
         assert "".join([*pieces, writer.finish()]) == expected == cut_at_stops(text, ("ABCD", "C"))
+        assert writer.over
 
 
 def test_an_answer_ends_with_any_eos_and_with_the_end_of_turn_of_the_template(qwen_dir, llama_dir):

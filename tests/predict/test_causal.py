@@ -4,6 +4,7 @@ import builtins
 import csv
 import json
 import random
+import shlex
 import shutil
 import sys
 from itertools import permutations
@@ -15,10 +16,12 @@ from conftest import make_causal_dir, make_exam_dir, random_text, write_csv
 import inference
 from finetune.data.instructions import parse_instruction
 from finetune.data.question import LETTERS, Question
+from finetune.data.tables import read_table
 from finetune.models.generation import Decoding
 from finetune.models.lora import Lora, attach, save_adapter
 from finetune.models.run_card import RunCard
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
+from finetune.models.streaming import Reply, ReplyStream
 from finetune.predict.batch_file import Journal
 from finetune.predict.causal import CausalLMPredictor, chosen_letter
 from finetune.runtime.console import plain
@@ -26,6 +29,7 @@ from finetune.runtime.errors import UserError
 
 PASSAGES = ("ID", "文章", "問題", "選項1", "選項2", "選項3", "選項4")
 SHORT = ("--max_new_tokens", "8")
+CUT_SHORT = "（到了 tokens 3 的上限，沒寫完；要更長就輸入 tokens 6）"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,11 @@ def passages(path, count=5):
         for number, question in enumerate(questions_of(count), 1)
     ]
     return write_csv(path, rows, header=PASSAGES)
+
+
+def first_han(text: str) -> str:
+    """The first Chinese character of a text, after others."""
+    return next(char for char in text[1:] if "一" <= char < "\ufffd" and char != text[0])
 
 
 def scripted(monkeypatch, *replies: str) -> None:
@@ -346,7 +355,8 @@ def test_every_row_is_replied_to_like_a_single_prompt(run, qwen, tmp_path):
         assert (row["prompt"], row["response"], row["error"]) == (prompt, alone, None)
     assert [row["id"] for row in found] == ["甲", None, None, None, None]
     code, out, _ = run("--prompt", prompts[0], "--json", *SHORT)
-    assert code == 0 and json.loads(out) == {"prompt": prompts[0], "response": found[0]["response"]}
+    same = {name: found[0][name] for name in ("response", "truncated")}
+    assert code == 0 and json.loads(out) == {"prompt": prompts[0], **same}
 
 
 def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(run, qwen, tmp_path):
@@ -363,6 +373,88 @@ def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(run, qwen, tm
     new = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     wanted = tokenizer.decode(new, skip_special_tokens=True).strip()
     assert read_lines(tmp_path / "a.jsonl")[0]["response"] == wanted
+
+
+def test_a_system_prompt_stands_before_a_prompt_and_before_rows_without_one_of_their_own(run, qwen, tmp_path):
+    system = {"role": "system", "content": "你是雲"}
+    asked = [{"messages": [system, {"role": "user", "content": text}]} for text in ("天地", "玄黃")]
+    own = {"messages": [{"role": "system", "content": "你是雨"}, {"role": "user", "content": "玄黃"}]}
+    write_lines(tmp_path / "with.jsonl", [*asked, own])
+    write_lines(tmp_path / "p.jsonl", [{"prompt": "天地"}, {"instruction": "玄黃"}, own])
+    run("--input", "with.jsonl", "--output", "a.jsonl", *SHORT)
+    given = "--system_prompt", "你是雲"
+    assert run("--input", "p.jsonl", "--output", "b.jsonl", *SHORT, *given)[0] == 0
+    expected = read_lines(tmp_path / "a.jsonl")
+    assert read_lines(tmp_path / "b.jsonl") == expected
+    assert expected[0]["prompt"] == "天地"
+    out = run("--prompt", "天地", "--json", *SHORT, *given)[1]
+    reply = inference.generate_text(*qwen[:2], ["天地"], "cpu", system_prompt="你是雲", max_new_tokens=8)[0]
+    assert json.loads(out)["response"] == expected[0]["response"] == reply
+    assert reply != inference.generate_text(*qwen[:2], ["天地"], "cpu", max_new_tokens=8)[0]
+
+
+def test_a_system_prompt_belongs_to_the_run_that_goes_on(run, tmp_path, monkeypatch):
+    write_lines(tmp_path / "p.jsonl", [{"prompt": "天"}, {"prompt": "地"}])
+    given, add = ("--input", "p.jsonl", "--output", "a.jsonl", "--batch_size", "1", *SHORT), Journal.add
+
+    def one_round(journal, records):
+        add(journal, records)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", one_round)
+    assert run(*given, "--system_prompt", "你是雲")[0] == 130
+    monkeypatch.setattr(Journal, "add", add)
+    code, _, err = run(*given, "--system_prompt", "你是雨")
+    assert code == 2 and "system_prompt 不同" in err
+    assert run(*given)[0] == 2
+    assert run(*given, "--system_prompt", "你是雲")[0] == 0
+
+
+def test_a_system_prompt_without_a_place_is_refused_or_merged_and_said(
+    run, qwen_dir, llama_dir, model_dir, tmp_path
+):
+    write_lines(tmp_path / "p.jsonl", [{"prompt": "天"}])
+    for job in (("--prompt", "天"), ("--input", "p.jsonl", "--output", "a.jsonl"), ()):
+        code, _, err = run(*job, "--system_prompt", "你是雲", model=llama_dir)
+        assert code == 2 and "--system_prompt '你是雲'：這個模型沒有對話樣板" in err
+    code, _, err = run("--prompt", "天[MASK]", "--system_prompt", "你是雲", model=model_dir)
+    assert code == 2 and "--system_prompt 用於因果模型" in err
+    code, _, err = run("--prompt", "天", "--system_prompt", " ")
+    assert code == 2 and "--system_prompt 是空的" in err
+    question = "--question", "天？", "--options", "A:地 B:玄"
+    code, _, err = run(*question, "--system_prompt", "你是雲")
+    assert code == 0 and "⚠️ --system_prompt 沒有作用" in err
+    folder = shutil.copytree(qwen_dir, tmp_path / "narrow")
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    code, out, err = run("--prompt", "天", "--system_prompt", "你是雲", "--json", *SHORT, model=folder)
+    assert code == 0 and "沒有 system 的位置：併入下一句使用者的話" in err
+    merged = run("--prompt", "你是雲\n\n天", "--json", *SHORT, model=folder)[1]
+    assert json.loads(out)["response"] == json.loads(merged)["response"]
+
+
+def test_replies_of_a_file_tell_which_were_cut_short(run, tmp_path):
+    prompts = ["天地玄黃", "宇宙", "寒來"]
+    write_lines(tmp_path / "p.jsonl", [*({"prompt": prompt} for prompt in prompts), {"prompt": " "}])
+    run("--input", "p.jsonl", "--output", "free.jsonl", *SHORT)
+    stop = first_han(read_lines(tmp_path / "free.jsonl")[0]["response"])
+    given = "--input", "p.jsonl", *SHORT, "--stop", stop
+    code, out, _ = run(*given, "--output", "a.jsonl", "--json")
+    found = read_lines(tmp_path / "a.jsonl")
+    cut_short = [stop not in row["response"] for row in read_lines(tmp_path / "free.jsonl")[:3]]
+    assert [row["truncated"] for row in found] == [*cut_short, None] and cut_short[0] is False
+    assert not any(stop in row["response"] for row in found[:3])
+    assert code == 0 and json.loads(out)["truncated"] == sum(cut_short) > 0
+    out = run(*given, "--output", "a.csv")[1]
+    with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as stream:
+        words = [row["truncated"] for row in csv.DictReader(stream)]
+    assert words == [*("true" if cut else "false" for cut in cut_short), ""]
+    assert f"{sum(cut_short)} 列的回答沒寫完（truncated）：到了 --max_new_tokens 8" in out
+    assert run(*given, "--output", "a.parquet")[0] == 0
+    assert [row["truncated"] for _, row in read_table(tmp_path / "a.parquet")] == [*cut_short, None]
 
 
 def test_rows_that_cannot_be_replied_to_have_their_reasons(run, tmp_path):
@@ -454,6 +546,7 @@ def test_flags_of_writing_are_refused_by_a_model_that_fills_blanks(run, model_di
         (("--prompt", "天", *SHORT, "--temperature", "0.5"), "--temperature"),
         (("--prompt", "天", *SHORT, "--top_p", "0.5", "--seed", "1"), "--top_p、--seed"),
         (("--prompt", "天", *SHORT, "--top_k", "3"), "--top_k"),
+        (("--prompt", "天", *SHORT, "--min_p", "0.1"), "--min_p"),
         (("--prompt", "天", *SHORT, "--length_penalty", "2"), "--length_penalty"),
         (
             ("--question", "天？", "--options", "A:地 B:玄", "--do_sample", *SHORT),
@@ -464,6 +557,22 @@ def test_flags_of_writing_are_refused_by_a_model_that_fills_blanks(run, model_di
 def test_flags_without_effect_are_said(run, flags, idle):
     code, _, err = run(*flags)
     assert code == 0 and f"⚠️ {idle} 沒有作用" in err and err.count("⚠️") == 1
+
+
+def test_one_reply_that_was_cut_short_says_so_apart_from_its_text(run):
+    code, out, err = run("--prompt", "天地玄黃", *SHORT)
+    whole = out.split("回答: ")[1]
+    stop = first_han(whole)
+    assert code == 0 and err == "（到了 --max_new_tokens 8 的上限，沒寫完；要更長就加大它）\n"
+    assert json.loads(run("--prompt", "天地玄黃", *SHORT, "--json")[1])["truncated"] is True
+    code, out, err = run("--prompt", "天地玄黃", *SHORT, "--stop", stop, "\\n")
+    assert code == 0 and out.split("回答: ")[1] == whole[: whole.index(stop)] + "\n" and not err
+    assert json.loads(run("--prompt", "天地玄黃", "--stop", stop, "--json")[1])["truncated"] is False
+
+
+def test_a_reply_that_must_be_longer_than_it_may_be_is_refused_before_a_model_is_loaded(run, tmp_path):
+    code, _, err = run("--prompt", "天", *SHORT, "--min_new_tokens", "9", model=tmp_path / "none")
+    assert code == 2 and "--min_new_tokens 9 大於 --max_new_tokens 8" in err and "none" not in err
 
 
 def test_flags_of_writing_without_effect_on_a_file_of_questions_are_said(run, tmp_path):
@@ -537,12 +646,14 @@ def run_repl(monkeypatch, capsys, tmp_path):
     """Types the entries given; returns what the terminal said."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
-    def go(loaded, *entries: str, **decoding) -> str:
+    def go(loaded, *entries: str, system_prompt=None, **decoding) -> str:
         waiting = iter([*entries, "q"])
         monkeypatch.setattr(builtins, "input", lambda prompt="": print(prompt) or next(waiting))
-        inference.interactive_mode(*loaded, decoding=Decoding(**{"max_new_tokens": 8, **decoding}))
+        decoding = Decoding(**{"max_new_tokens": 8, **decoding})
+        inference.interactive_mode(*loaded, decoding=decoding, system_prompt=system_prompt)
         assert next(waiting, None) is None, "it ended before the last entry"
-        return capsys.readouterr().out
+        out, go.err = capsys.readouterr()
+        return out
 
     return go
 
@@ -563,14 +674,16 @@ def test_the_terminal_streams_what_a_single_prompt_is_answered(loaded, run_repl)
 def test_the_stream_of_a_chat_is_the_reply_without_the_white_space_around_it(qwen, monkeypatch, pieces):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter(pieces))
+    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: ReplyStream(pieces))
     assert "".join(CausalLMPredictor(*qwen).stream([1], None)) == "".join(pieces).strip()
 
 
 def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_own(qwen, llama, monkeypatch):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal.Generator, "generate", lambda *_, **more: ["\n 天 地 \n"])
+    monkeypatch.setattr(
+        finetune.predict.causal.Generator, "generate", lambda *_, **more: [Reply("\n 天 地 \n")]
+    )
     assert CausalLMPredictor(*qwen).generate([[1]], None) == ["天 地"]
     assert CausalLMPredictor(*llama).generate([[1]], None) == ["\n 天 地 \n"]
 
@@ -578,7 +691,7 @@ def test_a_reply_has_no_white_space_around_it_and_a_text_that_goes_on_keeps_its_
 def test_a_model_without_a_template_shows_the_white_space_it_goes_on_with(run, llama_dir, monkeypatch):
     import finetune.predict.causal
 
-    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: iter([" 天", "地"]))
+    monkeypatch.setattr(finetune.predict.causal.Generator, "stream", lambda *_: ReplyStream([" 天", "地"]))
     assert run("--prompt", "玄", model=llama_dir)[1] == "開頭: 玄\n\n續寫:  天地\n"
 
 
@@ -638,6 +751,44 @@ def test_a_wrong_question_never_ends_it(qwen, run_repl, entries, says):
     assert says in out and len(replies_in(out)) == 1
 
 
+def test_a_reply_that_was_cut_short_names_the_command_that_makes_it_longer(qwen, run_repl):
+    run_repl(qwen, "天", max_new_tokens=2)
+    assert run_repl.err == "（到了 tokens 2 的上限，沒寫完；要更長就輸入 tokens 4）\n"
+    whole = inference.generate_text(*qwen[:2], ["天"], "cpu", max_new_tokens=8)[0]
+    stop = first_han(whole)
+    out = run_repl(qwen, "天", "help", stop=[stop, "\n"], min_p=0.5)
+    assert whole.truncated and replies_in(out)[0] == whole[: whole.index(stop)] and not run_repl.err
+    assert f"（--min_p 0.5、--stop {shlex.quote(stop)} '\\n'：開始時給的" in out
+    note = CausalLMPredictor(*qwen).truncation_note([1], Decoding(512), "tokens", "")
+    assert "沒寫完：提示與回答共 512 個 token" in note and "tokens" not in note
+
+
+def test_the_system_prompt_is_kept_over_reset_until_it_is_changed(qwen, run_repl, monkeypatch):
+    asked, encode = [], CausalLMPredictor.encode
+    monkeypatch.setattr(
+        CausalLMPredictor, "encode", lambda self, said: asked.append(said) or encode(self, said)
+    )
+    entries = ["天", "reset", "地", "system", "system 你是{雨}", "help", "玄", "system off", "黃", "/system"]
+    out = run_repl(qwen, *entries, system_prompt="你是雲")
+    said = [messages for messages in asked if messages[-1]["content"] != "x"]  # x: tried when it is set
+    begun = [[message["content"] for message in messages if message["role"] == "system"] for messages in said]
+    assert begun == [["你是雲"], ["你是雲"], ["你是{雨}"], []] and [*map(len, said)] == [2, 2, 4, 5]
+    assert "系統提示：你是雲\n" in out and "（現在 '你是{雨}'）" in out and "不用系統提示" in out
+    assert "系統提示：沒有" in out and out.count("⚠️") == 0
+
+
+def test_a_text_to_go_on_from_may_begin_with_system_but_there_is_no_system_prompt(llama, run_repl):
+    out = run_repl(llama, "System design is", "/system 你是雲", "system")
+    assert len(replies_in(out)) == 1 and out.count("沒有對話樣板") == 2 and "system TEXT" not in out
+    with pytest.raises(UserError, match="沒有對話樣板"):
+        run_repl(llama, system_prompt="你是雲")
+
+
+def test_a_system_prompt_that_leaves_no_room_is_refused_and_the_last_one_stays(qwen, run_repl):
+    out = run_repl(qwen, f"system {'天' * 600}", "system", system_prompt="你是雲")
+    assert out.count("⚠️") == 1 and "太長" in out and "系統提示：你是雲" in out
+
+
 def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_said(
     qwen, run_repl, monkeypatch
 ):
@@ -650,7 +801,9 @@ def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_s
 
 def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, run_repl, monkeypatch):
     used = []
-    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, how: used.append(how) or iter(["天"]))
+    monkeypatch.setattr(
+        CausalLMPredictor, "stream", lambda self, ids, how: used.append(how) or ReplyStream(["天"])
+    )
     run_repl(qwen, "tokens 3", "sample on", "temperature 0.5", "地", "sample off", "地", num_beams=2)
     assert [(how.max_new_tokens, how.samples, how.temperature) for how in used] == [
         (3, True, 0.5),
@@ -680,13 +833,16 @@ def test_a_reply_that_is_stopped_is_kept_as_far_as_it_went(qwen, run_repl, monke
     monkeypatch.setattr(
         CausalLMPredictor, "encode", lambda self, said: asked.append(said) or encode(self, said)
     )
-    monkeypatch.setattr(CausalLMPredictor, "stream", stopped)
+    monkeypatch.setattr(
+        CausalLMPredictor, "stream", lambda *words: ReplyStream(stopped(*words), lambda: True)
+    )
     out = run_repl(qwen, "玄", "黃")
     assert out.count("天地…（已中止）") == 2 and asked[1][1]["content"] == "天地"
+    assert not run_repl.err
 
 
 def test_a_model_that_says_nothing_is_said_to(qwen, run_repl, monkeypatch):
-    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: iter(()))
+    monkeypatch.setattr(CausalLMPredictor, "stream", lambda self, ids, decoding: ReplyStream(()))
     assert replies_in(run_repl(qwen, "天")) == ["（模型沒有輸出）"]
 
 
@@ -710,7 +866,7 @@ def test_the_end_of_input_says_goodbye(run, monkeypatch, tmp_path, llama_dir):
     for model in ({}, {"model": llama_dir}):
         monkeypatch.setattr(sys, "stdin", StringIO("天\n"))
         code, out, err = run("--max_new_tokens", "3", **model)
-        assert code == 0 and out.rstrip().endswith("👋 再見！") and not err
+        assert code == 0 and out.rstrip().endswith("👋 再見！") and err.splitlines() == [CUT_SHORT]
         assert ("續寫" if model else "對話") in out
 
 

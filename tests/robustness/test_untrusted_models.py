@@ -29,6 +29,7 @@ from loopback_hub import LoopbackHub
 import fine_tuning_llm
 import inference
 from finetune.models.run_card import RunCard
+from finetune.models.streaming import Reply, ReplyStream
 from finetune.prompts.exam import Template
 from finetune.runtime import console, untrusted
 from finetune.runtime.errors import RunError, UserError
@@ -702,8 +703,10 @@ def test_what_a_causal_model_says_reaches_the_terminal_as_text_with_its_own_line
 ):
     monkeypatch.chdir(tmp_path)
     pieces = ["甲\x1b", "]0;owned\x07", "\n\t乙", OBEYED, "丙"]
-    monkeypatch.setattr("finetune.predict.causal.Generator.stream", lambda *_: iter(pieces))
-    monkeypatch.setattr("finetune.predict.causal.Generator.generate", lambda *_, **__: ["".join(pieces)])
+    monkeypatch.setattr("finetune.predict.causal.Generator.stream", lambda *_: ReplyStream(pieces))
+    monkeypatch.setattr(
+        "finetune.predict.causal.Generator.generate", lambda *_, **__: [Reply("".join(pieces))]
+    )
     typed = iter(["你好", f"temperature {OBEYED}", "q"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     words = ["--model_path", str(qwen_dir), "--cpu"]
