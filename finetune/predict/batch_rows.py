@@ -58,7 +58,7 @@ class McqRows(RowHandler[Predictor, Question]):
     def __init__(self, flags: InferenceArgs, predictor: Predictor):
         super().__init__(flags, predictor)
         self.method = predictor.method(flags.scoring)
-        if predictor.is_causal:
+        if predictor.is_causal and self.method != GENERATE:
             warn_of_unused_generation_flags(flags)
         self.columns = dict(QUESTION_COLUMNS)
         self.reading, self.first_number = self._survey_file()

@@ -395,8 +395,9 @@ def test_a_system_prompt_without_a_place_is_refused_or_merged_and_said(
     code, _, err = run("--prompt", "天", "--system_prompt", " ")
     assert code == 2 and "--system_prompt 是空的" in err
     question = "--question", "天？", "--options", "A:地 B:玄"
-    code, _, err = run(*question, "--system_prompt", "你是雲")
-    assert code == 0 and "⚠️ --system_prompt 沒有作用" in err
+    plain = run(*question)[1]
+    code, out, err = run(*question, "--system_prompt", "你是雲")
+    assert code == 0 and out != plain and "沒有作用" not in err
     folder = shutil.copytree(qwen_dir, tmp_path / "narrow")
     (folder / "chat_template.jinja").write_text(
         "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
