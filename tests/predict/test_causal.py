@@ -7,7 +7,6 @@ import random
 import shlex
 import shutil
 import sys
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -104,7 +103,9 @@ def scripted(monkeypatch, *replies: str) -> None:
     def reply(self, prompts, decoding, on_done=None):
         if on_done:
             on_done(len(prompts))
-        return [next(said) for _ in prompts]
+        return [
+            text if isinstance(text, Reply) else Reply(text) for _, text in zip(prompts, said, strict=False)
+        ]
 
     monkeypatch.setattr(CausalLMPredictor, "generate", reply)
 
@@ -191,17 +192,11 @@ def test_a_reply_that_cannot_be_read_counts_as_wrong_in_an_exam_and_is_reported(
     assert figures["outcomes"]["bounds"] == [0.5, 1.0] and figures["skipped"] == 0
 
 
-class Cut(str):
-    """A reply that ended at its limit."""
-
-    truncated = True
-
-
 def test_a_reply_cut_at_its_limit_and_one_that_declines_are_told_apart_with_the_way_out(
     run, tmp_path, monkeypatch
 ):
     asked = ("--question", "天？", "--options", "A:地 B:玄", "--scoring", "generate")
-    scripted(monkeypatch, Cut("首先，答案是"), "抱歉，我無法回答")
+    scripted(monkeypatch, Reply("首先，答案是", truncated=True), "抱歉，我無法回答")
     code, _, err = run(*asked)
     assert code == 2 and "截斷" in err and "--max_new_tokens" in err
     code, _, err = run(*asked)
@@ -215,13 +210,8 @@ def test_a_reply_cut_at_its_limit_and_one_that_declines_are_told_apart_with_the_
 def test_a_thought_that_the_template_opened_and_the_reply_never_closed_is_no_answer(qwen, monkeypatch):
     predictor, question = CausalLMPredictor(*qwen), questions_of(1)[0]
     opened = predictor.tokenizer("<think>\n", add_special_tokens=False)["input_ids"]
-    whole = predictor.prompts.mcq_prompt
-    monkeypatch.setattr(
-        predictor.prompts,
-        "mcq_prompt",
-        lambda *a, **k: replace(found := whole(*a, **k), ids=[*found.ids, *opened]),
-    )
-    monkeypatch.setattr(predictor.prompts, "letter_prefix_length", lambda count: 0)
+    whole = predictor.prompts.reply_prompt
+    monkeypatch.setattr(predictor.prompts, "reply_prompt", lambda *given: ([*whole(*given)[0], *opened], 0))
     scripted(monkeypatch, "B", "想 A</think>B")
     assert predictor.score([question], "generate", "1").outcomes == {0: "unreadable"}
     assert predictor.score([question], "generate", "1") == [[-1.0, 0.0, -1.0, -1.0]]
@@ -244,7 +234,7 @@ def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tm
 def test_scoring_by_generation_prompts_the_model_where_its_reply_begins(qwen, monkeypatch):
     question, asked = questions_of(1)[0], []
     monkeypatch.setattr(
-        CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
+        CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or [Reply("C")]
     )
     predictor = CausalLMPredictor(*qwen)
     scores = predictor.score([question], "generate", "1")
