@@ -21,26 +21,31 @@ Replies = Callable[[Sequence[Any], Progress | None], Sequence[Reply | PromptErro
 Read = Callable[[Reply, Question, Any], ReadReply]  # (reply, question, its prompt)
 
 
-def answer_all(asked: Sequence[object], ask: Ask, answers: AnswerJournal | None, done: Progress) -> list[Any]:
+def answer_all(
+    asked: Sequence[object], ask: Ask, answers: AnswerJournal | None, known: Callable[[list[int]], object]
+) -> list[Any]:
     """Return the answer to each thing that is asked; what an interrupted run has answered is not asked again.
 
     Args:
         asked: all that decides an answer, as JSON.
         ask: asks for the answers that are missing.
         answers: keeps the answers; None keeps nothing.
-        done: called with the number of answers that were known before.
+        known: called with the numbers of what was answered before.
+
+    Returns:
+        the answers in order; None where `ask` gave none.
     """
     if answers is None:
         collected: dict[int, Any] = {}
         for batch in ask(list(range(len(asked)))):
             collected |= batch
-        return [collected[number] for number in range(len(asked))]
+        return [collected.get(number) for number in range(len(asked))]
     keys = [answers.key(one) for one in asked]
     missing = [number for number, key in enumerate(keys) if key not in answers]
-    done(len(keys) - len(missing))
+    known([number for number, key in enumerate(keys) if key in answers])
     for batch in ask(missing) if missing else ():
         answers.add({keys[number]: answer for number, answer in batch.items()})
-    return [answers[key] for key in keys]
+    return [answers.get(key) for key in keys]
 
 
 def score_replies(

@@ -67,7 +67,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
         predictor.prompts.examples = examples
     if examples:
         _say_short(examples, asking.num_fewshot, {row.subject for row in rows})
-        if asking.protocol.too_long == CUT_STEM:
+        if asking.protocol.too_long == CUT_STEM and predictor.prompts is not None:  # a server counts itself
             _check_room(predictor, rows, asking.num_fewshot, predictor.method(flags.scoring))
     return asking
 

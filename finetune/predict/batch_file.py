@@ -34,7 +34,7 @@ from finetune.predict.batch_rows import (
 from finetune.predict.classification_rows import ClassificationRows
 from finetune.predict.classifier import ClassifierPredictor
 from finetune.predict.generative import GenerativePredictor
-from finetune.predict.predictor import MaskedLMPredictor, Predictor
+from finetune.predict.predictor import SERVER, MaskedLMPredictor, Predictor
 from finetune.predict.row_handler import Block, RowHandler
 from finetune.runtime.console import as_json, log, print_optional
 from finetune.runtime.errors import RunError, Stopped, UserError, listed, reason
@@ -62,7 +62,8 @@ def answer_file(flags: InferenceArgs, predictor: Predictor, world: Distributed) 
     handler = _row_handler(source, flags, predictor)
     total = sum(1 for _ in read_table(source))
     journal = Journal(part, handler.identity(source) if world.is_main else {}, "--output")
-    run = BatchRun(source, output, handler, journal, state, flags.batch_size or ROUND)
+    size = flags.batch_size or (max(ROUND, 4 * flags.concurrency) if predictor.device == SERVER else ROUND)
+    run = BatchRun(source, output, handler, journal, state, size)
     done = world.on_main(run.open)
     if done:
         log(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")

@@ -200,7 +200,7 @@ class GenerationRows(RowHandler[GenerativePredictor, Encoded]):
         decoding: Decoding = required(self.flags.decoding)
         if decoding.samples and decoding.seed is not None and pending:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + pending[0][0]["row"])
-        for record, reply in self.each(pending, lambda ids: self.predictor.generate(ids, decoding)):
+        for record, reply in self.each(pending, lambda ids: self.predictor.generate_rows(ids, decoding)):
             record["response"], record["truncated"] = storable_text(reply), reply.truncated
 
     def count(self, record: Record) -> None:

@@ -15,7 +15,7 @@ from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.kv_cache import decode_mode
 from finetune.models.run_card import RunCard
-from finetune.models.streaming import STOPS, Reply, ReplyStream
+from finetune.models.streaming import STOPS, Reply, ReplyStream, stripped
 from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, GenerativePredictor
 from finetune.predict.predictor import LocalPredictor
 from finetune.prompts.causal_exam import CausalExamPrompts
@@ -157,7 +157,7 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         asked: Sequence[object] = prompts
         if self.answers:  # what decides a reply
             asked = [[self.answers_digest, str(self.decoding), ids] for ids in prompts]
-        answers = answer_all(asked, ask, self.answers, progress or (lambda count: None))
+        answers = answer_all(asked, ask, self.answers, lambda known: progress and progress(len(known)))
         return [Reply(*answer) for answer in answers]
 
     @cached_property
@@ -229,18 +229,7 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
 
     def _without_template(self, pieces: Iterable[str]) -> Iterator[str]:
         """Remove what the chat template writes around a reply."""
-        return _stripped(self.chat.cleaned(pieces))
+        return stripped(self.chat.cleaned(pieces))
 
     def warn(self, *texts: str) -> None:
         """Log nothing: a causal model's tokenizer reads every character."""
-
-
-def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces of a text without the white space around it, which waits until more text follows."""
-    begun, held = False, ""
-    for piece in pieces:
-        held += piece
-        shown = held.rstrip() if begun else held.strip()
-        if shown:
-            yield shown
-            begun, held = True, held[len(held.rstrip()) :]

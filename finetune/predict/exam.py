@@ -17,6 +17,7 @@ from finetune.models.run_card import RunCard
 from finetune.predict.asking import ask_exam
 from finetune.predict.evidence import evidence_of, prompt_texts
 from finetune.predict.exam_output import write_exam_page, write_unscored
+from finetune.predict.kept_answers import keep_answers, stop_keeping
 from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports import report, sections
@@ -71,17 +72,21 @@ def run_exam_command(
         ask_exam(flags, exam, comparison, rows)
         comparison.method(method)
 
+    keep_answers(flags, predictor, comparison, method, world)
+
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
         return run_exam(model.score, questions, method, orders, world, title)
 
     unscored = evaluate(predictor, keyless, "評測（沒有答案的題目）") if len(keyless) else None
     facts = facts_of(predictor, exam, method, orders)
     if not len(rows):
+        stop_keeping(predictor, comparison)
         if world.is_main and unscored:
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
         return
     calibration = calibration_questions(exam, split, rows, predictor)
     results = evaluate_models(evaluate, flags, predictor, comparison, rows, calibration)
+    stop_keeping(predictor, comparison)
     if not world.is_main:
         return
     metrics = evaluator.compute_metrics(

@@ -181,6 +181,10 @@ class GenerativePredictor(Predictor):
             UserError: a prompt that does not fit.
         """
 
+    def generate_rows(self, prompts: Sequence[Encoded], decoding: Decoding) -> Sequence[Reply | UserError]:
+        """Generate a reply to each prompt as `generate`; errors may stand in the place of replies."""
+        return self.generate(prompts, decoding)
+
     @abstractmethod
     def stream(self, prompt: Encoded, decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""

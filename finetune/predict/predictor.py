@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
 UNKNOWN_LENGTH = 1 << 30  # tokens: no limit that is known
+SERVER = "server"  # device of a model that runs elsewhere
 DEFAULT_METHOD = "pll"  # works with any masked language model
 
 
@@ -75,7 +76,7 @@ class Predictor(ABC):
     Attributes:
         kind: see `kind_of_model`.
         name: what reports call the model.
-        device: a torch device or its name; `server` for a model that runs elsewhere.
+        device: a torch device or its name; SERVER for a model that runs elsewhere.
         card: the run card of the training run; None for a model that was not trained here.
         precision: `auto`, `fp32`, `bf16` or `fp16`; "" before it is decided.
         bf16: the forward pass computes in bf16.

@@ -121,8 +121,9 @@ class AnswerJournal:
     def __contains__(self, key: str) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: str) -> Any:
-        return self._answers[key]
+    def get(self, key: str) -> Any:
+        """Return the answer of a key; None where there is none."""
+        return self._answers.get(key)
 
     def add(self, answers: dict[str, Any]) -> None:
         """Keep answers by their keys, and wait until they are on the disk.
