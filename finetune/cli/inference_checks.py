@@ -9,6 +9,7 @@ from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, Inf
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
+from finetune.data.known_exams import default_revision
 from finetune.data.option_syntax import parse_options
 from finetune.prompts.scoring_methods import SHORT
 from finetune.runtime import console
@@ -37,6 +38,8 @@ def parse_args(argv: list[str]) -> InferenceArgs:
     """
     parser = build_parser()
     args = InferenceArgs(**vars(parser.read(argv)), given=frozenset(parser.given))
+    if "revision" not in args.given:
+        args.revision = default_revision(args.exam or args.inspect or "")
     if "orders" not in args.given and SHORT.get(args.scoring, args.scoring).endswith("+prior"):
         args.orders = "1"  # over all rotations a prior cancels by itself
     reset_log_once()

@@ -132,6 +132,8 @@ def _notes(exam: Exam, card: RunCard | None, keyless: int) -> list[str]:
         keyless: number of questions that were answered and have no key.
     """
     notes = [sections.NOT_COMPARABLE] if card and card.pool == "all" else []
+    if exam.test != "test":
+        notes.append(f"這份題庫只有 {exam.test} 這一部分，它就是測驗題")
     if keyless:
         notes.append(f"另有 {keyless} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:
