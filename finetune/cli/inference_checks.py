@@ -12,7 +12,7 @@ from finetune.data.encodings import choose_encoding
 from finetune.data.known_exams import default_revision
 from finetune.data.option_syntax import parse_options
 from finetune.prompts.scoring_methods import SHORT
-from finetune.runtime import console
+from finetune.runtime import console, hub
 from finetune.runtime.errors import Problems, UserError
 from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
 from finetune.runtime.files import LONGEST_NAME, writable
@@ -22,7 +22,7 @@ FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
     GENERATION_FLAGS: ("causal",),
     ("pair", "text_column", "label_column"): ("classifier",),
-    ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
+    ("compare_with", "skip_option_only", "subjects", "revisions"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
     ("orders",): ("masked", "causal"),
     ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
@@ -46,7 +46,15 @@ def parse_args(argv: list[str]) -> InferenceArgs:
     problems = Problems()
     with problems:
         choose_encoding(args.encoding)
-    for check in (_check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_hardware):
+    for check in (
+        _check_job,
+        _check_revisions,
+        _check_prompt,
+        _check_question,
+        _check_files,
+        _check_writing,
+        _check_hardware,
+    ):
         with problems:
             check(args)
     problems.report()
@@ -74,6 +82,25 @@ def _check_job(args: InferenceArgs) -> None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
     if args.report and Path(args.report).is_file():
         raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
+
+
+def _check_revisions(args: InferenceArgs) -> None:
+    if args.revisions is None:
+        return
+    given = f"--revisions {' '.join(args.revisions)}"
+    if args.exam is None:
+        raise UserError("--revisions 要與 --exam 一起給")
+    if len(args.revisions) != 2:
+        raise UserError(f"{given}：要兩個版本（得到 {len(args.revisions)} 個），例如 --revisions v1.0 v1.1")
+    if args.revisions[0] == args.revisions[1]:
+        raise UserError(f"{given}：同一個版本給了兩次；要兩個不同的版本，例如 --revisions v1.0 v1.1")
+    if "revision" in args.given:
+        raise UserError(f"--revision {args.revision} 與 {given} 只能給一個")
+    if args.exam == "demo" or hub.is_local(args.exam):
+        kind = "內建示範" if args.exam == "demo" else "本機的檔案或資料夾"
+        raise UserError(
+            f"{given}：--exam {args.exam} 是{kind}，沒有版本；版本是 hub 上的，例如 --exam ikala/tmmluplus"
+        )
 
 
 def _check_prompt(args: InferenceArgs) -> None:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.data import hub_dataset
 from finetune.data.bad_rows import Unreadable, bad_rows_report, summarize_problems, where
@@ -26,6 +27,9 @@ from finetune.runtime.errors import UserError, listed, nearest
 from finetune.runtime.file_types import suffix_of
 from finetune.runtime.files import atomic_open
 from finetune.runtime.strict_json import dumps
+
+if TYPE_CHECKING:
+    from finetune.data.exam_revisions import RevisionJoin
 
 AUXILIARY = "auxiliary_train"  # MMLU's rows of other datasets
 TCEVAL = "tmmluplus-"  # begins the configurations of TCEval-v2 that are TMMLU+'s subjects
@@ -44,6 +48,7 @@ class Exam:
         columns: columns of the first question, for messages.
         dev: the split that files named dev belong to.
         test: the split that is the test: `train` of a benchmark that the hub has as one split of that name.
+        revisions: what an earlier revision and this one share, see `data.exam_revisions`; None without one.
     """
 
     questions: dict[str, Sequence[Question]]
@@ -55,6 +60,7 @@ class Exam:
     columns: list[str] = field(default_factory=list)
     dev: str = "train"
     test: str = "test"
+    revisions: RevisionJoin | None = None
 
     def split(self, name: str) -> str:
         """Return the official name of a split that a person calls `dev`, `val` or `test`."""

@@ -12,6 +12,7 @@ from finetune.data.question import Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult, run_exam
+from finetune.evaluation.revision_scores import compute_revisions
 from finetune.models.run_card import RunCard
 from finetune.predict.exam_output import write_exam_page, write_unscored
 from finetune.predict.predictor import Predictor
@@ -86,6 +87,8 @@ def run_exam_command(
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
         unscored=unscored,
     )  # fmt: skip
+    if exam.revisions:
+        page.revisions = compute_revisions(exam.revisions, flags.exam_limit, results.model, results.other)
     write_exam_page(flags, page)
 
 

@@ -19,7 +19,7 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import plots
+from finetune.reports import plots, revisions
 from finetune.reports.html import render
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
@@ -101,6 +101,7 @@ class Report:
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
         unscored: answers to questions without a key, for predictions.jsonl alone.
+        revisions: what changed between two revisions of the exam, see reports/revisions.py.
     """
 
     facts: dict[str, str]
@@ -114,6 +115,7 @@ class Report:
     growth: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
+    revisions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -265,6 +267,8 @@ def _write(folder: Path, report: Report) -> None:
     summary = {"facts": report.facts, "notes": report.notes, **report.results}
     if report.growth:
         summary["growth"] = report.growth
+    if report.revisions:
+        summary["revisions"] = report.revisions
     if report.labels:
         summary["labels"] = report.labels
     write_json(folder / "results.json", summary)
@@ -342,6 +346,8 @@ def verdict(report: Report) -> list[str]:
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
         lines += [f"  {line}" for line in caveats(metrics)]
+    if report.revisions:
+        lines += revisions.lines(report.revisions, report.other)
     return [*lines, *report.notes]
 
 
