@@ -3,8 +3,9 @@
 Row ids cannot be joined: a row taken out moves all that follow. Two rows are the same question where stem and
 options, in their order, are the same but for widths and white space. Of what is left, rows are one question
 that was changed where they share most of their 5-grams (`contamination.NEAR`), or the stem and half of the
-options, or a stem that is long and occurs once in each revision: 下列何者正確？ alone says nothing. Each row
-belongs to one pair at most, the nearest ones are joined first, and all ties go by the order of the rows.
+options, or a stem that is long and occurs once in each revision (下列何者正確？ alone says nothing), or all
+options, which occur once in each, and a part of their 5-grams. Each row belongs to one pair at most, the
+nearest ones are joined first, and all ties go by the order of the rows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KINDS = (UNCHANGED, KEY_CHANGED, TEXT_CHANGED, GONE, ADDED)
 # what changed of a text
 STEM, OPTIONS, ORDER, BOTH = "stem", "options", "order", "stem_and_options"
 CHANGES = (STEM, OPTIONS, ORDER, BOTH)
+PARTLY = NEAR / 2  # share of 5-grams in common from which on the same options are those of one question
 LONG_STEM = 15  # characters from which on a stem that occurs once in each revision is the same question
 
 
@@ -153,26 +155,30 @@ def _changed_pairs(
     """Pair the rows that are left and are one question with another text, the nearest first."""
     olds = [place for place in range(len(old)) if place not in old_paired]
     news = [place for place in range(len(new)) if place not in new_paired]
-    sketches = {place: grams(new[place]) for place in news}
-    index = TrainedQuestions({str(place): sketch for place, sketch in sketches.items()})
+    index = TrainedQuestions({str(place): grams(new[place]) for place in news})
     by_stem: dict[str, list[int]] = defaultdict(list)
     for place in news:
         by_stem[without_spaces(new[place].stem)].append(place)
     stems = [Counter(without_spaces(question.stem) for question in rows) for rows in (old, new)]
+    choices = [Counter(map(_choices, rows)) for rows in (old, new)]
     candidates: list[tuple[float, bool, int, int]] = []
     for place in olds:
-        sketch, stem = grams(old[place]), without_spaces(old[place].stem)
-        near = {int(name): share for share, name in index.nearest(sketch)}
-        unique = len(stem) >= LONG_STEM and all(count[stem] == 1 for count in stems)
-        same_stem = [
+        row, stem, options = old[place], without_spaces(old[place].stem), _choices(old[place])
+        near = {int(name): share for share, name in index.nearest(grams(row))}
+        one_stem = len(stem) >= LONG_STEM and all(count[stem] == 1 for count in stems)
+        one_choice = all(count[options] == 1 for count in choices)
+        accepted = {other for other, share in near.items() if share >= NEAR}
+        accepted |= {
             other
             for other in by_stem.get(stem, ())
-            if unique or _shared_options(old[place], new[other]) >= len(new[other].options) / 2
-        ]
-        accepted = {other for other, share in near.items() if share >= NEAR} | {*same_stem}
+            if one_stem or len({*options} & {*_choices(new[other])}) >= len(options) / 2
+        }
+        if one_choice:
+            accepted |= {
+                other for other, share in near.items() if share >= PARTLY and _choices(new[other]) == options
+            }
         for other in accepted:
-            moved = old[place].subject != new[other].subject
-            candidates.append((-near.get(other, 0.0), moved, place, other))
+            candidates.append((-near.get(other, 0.0), row.subject != new[other].subject, place, other))
     pairs: list[Pair] = []
     taken_old: set[int] = set()
     taken_new: set[int] = set()
@@ -184,9 +190,9 @@ def _changed_pairs(
     return pairs
 
 
-def _shared_options(old: Question, new: Question) -> int:
-    """Return how many options two questions have in common."""
-    return len({*map(without_spaces, old.options)} & {*map(without_spaces, new.options)})
+def _choices(question: Question) -> tuple[str, ...]:
+    """Return the options of a question in an order of their own."""
+    return tuple(sorted(map(without_spaces, question.options)))
 
 
 def _change(old: Question, new: Question) -> str:

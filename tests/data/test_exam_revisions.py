@@ -36,6 +36,11 @@ def kinds(join) -> list[tuple[str, str, str]]:
         (question(LONG + "？"), question(LONG + "呢？"), "stem"),
         (question(LONG), question(LONG, ("甲一", "乙二", "丙三", "戊五")), "options"),
         (question(LONG), question(LONG, ("全", "部", "換", "掉")), "options"),  # the stem is long and unique
+        (  # too short for most of its 5-grams to stay, but no other question has these options
+            question("工程估價時，下列何者之費用最高？", ("管理費", "保險費", "工資", "稅金")),
+            question("工程估價時，下列何者費用最高呢？", ("管理費", "保險費", "工資", "稅金")),
+            "stem",
+        ),
         (question("何者正確？"), question("何者正確？", ("甲一", "乙二", "丙三", "戊五")), "options"),
         (question("何者正確？"), question("何者正確？", ("乙二", "甲一", "丙三", "丁四")), "order"),
         (
@@ -80,6 +85,15 @@ def test_rows_that_move_are_found_and_the_joins_of_equal_rows_do_not_depend_on_l
     subjects = join.by_subject()
     assert subjects["art"] | {"gone": 1, "old_rows": 2, "new_rows": 0, "unchanged": 0} == subjects["art"]
     assert subjects["law"]["unchanged"] == 1 and subjects["physics"]["unchanged"] == 2
+
+
+def test_of_questions_that_resemble_one_another_the_nearest_are_joined():
+    siblings = [LONG * 2 + f"？請以{place}為例說明" for place in ("臺北", "高雄", "花蓮")]
+    old = [question(stem) for stem in siblings]
+    new = [question(stem + "。答", row_id=stem) for stem in reversed(siblings)]
+    join = join_revisions(old, new)
+    assert [p.kind for p in join.pairs] == ["text_changed"] * 3
+    assert all(join.old[p.old].id == join.new[p.new].id for p in join.pairs)
 
 
 def test_every_row_is_counted_once_and_the_nearest_are_joined_whatever_the_order():

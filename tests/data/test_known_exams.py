@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections import Counter
 
 import pytest
 import yaml
 from conftest import write_csv, write_rows
-from loopback_hub import LoopbackHub, use_in_process
+from loopback_hub import COMMIT, LoopbackHub, use_in_process
 
+import inference
 from finetune.cli.inference_checks import parse_args
 from finetune.cli.train_args import parse_args as parse_training_args
 from finetune.data.exam import read_exam
@@ -103,6 +105,20 @@ def test_a_benchmark_whose_only_split_is_train_is_tested_on_it_and_that_is_said(
     assert {len(q.options) for q in rows} == {5 if name == "tw-emergency" else 4}
     read_exam(name)
     assert "訓練過就不能再拿它評測" in capsys.readouterr().err
+
+
+def test_such_a_benchmark_is_evaluated_by_its_short_name_alone(
+    tmp_path, serve, monkeypatch, capsys, model_dir
+):
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "l/benchmark.csv", [["天？", "地", "玄", "黃", "宇", "A"]] * 3)
+    serve({KNOWN["tw-legal"].repository: tmp_path / "l"})
+    words = ["--model_path", model_dir, "--cpu", "--exam", "tw-legal", "--skip_option_only"]
+    assert inference.main([*map(str, words), "--scoring", "letter"]) == 0
+    results = json.loads((tmp_path / "report_tw-legal/results.json").read_text())
+    assert results["train"]["model"]["n"] == 3 and "它就是測驗題" in capsys.readouterr().out
+    origin = results["facts"]["題庫"]
+    assert origin == f"lianghsun/tw-legal-benchmark-v1 main ({COMMIT[:12]})"
 
 
 def test_formosa_is_read_as_its_card_says(tmp_path, serve):
