@@ -43,26 +43,31 @@ def score_sentences(record: dict[str, Any], other: str) -> list[str]:
     """Return the accuracies of each model by the key of either revision, and their difference.
 
     Args:
+        record: with the scores.
         other: what the second model is called.
     """
-    old, new = record["old"]["revision"], record["new"]["revision"]
+    sides = [(record[side]["revision"], f"{side}_key") for side in ("old", "new")]
+    new = record["new"]["revision"]
     sentences = []
     for role, scores in record["scored"].items():
-        figures = []
-        for name, key in ((old, "old_key"), (new, "new_key")):
-            low, high = map(small, scores[key]["interval_95"])
-            right = f"答對 {counted(scores[key]['right'])} 題（{small(scores[key]['accuracy'])}"
-            figures.append(f"照 {name} 的答案{right}，95 % 區間 {low} 到 {high}）")
-        gap, low, high = map(points, (scores["difference"], *scores["difference_interval_95"]))
-        p = scores["p_value"]
         who = f"{other}：" if role == "other" else ""
+        figures = []
+        for name, key in sides:
+            low, high = map(small, scores[key]["interval_95"])
+            figures.append(
+                f"照 {name} 的答案 {small(scores[key]['accuracy'])}"
+                f"（答對 {counted(scores[key]['right'])} 題，95 % 區間 {low} 到 {high}）"
+            )
+        sentences.append(f"{who}評測兩個版本都有的 {scores['n']:,} 題，題目與選項相同：{'，'.join(figures)}")
+        gap, low, high = map(points, (scores["difference"], *scores["difference_interval_95"]))
+        p = f"p = {p:.2g}" if (p := scores["p_value"]) >= CERTAIN else f"p < {CERTAIN:.4f}"
         sentences.append(
-            f"{who}兩個版本題目與選項都相同的 {scores['n']:,} 題，{'，'.join(figures)}；"
-            f"換成 {new} 的答案差 {gap} 個百分點（95 % 區間 {low} 到 {high}，"
-            f"只有照 {new} 才對 {scores['only_new_right']} 題、"
-            f"只有照 {old} 才對 {scores['only_old_right']} 題，"
-            f"{f'p = {p:.2g}' if p >= CERTAIN else f'p < {CERTAIN:.4f}'}）"
+            f"{who}換成 {new} 的答案，正確率差 {gap} 個百分點（95 % 區間 {low} 到 {high}，{p}）："
+            f"{scores['only_new_right']} 題變對、{scores['only_old_right']} 題變錯"
         )
+        if scores["new_key_macro_4"]:
+            means = [f"照 {name} 的答案 {small(scores[f'{key}_macro_4']['macro_4'])}" for name, key in sides]
+            sentences.append(f"{who}四大類平均（macro-4）：{'，'.join(means)}")
     return sentences
 
 

@@ -88,7 +88,10 @@ def test_rows_that_move_are_found_and_the_joins_of_equal_rows_do_not_depend_on_l
 
 
 def test_of_questions_that_resemble_one_another_the_nearest_are_joined():
-    siblings = [LONG * 2 + f"？請以{place}為例說明" for place in ("臺北", "高雄", "花蓮")]
+    passage = (
+        "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏閏餘成歲律呂調陽雲騰致雨露結為霜金生麗水玉出崑岡"
+    )
+    siblings = [f"{passage}，以{place}為例" for place in ("臺北", "高雄", "花蓮")]
     old = [question(stem) for stem in siblings]
     new = [question(stem + "。答", row_id=stem) for stem in reversed(siblings)]
     join = join_revisions(old, new)

@@ -92,6 +92,8 @@ def test_what_changed_between_two_revisions_is_counted_and_said(evaluate, tmp_pa
     for name in ("report.md", "index.html"):
         text = (tmp_path / "r" / name).read_text().replace("\u00a0", " ")
         assert sentence in text and "題庫的兩個版本：v1.0 與 v1.1" in text
+        assert "正確率差" in text and "四大類平均（macro-4）：照 v1.0 的答案" in text
+        assert all(name in text for name in ("物理", "稅務", "改了題目或選項"))
     origin = results["facts"]["題庫"]
     assert all(commit_of(name)[:12] in origin for name in ("v1.0", "v1.1"))
 
