@@ -43,7 +43,7 @@ class KnownExam:
 
 
 KNOWN = {
-    # Data of 2026: 19,680 test rows; v1.0 has 20,118.
+    # A tag of its own: 19,680 test rows; v1.0 has 20,118.
     "tmmluplus": KnownExam("ikala/tmmluplus", "v1.1"),
     # {subject}_{dev,test}.jsonl, options A to F. Private since August 2026 (lm-evaluation-harness #3985), so
     # that no commit can be checked.
@@ -51,15 +51,15 @@ KNOWN = {
         "miulab/tmlu",
         unavailable="miulab/tmlu 自 2026 年 8 月起不再公開；有先前下載的檔案，就指定那個資料夾",
     ),
-    # tmmluplus-{subject}/{dev,test}-…parquet beside drcd, penguin_table and others that are no exam. No
-    # commit of its main branch is quoted anywhere.
+    # tmmluplus-{subject}/{dev,test}-…parquet beside drcd, penguin_table and others that are no exam. Which
+    # of the commits seen is its main could not be established.
     "tceval": KnownExam("MediaTek-Research/TCEval-v2", only=("tmmluplus-*/*",)),
-    # holdout/…: geography, government, history, society. Its main was 7694346… in 2025; the whole hash of
-    # that commit is quoted nowhere.
+    # holdout/…: geography, government, history, society, 349 rows. The hub's page shows main at 7694346, in
+    # this short form only.
     "formosa": KnownExam("lianghsun/Formosa-bench", shots=""),
-    # benchmark.csv, 209 rows. main has been 66c3a5f… since 2024, quoted in this short form only.
+    # benchmark.csv, 209 rows. The hub's page shows main at 66c3a5f, in this short form only.
     "tw-legal": KnownExam("lianghsun/tw-legal-benchmark-v1", test="train", shots=""),
-    # tw_ed_exam.jsonl, 1,719 rows of five options. main has been 88d2d2e… since 2024, see tw-legal.
+    # tw_ed_exam.jsonl, 1,719 rows of five options. The hub's page shows main at 88d2d2e, see tw-legal.
     "tw-emergency": KnownExam("lianghsun/tw-emergency-medicine-bench", test="train", shots=""),
     # cmmlu_v1_0_1.zip: {dev,test}/{subject}.csv, 67 subjects, 11,582 test rows.
     "cmmlu": KnownExam(

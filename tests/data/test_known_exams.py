@@ -51,7 +51,11 @@ def stems(exam) -> dict[str, list[str]]:
 
 
 def test_tmlu_has_up_to_six_options_and_those_that_are_missing_are_no_options(tmp_path, serve):
-    rows = [row("天", 6, "F", explanation="因為"), row("地", 4, "D", E=None, F=None), row("玄", 5, "E", F="")]
+    rows = [
+        row("天", 6, "F", id=1, metadata={"source": "AST"}),
+        row("地", 4, "D", E=None, F=None),
+        row("玄", 5, "E", F=""),
+    ]
     write_rows(tmp_path / "h/AST_biology_test.jsonl", rows)
     write_rows(tmp_path / "h/AST_biology_dev.jsonl", [row("黃", 4, "C", E=None, F=None)])
     serve({"miulab/tmlu": tmp_path / "h"})
