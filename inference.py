@@ -295,12 +295,15 @@ def read_exam(flags: InferenceArgs):
         the exam; None for a classifier, which reads labelled texts instead.
     """
     from finetune.predict.exam import select_split
+    from finetune.predict.revision_exam import open_revisions
     from finetune.reports import report
 
     reads_labels = is_classifier(flags.model_path)
     report.check_folder(report_folder(flags), "--report")
     if reads_labels:
         return None
+    if flags.revisions:
+        return open_revisions(flags)
     exam = open_exam(flags, required(flags.exam), "--exam", flags.on_bad_rows)
     select_split(exam, flags.split)
     return exam

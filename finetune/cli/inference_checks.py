@@ -9,10 +9,11 @@ from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, Inf
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
+from finetune.data.known_exams import default_revision
 from finetune.data.option_syntax import parse_options
 from finetune.prompts.protocol import OURS, load_protocol
 from finetune.prompts.scoring_methods import GENERATE, SHORT
-from finetune.runtime import console
+from finetune.runtime import console, hub
 from finetune.runtime.errors import Problems, UserError
 from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
 from finetune.runtime.files import LONGEST_NAME, writable
@@ -23,9 +24,9 @@ FOR_KINDS = {  # flags that only some kinds of model have a use for
     (*GENERATION_FLAGS, "system_prompt"): ("causal",),
     ("prompt_format", "fewshot_as_multiturn", "chat_template_kwargs"): ("causal",),
     ("num_fewshot",): ("masked", "causal"),
-    ("protocol", "log_prompts", "repeat", "audit_keys", "revisions"): ("masked", "causal", "choice"),
+    ("protocol", "log_prompts", "repeat", "audit_keys"): ("masked", "causal", "choice"),
     ("pair", "text_column", "label_column"): ("classifier",),
-    ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
+    ("compare_with", "skip_option_only", "subjects", "revisions"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
     ("orders",): ("masked", "causal"),
     ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
@@ -46,6 +47,8 @@ def parse_args(argv: list[str]) -> InferenceArgs:
     """
     parser = build_parser()
     args = InferenceArgs(**vars(parser.read(argv)), given=frozenset(parser.given))
+    if "revision" not in args.given:
+        args.revision = default_revision(args.exam or args.inspect or "")
     if "orders" not in args.given:
         if SHORT.get(args.scoring, args.scoring).endswith("+prior"):
             args.orders = "1"  # over all rotations a prior cancels by itself
@@ -74,7 +77,7 @@ def _check_job(args: InferenceArgs) -> None:
     for name, owner in (
         ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
-        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("revisions", "exam"),
+        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"),
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
@@ -84,6 +87,25 @@ def _check_job(args: InferenceArgs) -> None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
     if args.report and Path(args.report).is_file():
         raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
+
+
+def _check_revisions(args: InferenceArgs) -> None:
+    if args.revisions is None:
+        return
+    given = f"--revisions {' '.join(args.revisions)}"
+    if args.exam is None:
+        raise UserError("--revisions 要與 --exam 一起給")
+    if len(args.revisions) != 2:
+        raise UserError(f"{given}：要兩個版本（得到 {len(args.revisions)} 個），例如 --revisions v1.0 v1.1")
+    if args.revisions[0] == args.revisions[1]:
+        raise UserError(f"{given}：同一個版本給了兩次；要兩個不同的版本，例如 --revisions v1.0 v1.1")
+    if "revision" in args.given:
+        raise UserError(f"--revision {args.revision} 與 {given} 只能給一個")
+    if args.exam == "demo" or hub.is_local(args.exam):
+        kind = "內建示範" if args.exam == "demo" else "本機的檔案或資料夾"
+        raise UserError(
+            f"{given}：--exam {args.exam} 是{kind}，沒有版本；版本是 hub 上的，例如 --exam ikala/tmmluplus"
+        )
 
 
 def _check_prompt(args: InferenceArgs) -> None:
@@ -178,7 +200,8 @@ def _check_hardware(args: InferenceArgs) -> None:
 
 
 CHECKS = (
-    _check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_asking, _check_hardware,
+    _check_job, _check_revisions, _check_prompt, _check_question, _check_files, _check_writing,
+    _check_asking, _check_hardware,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
 from finetune.cli.inference_synonyms import USING
 from finetune.cli.parser import Parser
 from finetune.data.exam import SPLITS
+from finetune.data.known_exams import NAMED
 from finetune.prompts.protocol import OURS, PROTOCOLS
 from finetune.prompts.scoring_methods import GENERATE, LOGLIKELIHOOD, METHODS, ORDERS, SHORT
 from finetune.runtime import console
@@ -94,11 +95,14 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("評測").add_argument
     add("--exam", type=path,
-        help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）；分類模型則是有標籤的文字")
+        help=f"題庫：hub 名稱、資料夾、檔案、簡稱（{'｜'.join(NAMED)}），或 demo（內建示範）；"
+             "分類模型則是有標籤的文字")
     add("--split", type=choice(*sorted(SPLITS), "all"), default="test", help="評測哪一部分（預設 test）")
     add("--report", type=path, help="報告寫到這個資料夾（預設 ./report_{題庫}）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
-    add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
+    add("--revision", default="v1.1",
+        help="hub 資料集的版本（預設依題庫：ikala/tmmluplus 是 %(default)s，"
+             "cmmlu、ceval、mmlu、mmlu-pro 是固定的 commit，別的是 main）")
     add("--compare_with", type=path,
         help="同一份題目再評測另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
     add("--exam_limit", type=int_in(0), default=0, help="最多評測幾題（固定抽樣）；0 = 全部")

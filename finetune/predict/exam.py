@@ -13,6 +13,7 @@ from finetune.data.question import Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult, run_exam
+from finetune.evaluation.revision_scores import compute_revisions
 from finetune.models.run_card import RunCard
 from finetune.predict.asking import ask_exam
 from finetune.predict.evidence import evidence_of, prompt_texts
@@ -95,6 +96,8 @@ def run_exam_command(
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
         unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking),
     )  # fmt: skip
+    if exam.revisions:
+        page.revisions = compute_revisions(exam.revisions, flags.exam_limit, results.model, results.other)
     write_exam_page(flags, page)
 
 
@@ -141,6 +144,8 @@ def _notes(exam: Exam, card: RunCard | None, keyless: int) -> list[str]:
         keyless: number of questions that were answered and have no key.
     """
     notes = [sections.NOT_COMPARABLE] if card and card.pool == "all" else []
+    if exam.test != "test":
+        notes.append(f"這份題庫只有 {exam.test} 這一部分，它就是測驗題")
     if keyless:
         notes.append(f"另有 {keyless} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:

@@ -18,7 +18,7 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import evidence, plots
+from finetune.reports import evidence, plots, revisions
 from finetune.reports.html import render
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
@@ -101,6 +101,7 @@ class Report:
         labels: metrics of a classifier by set, see reports/classification.py.
         unscored: answers to questions without a key, for predictions.jsonl alone.
         evidence: protocol, a prompt, precision, versions and data, see predict/evidence.py.
+        revisions: what changed between two revisions of the exam, see reports/revisions.py.
     """
 
     facts: dict[str, str]
@@ -115,6 +116,7 @@ class Report:
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+    revisions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -266,6 +268,8 @@ def _write(folder: Path, report: Report) -> None:
     summary = {"facts": report.facts, "notes": report.notes, **report.results, **report.evidence}
     if report.growth:
         summary["growth"] = report.growth
+    if report.revisions:
+        summary["revisions"] = report.revisions
     if report.labels:
         summary["labels"] = report.labels
     write_json(folder / "results.json", summary)
@@ -344,6 +348,8 @@ def verdict(report: Report) -> list[str]:
             )
         lines += [f"  {line}" for line in evidence.protocol_lines(report.evidence, metrics)]
         lines += [f"  {line}" for line in caveats(metrics)]
+    if report.revisions:
+        lines += revisions.lines(report.revisions, report.other)
     return [*lines, *report.notes]
 
 

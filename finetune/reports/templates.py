@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.data.subjects import subject_title
-from finetune.reports import classification, evidence, perplexity
+from finetune.reports import classification, evidence, perplexity, revisions
 from finetune.reports.number_format import counted, percent, small, unbroken
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def _environment() -> Environment:
         "classes": classification,
         "evidence": evidence,
         "perplexity": perplexity,
+        "revisions": revisions,
         "share": percent,
         "small": small,
         "table": table,
