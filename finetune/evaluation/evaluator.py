@@ -16,6 +16,7 @@ from finetune.data.contamination import TrainedQuestions
 from finetune.data.question import LETTERS, Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import metrics
+from finetune.evaluation.outcomes import count_outcomes, outcome_of
 from finetune.evaluation.queries import Forward
 from finetune.evaluation.scores import Progress, Scores, tied
 from finetune.evaluation.scoring import Scorer, ScoringConfig
@@ -64,7 +65,7 @@ class ExamResult:
 
         -1, never right, where it could not be scored, or the reply names no option.
         """
-        unanswered = {*self.scores.skipped, *self.scores.unparsable}
+        unanswered = {*self.scores.skipped, *self.scores.outcomes}
         highest = (() if i in unanswered else tied(row) for i, row in enumerate(self.scores))
         return [first[0] if len(first) == 1 else first or -1 for first in highest]
 
@@ -190,8 +191,8 @@ def compute_metrics(
         "calibration": _calibration(result, held_out),
         "ties": sum(isinstance(chosen, tuple) for chosen in predictions) / len(questions),
         "speaks_of_others": _share_right(questions, predictions, _refers_to_others),
-        "refused": len(scores.skipped),
-        "unreadable": len(scores.unparsable),
+        "skipped": len(scores.skipped),
+        "outcomes": {},
         "shortened": len(scores.truncated),
         "prior": {LETTERS[: len(row)]: [math.exp(x) for x in row] for row in scores.prior.values()},
         "option_only": None,
@@ -199,6 +200,8 @@ def compute_metrics(
         "paired": {},
         "contamination": _contamination(questions, predictions, trained),
     }
+    if result.method == GENERATE:
+        figures["outcomes"] = count_outcomes(metrics.credits(questions, predictions), scores)
     if option_only is not None:
         right = sum(metrics.credits(questions, option_only.predictions))
         figures["option_only"] = metrics.share(right, len(questions))
@@ -248,7 +251,7 @@ def _calibration(result: ExamResult, held_out: ExamResult | str) -> dict[str, An
 
 def _answered(result: ExamResult) -> tuple[list[list[float]], list[int]]:
     """Return the scores and the right options of the questions that have an answer."""
-    unanswered = {*result.scores.skipped, *result.scores.unparsable}
+    unanswered = {*result.scores.skipped, *result.scores.outcomes}
     answered = [i for i in range(len(result.questions)) if i not in unanswered]
     return [result.scores[i] for i in answered], [_key(result.questions[i]) for i in answered]
 
@@ -335,13 +338,14 @@ def records(
         }
         if result.method == GENERATE:
             record |= {"scores": [], "reply": result.scores.replies.get(index, "")}
+            record["outcome"] = outcome_of(result.scores, index)
         if other_predictions:
             record |= answer(f"{other_name}_", other_predictions[index])
         if len(by_order := result.scores.by_order[index]) > 1:
             answers = {_letters(order, ""): _letters(tied(row), "=") for order, row in by_order}
             record |= {"answers_by_order": answers, "flips": len(set(answers.values())) > 1}
         if index in result.scores.skipped:
-            record["refused"] = result.scores.skipped[index]
+            record["skipped"] = result.scores.skipped[index]
         if result.prompts:
             record["prompt"] = result.prompts[index]
         yield record

@@ -21,7 +21,8 @@ class Scores(list[list[float]]):
         rotated: for `+prior`, the questions that the prior comes from: they were scored in every rotation.
         truncated: questions whose stem was cut in its middle so that the rest fits.
         replies: for `generate`, by index: what the model wrote.
-        unparsable: those whose reply names no option: they have no answer.
+        outcomes: those whose reply names no option, and so have no answer: `unreadable`, `truncated` or
+            `refused`, see `reply_reader.ReadReply`.
     """
 
     def __init__(self, rows=()):
@@ -32,7 +33,7 @@ class Scores(list[list[float]]):
         self.rotated: set[int] = set()
         self.truncated: set[int] = set()
         self.replies: dict[int, str] = {}
-        self.unparsable: set[int] = set()
+        self.outcomes: dict[int, str] = {}
 
 
 def tied(scores: Sequence[float]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from finetune.data.question import LETTERS, Question
 from finetune.data.question_rows import Reading, draft, survey
 from finetune.data.tables import read_table
 from finetune.data.turns import is_answered, is_chat
+from finetune.evaluation.outcomes import no_answer_reason
 from finetune.evaluation.scores import tied
 from finetune.models.generation import Decoding
 from finetune.models.kv_cache import decode_mode
@@ -124,8 +125,10 @@ class McqRows(RowHandler[Predictor, Question]):
         for index, (record, question) in enumerate(pending):
             if self.method == GENERATE:
                 record["response"] = scores.replies.get(index)
-            if index in scores.skipped or index in scores.unparsable:
-                record["error"] = scores.skipped.get(index) or f"回答看不出選了哪一個：{record['response']!r}"
+            if index in scores.skipped or index in scores.outcomes:
+                record["error"] = scores.skipped.get(index) or no_answer_reason(
+                    scores.outcomes[index], scores.replies[index]
+                )
                 continue
             chosen, *others = tied(scores[index])
             as_letter = self.flags.answer_format == "letter"

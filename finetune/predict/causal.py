@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
-from finetune.data.question import LETTERS, Question
+from finetune.data.question import Question
+from finetune.evaluation.reply_reader import opens_thought, read_reply
 from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.run_card import RunCard
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 LETTER_TOKENS = 16  # longest reply of a model without a chat template that is to name a letter
 THINKING_TOKENS = 4096  # longest reply of a model that thinks before it answers
+TAIL = 16  # tokens at the end of a prompt among which a template opens a thought
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
@@ -176,11 +176,13 @@ class CausalLMPredictor(Predictor):
         replies = list(zip(rank_indices, generated, strict=True))
         for index, reply in world.all_gather(replies) if world else replies:
             scores.replies[index] = reply
-            chosen = chosen_letter(reply, len(questions[index].options))
-            if chosen is None:
-                scores.unparsable.add(index)
+            thinking = opens_thought(str(self.tokenizer.decode(prompts[index][-TAIL:])))
+            cut = getattr(reply, "truncated", False)
+            read = read_reply(reply, questions[index].options, cut, thinking)
+            if read.option is None:
+                scores.outcomes[index] = read.outcome
             else:
-                scores[index] = [0.0 if i == chosen else -1.0 for i in range(len(scores[index]))]
+                scores[index] = [0.0 if i == read.option else -1.0 for i in range(len(scores[index]))]
         return scores
 
     @property
@@ -290,29 +292,3 @@ def _stripped(pieces: Iterable[str]) -> Iterator[str]:
         if shown:
             yield shown
             begun, held = True, held[len(held.rstrip()) :]
-
-
-# The reply, or its first line, opens with the letter: `B`, `(B)`, `B. 木星`, `答案：B`, `答案是 B。`; but
-# `A planet` and `I think` open with a word.
-OPENS = re.compile(
-    r"\s*(?:(?:正確)?(?:答案|選項)(?:是|為)?\s*[::]?|(?:the\s+)?(?:correct\s+)?answer(?:\s+is)?\s*:?)?"
-    r"\s*[(\[【「]?\s*([A-J])(?:\s*[)\]】」]|(?=$|[\s.,:;、。])(?!(?<=[AI])\s+(?!is\b|because\b)(?-i:[a-z])))",
-    re.IGNORECASE,
-)
-ALONE = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])")
-
-
-def chosen_letter(reply: str, count: int) -> int | None:
-    """Return the index of the option that a reply names, None when it does not plainly name one.
-
-    The first line must open with a letter of the `count` options, alone or followed by a mark or a space, and
-    no other option's letter may stand alone in it: `A或B` and `A and B` are no answers, nor is `b or c`.
-    """
-    lines = unicodedata.normalize("NFKC", reply).strip().splitlines()
-    match = OPENS.match(lines[0]) if lines else None
-    if not match:
-        return None
-    index = LETTERS.index(match[1].upper())
-    line = lines[0].upper() if match[1].islower() else lines[0]  # else a small one is a word: `B. a planet`
-    others = set(ALONE.findall(line)) & set(LETTERS[:count]) - {LETTERS[index]}
-    return None if index >= count or others else index

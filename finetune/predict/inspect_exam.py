@@ -156,7 +156,7 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts | CausalExamPrompts) -> 
     subjects: dict[str, list[bool]] = defaultdict(list)
     lengths: list[int] = []
     shortened: list[str] = []
-    refused: list[str] = []
+    skipped: list[str] = []
     same: list[str] = []
     whole = replace(prompts, max_length=sys.maxsize)
     for question in questions:
@@ -173,7 +173,7 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts | CausalExamPrompts) -> 
             if prompts.mcq_prompt(question, order).cut:
                 shortened.append(question.id)
         except PromptError:
-            refused.append(question.id)
+            skipped.append(question.id)
     lengths.sort()
     rates = {subject: sum(rows) / len(rows) for subject, rows in subjects.items()}
     return {
@@ -186,7 +186,7 @@ def tokenizer_coverage(exam: Exam, prompts: ExamPrompts | CausalExamPrompts) -> 
             "longest": lengths[-1],
         },
         "shortened": shortened,
-        "refused": refused,
+        "skipped": skipped,
         "indistinguishable": same,
     }  # fmt: skip
 
@@ -256,7 +256,7 @@ def _coverage_lines(model: dict[str, Any]) -> list[str]:
     lines = [
         f"模型 {model['path']}，一題最長 {model['max_length']} 個 token",
         f"  長度：中位數 {tokens['median']:g}，九成以下 {tokens['p90']}，最長 {tokens['longest']} 個 token",
-        f"  要縮短題幹：{len(model['shortened'])} 題；連選項都放不下：{len(model['refused'])} 題",
+        f"  要縮短題幹：{len(model['shortened'])} 題；連選項都放不下：{len(model['skipped'])} 題",
         f"  含有 [UNK] 的題目：{model['with_unknown']:.1%}",
     ]
     if same := model["indistinguishable"]:

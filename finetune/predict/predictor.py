@@ -14,6 +14,7 @@ import torch
 
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
+from finetune.evaluation.outcomes import no_answer_reason
 from finetune.evaluation.scores import Prior, Progress, Ranking, Scores
 from finetune.evaluation.scoring import Scorer, ScoringConfig
 from finetune.models import cpu
@@ -199,9 +200,8 @@ class Predictor(ABC):
         scores = self.score([row], method, orders)
         if scores.skipped:
             raise UserError(f"這一題無法計分：{scores.skipped[0]}")
-        if scores.unparsable:
-            message = f"看不出模型選了哪一個，它的回答是 {scores.replies[0]!r}"
-            raise UserError(f"{message}；可改用 letter（--scoring letter，對話中是 method letter）")
+        if scores.outcomes:
+            raise UserError(no_answer_reason(scores.outcomes[0], scores.replies[0]))
         return Ranking.of(dict(options), scores[0], top_k)
 
     def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:

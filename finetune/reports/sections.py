@@ -12,13 +12,14 @@ from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, wilson
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports.evidence import protocol_lines
-from finetune.reports.number_format import counted, points, small
+from finetune.reports.number_format import counted, percent, points, small
 
 TITLES = {
     "test": "正式測驗", "held_back": "保留題", "validation": "驗證題", "train": "訓練題", "all": "全部題目",
 }  # fmt: skip
 NOT_COMPARABLE = "不可與公布的 TMMLU+ 成績比較（--pool all：訓練用到了正式測驗題）"
 BASE_MODEL_TITLE = "微調前"  # the other model, when it is the one that training began from
+NO_ANSWER_TITLES = {"unreadable": "看不出", "truncated": "寫到上限被截斷", "refused": "拒答"}
 FAR = 0.25  # from here on an interval above chance is 遠高於 it
 
 
@@ -92,14 +93,32 @@ def caveats(metrics: dict[str, Any], figure: Callable[[float], str] = "{:.3f}".f
         rest = overlap["without"]
         without = f"去掉後 {figure(rest['accuracy'])}（{rest['n']} 題）" if rest else "全部都是"
         lines.append(f"其中 {'、'.join(parts)}，{without}")
-    if metrics["refused"]:
-        lines.append(f"{metrics['refused']} 題無法作答（太長，或選項太多），算答錯")
-    if metrics["unreadable"]:
-        lines.append(f"{metrics['unreadable']} 題的回答看不出選了哪一個，算答錯（原文在 predictions.jsonl）")
+    if metrics["skipped"]:
+        lines.append(f"{metrics['skipped']} 題無法作答（太長，或選項太多），算答錯")
+    lines += _outcomes(metrics["outcomes"])
     if ties := round(metrics["ties"] * metrics["model"]["n"]):
         lines.append(f"{ties} 題有並列最高分的選項，k 個並列、正解在其中就算 1/k 題")
     if metrics["shortened"]:
         lines.append(f"{metrics['shortened']} 題太長，縮短了題幹的中段")
+    return lines
+
+
+def _outcomes(counts: dict[str, Any]) -> list[str]:
+    """Return how many replies give no answer, and what that leaves open; nothing where all were read."""
+    without = {title: count for key, title in NO_ANSWER_TITLES.items() if (count := counts.get(key))}
+    if not without:
+        return []
+    kinds = "、".join(f"{title} {count}" for title, count in without.items())
+    skipped = f"、無法作答 {counts['skipped']}" if counts["skipped"] else ""
+    low, high = map(percent, counts["bounds"])
+    readable = f"，只看讀得出的 {percent(counts['readable']['accuracy'])}" if counts["readable"] else ""
+    lines = [
+        f"{counts['n']} 題中答對 {counts['right']}、答錯 {counts['wrong']}{skipped}，"
+        f"另有 {sum(without.values())} 題讀不出答案（{kinds}）："
+        f"全部算錯是 {low}{readable}，實際在 {low}–{high} 之間（原文在 predictions.jsonl）"
+    ]
+    if counts["truncated"]:
+        lines.append(f"{counts['truncated']} 題寫到長度上限還沒有說出答案：把 --max_new_tokens 調大再評測")
     return lines
 
 
@@ -113,8 +132,8 @@ def verdict_sentence(report: Context, metrics: dict[str, Any]) -> str:
     """
     model = metrics["model"]
     (low, high), chance = model["interval_95"], model["chance"]
-    refused = f"；{metrics['refused']} 題無法作答，算答錯" if metrics["refused"] else ""
-    text = f"{model['n']} 題答對 {counted(model['right'])} 題（{small(model['accuracy'])}{refused}），"
+    skipped = f"；{metrics['skipped']} 題無法作答，算答錯" if metrics["skipped"] else ""
+    text = f"{model['n']} 題答對 {counted(model['right'])} 題（{small(model['accuracy'])}{skipped}），"
     good = low > chance
     if good:
         text += f"{'遠' if low - chance > FAR else ''}高於亂猜的 {small(chance)}"

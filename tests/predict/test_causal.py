@@ -7,6 +7,7 @@ import random
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -23,7 +24,7 @@ from finetune.models.run_card import RunCard
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
 from finetune.models.streaming import Reply, ReplyStream
 from finetune.predict.batch_file import Journal
-from finetune.predict.causal import CausalLMPredictor, chosen_letter
+from finetune.predict.causal import CausalLMPredictor
 from finetune.runtime.console import plain
 from finetune.runtime.errors import UserError
 
@@ -167,91 +168,63 @@ def test_a_question_that_is_too_long_is_cut_and_one_whose_options_are_is_refused
 
 # ---- replies that name a letter ----------------------------------------------------------------------------
 
-B = [
-    "B",
-    "(B)",
-    "B.",
-    "B. 木星",
-    "B) 木星",
-    "（B）木星",
-    "【B】",
-    "「B」",
-    "Ｂ",
-    "b",
-    "b. 木星",
-    "\n B\n",
-    "B，因為",
-]
-B += [
-    "答案：B",
-    "答案是 B。",
-    "答案：（B）",
-    "正確答案是：Ｂ",
-    "選項B",
-    "Answer: B",
-    "The answer is B.",
-    "B\nA 錯了",
-]
-B += ["B. a planet", "B. I think"]
-NONE = [
-    "",
-    " \n",
-    "我不知道",
-    "木星",
-    "A或B",
-    "A、B",
-    "A/B",
-    "AB",
-    "A and B",
-    "b or c",
-    "B 或 C",
-    "BCD",
-    "Because",
-]
-NONE += [
-    "A planet named Jupiter",
-    "I think it is Jupiter",
-    "E",
-    "K",
-    "Z",
-    "**",
-    "不是 B",
-    "<B>",
-    "1",
-    "\ufffd",
-]
-
-
-@pytest.mark.parametrize("reply", B)
-def test_a_reply_that_plainly_names_an_option_is_read(reply):
-    assert chosen_letter(reply, 4) == 1
-
-
-@pytest.mark.parametrize("reply", NONE)
-def test_a_reply_that_names_none_or_two_is_never_guessed(reply):
-    assert chosen_letter(reply, 4) is None
-
-
-def test_a_letter_beyond_the_options_is_no_answer():
-    assert chosen_letter("C", 2) is None and chosen_letter("C", 3) == 2
-    assert chosen_letter("J", 10) == 9 and chosen_letter("I", 10) == 8
-    assert chosen_letter("A. 像 F 一樣", 4) == 0  # no option is called F
-
 
 def test_a_reply_that_cannot_be_read_counts_as_wrong_in_an_exam_and_is_reported(run, tmp_path, monkeypatch):
     rows = [[f"{question.stem}", *question.options, "A"] for question in questions_of(4)]
     write_csv(tmp_path / "exam.csv", rows)
-    replies = ["A", "我不知道", "A or B", "(A) 對"]
+    replies = ["A", "我不知道", "抱歉，我無法回答", "(A) 對"]
     scripted(monkeypatch, *replies)
     more = "--scoring", "generate", "--skip_option_only", "--report", "r"
     code, out, _ = run("--exam", "exam.csv", *more)
-    assert code == 0 and "2 題的回答看不出選了哪一個，算答錯" in out and "4 題答對 2 題" in out
+    assert code == 0 and "另有 2 題讀不出答案（看不出 1、拒答 1）" in out and "4 題答對 2 題" in out
     told = read_lines(tmp_path / "r/predictions.jsonl")
     assert [row["prediction"] for row in told] == ["A", None, None, "A"]
     assert [row["reply"] for row in told] == replies
-    assert "2 題的回答看不出選了哪一個" in (tmp_path / "r/report.md").read_text(encoding="utf-8")
+    assert [row["outcome"] for row in told] == ["answered", "unreadable", "refused", "answered"]
+    for page in ("report.md", "index.html"):
+        shown = (tmp_path / "r" / page).read_text(encoding="utf-8").replace("\u00a0", " ")
+        assert "全部算錯是 50.0 %，只看讀得出的 100.0 %，實際在 50.0 %–100.0 % 之間" in shown
+    assert "另有 2 題讀不出答案" in (tmp_path / "r/report.md").read_text(encoding="utf-8")
     results = json.loads((tmp_path / "r/results.json").read_text(encoding="utf-8"))
-    assert '"unreadable": 2' in json.dumps(results)
+    (figures,) = [value for value in results.values() if isinstance(value, dict) and "outcomes" in value]
+    assert figures["outcomes"]["unreadable"] == figures["outcomes"]["refused"] == 1
+    assert figures["outcomes"]["bounds"] == [0.5, 1.0] and figures["skipped"] == 0
+
+
+class Cut(str):
+    """A reply that ended at its limit."""
+
+    truncated = True
+
+
+def test_a_reply_cut_at_its_limit_and_one_that_declines_are_told_apart_with_the_way_out(
+    run, tmp_path, monkeypatch
+):
+    asked = ("--question", "天？", "--options", "A:地 B:玄", "--scoring", "generate")
+    scripted(monkeypatch, Cut("首先，答案是"), "抱歉，我無法回答")
+    code, _, err = run(*asked)
+    assert code == 2 and "截斷" in err and "--max_new_tokens" in err
+    code, _, err = run(*asked)
+    assert code == 2 and "拒答" in err and "--scoring letter" in err
+    write_lines(tmp_path / "q.jsonl", [{"question": "天？", "A": "地", "B": "玄"}] * 2)
+    assert run("--input", "q.jsonl", "--output", "a.jsonl", "--scoring", "generate")[0] == 0
+    first, second = read_lines(tmp_path / "a.jsonl")
+    assert "--max_new_tokens" in first["error"] and "拒答" in second["error"]
+
+
+def test_a_thought_that_the_template_opened_and_the_reply_never_closed_is_no_answer(qwen, monkeypatch):
+    predictor, question = CausalLMPredictor(*qwen), questions_of(1)[0]
+    opened = predictor.tokenizer("<think>\n", add_special_tokens=False)["input_ids"]
+    whole = predictor.prompts.mcq_prompt
+    monkeypatch.setattr(
+        predictor.prompts,
+        "mcq_prompt",
+        lambda *a, **k: replace(found := whole(*a, **k), ids=[*found.ids, *opened]),
+    )
+    monkeypatch.setattr(predictor.prompts, "letter_prefix_length", lambda count: 0)
+    scripted(monkeypatch, "B", "想 A</think>B")
+    assert predictor.score([question], "generate", "1").outcomes == {0: "unreadable"}
+    assert predictor.score([question], "generate", "1") == [[-1.0, 0.0, -1.0, -1.0]]
 
 
 def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tmp_path, monkeypatch):
@@ -602,7 +575,7 @@ def test_a_look_at_data_tells_what_a_causal_model_would_make_of_it(run, tmp_path
     write_csv(tmp_path / "exam.csv", rows)
     code, out, _ = run("--inspect", "exam.csv", "--json")
     found = json.loads(out)["model"]
-    assert code == 0 and len(found["shortened"]) == 1 and not found["refused"]
+    assert code == 0 and len(found["shortened"]) == 1 and not found["skipped"]
     assert inference.main(["--inspect", "exam.csv"]) == 0 and "2 題" in capsys.readouterr().out
 
 
@@ -797,7 +770,7 @@ def test_a_question_is_answered_in_the_terminal_and_one_that_cannot_be_read_is_s
     assert "🎯 預測結果" in out and "A: 地 (分數: " in out and "⚠️" not in out
     scripted(monkeypatch, "我不知道")
     out = run_repl(qwen, "method generate", "qa", "天？", "A:地 B:玄", "help")
-    assert "看不出模型選了哪一個" in out and out.count("⚠️") == 1 and "現在 generate" in out
+    assert "看不出選了哪一個" in out and out.count("⚠️") == 1 and "現在 generate" in out
 
 
 def test_what_is_set_in_the_terminal_is_how_the_model_writes(qwen, run_repl, monkeypatch):

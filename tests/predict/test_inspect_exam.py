@@ -79,7 +79,7 @@ def test_a_model_says_what_it_cannot_read_and_what_would_be_cut(sick, inspect, m
     code, out = inspect(sick, "--json", "--model_path", model_dir, "--max_length", "64")
     model = json.loads(out)["model"]
     assert code == 0 and model["max_length"] == 64
-    assert model["shortened"] == ["physics/test/6"] and model["refused"] == []
+    assert model["shortened"] == ["physics/test/6"] and model["skipped"] == []
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     known = set(tokenizer.get_vocab())
     assert "龘" in model["unknown"] and "dna" not in model["unknown"]  # capitals are repaired first

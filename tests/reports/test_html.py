@@ -126,7 +126,7 @@ def exam_report(tmp_path_factory, model_dir, exam_dir):
 # ---- the verdict -------------------------------------------------------------------------------------------
 
 
-def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refused=0) -> dict:
+def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, skipped=0) -> dict:
     """As much of a set's figures as the verdict reads."""
     from finetune.evaluation.metrics import wilson
 
@@ -137,7 +137,8 @@ def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refu
     }  # fmt: skip
     found = {
         "model": whole, "macro_4": None, "contamination": {}, "option_only": None, "other": {}, "paired": {},
-        "refused": refused,
+        "skipped": skipped,
+        "outcomes": {},
         "shortened": 0,
     }  # fmt: skip
     if other is not None:
@@ -157,7 +158,7 @@ def figures(right: int, n=200, other: int | None = None, p=1.0, trick=0.26, refu
         ({"right": 55}, "200 題答對 55 題（27.5 %），看不出比亂猜的 25 % 好。"),
         ({"right": 20}, "200 題答對 20 題（10 %），比亂猜的 25 % 還差。"),
         (
-            {"right": 20, "refused": 120},
+            {"right": 20, "skipped": 120},
             "200 題答對 20 題（10 %；120 題無法作答，算答錯），比亂猜的 25 % 還差。",
         ),
         (
@@ -198,7 +199,7 @@ def test_the_other_model_is_named_without_the_folders_above_it():
 
 
 def test_notes_questions_trained_on_and_skipped_ones_stand_beside_the_verdict():
-    found = full().results["held_back"] | {"refused": 3}
+    found = full().results["held_back"] | {"skipped": 3}
     lines = sections.section_notes(full(), found)
     assert lines[0] == sections.NOT_COMPARABLE
     assert any("15 題是模型訓練過的，去掉後" in line for line in lines) and "3 題" in lines[-1]
