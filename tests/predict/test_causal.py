@@ -7,7 +7,6 @@ import random
 import shlex
 import shutil
 import sys
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -215,13 +214,8 @@ def test_a_reply_cut_at_its_limit_and_one_that_declines_are_told_apart_with_the_
 def test_a_thought_that_the_template_opened_and_the_reply_never_closed_is_no_answer(qwen, monkeypatch):
     predictor, question = CausalLMPredictor(*qwen), questions_of(1)[0]
     opened = predictor.tokenizer("<think>\n", add_special_tokens=False)["input_ids"]
-    whole = predictor.prompts.mcq_prompt
-    monkeypatch.setattr(
-        predictor.prompts,
-        "mcq_prompt",
-        lambda *a, **k: replace(found := whole(*a, **k), ids=[*found.ids, *opened]),
-    )
-    monkeypatch.setattr(predictor.prompts, "letter_prefix_length", lambda count: 0)
+    whole = predictor.prompts.reply_prompt
+    monkeypatch.setattr(predictor.prompts, "reply_prompt", lambda *a, **k: ([*whole(*a, **k)[0], *opened], 0))
     scripted(monkeypatch, "B", "想 A</think>B")
     assert predictor.score([question], "generate", "1").outcomes == {0: "unreadable"}
     assert predictor.score([question], "generate", "1") == [[-1.0, 0.0, -1.0, -1.0]]
