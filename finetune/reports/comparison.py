@@ -28,7 +28,10 @@ STANDINGS = {
 LISTED = 10  # questions of each kind on the page
 NAMES = ("compare.json", "moved.jsonl", "report.md", "index.html")
 OF_COMPARISON = ReportFiles(
-    NAMES, re.compile(r"compare\.json|moved\.jsonl|report\.md|index\.html|\.lock|\..*\.half"), "compare.json"
+    NAMES,
+    re.compile(r"compare\.json|moved\.jsonl|report\.md|index\.html|\.lock|\..*\.half"),
+    "compare.json",
+    "這支程式寫的比較報告",
 )
 
 
@@ -95,7 +98,7 @@ def verdict(figures: dict[str, Any]) -> str:
     if not figures["moved"]:
         return f"{text}：每一題的對錯都相同。"
     if p >= SIGNIFICANT:
-        return f"{text}，分不出高下（p = {p:.2g}）。"
+        return f"{text}：相差 {points(abs(gap)).lstrip('+')} 個百分點，分不出高下（p = {p:.2g}）。"
     sure = "極不可能只是運氣" if p < CERTAIN else f"不像是運氣（p = {p:.2g}）"
     better, worse = (FIRST, SECOND) if gap > 0 else (SECOND, FIRST)
     return f"{text}：{better}高於{worse} {points(abs(gap)).lstrip('+')} 個百分點，差異{sure}。"

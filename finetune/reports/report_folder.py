@@ -30,11 +30,13 @@ class ReportFiles:
         names: those that are always written.
         pattern: of all that may be.
         summary: the JSON file, an object with `facts`, by which a report of this kind is known.
+        title: what messages call it.
     """
 
     names: tuple[str, ...]
     pattern: re.Pattern[str]
     summary: str
+    title: str = "這支程式寫的報告"
 
 
 def check_folder(folder: Path, flag: str, kind: ReportFiles) -> None:
@@ -56,7 +58,7 @@ def check_folder(folder: Path, flag: str, kind: ReportFiles) -> None:
     if existing and not is_report(folder, kind):
         names = "、".join(existing)
         raise UserError(
-            f"{flag} {folder} 裡已有 {names}，而且不是這支程式寫的報告，會被換掉；請換一個資料夾或先移開"
+            f"{flag} {folder} 裡已有 {names}，而且不是{kind.title}，會被換掉；請換一個資料夾或先移開"
         )
 
 

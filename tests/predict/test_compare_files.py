@@ -359,6 +359,18 @@ def test_the_screen_says_who_is_better_or_that_nobody_can_tell(capsys, tmp_path,
     assert "分不出高下" in out and "Holm" in out
 
 
+def test_an_exam_writes_what_a_comparison_needs(compare, capsys, model_dir, exam_dir):
+    for folder, scoring in (("one", "letter"), ("two", "pll")):
+        words = ["--exam", exam_dir, "--exam_limit", 8, "--skip_option_only", "--scoring", scoring]
+        words += ["--report", folder, "--model_path", model_dir, "--cpu"]
+        assert inference.main(list(map(str, words))) == 0
+    rights = [json.loads(open(f"{folder}/results.json").read())["test"]["model"] for folder in ("one", "two")]
+    capsys.readouterr()
+    _, found, _ = compare("one", "two")
+    assert found["joined_by"] == "fingerprint" and found["joined"] == 8
+    assert [found["first"]["right"], found["second"]["right"]] == pytest.approx([r["right"] for r in rights])
+
+
 def test_holm_is_the_closed_test_of_bonferroni():
     """By the closure principle: the largest Bonferroni p-value over all sets that hold the hypothesis."""
     rng = random.Random(3)
@@ -375,6 +387,7 @@ def test_holm_is_the_closed_test_of_bonferroni():
     [
         ("題\nA: 甲\nB: 乙", "題", ("甲", "乙"), {}),
         ("A: 你好\nB: 嗨\n接什麼？\nA: 甲\nB: 乙\nC: 丙", "A: 你好\nB: 嗨\n接什麼？", ("甲", "乙", "丙"), {}),
+        ("說\nA: 你好\nB: 嗨\n接\nA: 甲\nB: 乙\nC: 丙", "說\nA: 你好\nB: 嗨\n接", ("甲", "乙", "丙"), {}),
         ("題\nid: 7\nA: 一\n二\nB: 乙\nsubject: x", "題", ("一\n二", "乙"), {"id": "7", "subject": "x"}),
         ("題\nA: 甲\nB: 乙\nC: 丙\nD: 丁\nE: None", "題", ("甲", "乙", "丙", "丁"), {}),
         ("題\nA: 甲\nB: None", "題", ("甲", "None"), {}),
