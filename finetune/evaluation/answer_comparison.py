@@ -107,7 +107,7 @@ def join(first: AnswerFile, second: AnswerFile, chosen_set: str | None = None) -
             f"--compare：{first.path} 與 {second.path} 沒有共同的題目"
             f"（{len(answers[0])} 題與 {len(answers[1])} 題，依題幹與選項的內容比對）。可能是不同的題庫、"
             f"不同的部分（{_sets(first)} 與 {_sets(second)}）或科目，或有一份的題目改寫過；"
-            f"例如 {_example(answers[0][0])} 與 {_example(answers[1][0])}"
+            f"例如{_example(answers[0])}與{_example(answers[1])}"
         )
     return joined
 
@@ -116,8 +116,8 @@ def _sets(file: AnswerFile) -> str:
     return listed((name or "未註明" for name in file.sets), 5)
 
 
-def _example(answer: Answer) -> str:
-    return f"「{answer.stem[:30] or answer.id}」"
+def _example(answers: Sequence[Answer]) -> str:
+    return f"「{answers[0].stem[:30] or answers[0].id}」" if answers else "（這一部分沒有題目）"
 
 
 def _of_one_set(

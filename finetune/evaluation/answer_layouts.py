@@ -114,6 +114,8 @@ def _read_lm_eval(row: dict[str, Any], subject: str) -> Answer:
     drafted = draft(row["doc"])
     stem, options = drafted.stem, drafted.bare or drafted.options
     replies = row.get("filtered_resps") or row.get("resps") or []
+    if not isinstance(replies, list):
+        raise ValueError(f"filtered_resps 應該是一串，得到 {type(replies).__name__}")
     likelihoods = [_log_likelihood(reply) for reply in replies]
     scored = None not in likelihoods and len(likelihoods) in (len(options), 2 * len(options))
     gold = _lm_eval_gold(row.get("target"), options, _continuations(row) if scored else ())
@@ -156,8 +158,10 @@ def _continuations(row: dict[str, Any]) -> list[str]:
     requests = list(arguments.values()) if isinstance(arguments, dict) else arguments
     texts = []
     for request in requests if isinstance(requests, list) else ():
-        text = request.get("arg_1") if isinstance(request, dict) else request[1:2] or None
-        texts.append(str(text[0] if isinstance(text, list) else text).strip())
+        if isinstance(request, dict):
+            texts.append(str(request.get("arg_1")).strip())
+        elif isinstance(request, list):  # as older versions write a request
+            texts.append("".join(map(str, request[1:2])).strip())
     return texts
 
 

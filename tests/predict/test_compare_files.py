@@ -15,7 +15,7 @@ from conftest import ROOT
 import inference
 from finetune.data.question import LETTERS, Question
 from finetune.evaluation.answer_comparison import holm
-from finetune.evaluation.answer_layouts import split_twinkle_question
+from finetune.evaluation.answer_layouts import layout_of, read_answer, split_twinkle_question
 
 HAN = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏"
 SUBJECTS = ("physics", "taxation", "trade", "geography_of_taiwan")
@@ -241,6 +241,9 @@ def test_several_sets_are_compared_by_the_most_trustworthy_or_the_one_asked_for(
     assert compare("a.jsonl", "b.jsonl", "--split", "all")[1]["joined"] == 40
     code, _, err = compare("a.jsonl", "b.jsonl", "--split", "train")
     assert code == 2 and "--split train" in err
+    write(tmp_path / "c.jsonl", [our_row(q, 0, set="train") for q in QUESTIONS])
+    code, _, err = compare("a.jsonl", "c.jsonl", "--split", "train")
+    assert code == 2 and "沒有共同的題目" in err
 
 
 def test_a_killed_run_a_bom_and_figures_that_are_no_numbers_are_read_as_far_as_they_go(compare, tmp_path):
@@ -369,6 +372,41 @@ def test_an_exam_writes_what_a_comparison_needs(compare, capsys, model_dir, exam
     _, found, _ = compare("one", "two")
     assert found["joined_by"] == "fingerprint" and found["joined"] == 8
     assert [found["first"]["right"], found["second"]["right"]] == pytest.approx([r["right"] for r in rights])
+
+
+ODD = (None, 5, -1, 1e308, True, "", "Z", "AB", "A", [], [None], [["x"]], [[[]]], {}, {"A": None}, {"x": [1]})
+
+
+def odd_rows(row: dict) -> list[dict]:
+    """The row with each value in it replaced by each odd one, at the top and one level below."""
+    rows = [{**row, key: odd} for key in row for odd in ODD]
+    for key, inner in row.items():
+        if isinstance(inner, dict):
+            rows += [{**row, key: {**inner, name: odd}} for name in inner for odd in ODD]
+        if isinstance(inner, list):
+            rows += [{**row, key: [odd, *inner[1:]]} for odd in ODD]
+    return rows
+
+
+def test_whatever_stands_in_a_row_it_is_read_or_refused_with_a_reason():
+    question = QUESTIONS[0]
+    whole = [
+        our_row(question, 0, tied=["A", "B"], runs=["A", None], outcome="answered"),
+        lm_eval_row(question, 0, 0),
+        {**lm_eval_row(question, 0, 0), "arguments": [["p", " A"], ["p", " B"]]},
+        {**lm_eval_row(question, 0, 0), "filtered_resps": ["A"]},
+        twinkle_row(question, 0, 0),
+    ]
+    for row in whole:
+        for odd in odd_rows(row):
+            if not (layout := layout_of(odd)):
+                continue
+            try:
+                answer = read_answer(odd, layout, "physics")
+            except ValueError as error:
+                assert str(error)
+            else:
+                assert 0 <= answer.credit <= 1 and answer.chosen
 
 
 def test_holm_is_the_closed_test_of_bonferroni():
