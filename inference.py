@@ -7,6 +7,7 @@
     python inference.py --input questions.csv --output answers.jsonl
     python inference.py --exam ikala/tmmluplus --split test --report report
     python inference.py --inspect my_exam.csv
+    python inference.py --compare report_a report_b  # two evaluations, question by question
     python inference.py                              # without any of these: an interactive session
 
 Order: 1 loading, 2 prediction functions, 3 main. Flags: finetune/cli/inference_parser.py.
@@ -222,6 +223,11 @@ def run(flags: InferenceArgs) -> int | None:
     from finetune.runtime.signals import EXTERNAL_SIGNALS, StopRequest
 
     with StopRequest(EXTERNAL_SIGNALS), locks.hold_locks(lock_targets(flags)):
+        if flags.compare is not None:
+            from finetune.predict.compare_files import compare_files
+
+            compare_files(flags)
+            return None
         return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 

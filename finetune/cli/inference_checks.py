@@ -36,7 +36,7 @@ TEMPLATE_ARGUMENTS = {
     "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "return_tensors",
     "return_dict", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs",
 }  # fmt: skip
-JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
+JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect", "compare": "--compare"}
 
 
 def parse_args(argv: list[str]) -> InferenceArgs:
@@ -71,17 +71,20 @@ def _check_job(args: InferenceArgs) -> None:
     if len(jobs) > 1 or (jobs and single):
         raise UserError(f"{'、'.join(jobs + single)} 一次只能做一件")
     if args.json and not jobs and not single:
-        raise UserError("--json 要與 --prompt、--question、--input、--exam 或 --inspect 一起給")
+        raise UserError("--json 要與 --prompt、--question、--input、--exam、--inspect 或 --compare 一起給")
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
-        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
+        ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
         ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"),
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
             raise UserError(f"--{name} 要與 --{owner} 一起給{hint}")
+    if args.report is not None and args.exam is None and args.compare is None:
+        raise UserError("--report 要與 --exam 或 --compare 一起給")
+    _check_comparison(args)
     for name in ("text_column", "label_column"):
         if name in args.given and args.input is None and args.exam is None and args.inspect is None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
@@ -106,6 +109,17 @@ def _check_revisions(args: InferenceArgs) -> None:
         raise UserError(
             f"{given}：--exam {args.exam} 是{kind}，沒有版本；版本是 hub 上的，例如 --exam ikala/tmmluplus"
         )
+
+
+def _check_comparison(args: InferenceArgs) -> None:
+    """Refuse anything but two different paths after --compare."""
+    if args.compare is None:
+        return
+    if len(args.compare) != 2:
+        given = "、".join(args.compare)
+        raise UserError(f"--compare 要剛好兩份作答，得到 {len(args.compare)} 份：{given}")
+    if _samefile(*args.compare):
+        raise UserError(f"--compare：{args.compare[0]} 與 {args.compare[1]} 是同一份作答；請給兩個模型的作答")
 
 
 def _check_prompt(args: InferenceArgs) -> None:

@@ -133,7 +133,8 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("比較").add_argument
     add("--compare", type=path, nargs="+", default=None, metavar="FILE",
-        help="比較兩份逐題的答案（predictions.jsonl，或 lm-eval、Twinkle 的），逐題配對檢定")
+        help="比較兩份逐題的作答，不必載入模型：predictions.jsonl，或 lm-eval、Twinkle 的檔案或資料夾；"
+             "依題目內容對應，成對檢定（--report 寫下網頁與每一題）")
     add("--revisions", nargs="+", default=None, metavar="REVISION",
         help="題庫的兩個版本，例如 v1.0 v1.1：依內容對應，哪些題沒變、改了答案、不見了；只評測共有的題目")
 

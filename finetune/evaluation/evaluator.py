@@ -313,6 +313,7 @@ def records(
 ) -> Iterator[dict[str, Any]]:
     """Yield one object a question, for predictions.jsonl.
 
+    It holds the question and its fingerprint, so that files of two exams can be compared (--compare).
     `tied`: the k options that share the highest score, of which `prediction` is the first; the question
     counts 1/k if the gold one is among them. `answers_by_order`: the options in the order shown, and the one
     chosen then (A=C: these two alike); `flips`: they are not all the same one.
@@ -332,6 +333,9 @@ def records(
         record = {
             "id": question.id,
             "subject": question.subject,
+            "fingerprint": question.fingerprint,
+            "question": question.stem,
+            "options": dict(zip(LETTERS, question.options, strict=False)),
             "gold": letter(question.answer),
             **answer("", chosen),
             "scores": [round(score, 6) for score in result.scores[index]],

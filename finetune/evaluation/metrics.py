@@ -213,14 +213,26 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
 def difference(
     questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]
 ) -> dict:
+    """Return first − second in accuracy, see `difference_of_credits`."""
+    subjects = [question.subject for question in questions]
+    return difference_of_credits(subjects, credits(questions, first), credits(questions, second))
+
+
+def difference_of_credits(
+    subjects: Sequence[str], first: Sequence[float], second: Sequence[float]
+) -> dict[str, Any]:
     """Return first − second in accuracy with its 95 % interval by a paired bootstrap.
 
     The bootstrap draws whole questions, for macro-4 within each subject.
+
+    Args:
+        subjects: of each question.
+        first: credit of each question for the first model, 0 to 1.
+        second: the same for the second.
     """
     differences: dict[str, list[float]] = defaultdict(list)
-    credited = zip(questions, credits(questions, first), credits(questions, second), strict=True)
-    for question, a, b in credited:
-        differences[question.subject].append(a - b)
+    for subject, a, b in zip(subjects, first, second, strict=True):
+        differences[subject].append(a - b)
     rng = numpy.random.default_rng(0)
     figures = mean_difference([d for of_subject in differences.values() for d in of_subject], rng)
     if weights := _macro_weights(differences):
