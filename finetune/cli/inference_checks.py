@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finetune.cli.exam_checks import check_repeats
 from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
@@ -22,6 +23,7 @@ FOR_KINDS = {  # flags that only some kinds of model have a use for
     GENERATION_FLAGS: ("causal",),
     ("pair", "text_column", "label_column"): ("classifier",),
     ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
+    ("repeat", "audit_keys"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
     ("orders",): ("masked", "causal"),
     ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
@@ -60,8 +62,8 @@ def _check_job(args: InferenceArgs) -> None:
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
-        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
-        ("max_length", "inspect"),
+        ("report", "exam"), ("compare_with", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
+        ("output", "input"), ("pair", "prompt"), ("max_length", "inspect"),
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
@@ -69,6 +71,7 @@ def _check_job(args: InferenceArgs) -> None:
     for name in ("text_column", "label_column"):
         if name in args.given and args.input is None and args.exam is None and args.inspect is None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
+    check_repeats(args.repeat, args.scoring, args.orders if "orders" in args.given else None)
     if args.report and Path(args.report).is_file():
         raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
 

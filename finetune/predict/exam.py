@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from finetune.cli.exam_checks import check_repeats, check_votes
 from finetune.cli.inference_args import BASE_MODEL, InferenceArgs
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
-from finetune.evaluation import evaluator
+from finetune.evaluation import evaluator, key_audit, repeats
 from finetune.evaluation.evaluator import ExamResult, run_exam
 from finetune.models.run_card import RunCard
 from finetune.predict.exam_output import write_exam_page, write_unscored
@@ -58,7 +60,10 @@ def run_exam_command(
     rows, keyless = sample_rows(rows, flags.exam_limit, seed=0), without_key(exam, split)
     keyless = sample_rows(keyless, flags.exam_limit, seed=0)
     method, card = predictor.method(flags.scoring), predictor.card
-    orders = "1" if method == GENERATE else flags.orders
+    check_repeats(flags.repeat, method, flags.orders if "orders" in flags.given else None)
+    orders = "1" if method == GENERATE or (flags.repeat or 1) > 1 else flags.orders
+    if flags.audit_keys:
+        check_votes(method, orders, flags.repeat, flags.compare_with is not None)
     # before hours of work, if it is none
     comparison = load(flags.compare_with) if flags.compare_with else None
     if comparison:
@@ -69,6 +74,8 @@ def run_exam_command(
 
     unscored = evaluate(predictor, keyless, "評測（沒有答案的題目）") if len(keyless) else None
     facts = facts_of(predictor, exam, method, orders)
+    if (flags.repeat or 1) > 1:
+        facts["作答方式"] = f"{method}，評測 {flags.repeat} 次，第 2 次起打亂選項"
     if not len(rows):
         if world.is_main and unscored:
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
@@ -80,11 +87,13 @@ def run_exam_command(
     metrics = evaluator.compute_metrics(
         results.model, results.other, card.trained_on if card else None, results.option_only, results.held_out
     )
+    metrics |= repeats.repeated_figures(results.model, results.other, metrics)
+    doubtful = audit_keys(flags, predictor, results, metrics) if flags.audit_keys else None
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
-        unscored=unscored,
+        unscored=unscored, doubtful_keys=doubtful,
     )  # fmt: skip
     write_exam_page(flags, page)
 
@@ -101,13 +110,20 @@ def evaluate_models(
 
     Args:
         evaluate: returns the result of a model on questions; the text is the title of the progress bar.
-        flags: --skip_option_only and --compare_with.
+        flags: --skip_option_only, --compare_with and --repeat.
         predictor: the model.
         comparison: the second model; None without one.
         rows: the questions.
         calibration: see `calibration_questions`.
     """
-    result = evaluate(predictor, rows, "評測")
+
+    def evaluate_repeatedly(model: Predictor, title: str) -> ExamResult:
+        def evaluate_run(run: int, questions: Sequence[Question], run_title: str) -> ExamResult:
+            return evaluate(model, questions, run_title)
+
+        return repeats.run_repeated(evaluate_run, rows, flags.repeat, title)
+
+    result = evaluate_repeatedly(predictor, "評測")
     option_only = other = None
     if not flags.skip_option_only:
         option_only = evaluate(predictor, evaluator.without_stem(rows), "只看選項")
@@ -115,8 +131,22 @@ def evaluate_models(
         calibration if isinstance(calibration, str) else evaluate(predictor, calibration, "驗證題（校準用）")
     )
     if comparison:  # by the same method, or they are not compared
-        other = evaluate(comparison, rows, f"評測（{_other_title(flags)}）")
+        other = evaluate_repeatedly(comparison, f"評測（{_other_title(flags)}）")
     return ModelResults(result, option_only, held_out, other)
+
+
+def audit_keys(
+    flags: InferenceArgs, predictor: Predictor, results: ModelResults, metrics: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the rows of doubtful_keys.jsonl; the summary goes into the metrics."""
+    voters = [key_audit.voter_of(results.model, predictor.name)]
+    if results.other:
+        name = _other_title(flags)
+        name += "（比較的模型）" * (name == predictor.name)
+        voters.append(key_audit.voter_of(results.other, name))
+    audit = key_audit.audit_keys(results.model.questions, voters)
+    metrics["doubtful_keys"] = audit.summary
+    return audit.rows
 
 
 def _other_title(flags: InferenceArgs) -> str:

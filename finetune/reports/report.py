@@ -19,7 +19,7 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import plots
+from finetune.reports import doubtful_keys, plots, repeats
 from finetune.reports.html import render
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
@@ -51,9 +51,9 @@ from finetune.runtime.files import (
 )
 from finetune.runtime.strict_json import dumps
 
-FILES = ("results.json", "predictions.jsonl", "report.md", "index.html")
+FILES = ("results.json", "predictions.jsonl", doubtful_keys.FILE, "report.md", "index.html")
 OURS = re.compile(
-    r"results\.json|predictions\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
+    r"results\.json|predictions\.jsonl|doubtful_keys\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
     r"|(subjects|confusion)(_(train|validation|test|held_back|all))?\.png"
 )
 
@@ -101,6 +101,8 @@ class Report:
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
         unscored: answers to questions without a key, for predictions.jsonl alone.
+        doubtful_keys: questions whose key is to be checked, rows of doubtful_keys.jsonl; None if none were
+            looked for.
     """
 
     facts: dict[str, str]
@@ -114,6 +116,7 @@ class Report:
     growth: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
+    doubtful_keys: Sequence[dict[str, Any]] | None = None
 
     @property
     def heading(self) -> str:
@@ -270,6 +273,9 @@ def _write(folder: Path, report: Report) -> None:
     write_json(folder / "results.json", summary)
     if report.exam_sets() or report.unscored:
         _write_predictions(folder, report)
+    if report.doubtful_keys is not None:
+        rows = (dumps(row) + "\n" for row in report.doubtful_keys)
+        atomic_write(folder / doubtful_keys.FILE, "".join(rows))
     if report.unscored and not report.exam_sets():
         return  # nothing to draw
     pictures = {}
@@ -336,7 +342,8 @@ def verdict(report: Report) -> list[str]:
             if metrics["other"]:
                 line += f"，{report.other} {metrics['other_macro_4']['macro_4']:.3f}"
             lines.append(line)
-        if bias := metrics["order_bias"]:
+        lines += [*repeats.screen_lines(metrics), *doubtful_keys.screen_lines(metrics)]
+        if "repeats" not in metrics and (bias := metrics["order_bias"]):
             lines.append(
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.data.subjects import subject_title
-from finetune.reports import classification, perplexity
+from finetune.reports import classification, doubtful_keys, perplexity, repeats
 from finetune.reports.number_format import counted, percent, small, unbroken
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def _environment() -> Environment:
     environment.globals |= {
         "classes": classification,
         "perplexity": perplexity,
+        "repeats": repeats,
+        "doubtful": doubtful_keys,
         "share": percent,
         "small": small,
         "table": table,

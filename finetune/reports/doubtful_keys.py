@@ -1,0 +1,86 @@
+"""Keys that may be wrong, in words and tables; the rows are those of evaluation/key_audit.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.data.subjects import subject_title
+from finetune.reports.number_format import percent
+
+FILE = "doubtful_keys.jsonl"
+TITLE = "答案可能有誤的題目"
+COLUMNS = ("名次", "編號", "科目", "題庫的答案", "都選", "票數", "機率：都選的", "機率：題庫的答案")
+ON_SCREEN = 5  # doubtful keys that the screen lists
+TO_BE_CHECKED = "這些題目要由人查證，不能直接改答案：模型有把握地答錯，看起來也是這個樣子。"
+
+
+def sentences(metrics: dict[str, Any]) -> list[str]:
+    """Return what an audit of the keys of one set of questions found, a sentence each."""
+    audit = metrics["doubtful_keys"]
+    voters = audit["voters"]
+    who = "、".join(f"{voter['name']} 每題 {voter['votes']} 票" for voter in voters if voter["weight"])
+    idle = [voter["name"] for voter in voters if not voter["weight"]]
+    lines = [f"{'、'.join(idle)} 的成績看不出比亂猜好，它的票不計。"] if idle else []
+    if not who:
+        return [*lines, "沒有可信的票，無從找出答案可能有誤的題目。"]
+    if not audit["listed"]:
+        return [*lines, f"{who}：沒有一題是各票都選同一個別的選項。"]
+    lines.append(
+        f"{who}：{audit['questions']} 題中有 {audit['listed']} 題，（幾乎）每一票都選同一個選項，"
+        "而且不是題庫的答案；依校準後兩者機率的差距，從最可疑的排起。"
+    )
+    lines.append(
+        f"假如題庫的答案都對、各票各自獨立地出錯，只會有{expected(audit['by_accident'])}碰巧如此。"
+        "同一個模型的票其實會一起錯，所以實際碰巧的比這更多。"
+    )
+    if (shown := len(audit["top"])) < audit["listed"]:
+        lines.append(f"這裡列出前 {shown} 題，全部在 {FILE}。")
+    return [*lines, TO_BE_CHECKED]
+
+
+def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row of COLUMNS for each doubtful key that the report lists."""
+    return [
+        (
+            str(row["rank"]), row["id"], subject_title(row["subject"]), row["key"], row["alternative"],
+            _count(row), percent(row["probability_of_alternative"]), percent(row["probability_of_key"]),
+        )
+        for row in metrics["doubtful_keys"]["top"]
+    ]  # fmt: skip
+
+
+def votes_of(row: dict[str, Any]) -> str:
+    """Return how the votes on one question fell, and the probabilities they rest on."""
+    return (
+        f"{_count(row)} 票選 {row['alternative']}（機率 {percent(row['probability_of_alternative'])}），"
+        f"題庫的答案 {row['key']} 的機率 {percent(row['probability_of_key'])}"
+    )
+
+
+def screen_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return what the screen shows of an audit; nothing without one."""
+    if "doubtful_keys" not in metrics:
+        return []
+    audit = metrics["doubtful_keys"]
+    if not audit["listed"]:
+        return [f"  {TITLE}：{''.join(sentences(metrics))}"]
+    lines = [
+        f"  {TITLE}：{audit['listed']} 題（各票獨立時，碰巧如此的{expected(audit['by_accident'])}），"
+        f"要由人查證；全部在 {FILE}"
+    ]
+    for row in audit["top"][:ON_SCREEN]:
+        stem = " ".join(row["question"].split())
+        stem = stem[:40] + "…" * (len(stem) > 40)
+        lines.append(f"    {row['rank']}. {row['id']} {stem} {votes_of(row)}")
+    return lines
+
+
+def _count(row: dict[str, Any]) -> str:
+    """Return how many of the votes name the alternative, as 4/4."""
+    votes = [vote for of_voter in row["votes"].values() for vote in of_voter]
+    return f"{votes.count(row['alternative'])}/{len(votes)}"
+
+
+def expected(count: float) -> str:
+    """Write an expected number of questions: of a small one that it is small."""
+    return "不到 0.1 題" if count < 0.1 else f"大約 {count:.1f} 題"
