@@ -1,8 +1,9 @@
-"""Keys that may be wrong: questions where models, in every order of the options, agree on another option.
+"""Keys that may be wrong: questions where models, in several orders of the options, agree on another option.
 
-A vote is the scores of one question by one model in one order of its options. A question is listed when
-(nearly) all votes name the same option and the key is another one. The rank is by the normalized margin,
-log p(that option) − log p(key), the model's probabilities being calibrated and averaged over the votes.
+A vote is the scores of one question by one model in one order of its options. A question is listed when at
+least half of the votes name the same option, their mean prefers it, and the key is another one. The rank is
+by the normalized margin, log p(that option) − log p(key), the model's probabilities being calibrated on the
+keys and averaged over the votes: one vote that disagrees takes from it.
 
 The margin is one of the label quality scores of Kuan and Mueller (2022, "Model-agnostic label quality scoring
 to detect real-world label noise"); averaging over predictors is their ensemble score, and the weight of a
@@ -12,8 +13,10 @@ same classes, and a habit of choosing a letter leaves the average over orders by
 list, people found about half to be errors (arXiv:2103.14749, 51 %; in MMLU 6.5 % of all questions have one,
 arXiv:2406.04127): the list says what to read again, and decides nothing.
 
-A confident mistake that a model makes in every order looks the same as a wrong key. How often votes agree by
-accident is computed as if each erred by itself, which is the least it can be: see `agreements_by_accident`.
+A confident mistake that a model makes in every order looks the same as a wrong key, so no share of false
+alarms can be estimated from the votes alone. What can be computed are two bounds of how often all votes would
+be for the same wrong option if all keys were right, to be held against how often they are (`unanimous`): as
+if each vote erred by itself, and as if the votes of a model were one and only the models erred independently.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +38,10 @@ from finetune.evaluation.question_queries import log_softmax
 from finetune.evaluation.repeats import RepeatedResult, order_of_run
 from finetune.evaluation.scores import Order, tied
 
-NEARLY_ALL = 0.8  # of the votes, weighted, that must name the same option: 4 of 4, 4 of 5, 10 of 12
+# Share of the votes, weighted, that must name the same option. Of made-up models with 70 % right, asking for
+# more lists fewer wrong keys and ranks them no better: among as many as are wrong, 0.68 are with half of the
+# votes of two such models, 0.51 with two thirds, 0.41 with four fifths. The margin already counts the doubt.
+MOST = 0.5
 TOP = 20  # listed questions that results.json and the report keep
 Vote = tuple[Order, Sequence[float]]  # the options as shown, the score of each option as written
 
@@ -104,7 +111,7 @@ def _single_votes(result: ExamResult, run: int) -> list[list[Vote]]:
 
 
 def audit_keys(questions: Sequence[Question], voters: Sequence[Voter]) -> KeyAudit:
-    """List the questions whose votes agree on another option than the key, most doubtful first.
+    """List the questions whose votes are for another option than the key, the most doubtful first.
 
     Args:
         questions: all have a key.
@@ -113,14 +120,21 @@ def audit_keys(questions: Sequence[Question], voters: Sequence[Voter]) -> KeyAud
     """
     trusted = [_trust(questions, voter) for voter in voters]
     heard = [(voter, trust) for voter, trust in zip(voters, trusted, strict=True) if trust.weight]
-    rows = [row for i in range(len(questions)) if (row := _judged(questions[i], i, heard))]
+    counts = [sum(len(voter.votes[i]) for voter, _ in heard) for i in range(len(questions))]
+    needed = min(2, max(counts, default=0))  # where only one model is left, a single vote has to do
+    enough = [i for i, count in enumerate(counts) if count >= max(1, needed)]
+    rows = [row for i in enough if (row := _judged(questions[i], i, heard))]
     rows.sort(key=lambda row: -row["score"])
     rows = [{"rank": rank, **row} for rank, row in enumerate(rows, 1)]
     summary = {
         "listed": len(rows),
+        "unanimous": sum(row["agreement"] == 1 for row in rows),
         "questions": len(questions),
-        "agreement": NEARLY_ALL,
-        "by_accident": sum(agreements_by_accident(questions, heard)) if heard else 0.0,
+        "agreement": MOST,
+        "by_accident": {
+            "votes_independent": sum(agreements_by_accident(questions, heard, enough)),
+            "models_independent": sum(agreements_by_accident(questions, _one_vote_each(heard), enough)),
+        },
         "voters": [
             {
                 "name": voter.name,
@@ -163,18 +177,16 @@ def _mean_row(votes: Sequence[Vote]) -> list[float] | None:
 
 
 def _judged(question: Question, index: int, heard: Sequence[tuple[Voter, Trust]]) -> dict[str, Any] | None:
-    """Return the row of a question whose votes agree on another option than the key; None for others."""
+    """Return the row of a question whose votes are for another option than the key; None for others."""
     key, count = _key(question), len(question.options)
     present = [(voter, trust) for voter, trust in heard if voter.votes[index]]
-    if sum(len(voter.votes[index]) for voter, _ in present) < 2:
-        return None
     weights = numpy.array([trust.weight for _, trust in present])
     weights /= weights.sum()
     logprobs = weights @ numpy.array([trust.logprobs[index] for _, trust in present], dtype=float)
     shares = weights @ numpy.array([_vote_shares(voter.votes[index], count) for voter, _ in present])
     other = int(numpy.argmax(numpy.where(numpy.arange(count) == key, -numpy.inf, logprobs)))
     margin = float(logprobs[other] - logprobs[key])
-    if shares[other] < NEARLY_ALL - 1e-9 or margin <= 0:
+    if shares[other] < MOST - 1e-9 or margin <= 0:
         return None
     probabilities = metrics.probabilities(logprobs)
     return {
@@ -190,6 +202,19 @@ def _judged(question: Question, index: int, heard: Sequence[tuple[Voter, Trust]]
         "probability_of_key": round(float(probabilities[key]), 6),
         "score": round(margin, 6),
     }
+
+
+def _one_vote_each(heard: Sequence[tuple[Voter, Trust]]) -> list[tuple[Voter, Trust]]:
+    """Return the voters with a single vote a question, the mean over their votes, as if written in order."""
+    return [
+        (
+            Voter(
+                voter.name, [[] if row is None else [(tuple(range(len(row))), row)] for row in trust.logprobs]
+            ),
+            trust,
+        )
+        for voter, trust in heard
+    ]
 
 
 def _vote_shares(votes: Sequence[Vote], count: int) -> numpy.ndarray:
@@ -210,36 +235,32 @@ def _vote_letters(votes: Sequence[Vote]) -> list[str]:
 
 
 def agreements_by_accident(
-    questions: Sequence[Question], heard: Sequence[tuple[Voter, Trust]]
+    questions: Sequence[Question], heard: Sequence[tuple[Voter, Trust]], indices: Sequence[int]
 ) -> Iterator[float]:
-    """Yield for each question how likely its votes are to agree on one wrong option if the key is right.
+    """Yield how likely all votes on a question are to name one wrong option if its key is right.
 
     As if the votes erred independently of one another: each is wrong as often as its model is in this
     subject, and then names the places that the model prefers when it is wrong. Votes of one model on one
-    question are not independent, so more agree than this says.
+    question are not independent: more agree than this says of them, and fewer than of one vote a model.
+
+    Args:
+        questions: all of them, to learn the habits of the models from.
+        heard: the models that count.
+        indices: the questions asked about; each has votes.
     """
-    models = [(voter, trust, *_error_habits(questions, voter)) for voter, trust in heard]
-    for index, question in enumerate(questions):
-        present = [model for model in models if model[0].votes[index]]
-        if sum(len(model[0].votes[index]) for model in present) < 2:
-            yield 0.0
-            continue
-        total = sum(trust.weight for _, trust, _, _ in present)
-        chance = 0.0
-        for option in set(range(len(question.options))) - {_key(question)}:
-            shares, likelihoods = numpy.zeros(1), numpy.ones(1)  # of the weighted share of votes for it
-            for voter, trust, error_rates, places in present:
-                votes = voter.votes[index]
-                habit = places[len(question.options)]
-                of_votes = [
-                    error_rates[question.subject] * _share_of_place(habit, order, option, _key(question))
-                    for order, _ in votes
-                ]
-                counts = numpy.arange(len(votes) + 1) * trust.weight / total / len(votes)
-                shares = numpy.add.outer(shares, counts).ravel()
-                likelihoods = numpy.multiply.outer(likelihoods, _counts_of(of_votes)).ravel()
-            chance += float(likelihoods[shares >= NEARLY_ALL - 1e-9].sum())
-        yield chance
+    models = [(voter, *_error_habits(questions, voter)) for voter, _ in heard]
+    for index in indices:
+        question, count = questions[index], len(questions[index].options)
+        key = _key(question)
+        yield sum(
+            prod(
+                rates[question.subject] * _share_of_place(places[count], order, option, key)
+                for voter, rates, places in models
+                for order, _ in voter.votes[index]
+            )
+            for option in range(count)
+            if option != key
+        )
 
 
 def _error_habits(
@@ -271,11 +292,3 @@ def _share_of_place(habit: Counter[int], order: Order, option: int, key: int) ->
     """Return how likely a wrong vote is to name an option, by its place among those of the wrong options."""
     wrong = sum(habit[order.index(other)] for other in order if other != key)
     return habit[order.index(option)] / wrong
-
-
-def _counts_of(probabilities: Sequence[float]) -> numpy.ndarray:
-    """Return the distribution of how many of several independent events happen."""
-    counts = numpy.ones(1)
-    for p in probabilities:
-        counts = numpy.convolve(counts, [1 - p, p])
-    return counts

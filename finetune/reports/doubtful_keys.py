@@ -9,30 +9,32 @@ from finetune.reports.number_format import percent
 
 FILE = "doubtful_keys.jsonl"
 TITLE = "答案可能有誤的題目"
-COLUMNS = ("名次", "編號", "科目", "題庫的答案", "都選", "票數", "機率：都選的", "機率：題庫的答案")
+COLUMNS = ("名次", "編號", "科目", "題庫的答案", "多數選", "票數", "機率：多數選的", "機率：題庫的答案")
 ON_SCREEN = 5  # doubtful keys that the screen lists
+STEM = 40  # characters of a stem on the screen
 TO_BE_CHECKED = "這些題目要由人查證，不能直接改答案：模型有把握地答錯，看起來也是這個樣子。"
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
     """Return what an audit of the keys of one set of questions found, a sentence each."""
     audit = metrics["doubtful_keys"]
-    voters = audit["voters"]
-    who = "、".join(f"{voter['name']} 每題 {voter['votes']} 票" for voter in voters if voter["weight"])
-    idle = [voter["name"] for voter in voters if not voter["weight"]]
+    counted = [voter for voter in audit["voters"] if voter["weight"]]
+    idle = [voter["name"] for voter in audit["voters"] if not voter["weight"]]
     lines = [f"{'、'.join(idle)} 的成績看不出比亂猜好，它的票不計。"] if idle else []
-    if not who:
+    if not counted:
         return [*lines, "沒有可信的票，無從找出答案可能有誤的題目。"]
+    who = "、".join(f"{voter['name']} 每題 {voter['votes']} 票" for voter in counted)
+    if sum(voter["votes"] for voter in counted) < 2:
+        lines.append("每題只剩一票，看不出意見是否一致：列出的只是這個模型最有把握的錯題。")
     if not audit["listed"]:
-        return [*lines, f"{who}：沒有一題是各票都選同一個別的選項。"]
-    lines.append(
-        f"{who}：{audit['questions']} 題中有 {audit['listed']} 題，（幾乎）每一票都選同一個選項，"
-        "而且不是題庫的答案；依校準後兩者機率的差距，從最可疑的排起。"
-    )
-    lines.append(
-        f"假如題庫的答案都對、各票各自獨立地出錯，只會有{expected(audit['by_accident'])}碰巧如此。"
-        "同一個模型的票其實會一起錯，所以實際碰巧的比這更多。"
-    )
+        return [*lines, f"{who}：沒有一題有半數以上的票選了題庫的答案以外的同一個選項。"]
+    lines += [
+        f"{who}：{audit['questions']} 題中有 {audit['listed']} 題，半數以上的票選同一個選項，"
+        f"而且不是題庫的答案；其中 {audit['unanimous']} 題每一票都一樣。"
+        "依校準後兩者機率的差距，從最可疑的排起。",
+        f"假如題庫的答案都對，每一票碰巧都選同一個錯的選項的題目，{accidents(audit)}。"
+        "同一個模型換順序的票常一起錯，不同的模型也可能有一樣的誤解，實際會比獨立時多。",
+    ]
     if (shown := len(audit["top"])) < audit["listed"]:
         lines.append(f"這裡列出前 {shown} 題，全部在 {FILE}。")
     return [*lines, TO_BE_CHECKED]
@@ -65,22 +67,31 @@ def screen_lines(metrics: dict[str, Any]) -> list[str]:
     if not audit["listed"]:
         return [f"  {TITLE}：{''.join(sentences(metrics))}"]
     lines = [
-        f"  {TITLE}：{audit['listed']} 題（各票獨立時，碰巧如此的{expected(audit['by_accident'])}），"
-        f"要由人查證；全部在 {FILE}"
+        f"  {TITLE}：{audit['listed']} 題（{audit['unanimous']} 題每一票都一樣），要由人查證；全部在 {FILE}",
+        f"    假如題庫的答案都對，每一票碰巧都一樣的題目，{accidents(audit)}",
     ]
     for row in audit["top"][:ON_SCREEN]:
         stem = " ".join(row["question"].split())
-        stem = stem[:40] + "…" * (len(stem) > 40)
-        lines.append(f"    {row['rank']}. {row['id']} {stem} {votes_of(row)}")
+        shown = stem if len(stem) <= STEM else f"{stem[:STEM]}…"
+        lines.append(f"    {row['rank']}. {row['id']} {shown} {votes_of(row)}")
     return lines
+
+
+def accidents(audit: dict[str, Any]) -> str:
+    """Return on how many questions all votes would agree if all keys were right, by the two bounds."""
+    least, most = audit["by_accident"]["votes_independent"], audit["by_accident"]["models_independent"]
+    one_by_one = f"各票獨立出錯時有{expected(least)}"
+    if abs(most - least) < 0.05:  # a vote a model
+        return one_by_one
+    return f"{one_by_one}，同一個模型的票都一起錯時有{expected(most)}"
+
+
+def expected(count: float) -> str:
+    """Write an expected number of questions: of a small one that it is small."""
+    return "不到 0.1 題" if count < 0.1 else f"大約 {count:.1f} 題"
 
 
 def _count(row: dict[str, Any]) -> str:
     """Return how many of the votes name the alternative, as 4/4."""
     votes = [vote for of_voter in row["votes"].values() for vote in of_voter]
     return f"{votes.count(row['alternative'])}/{len(votes)}"
-
-
-def expected(count: float) -> str:
-    """Write an expected number of questions: of a small one that it is small."""
-    return "不到 0.1 題" if count < 0.1 else f"大約 {count:.1f} 題"
