@@ -72,7 +72,10 @@ def run_exam_command(
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
         return run_exam(model.score, questions, method, orders, world, title)
 
-    unscored = evaluate(predictor, keyless, "評測（沒有答案的題目）") if len(keyless) else None
+    unscored = None
+    if len(keyless):
+        title = "評測（沒有答案的題目）"
+        unscored = evaluate_repeatedly(evaluate, predictor, keyless, title, flags.repeat)
     facts = facts_of(predictor, exam, method, orders)
     if (flags.repeat or 1) > 1:
         facts["作答方式"] = f"{method}，評測 {flags.repeat} 次，第 2 次起打亂選項"
@@ -116,14 +119,7 @@ def evaluate_models(
         rows: the questions.
         calibration: see `calibration_questions`.
     """
-
-    def evaluate_repeatedly(model: Predictor, title: str) -> ExamResult:
-        def evaluate_run(run: int, questions: Sequence[Question], run_title: str) -> ExamResult:
-            return evaluate(model, questions, run_title)
-
-        return repeats.run_repeated(evaluate_run, rows, flags.repeat, title)
-
-    result = evaluate_repeatedly(predictor, "評測")
+    result = evaluate_repeatedly(evaluate, predictor, rows, "評測", flags.repeat)
     option_only = other = None
     if not flags.skip_option_only:
         option_only = evaluate(predictor, evaluator.without_stem(rows), "只看選項")
@@ -131,8 +127,24 @@ def evaluate_models(
         calibration if isinstance(calibration, str) else evaluate(predictor, calibration, "驗證題（校準用）")
     )
     if comparison:  # by the same method, or they are not compared
-        other = evaluate_repeatedly(comparison, f"評測（{_other_title(flags)}）")
+        title = f"評測（{_other_title(flags)}）"
+        other = evaluate_repeatedly(evaluate, comparison, rows, title, flags.repeat)
     return ModelResults(result, option_only, held_out, other)
+
+
+def evaluate_repeatedly(
+    evaluate: Callable[[Predictor, Sequence[Question], str], ExamResult],
+    model: Predictor,
+    questions: Sequence[Question],
+    title: str,
+    count: int | None,
+) -> ExamResult:
+    """Evaluate a model on questions `count` times, see `repeats.run_repeated`."""
+
+    def evaluate_run(run: int, shown: Sequence[Question], run_title: str) -> ExamResult:
+        return evaluate(model, shown, run_title)
+
+    return repeats.run_repeated(evaluate_run, questions, count, title)
 
 
 def audit_keys(

@@ -9,9 +9,19 @@ from finetune.reports.number_format import percent
 
 FILE = "doubtful_keys.jsonl"
 TITLE = "答案可能有誤的題目"
-COLUMNS = ("名次", "編號", "科目", "題庫的答案", "多數選", "票數", "機率：多數選的", "機率：題庫的答案")
+COLUMNS = (
+    "名次",
+    "編號",
+    "科目",
+    "題庫的答案",
+    "多數選",
+    "票數",
+    "機率：多數選的",
+    "機率：題庫的答案",
+    "題目",
+)
 ON_SCREEN = 5  # doubtful keys that the screen lists
-STEM = 40  # characters of a stem on the screen
+STEM = 40  # characters of a stem on the screen and in a table
 TO_BE_CHECKED = "這些題目要由人查證，不能直接改答案：模型有把握地答錯，看起來也是這個樣子。"
 
 
@@ -25,7 +35,11 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
         return [*lines, "沒有可信的票，無從找出答案可能有誤的題目。"]
     who = "、".join(f"{voter['name']} 每題 {voter['votes']} 票" for voter in counted)
     if sum(voter["votes"] for voter in counted) < 2:
-        lines.append("每題只剩一票，看不出意見是否一致：列出的只是這個模型最有把握的錯題。")
+        return [
+            *lines,
+            f"{who}，看不出意見是否一致：列出的只是這個模型答錯的 {audit['listed']} 題，最有把握的在前。",
+            *_ending(audit),
+        ]
     if not audit["listed"]:
         return [*lines, f"{who}：沒有一題有半數以上的票選了題庫的答案以外的同一個選項。"]
     lines += [
@@ -35,9 +49,14 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
         f"假如題庫的答案都對，每一票碰巧都選同一個錯的選項的題目，{accidents(audit)}。"
         "同一個模型換順序的票常一起錯，不同的模型也可能有一樣的誤解，實際會比獨立時多。",
     ]
-    if (shown := len(audit["top"])) < audit["listed"]:
-        lines.append(f"這裡列出前 {shown} 題，全部在 {FILE}。")
-    return [*lines, TO_BE_CHECKED]
+    return [*lines, *_ending(audit)]
+
+
+def _ending(audit: dict[str, Any]) -> list[str]:
+    """Return where the rest of the list is, and what is to be done with it."""
+    shown = len(audit["top"])
+    rest = [f"這裡列出前 {shown} 題，全部在 {FILE}。"] if shown < audit["listed"] else []
+    return [*rest, *([TO_BE_CHECKED] if audit["listed"] else [])]
 
 
 def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -46,6 +65,7 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             str(row["rank"]), row["id"], subject_title(row["subject"]), row["key"], row["alternative"],
             _count(row), percent(row["probability_of_alternative"]), percent(row["probability_of_key"]),
+            _stem(row),
         )
         for row in metrics["doubtful_keys"]["top"]
     ]  # fmt: skip
@@ -66,14 +86,14 @@ def screen_lines(metrics: dict[str, Any]) -> list[str]:
     audit = metrics["doubtful_keys"]
     if not audit["listed"]:
         return [f"  {TITLE}：{''.join(sentences(metrics))}"]
+    votes = sum(voter["votes"] for voter in audit["voters"] if voter["weight"])
+    agreed = f"{audit['unanimous']} 題每一票都一樣" if votes > 1 else "只有一票，看不出意見是否一致"
     lines = [
-        f"  {TITLE}：{audit['listed']} 題（{audit['unanimous']} 題每一票都一樣），要由人查證；全部在 {FILE}",
+        f"  {TITLE}：{audit['listed']} 題（{agreed}），要由人查證；全部在 {FILE}",
         f"    假如題庫的答案都對，每一票碰巧都一樣的題目，{accidents(audit)}",
     ]
     for row in audit["top"][:ON_SCREEN]:
-        stem = " ".join(row["question"].split())
-        shown = stem if len(stem) <= STEM else f"{stem[:STEM]}…"
-        lines.append(f"    {row['rank']}. {row['id']} {shown} {votes_of(row)}")
+        lines.append(f"    {row['rank']}. {row['id']} {_stem(row)} {votes_of(row)}")
     return lines
 
 
@@ -89,6 +109,12 @@ def accidents(audit: dict[str, Any]) -> str:
 def expected(count: float) -> str:
     """Write an expected number of questions: of a small one that it is small."""
     return "不到 0.1 題" if count < 0.1 else f"大約 {count:.1f} 題"
+
+
+def _stem(row: dict[str, Any]) -> str:
+    """Return the stem of a question on one line, cut where it is long."""
+    stem = " ".join(row["question"].split())
+    return stem if len(stem) <= STEM else f"{stem[:STEM]}…"
 
 
 def _count(row: dict[str, Any]) -> str:

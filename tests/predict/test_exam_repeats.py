@@ -153,6 +153,14 @@ def test_keys_that_the_votes_contradict_are_listed_and_the_others_are_not(exam, 
     assert not (tmp_path / "r/doubtful_keys.jsonl").exists()  # the former report has gone as a whole
 
 
+def test_questions_without_a_key_are_answered_as_often(exam, tmp_path):
+    rows = [["天？", "地", "玄", "黃", "宇", "A"], ["日？", "月", "盈", "昃", "辰", "-"]]
+    source = write_csv(tmp_path / "own.csv", rows)
+    assert exam("masked", source, "--scoring", "letter", "--repeat", 3)[0] == 0
+    keyed, keyless = lines(tmp_path / "r/predictions.jsonl")
+    assert keyless["gold"] is None and len(keyed["runs"]) == len(keyless["runs"]) == 3
+
+
 def test_an_audit_by_a_model_that_guesses_says_that_its_votes_do_not_count(exam, tmp_path, small):
     code, results, out, _ = exam("masked", small, "--scoring", "letter", "--audit_keys")
     assert code == 0 and results["test"]["doubtful_keys"]["listed"] == 0
