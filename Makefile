@@ -80,4 +80,13 @@ bench: $(VENV)/.dev ## measure accuracy, time and memory: demo, 100,000 question
 	$(BIN)/python benchmarks/adapting.py
 	$(BIN)/python benchmarks/speed.py
 
-.PHONY: help install demo test check nightly pins pythons bench
+.venv-parity/.done: benchmarks/requirements-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet -r benchmarks/requirements-parity.txt
+	touch $@
+
+EXAM ?=
+parity: $(VENV)/.scripts .venv-parity/.done ## hold prompts and log-likelihoods against lm-evaluation-harness itself (EXAM=folder)
+	$(BIN)/python benchmarks/parity.py --lm_eval .venv-parity/bin/python $(if $(EXAM),--exam $(EXAM))
+
+.PHONY: help install demo test check nightly pins pythons bench parity

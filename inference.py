@@ -258,6 +258,10 @@ def predict(flags: InferenceArgs) -> int | None:
     if "scoring" in flags.given:
         predictor.method(flags.scoring)
     flags.decoding = decoding_of(flags)
+    if predictor.is_causal:
+        from finetune.predict.asking import ask_plainly
+
+        ask_plainly(flags, predictor)
     if world:
         code = run_batch(flags, predictor, exam, world)
         world.shutdown()

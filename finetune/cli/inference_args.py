@@ -92,7 +92,7 @@ class InferenceArgs:
     chat_template_kwargs: list[tuple[str, Any]]
     log_prompts: bool
     # several runs
-    repeat: int | None  # None: the protocol's
+    repeat: int | None  # None: once
     compare: list[str] | None  # two files of predictions
     revisions: list[str] | None  # two revisions of --exam
     audit_keys: bool

@@ -11,7 +11,8 @@ from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
 from finetune.data.option_syntax import parse_options
-from finetune.prompts.scoring_methods import SHORT
+from finetune.prompts.protocol import OURS, load_protocol
+from finetune.prompts.scoring_methods import GENERATE, SHORT
 from finetune.runtime import console
 from finetune.runtime.errors import Problems, UserError
 from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
@@ -21,13 +22,20 @@ from finetune.runtime.strict_json import too_long
 FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
     GENERATION_FLAGS: ("causal",),
+    ("prompt_format", "fewshot_as_multiturn", "chat_template_kwargs"): ("causal",),
+    ("num_fewshot",): ("masked", "causal"),
+    ("protocol", "log_prompts", "repeat", "audit_keys", "revisions"): ("masked", "causal", "choice"),
     ("pair", "text_column", "label_column"): ("classifier",),
     ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
-    ("repeat", "audit_keys"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
     ("orders",): ("masked", "causal"),
     ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
 }
+# arguments of apply_chat_template that are not the template's own
+TEMPLATE_ARGUMENTS = {
+    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "return_tensors",
+    "return_dict", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs",
+}  # fmt: skip
 JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
 
 
@@ -39,13 +47,16 @@ def parse_args(argv: list[str]) -> InferenceArgs:
     """
     parser = build_parser()
     args = InferenceArgs(**vars(parser.read(argv)), given=frozenset(parser.given))
-    if "orders" not in args.given and SHORT.get(args.scoring, args.scoring).endswith("+prior"):
-        args.orders = "1"  # over all rotations a prior cancels by itself
+    if "orders" not in args.given:
+        if SHORT.get(args.scoring, args.scoring).endswith("+prior"):
+            args.orders = "1"  # over all rotations a prior cancels by itself
+        if args.protocol != OURS:
+            args.orders = "1"  # as others ask
     reset_log_once()
     problems = Problems()
     with problems:
         choose_encoding(args.encoding)
-    for check in (_check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_hardware):
+    for check in CHECKS:
         with problems:
             check(args)
     problems.report()
@@ -62,8 +73,10 @@ def _check_job(args: InferenceArgs) -> None:
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
-        ("report", "exam"), ("compare_with", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
-        ("output", "input"), ("pair", "prompt"), ("max_length", "inspect"),
+        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
+        ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
+        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
+        ("revisions", "exam"),
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
@@ -152,6 +165,27 @@ def _check_writing(args: InferenceArgs) -> None:
         console.log(f"⚠️ {'、'.join('--' + name for name in beams)} 沒有作用：束搜尋要加 --num_beams 2 以上")
 
 
+def _check_asking(args: InferenceArgs) -> None:
+    protocol = load_protocol(args.protocol)
+    if args.prompt_format != "auto":
+        protocol.form_name(args.prompt_format, has_template=True)
+    names = [name for name, _ in args.chat_template_kwargs]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"--chat_template_kwargs：{'、'.join(twice)} 給了兩次")
+    if taken := [name for name in names if name in TEMPLATE_ARGUMENTS]:
+        raise UserError(f"--chat_template_kwargs：{'、'.join(taken)} 由程式決定，不能指定")
+
+
+def _check_hardware(args: InferenceArgs) -> None:
+    if args.cpu and args.precision == "fp16":
+        raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
+
+
+CHECKS = (
+    _check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_asking, _check_hardware,
+)  # fmt: skip
+
+
 def check_kind(args: InferenceArgs, kind: str) -> None:
     """Refuse flags that are meant for another kind of model, and warn of those without effect.
 
@@ -170,7 +204,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
             problems.append(f"{idle} 用於{others}；{args.model_path} 是{KINDS[kind]}{only}")
     if problems:
         raise UserError(problems)
-    if is_causal and (args.exam is not None or (args.question is not None and args.prompt is None)):
+    if is_causal and args.question is not None and args.prompt is None and args.scoring != GENERATE:
         warn_of_unused_generation_flags(args)
     if is_causal and "top_k" in args.given and not args.do_sample:
         console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
@@ -182,8 +216,3 @@ def warn_of_unused_generation_flags(args: InferenceArgs) -> None:
     """Warn of flags of text generation that were given where a causal model only chooses a letter."""
     if idle := "、".join("--" + name for name in GENERATION_FLAGS if name in args.given):
         console.log(f"⚠️ {idle} 沒有作用：選擇題不使用文字生成的旗標")
-
-
-def _check_hardware(args: InferenceArgs) -> None:
-    if args.cpu and args.precision == "fp16":
-        raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")

@@ -17,7 +17,7 @@ from finetune.cli.inference_synonyms import USING
 from finetune.cli.parser import Parser
 from finetune.data.exam import SPLITS
 from finetune.prompts.protocol import OURS, PROTOCOLS
-from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
+from finetune.prompts.scoring_methods import GENERATE, LOGLIKELIHOOD, METHODS, ORDERS, SHORT
 from finetune.runtime import console
 
 
@@ -71,10 +71,11 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("選擇題").add_argument
     add("--question", help="題目")
     add("--options", help='選項，例如 "A:地球 B:木星 C:火星"')
-    add("--scoring", type=choice("auto", *METHODS, *SHORT, GENERATE), default="auto", metavar="SCORING",
+    add("--scoring", type=choice("auto", *METHODS, *SHORT, LOGLIKELIHOOD, GENERATE), default="auto",
+        metavar="SCORING",
         help="auto：照模型訓練的方式，沒有記載就用 pll；letter｜joint｜pll｜pll_l2r｜pll_word_l2r｜first，"
              "加 _sum 是總和，加 +pmi、+prior 是校正（pmi、prior 是簡寫）；"
-             "因果模型：letter（預設）、prior、generate（寫出答案）")
+             "因果模型：letter（預設）、prior、loglikelihood（同 lm-eval）、generate（寫出答案）")
     add("--orders", type=choice(*ORDERS), default="cyclic",
         help="letter 用：1 照原順序；cyclic 輪換順序取平均（預設）；all 全部順序；+prior 預設 1，"
              "因為輪換後先驗自己就抵消了")
@@ -121,7 +122,7 @@ def build_parser() -> Parser:
         help="給對話樣板的參數，例如 enable_thinking=false")
     add("--log_prompts", action="store_true", help="predictions.jsonl 也寫下每一題的提示")
     add("--repeat", type=int_in(1, 100), default=None,
-        help="評測幾次，第二次起以固定的種子打亂選項，報告平均與標準差（預設依 --protocol，多半是 1）")
+        help="評測幾次，第二次起以固定的種子打亂選項，報告平均與標準差（預設 1）")
     add("--audit_keys", action="store_true",
         help="列出答案可能有誤的題目：幾個模型或幾種選項順序的票，有把握地選了同一個別的選項")
 

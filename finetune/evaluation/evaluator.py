@@ -49,12 +49,14 @@ class ExamResult:
         scores: for each question the log-probabilities of its options, in nats.
         method: name of the scoring method.
         orders: option orders: `1`, `cyclic` or `all`.
+        prompts: the prompt of each question, for --log_prompts.
     """
 
     questions: Sequence[Question]
     scores: Scores
     method: str
     orders: str
+    prompts: Sequence[str] = ()
 
     @property
     def predictions(self) -> list[metrics.Prediction]:
@@ -353,6 +355,8 @@ def records(
             record |= {"answers_by_order": answers, "flips": len(set(answers.values())) > 1}
         if index in result.scores.skipped:
             record["refused"] = result.scores.skipped[index]
+        if result.prompts:
+            record["prompt"] = result.prompts[index]
         yield record
 
 

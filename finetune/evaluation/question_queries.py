@@ -17,7 +17,7 @@ from finetune.evaluation.scores import Order
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, Prompt, mask_positions
 from finetune.prompts.option_order import orders_to_ask
-from finetune.prompts.scoring_methods import CHOICE, Method
+from finetune.prompts.scoring_methods import CHOICE, LOGLIKELIHOOD, Method
 
 
 @dataclass
@@ -27,13 +27,15 @@ class QuestionQueries:
     Attributes:
         queries: the queries to run.
         read: returns a score for each option, once the queries have results.
-        orders: for `letter`, the order of the options in each query.
-        truncated: the stem was shortened.
+        orders: where the options are listed, their orders.
+        read_orders: returns a score for each option in each of these orders.
+        truncated: the prompt was cut.
     """
 
     queries: list[LogprobQuery]
     read: Callable[[], list[float]]
     orders: list[Order] = field(default_factory=list)
+    read_orders: Callable[[], list[list[float]]] = list
     truncated: bool = False
 
 
@@ -48,6 +50,9 @@ def queries_for(
     Raises:
         PromptError: the question cannot be written out, e.g. because it is too long.
     """
+    if method.base == LOGLIKELIHOOD:
+        assert isinstance(prompts, CausalExamPrompts)  # `Predictor.method` refuses it for other models
+        return _continuation_queries(prompts, question, orders)
     if method.by_letter:
         return _letter_queries(prompts, question, orders)
     assert isinstance(prompts, ExamPrompts)  # a causal model is scored by letters alone
@@ -68,11 +73,6 @@ def queries_for(
     )
 
 
-def scores_by_option(query: LogprobQuery, order: Order) -> list[float]:
-    """Return the scores of a query of letters by option: the query has one for each place of the order."""
-    return [query.results[0][order.index(option)] for option in range(len(order))]
-
-
 def log_softmax(row: Sequence[float]) -> list[float]:
     """Return the logarithm of the softmax of a row of scores."""
     top = max(row)
@@ -90,11 +90,65 @@ def _letter_queries(
         LogprobQuery(prompt.ids, prompt.blank, (letters,), softmax_over_candidates=True) for prompt in written
     ]
 
-    def read() -> list[float]:
-        rows = [scores_by_option(query, order) for query, order in zip(queries, shown, strict=True)]
-        return [fmean(column) for column in zip(*rows, strict=True)]
+    def by_place() -> list[list[float]]:
+        return [query.results[0] for query in queries]
 
-    return QuestionQueries(queries, read, shown, any(prompt.cut for prompt in written))
+    return _listed(queries, shown, by_place, any(prompt.cut for prompt in written))
+
+
+def _continuation_queries(prompts: CausalExamPrompts, question: Question, orders: str) -> QuestionQueries:
+    """Make the queries of log P(letter | prompt), the sum over the tokens of the letter's continuation.
+
+    Continuations of one token share the query of their prompt.
+    """
+    shown = orders_to_ask(question.options, orders)
+    queries: list[LogprobQuery] = []
+    cells: list[list[list[tuple[LogprobQuery, int, int]]]] = []  # by order, place and token
+    truncated = False
+    for order in shown:
+        shared: dict[tuple[int, ...], LogprobQuery] = {}
+        places = []
+        for row in prompts.continuations(question, order):
+            query = shared.setdefault(row.ids, LogprobQuery(row.ids, (), ()))
+            first = len(row.ids) - len(row.targets)
+            places.append(
+                [(query, *_add_wanted(query, first + at, token)) for at, token in enumerate(row.targets)]
+            )
+            truncated = truncated or row.cut > 0
+        queries += shared.values()
+        cells.append(places)
+
+    def by_place() -> list[list[float]]:
+        return [
+            [sum(query.results[position][choice] for query, position, choice in tokens) for tokens in places]
+            for places in cells
+        ]
+
+    return _listed(queries, shown, by_place, truncated)
+
+
+def _listed(
+    queries: list[LogprobQuery],
+    orders: list[Order],
+    by_place: Callable[[], list[list[float]]],
+    truncated: bool,
+) -> QuestionQueries:
+    """Return the queries of options that are listed in several orders.
+
+    Args:
+        by_place: returns, for each order, a score for each place.
+    """
+
+    def read_orders() -> list[list[float]]:
+        return [
+            [row[order.index(option)] for option in range(len(order))]
+            for row, order in zip(by_place(), orders, strict=True)
+        ]
+
+    def read() -> list[float]:
+        return [fmean(column) for column in zip(*read_orders(), strict=True)]
+
+    return QuestionQueries(queries, read, orders, read_orders, truncated)
 
 
 def _head_queries(prompts: ExamPrompts, question: Question) -> QuestionQueries:

@@ -107,7 +107,7 @@ def run_repeated(
         ]
         for index in range(len(questions))
     ]  # fmt: skip
-    return RepeatedResult(first.questions, merged, first.method, first.orders, runs)
+    return RepeatedResult(first.questions, merged, first.method, first.orders, runs=runs)
 
 
 def order_of_run(question: Question, run: int) -> Order:

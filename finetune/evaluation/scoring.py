@@ -11,8 +11,9 @@ Scores are log-probabilities in nats, one per option; the highest is the answer.
 `first`         log P(first token | stem), one token masked: for reference; a shared first token is a tie.
 `choice`        the number of a multiple-choice head for stem and option, softmax over the options.
 
-A causal model is scored by the letter alone, as its next token (or generates an answer, see
-predict/causal.py).
+A causal model is scored by the letter alone: by `letter` as its next token, by `loglikelihood` as the
+continuation of the prompt among all texts, log P(continuation | prompt), as lm-evaluation-harness does; or it
+generates an answer, see predict/causal.py.
 
 The text methods take the mean over the option's tokens, with `_sum` the sum. `+pmi` subtracts the score of
 the same text where nothing is known of the question but its subject (domain-conditional PMI,
@@ -37,7 +38,6 @@ from finetune.evaluation.question_queries import (
     QuestionQueries,
     log_softmax,
     queries_for,
-    scores_by_option,
 )
 from finetune.evaluation.scores import Order, Prior, Progress, Scores
 from finetune.models.forward import NOT_NUMBERS
@@ -188,10 +188,9 @@ class Scorer:
                 if of_question.truncated:
                     scores.truncated.add(index)
                 if method.by_letter:
-                    scores.by_order[index] = [
-                        (order, scores_by_option(query, order))
-                        for query, order in zip(of_question.queries, of_question.orders, strict=True)
-                    ]
+                    scores.by_order[index] = list(
+                        zip(of_question.orders, of_question.read_orders(), strict=True)
+                    )
             if progress:
                 progress(len(batch))
         return scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
@@ -17,6 +18,8 @@ from finetune.predict.predictor import Predictor
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.chat import STYLES, Chat, user
 from finetune.prompts.option_order import PromptError
+from finetune.prompts.protocol import CHAT
+from finetune.prompts.question_writer import Asking, Examples, QuestionWriter, our_asking
 from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
 
     from finetune.runtime.distributed import Distributed
 
-LETTER_TOKENS = 16  # longest reply that is to name a letter
+LETTER_TOKENS = 16  # longest reply of a model without a chat template that is to name a letter
+THINKING_TOKENS = 4096  # longest reply of a model that thinks before it answers
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
 
@@ -37,16 +41,25 @@ def style_of(tokenizer: PreTrainedTokenizerBase, card: RunCard | None) -> str:
 
 
 def exam_prompts_for(
-    tokenizer: PreTrainedTokenizerBase, card: RunCard | None, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    card: RunCard | None,
+    max_length: int,
+    asking: Asking | None = None,
+    examples: Examples | None = None,
 ) -> CausalExamPrompts:
     """Build the exam prompts of a causal model; one without a template gets the plain form.
 
     Args:
         max_length: longest prompt, in tokens.
+        asking: protocol and settings; None is our own prompt.
+        examples: answered questions by subject.
     """
     style = style_of(tokenizer, card)
-    chat = Chat(tokenizer, style if style in STYLES else "plain", "--model_path")
-    return CausalExamPrompts(chat, max_length, (card or RunCard()).template)
+    asking = asking or our_asking()
+    chat = Chat(tokenizer, style if style in STYLES else "plain", "--model_path", asking.template_kwargs)
+    template = (card or RunCard()).template
+    own = (template.asked, template.choice) if asking.is_ours and asking.format == CHAT else ("", "")
+    return CausalExamPrompts(chat, max_length, QuestionWriter(asking, examples or {}, *own))
 
 
 class CausalLMPredictor(Predictor):
@@ -71,12 +84,45 @@ class CausalLMPredictor(Predictor):
     ):
         super().__init__(model, tokenizer, device, name)
         self.style = style_of(tokenizer, self.card)
-        self.prompts = exam_prompts_for(tokenizer, self.card, self.longest)
+        self.decoding = Decoding()
+        self.ask(our_asking(), {})
+
+    def ask(self, asking: Asking, examples: Examples, decoding: Decoding | None = None) -> None:
+        """Ask exam questions in this way from now on.
+
+        Args:
+            asking: protocol and settings.
+            examples: answered questions by subject.
+            decoding: how replies are generated, without a length as long as `reply_tokens`; None is greedy.
+        """
+        self.prompts = exam_prompts_for(self.tokenizer, self.card, self.longest, asking, examples)
         self.chat = self.prompts.chat
+        decoding = decoding or Decoding(max_new_tokens=0)
+        self.decoding = replace(decoding, max_new_tokens=decoding.max_new_tokens or self.reply_tokens)
+
+    def prompt_of(self, question: Question, method: str) -> tuple[str, list[int]]:
+        """Return a question's prompt as text and as token ids, options as written."""
+        text = self.prompts.text(question, range(len(question.options)))
+        return text, self.prompts.ids(text)
+
+    @property
+    def reply_length(self) -> int:
+        """Longest reply to an exam question, in tokens."""
+        return self.decoding.max_new_tokens
+
+    @property
+    def reply_tokens(self) -> int:
+        """Longest reply to an exam question unless flags say otherwise, in tokens."""
+        published = self.prompts.writer.form.max_new_tokens
+        if published:
+            return published
+        if not self.has_chat_template:  # it does not know when to stop
+            return LETTER_TOKENS
+        return THINKING_TOKENS if self.chat.writes_thought else Decoding().max_new_tokens
 
     def method(self, requested: str = "auto") -> str:
-        """Return the scoring method; `auto` is `letter`. Raises UserError for a method that fills blanks."""
-        method = "letter" if requested == "auto" else str(parse(requested))
+        """Return the scoring method; `auto` is the protocol's. Raises UserError for one that fills blanks."""
+        method = self.prompts.writer.form.scoring if requested == "auto" else str(parse(requested))
         if method not in CAUSAL:
             raise UserError(
                 f"--scoring {requested}：這是因果模型，可用的是 {'、'.join(CAUSAL)}；"
@@ -85,7 +131,7 @@ class CausalLMPredictor(Predictor):
         return method
 
     def _prompt_settings(self) -> list[str]:
-        return [str(self.prompts.template), str(self.prompts.max_length)]
+        return [str(self.prompts.writer), str(self.prompts.max_length)]
 
     def score(
         self,
@@ -114,21 +160,19 @@ class CausalLMPredictor(Predictor):
         scores = Scores([0.0] * len(question.options) for question in questions)
         scores.by_order = [[] for _ in questions]
         prompts: dict[int, list[int]] = {}
+        # A long reply may have less room than it is allowed: no question is cut for what it may never need.
+        spare = min(self.decoding.max_new_tokens, max(LETTER_TOKENS, self.longest // 8))
         for index, question in enumerate(questions):
             order = range(len(question.options))
             try:
-                prompt = self.prompts.mcq_prompt(question, order, spare=LETTER_TOKENS)
+                prompts[index], cut = self.prompts.reply_prompt(question, order, spare)
             except PromptError as error:
                 scores.skipped[index] = str(error)
                 continue
-            if prompt.cut:
+            if cut:
                 scores.truncated.add(index)
-            prompts[index] = list(
-                prompt.ids[: len(prompt.ids) - self.prompts.letter_prefix_length(len(order))]
-            )
         rank_indices = list(prompts) if world is None else list(prompts)[world.rank :: world.size]
-        decoding = Decoding(max_new_tokens=LETTER_TOKENS)
-        generated = self.generate([prompts[index] for index in rank_indices], decoding, progress)
+        generated = self.generate([prompts[index] for index in rank_indices], self.decoding, progress)
         replies = list(zip(rank_indices, generated, strict=True))
         for index, reply in world.all_gather(replies) if world else replies:
             scores.replies[index] = reply

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.cli.exam_checks import check_repeats, check_votes
 from finetune.cli.inference_args import BASE_MODEL, InferenceArgs
+from finetune.cli.inference_checks import warn_of_unused_generation_flags
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
 from finetune.evaluation import evaluator, key_audit, repeats
 from finetune.evaluation.evaluator import ExamResult, run_exam
 from finetune.models.run_card import RunCard
+from finetune.predict.asking import ask_exam
+from finetune.predict.causal import CausalLMPredictor
+from finetune.predict.evidence import evidence_of, prompt_texts
 from finetune.predict.exam_output import write_exam_page, write_unscored
 from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
@@ -59,7 +63,10 @@ def run_exam_command(
     split, rows = select_split(exam, flags.split)
     rows, keyless = sample_rows(rows, flags.exam_limit, seed=0), without_key(exam, split)
     keyless = sample_rows(keyless, flags.exam_limit, seed=0)
+    asking = ask_exam(flags, exam, predictor, rows or keyless)
     method, card = predictor.method(flags.scoring), predictor.card
+    if predictor.is_causal and method != GENERATE:
+        warn_of_unused_generation_flags(flags)
     check_repeats(flags.repeat, method, flags.orders if "orders" in flags.given else None)
     orders = "1" if method == GENERATE or (flags.repeat or 1) > 1 else flags.orders
     if flags.audit_keys:
@@ -67,6 +74,7 @@ def run_exam_command(
     # before hours of work, if it is none
     comparison = load(flags.compare_with) if flags.compare_with else None
     if comparison:
+        ask_exam(flags, exam, comparison, rows)
         comparison.method(method)
 
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
@@ -93,10 +101,13 @@ def run_exam_command(
     metrics |= repeats.repeated_figures(results.model, results.other, metrics)
     doubtful = audit_keys(flags, predictor, results, metrics) if flags.audit_keys else None
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
+    if flags.log_prompts:
+        results.model.prompts = prompt_texts(predictor, rows, method)
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
-        unscored=unscored, doubtful_keys=doubtful,
+        unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking),
+        doubtful_keys=doubtful,
     )  # fmt: skip
     write_exam_page(flags, page)
 
@@ -139,12 +150,20 @@ def evaluate_repeatedly(
     title: str,
     count: int | None,
 ) -> ExamResult:
-    """Evaluate a model on questions `count` times, see `repeats.run_repeated`."""
+    """Evaluate a model on questions `count` times, see `repeats.run_repeated`; each run samples anew."""
+    writer = model if isinstance(model, CausalLMPredictor) else None
+    decoding = writer.decoding if writer else None
 
     def evaluate_run(run: int, shown: Sequence[Question], run_title: str) -> ExamResult:
+        if writer and decoding:
+            writer.decoding = replace(decoding, seed=repeats.seed_of_run(decoding.seed, run))
         return evaluate(model, shown, run_title)
 
-    return repeats.run_repeated(evaluate_run, questions, count, title)
+    try:
+        return repeats.run_repeated(evaluate_run, questions, count, title)
+    finally:
+        if writer and decoding:
+            writer.decoding = decoding
 
 
 def audit_keys(

@@ -22,8 +22,8 @@ from finetune.models.run_card import RunCard, hash_texts
 from finetune.models.tokenizer import prompt_length
 from finetune.predict.fill_mask import Blanks, Filling, FillMask, read_blanks
 from finetune.prompts.causal_exam import CausalExamPrompts
-from finetune.prompts.exam import ExamPrompts, unknown_parts
-from finetune.prompts.scoring_methods import CHOICE, GENERATE, parse
+from finetune.prompts.exam import ExamPrompts, mask_positions, read_back, unknown_parts
+from finetune.prompts.scoring_methods import CHOICE, GENERATE, LOGLIKELIHOOD, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
@@ -136,6 +136,19 @@ class Predictor(ABC):
     def _prompt_settings(self) -> list[str]:
         """Return what decides how inputs are written for the model, for `digest`."""
 
+    @property
+    def reply_length(self) -> int:
+        """Longest reply to an exam question, in tokens; 0 of a model that writes none."""
+        return 0
+
+    def prompt_of(self, question: Question, method: str) -> tuple[str, list[int]]:
+        """Return a question's prompt as text and as token ids, options as written.
+
+        Raises:
+            PromptError: it cannot be written.
+        """
+        raise NotImplementedError  # of a model that answers no questions
+
     def score(
         self,
         questions: Sequence[Question],
@@ -231,6 +244,17 @@ class EncoderPredictor(Predictor):
     def _prompt_settings(self) -> list[str]:
         return [str(self.prompts.template), str(self.prompts.max_length)]
 
+    def prompt_of(self, question: Question, method: str) -> tuple[str, list[int]]:
+        """Return a question's prompt; by a method that scores texts with the first option masked."""
+        prompts = self.prompts
+        if parse(method).by_letter:
+            ids = prompts.mcq_prompt(question, range(len(question.options))).ids
+        else:
+            prompt = prompts.cloze_prompt(question, 0)
+            masked = () if parse(method).base == CHOICE else prompt.blank
+            ids = mask_positions(prompt.ids, masked, prompts.mask)
+        return read_back(self.tokenizer, ids), list(ids)
+
 
 class MaskedLMPredictor(EncoderPredictor):
     """A masked language model: fills blanks, and scores options by them."""
@@ -243,9 +267,9 @@ class MaskedLMPredictor(EncoderPredictor):
         """
         if requested == "auto":
             requested = (self.card and self.card.scoring) or DEFAULT_METHOD
-        if requested == GENERATE:
+        if requested in (GENERATE, LOGLIKELIHOOD):
             raise UserError(
-                f"--scoring {requested}：這是填空的遮罩模型，不會寫答案；可用 auto、letter、pll 等"
+                f"--scoring {requested}：這是填空的遮罩模型，不會接著寫下去；可用 auto、letter、pll 等"
             )
         if requested == CHOICE:
             raise UserError(

@@ -8,7 +8,7 @@ it was trained. The text of a message is data: a `<|im_end|>` inside it is escap
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,12 +84,19 @@ class Chat:
         tokenizer: the model's tokenizer.
         style: `chat` for the tokenizer's template, or `plain`.
         flag: named in error messages.
+        template_kwargs: arguments of the template, such as enable_thinking.
 
     Raises:
         UserError: `chat` where the tokenizer has no template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, style: str, flag: str = "--template chat"):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        style: str,
+        flag: str = "--template chat",
+        template_kwargs: Mapping[str, Any] | None = None,
+    ):
         template = tokenizer.chat_template if style == "chat" else ""
         if style == "chat" and not template:
             raise UserError(
@@ -107,8 +114,12 @@ class Chat:
         self.tokenizer, self.style, self.flag = tokenizer, style, flag
         self._apply = Sandbox(
             lambda messages, reply: tokenizer.apply_chat_template(
-                messages, chat_template=chosen, tokenize=False, add_generation_prompt=reply
-            ),
+                messages,
+                chat_template=chosen,
+                tokenize=False,
+                add_generation_prompt=reply,
+                **(template_kwargs or {}),
+            ),  # fmt: skip
             f"{flag.split()[0]}：對話樣板（chat_template）",
         )
         specials = {str(token) for token in tokenizer.all_special_tokens} | {

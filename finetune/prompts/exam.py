@@ -11,7 +11,7 @@ The text of a question is data: a `[MASK]` or `[SEP]` inside it is split into or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -110,6 +110,7 @@ class ExamPrompts:
         max_length: longest prompt, in tokens, special ones included.
         template: texts around the parts of a question.
         cache_size: number of texts whose token ids are cached, so that an epoch need not tokenize again.
+        examples: answered questions by subject, shown before each question (few-shot).
 
     Attributes:
         ids: function from a text to its token ids.
@@ -122,6 +123,7 @@ class ExamPrompts:
     max_length: int
     template: Template = field(default_factory=Template)
     cache_size: int = 1 << 17
+    examples: Mapping[str, Sequence[Question]] = field(default_factory=dict)
 
     def __post_init__(self):
         self.start, self.end = boundary_tokens(self.tokenizer)
@@ -159,15 +161,51 @@ class ExamPrompts:
         Raises:
             PromptTooLongError: the options alone do not fit.
         """
-        options: list[int] = []
+        examples: list[int] = []
+        for example, key in self._examples(question):
+            options = self._options(example, range(len(example.options)))
+            parts = {"options": options, "blank": self._letters[key]}
+            examples += self._example(self.template.listed, example, parts)
+        values = {"options": self._options(question, order), "blank": (self.mask,)}
+        return self._assemble(self.template.listed, question.stem, values, examples)
+
+    def _options(self, question: Question, order: Sequence[int]) -> list[int]:
+        """Return the token ids of the options in `order`, with letters by place."""
+        ids: list[int] = []
         for place, index in enumerate(order):
-            options += self._fill(
-                self.template.option,
-                {"letter": self._letters[place], "text": self.ids(question.options[index])},
+            values = {"letter": self._letters[place], "text": self.ids(question.options[index])}
+            ids += self._fill(self.template.option, values)
+        return ids
+
+    def _examples(self, question: Question) -> Iterator[tuple[Question, int]]:
+        """Yield the examples of a question's subject with their keys, but for the question itself."""
+        rows = self.examples.get(question.subject, ())
+        mark = question.fingerprint if rows else ""
+        for row in rows:
+            if row.fingerprint != mark and row.answer is not None:
+                yield row, row.answer
+
+    def _example(self, pattern: str, example: Question, values: Mapping[str, Sequence[int]]) -> list[int]:
+        """Return the token ids of an answered question, and of the blank line after it."""
+        filled = self._fill(pattern, {**values, "stem": self.ids(example.stem)})
+        return [*filled, *self.ids("\n\n")]
+
+    def fits(self, question: Question, listed: bool) -> bool:
+        """Return whether a question fits with its examples, nothing cut.
+
+        Args:
+            listed: its options are listed; else each of them stands in the blank.
+        """
+        places = range(len(question.options))
+        try:
+            prompts = (
+                [self.mcq_prompt(question, places)]
+                if listed
+                else [self.cloze_prompt(question, option) for option in places]
             )
-        return self._assemble(
-            self.template.listed, question.stem, {"options": options, "blank": (self.mask,)}
-        )
+        except PromptTooLongError:
+            return False
+        return not any(prompt.cut for prompt in prompts)
 
     def option_ids(self, question: Question, option: int) -> tuple[int, ...]:
         """Return the token ids of an option; [UNK] where the tokenizer leaves nothing of it."""
@@ -179,7 +217,10 @@ class ExamPrompts:
 
     def cloze_prompt_ids(self, question: Question, text: Sequence[int]) -> Prompt:
         """Write the stem, then the token ids `text`, covered by `blank`. Raises PromptTooLongError."""
-        return self._assemble(self.template.plain, question.stem, {"blank": text})
+        examples: list[int] = []
+        for example, key in self._examples(question):
+            examples += self._example(self.template.plain, example, {"blank": self.option_ids(example, key)})
+        return self._assemble(self.template.plain, question.stem, {"blank": text}, examples)
 
     def unconditional_prompt(self, question: Question, text: Sequence[int]) -> Prompt:
         """Write the cloze prompt with the subject in place of the stem, for the prior of a text as an answer.
@@ -245,17 +286,19 @@ class ExamPrompts:
             raise PromptTooLongError(f"敘述有 {len(ids)} 個 token，上限 {self.max_length}")
         return Prompt(tuple(ids), tuple(blank))
 
-    def _fill(self, pattern: str, values: dict[str, Sequence[int]]) -> list[int]:
+    def _fill(self, pattern: str, values: Mapping[str, Sequence[int]]) -> list[int]:
         """Tokenize a part of a template, with the given token ids in place of its placeholders."""
         ids: list[int] = []
         for piece in re.split(r"(\{\w+\})", pattern):
             ids += values[piece[1:-1]] if piece[:1] == "{" else self.ids(piece)
         return ids
 
-    def _assemble(self, pattern: str, stem_text: str, values: dict[str, Sequence[int]]) -> Prompt:
+    def _assemble(
+        self, pattern: str, stem_text: str, values: Mapping[str, Sequence[int]], examples: Sequence[int] = ()
+    ) -> Prompt:
         head, tail = pattern.split("{stem}")
         stem = self.ids(stem_text)
-        before = [self.start, *self._fill(head, values)]
+        before = [self.start, *examples, *self._fill(head, values)]
         up_to_blank, after_blank = tail.split("{blank}")
         between, after = self._fill(up_to_blank, values), [*self._fill(after_blank, values), self.end]
         room = self.max_length - len(before) - len(between) - len(values["blank"]) - len(after)

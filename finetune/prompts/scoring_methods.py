@@ -12,9 +12,11 @@ from dataclasses import dataclass
 TEXT = ("joint", "pll", "pll_l2r", "pll_word_l2r", "first")  # bases that score the option's own text
 ORDERS = ("1", "cyclic", "all")
 SHORT = {"pmi": "pll_sum+pmi", "prior": "letter+prior"}  # aliases: a correction with its usual base
-GENERATE = "generate"  # what a causal model writes, read by predict/causal.py
+LETTER = "letter"  # the next token, among the letters
+LOGLIKELIHOOD = "loglikelihood"  # the letter as a continuation, among all texts (lm-evaluation-harness)
+GENERATE = "generate"  # what a causal model writes, read by evaluation/reply_reader.py
 CHOICE = "choice"  # the number that a multiple-choice head gives
-CAUSAL = ("letter", "letter+prior", GENERATE)  # methods for causal models
+CAUSAL = (LETTER, "letter+prior", LOGLIKELIHOOD, GENERATE)  # methods for causal models
 METHOD_OF_OBJECTIVE = {  # training objective -> default scoring method
     "answer+mlm": "letter", "answer": "letter", "mlm": "joint", "cloze": "joint", "choice": CHOICE,
 }  # fmt: skip
@@ -40,7 +42,7 @@ class Method:
     @property
     def by_letter(self) -> bool:
         """Return True when the options are listed and the answer is a letter, so that their order matters."""
-        return self.base == "letter"
+        return self.base in (LETTER, LOGLIKELIHOOD)
 
 
 def parse(name: str | Method) -> Method:
@@ -58,11 +60,11 @@ def parse(name: str | Method) -> Method:
 
 
 def _all_methods() -> list[Method]:
-    letters = [Method("letter"), Method("letter", correction="prior")]
+    letters = [Method(LETTER), Method(LETTER, correction="prior")]
     bases = [(base, summed) for base in TEXT for summed in (False, True) if (base, summed) != ("first", True)]
     return letters + [Method(*base, correction) for correction in ("", "pmi") for base in bases]
 
 
 _BY_NAME = {str(method): method for method in _all_methods()}
 METHODS = tuple(_BY_NAME)
-_BY_NAME |= {GENERATE: Method(GENERATE), CHOICE: Method(CHOICE)}
+_BY_NAME |= {name: Method(name) for name in (LOGLIKELIHOOD, GENERATE, CHOICE)}

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.data.subjects import SUBJECTS
 from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import doubtful_keys, plots, repeats
+from finetune.reports import doubtful_keys, evidence, plots, repeats
 from finetune.reports.html import render
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
@@ -103,6 +102,7 @@ class Report:
         unscored: answers to questions without a key, for predictions.jsonl alone.
         doubtful_keys: questions whose key is to be checked, rows of doubtful_keys.jsonl; None if none were
             looked for.
+        evidence: protocol, a prompt, precision, versions and data, see predict/evidence.py.
     """
 
     facts: dict[str, str]
@@ -117,6 +117,7 @@ class Report:
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
     doubtful_keys: Sequence[dict[str, Any]] | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -265,7 +266,7 @@ def _move_in(staging: Path, folder: Path) -> None:
 
 
 def _write(folder: Path, report: Report) -> None:
-    summary = {"facts": report.facts, "notes": report.notes, **report.results}
+    summary = {"facts": report.facts, "notes": report.notes, **report.results, **report.evidence}
     if report.growth:
         summary["growth"] = report.growth
     if report.labels:
@@ -335,9 +336,9 @@ def verdict(report: Report) -> list[str]:
             line += f"；McNemar p = {metrics['paired']['p_value']:.2g}"
         lines.append(line)
         if macro := metrics["macro_4"]:
-            whole = "，與公布的算法相同" if macro["subjects"] == len(SUBJECTS) else "；公布的是 66 科"
+            note = evidence.macro_note(report.evidence, macro["subjects"])
             low, high = macro["interval_95"]
-            line = f"  四大類平均（macro-4，{macro['subjects']} 科{whole}）{macro['macro_4']:.3f}"
+            line = f"  四大類平均（macro-4，{macro['subjects']} 科{note}）{macro['macro_4']:.3f}"
             line += f"（{low:.3f}–{high:.3f}）"
             if metrics["other"]:
                 line += f"，{report.other} {metrics['other_macro_4']['macro_4']:.3f}"
@@ -348,6 +349,7 @@ def verdict(report: Report) -> list[str]:
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
+        lines += [f"  {line}" for line in evidence.protocol_lines(report.evidence, metrics)]
         lines += [f"  {line}" for line in caveats(metrics)]
     return [*lines, *report.notes]
 

@@ -12,6 +12,7 @@ from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, wilson
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports import repeats
+from finetune.reports.evidence import protocol_lines
 from finetune.reports.number_format import counted, points, small
 
 TITLES = {
@@ -28,10 +29,12 @@ class Context(Protocol):
     Attributes:
         other: what the other model is called: 微調前, or a path.
         notes: sentences that must stand beside every figure.
+        evidence: what the scores rest on, see reports/evidence.py.
     """
 
     other: str
     notes: list[str]
+    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def other_name(report: Context) -> str:
 
 def section_notes(report: Context, metrics: dict[str, Any]) -> list[str]:
     """Return the notes that must stand beside the metrics of a set."""
-    return [*report.notes, *caveats(metrics, small)]
+    return [*report.notes, *protocol_lines(report.evidence, metrics), *caveats(metrics, small)]
 
 
 def order_bias(metrics: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.data.subjects import subject_title
-from finetune.reports import classification, doubtful_keys, perplexity, repeats
+from finetune.reports import classification, doubtful_keys, evidence, perplexity, repeats
 from finetune.reports.number_format import counted, percent, small, unbroken
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def _environment() -> Environment:
     }
     environment.globals |= {
         "classes": classification,
+        "evidence": evidence,
         "perplexity": perplexity,
         "repeats": repeats,
         "doubtful": doubtful_keys,

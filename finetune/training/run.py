@@ -21,6 +21,7 @@ from finetune.models.layer_schedule import LayerSchedule
 from finetune.models.lora import Lora
 from finetune.models.run_card import RunCard, hash_texts, versions
 from finetune.prompts.causal_exam import CausalExamPrompts
+from finetune.prompts.exam import ExamPrompts
 from finetune.runtime.console import log
 from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import UserError
@@ -203,7 +204,7 @@ class Run:
             lineage=[*self.parent_stages, stage],
             versions=versions(),
         )
-        if data.prompts:
+        if isinstance(data.prompts, ExamPrompts):
             card.template = data.prompts.template
         return card
 

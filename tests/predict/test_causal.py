@@ -267,14 +267,16 @@ def test_scoring_by_generation_prompts_the_model_where_its_reply_begins(qwen, mo
     predictor = CausalLMPredictor(*qwen)
     scores = predictor.score([question], "generate", "1")
     assert scores == [[-1.0, -1.0, 0.0, -1.0]]
-    messages = predictor.prompts.messages(question, range(4), question.stem)
+    messages = predictor.prompts.writer.messages(question, range(4), question.stem)
     assert asked == [predictor.chat.prompt(messages)]
 
 
 @pytest.mark.parametrize("method", ["pll", "joint", "pmi", "first"])
 def test_a_method_that_fills_blanks_is_refused_with_those_there_are(run, method):
     code, _, err = run("--question", "天？", "--options", "A:地 B:玄", "--scoring", method)
-    assert code == 2 and f"--scoring {method}" in err and "letter、letter+prior、generate" in err
+    assert (
+        code == 2 and f"--scoring {method}" in err and "letter、letter+prior、loglikelihood、generate" in err
+    )
 
 
 def test_an_exam_is_written_into_a_report_like_any(run, tmp_path):

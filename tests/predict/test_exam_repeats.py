@@ -88,9 +88,8 @@ def test_a_single_run_is_an_exam_without_repeat(exam, tmp_path, small):
 
 def test_replies_are_repeated_too_and_two_models_are_compared_by_their_means(exam, tmp_path, small, qwen_dir):
     shutil.copytree(qwen_dir, tmp_path / "twin")
-    code, results, *_ = exam(
-        "causal", small, "--scoring", "generate", "--repeat", 2, "--compare_with", tmp_path / "twin", "--json"
-    )
+    words = ("--scoring", "generate", "--max_new_tokens", 4, "--repeat", 2, "--json")
+    code, results, *_ = exam("causal", small, *words, "--compare_with", tmp_path / "twin")
     found, answers = results["test"], lines(tmp_path / "r/predictions.jsonl")
     assert code == 0 and found["repeats"]["runs"] == 2 and len(found["repeats"]["unreadable"]) == 2
     for answer in answers:
@@ -99,6 +98,19 @@ def test_replies_are_repeated_too_and_two_models_are_compared_by_their_means(exa
     assert (
         found["paired"]["difference"] == 0 and found["repeats"]["other"]["mean"] == found["model"]["accuracy"]
     )
+
+
+def test_each_run_samples_anew_and_a_seed_makes_all_runs_the_same_again(exam, tmp_path):
+    """By questions whose options may not move: their prompts are the same in every run."""
+    rows = [[f"{stem}？", "地", "玄", "黃", "A與B", "A"] for stem in "天日月"]
+    source = write_csv(tmp_path / "own.csv", rows)
+    words = ("--scoring", "generate", "--repeat", 3, "--do_sample", "--temperature", 3, "--max_new_tokens", 4)
+    replies = []
+    for seed in (1, 1, 2):
+        assert exam("causal", source, *words, "--seed", seed)[0] == 0
+        replies.append([answer["replies"] for answer in lines(tmp_path / "r/predictions.jsonl")])
+    assert replies[0] == replies[1] != replies[2]
+    assert all(len(set(of_question)) == 3 for of_question in replies[0])
 
 
 @pytest.mark.parametrize(

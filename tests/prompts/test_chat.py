@@ -288,7 +288,10 @@ def test_the_logits_at_the_blank_say_the_very_token_that_a_whole_conversation_ha
     asking = CausalExamPrompts(writer, 500)
     prompt = asking.mcq_prompt(asked, order)
     place = order.index(asked.answer)
-    messages = [*asking.messages(asked, order, asked.stem), {"role": "assistant", "content": LETTERS[place]}]
+    messages = [
+        *asking.writer.messages(asked, order, asked.stem),
+        {"role": "assistant", "content": LETTERS[place]},
+    ]
     whole, spoken = passage_of(writer, messages)
     assert prompt.blank == (len(prompt.ids) - 1,)
     assert tuple(whole[: len(prompt.ids)]) == prompt.ids

@@ -222,7 +222,10 @@ def test_a_letter_is_looked_for_where_a_conversation_has_it(named):
     question = Question("天地？", ("玄黃", "宇宙", "洪荒", "日月"), 2, id="q")
     asking = CausalExamPrompts(chat, 500)
     prompt = asking.mcq_prompt(question, range(4))
-    messages = [*asking.messages(question, range(4), question.stem), {"role": "assistant", "content": "C"}]
+    messages = [
+        *asking.writer.messages(question, range(4), question.stem),
+        {"role": "assistant", "content": "C"},
+    ]
     (whole,) = chat.conversation(messages)
     assert tuple(whole.ids[: len(prompt.ids)]) == prompt.ids
     assert whole.ids[len(prompt.ids)] == asking.verbalizer_ids(4)[2]

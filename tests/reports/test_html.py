@@ -77,7 +77,7 @@ def full(text="") -> report.Report:
         mine, other = make_result(rows, 0.6, cyclic=name == "test"), make_result(rows, 0.1, seed=5)
         if name == "held_back":
             runs = [mine, make_result(rows, 0.6, seed=7), make_result(rows, 0.5, seed=8)]
-            mine = RepeatedResult(rows, mine.scores, mine.method, mine.orders, runs)
+            mine = RepeatedResult(rows, mine.scores, mine.method, mine.orders, runs=runs)
         alone, unseen = (
             make_result(rows, 0.05, seed=6),
             make_result(make_questions(["physics"], 50, seed=9), 0.5),

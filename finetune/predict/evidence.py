@@ -1,0 +1,138 @@
+"""What a score rests on, for results.json and the page: protocol, a whole prompt, versions, data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from finetune.cli.inference_args import InferenceArgs
+from finetune.data.exam import Exam
+from finetune.data.question import Question
+from finetune.data.subjects import SUBJECTS
+from finetune.models.run_card import versions
+from finetune.predict.predictor import Predictor
+from finetune.prompts.option_order import PromptError
+from finetune.prompts.protocol import CHAT
+from finetune.prompts.question_writer import Asking
+from finetune.prompts.scoring_methods import GENERATE, parse
+
+TMMLUPLUS = "ikala/tmmluplus"
+RELEASES = {19_680: "v1.1", 20_118: "v1.0"}  # test rows of the 66 subjects (the dataset's card)
+
+
+def evidence_of(
+    flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Sequence[Question], asking: Asking
+) -> dict[str, Any]:
+    """Return what a score rests on.
+
+    Args:
+        rows: the questions that are scored.
+        asking: how they are asked.
+    """
+    method = predictor.method(flags.scoring)
+    return {
+        "protocol": {
+            "name": asking.protocol.name,
+            "title": asking.protocol.title,
+            "source": asking.protocol.source,
+            "format": asking.format if predictor.is_causal else "masked",
+            "num_fewshot": asking.num_fewshot,
+            "fewshot_as_multiturn": asking.multiturn if _has_turns(asking, predictor) else None,
+            "system_prompt": asking.system_prompt,
+            "chat_template_kwargs": dict(asking.template_kwargs),
+            "scoring": method,
+            "orders": flags.orders if parse(method).by_letter else "1",
+            "aggregate": asking.protocol.aggregate,
+            "max_new_tokens": predictor.reply_length if method == GENERATE else None,
+            "differences": [] if asking.is_ours else differences(flags, exam, rows, asking, method),
+        },
+        "prompt": prompt_record(predictor, rows, method),
+        "environment": {
+            "precision": precision_of(predictor),
+            "device": str(torch.device(predictor.device).type),
+            "versions": versions(),
+        },
+        "data": {
+            "source": exam.origin,
+            "split": flags.split,
+            "rows": len(rows),
+            "release": release_of(exam),
+        },
+    }  # fmt: skip
+
+
+def release_of(exam: Exam) -> str:
+    """Return the release of TMMLU+ whose test rows these are, by their number; "" for another exam."""
+    return RELEASES.get(sum(row.subject in SUBJECTS for row in exam.questions.get("test", ())), "")
+
+
+def prompt_record(predictor: Predictor, rows: Sequence[Question], method: str) -> dict[str, Any]:
+    """Return the first prompt that can be written, whole, with its length and the hash of its token ids.
+
+    The hash is the SHA-256 of the ids in decimal, joined by commas.
+    """
+    for row in rows:
+        try:
+            text, ids = predictor.prompt_of(row, method)
+        except PromptError:
+            continue
+        digest = hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest() if ids else ""
+        return {"id": row.id, "text": text, "tokens": len(ids), "token_ids_sha256": digest}
+    return {}
+
+
+def prompt_texts(predictor: Predictor, rows: Sequence[Question], method: str) -> list[str]:
+    """Return each question's prompt for --log_prompts; "" for one that cannot be written."""
+    texts = []
+    for row in rows:
+        try:
+            texts.append(predictor.prompt_of(row, method)[0])
+        except PromptError:
+            texts.append("")
+    return texts
+
+
+def precision_of(predictor: Predictor) -> str:
+    """Return the precision the forward pass computes in."""
+    if predictor.bf16:
+        return "bf16"
+    dtype = str(getattr(predictor.model, "dtype", "")).removeprefix("torch.")
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)
+
+
+def differences(
+    flags: InferenceArgs, exam: Exam, rows: Sequence[Question], asking: Asking, method: str
+) -> list[str]:
+    """Return in which ways a score is not what the protocol publishes, in words."""
+    protocol, found = asking.protocol, []
+    if method != asking.form.scoring:
+        found.append(f"作答方式是 {method}（--scoring），公布的是 {asking.form.scoring}")
+    if parse(method).by_letter and flags.orders != "1":
+        found.append(f"選項順序取平均（--orders {flags.orders}），公布的只照原順序")
+    if asking.system_prompt:
+        found.append("加了系統提示（--system_prompt）")
+    if not exam.origin.startswith(f"{TMMLUPLUS} "):
+        found.append(f"題庫是 {exam.origin}，公布的是 {TMMLUPLUS}")
+    elif not release_of(exam):
+        found.append(f"不是全部 {len(SUBJECTS)} 科的題目（--subjects）")
+    if exam.split(flags.split) != "test":
+        found.append(f"評測的是 {flags.split}，公布的是 test")
+    if flags.exam_limit and len(rows) == flags.exam_limit:
+        found.append(f"只抽了 {len(rows)} 題（--exam_limit）")
+    if asking.num_fewshot and not protocol.takes_examples:
+        found.append(f"給了 {asking.num_fewshot} 題示範（--num_fewshot），公布的不給")
+    counts = Counter(row.subject for row in exam.questions.get("train", ()))
+    if few := sum(counts[subject] < asking.num_fewshot for subject in {row.subject for row in rows}):
+        found.append(f"{few} 科的示範不到 {asking.num_fewshot} 題")
+    runs = flags.repeat or 1
+    if runs < protocol.runs:
+        found.append(f"只評測 {runs} 次（--repeat），公布的是 {protocol.runs} 次的平均")
+    return [*found, *asking.form.remarks]
+
+
+def _has_turns(asking: Asking, predictor: Predictor) -> bool:
+    return asking.format == CHAT and asking.num_fewshot > 0 and predictor.is_causal
