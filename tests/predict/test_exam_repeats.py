@@ -10,12 +10,14 @@ import pytest
 from conftest import make_exam_dir, write_csv
 
 import inference
+from finetune.cli.inference_checks import parse_args
 from finetune.data.exam import read_exam
 from finetune.data.question import LETTERS
 from finetune.evaluation.repeats import order_of_run, reordered
 from finetune.evaluation.scores import best
 from finetune.evaluation.scoring import score_options
 from finetune.reports.number_format import percent
+from finetune.runtime.errors import UserError
 
 HEADER = ("id", "subject", "question", "A", "B", "C", "D", "answer")
 
@@ -126,6 +128,12 @@ def test_each_run_samples_anew_and_a_seed_makes_all_runs_the_same_again(exam, tm
 def test_runs_that_would_be_the_same_and_audits_by_one_vote_are_refused(exam, small, words, reason):
     code, results, _, err = exam("masked", small, *words)
     assert code == 2 and reason in err and not results
+
+
+def test_what_the_flags_alone_contradict_is_said_before_a_model_is_looked_for():
+    for words in (("--scoring", "pll"), ("--orders", "all")):
+        with pytest.raises(UserError, match="--repeat 2"):
+            parse_args(["--exam", "nowhere", "--repeat", "2", *words])
 
 
 def test_repeat_and_audit_need_an_exam(run):
