@@ -18,12 +18,12 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
     found = metrics["repeats"]
     runs = found["runs"]
     each = "、".join(map(percent, found["accuracies"])) if runs <= MOST_LISTED else ""
-    low, high = map(small, metrics["model"]["interval_95"])
+    low, high = map(percent, metrics["model"]["interval_95"])
     lines = [
         f"評測 {runs} 次：第 1 次照原順序，之後每次以固定的種子打亂各題的選項"
         f"（「以上皆是」一類的選項不動）。{f'各次答對 {each}；' if each else ''}"
-        f"平均 {small(found['mean'])}，標準差 {deviation(found['sd'])} 個百分點，"
-        f"最低 {small(found['range'][0])}，最高 {small(found['range'][1])}。",
+        f"平均 {percent(found['mean'])}，標準差 {deviation(found['sd'])} 個百分點，"
+        f"最低 {percent(found['range'][0])}，最高 {percent(found['range'][1])}。",
         f"{small(found['changed'])} 的題目，各次的答案不完全相同。",
         f"平均的 95 % 區間是 {low} 到 {high}，以題目為抽樣單位。"
         "標準差只說明同樣這些題目再評測一次會差多少，不是模型能力的不確定程度：換一批題目會差多少，要看區間。",
