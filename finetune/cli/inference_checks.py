@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finetune.cli.exam_checks import check_repeats
 from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
@@ -77,7 +78,7 @@ def _check_job(args: InferenceArgs) -> None:
     for name, owner in (
         ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
-        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"),
+        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
@@ -88,6 +89,7 @@ def _check_job(args: InferenceArgs) -> None:
     for name in ("text_column", "label_column"):
         if name in args.given and args.input is None and args.exam is None and args.inspect is None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
+    check_repeats(args.repeat, args.scoring, args.orders if "orders" in args.given else None)
     if args.report and Path(args.report).is_file():
         raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
 

@@ -129,7 +129,7 @@ def build_parser() -> Parser:
     add("--repeat", type=int_in(1, 100), default=None,
         help="評測幾次，第二次起以固定的種子打亂選項，報告平均與標準差（預設 1）")
     add("--audit_keys", action="store_true",
-        help="列出答案可能有誤的題目：幾個模型或選項順序都有把握地選了同一個別的選項")
+        help="列出答案可能有誤的題目：幾個模型或幾種選項順序的票，有把握地選了同一個別的選項")
 
     add = parser.add_argument_group("比較").add_argument
     add("--compare", type=path, nargs="+", default=None, metavar="FILE",

@@ -15,7 +15,7 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import evidence, plots, report_folder, revisions
+from finetune.reports import doubtful_keys, evidence, plots, repeats, report_folder, revisions
 from finetune.reports.html import render
 from finetune.reports.report_folder import ReportFiles
 from finetune.reports.sections import (
@@ -37,9 +37,9 @@ from finetune.reports.templates import template
 from finetune.runtime.files import atomic_open, atomic_write
 from finetune.runtime.strict_json import dumps
 
-FILES = ("results.json", "predictions.jsonl", "report.md", "index.html")
+FILES = ("results.json", "predictions.jsonl", doubtful_keys.FILE, "report.md", "index.html")
 OURS = re.compile(
-    r"results\.json|predictions\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
+    r"results\.json|predictions\.jsonl|doubtful_keys\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
     r"|(subjects|confusion)(_(train|validation|test|held_back|all))?\.png"
 )
 OF_REPORT = ReportFiles(FILES, OURS, "results.json")
@@ -88,6 +88,8 @@ class Report:
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
         unscored: answers to questions without a key, for predictions.jsonl alone.
+        doubtful_keys: questions whose key is to be checked, rows of doubtful_keys.jsonl; None if none were
+            looked for.
         evidence: protocol, a prompt, precision, versions and data, see predict/evidence.py.
         revisions: what changed between two revisions of the exam, see reports/revisions.py.
     """
@@ -103,6 +105,7 @@ class Report:
     growth: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
+    doubtful_keys: Sequence[dict[str, Any]] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     revisions: dict[str, Any] = field(default_factory=dict)
 
@@ -207,6 +210,9 @@ def _write(folder: Path, report: Report) -> None:
     write_json(folder / "results.json", summary)
     if report.exam_sets() or report.unscored:
         _write_predictions(folder, report)
+    if report.doubtful_keys is not None:
+        rows = (dumps(row) + "\n" for row in report.doubtful_keys)
+        atomic_write(folder / doubtful_keys.FILE, "".join(rows))
     if report.unscored and not report.exam_sets():
         return  # nothing to draw
     pictures = {}
@@ -273,7 +279,8 @@ def verdict(report: Report) -> list[str]:
             if metrics["other"]:
                 line += f"，{report.other} {metrics['other_macro_4']['macro_4']:.3f}"
             lines.append(line)
-        if bias := metrics["order_bias"]:
+        lines += [*repeats.screen_lines(metrics), *doubtful_keys.screen_lines(metrics)]
+        if "repeats" not in metrics and (bias := metrics["order_bias"]):
             lines.append(
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"

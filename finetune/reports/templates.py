@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.data.subjects import subject_title
-from finetune.reports import classification, evidence, perplexity, revisions
+from finetune.reports import classification, doubtful_keys, evidence, perplexity, repeats, revisions
 from finetune.reports.number_format import counted, percent, small, unbroken
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def _environment() -> Environment:
         "evidence": evidence,
         "perplexity": perplexity,
         "revisions": revisions,
+        "repeats": repeats,
+        "doubtful": doubtful_keys,
         "share": percent,
         "small": small,
         "table": table,
