@@ -7,6 +7,7 @@
     python inference.py --input questions.csv --output answers.jsonl
     python inference.py --exam ikala/tmmluplus --split test --report report
     python inference.py --inspect my_exam.csv
+    python inference.py --compare report_a report_b  # two evaluations, question by question
     python inference.py                              # without any of these: an interactive session
 
 Order: 1 loading, 2 prediction functions, 3 main. Flags: finetune/cli/inference_parser.py.
@@ -209,6 +210,11 @@ def run(flags: InferenceArgs) -> int | None:
     from finetune.runtime.signals import EXTERNAL_SIGNALS, StopRequest
 
     with StopRequest(EXTERNAL_SIGNALS), locks.hold_locks(lock_targets(flags)):
+        if flags.compare is not None:
+            from finetune.predict.compare_files import compare_files
+
+            compare_files(flags)
+            return None
         return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 
@@ -272,12 +278,15 @@ def read_exam(flags: InferenceArgs):
         the exam; None for a classifier, which reads labelled texts instead.
     """
     from finetune.predict.exam import select_split
+    from finetune.predict.revision_exam import open_revisions
     from finetune.reports import report
 
     reads_labels = is_classifier(flags.model_path)
     report.check_folder(report_folder(flags), "--report")
     if reads_labels:
         return None
+    if flags.revisions:
+        return open_revisions(flags)
     exam = open_exam(flags, required(flags.exam), "--exam", flags.on_bad_rows)
     select_split(exam, flags.split)
     return exam
@@ -314,9 +323,7 @@ def show_answer(flags: InferenceArgs, predictor) -> None:
 
     options = flags.choices
     predictor.warn(required(flags.question), *options.values())
-    ranked = predictor.rank(
-        required(flags.question), options, len(options), flags.scoring, flags.orders
-    )
+    ranked = predictor.rank(required(flags.question), options, len(options), flags.scoring, flags.orders)
     if flags.json:
         best = ranked[0][0]
         record = {

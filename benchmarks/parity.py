@@ -91,11 +91,14 @@ def ask_lm_eval(settings: dict) -> None:
     for rows in ("all", "after examples"):
         for subject in settings["subjects"]:
             files = {split: str(work / rows / f"{subject}_{split}.json") for split in ("train", "test")}
+            original = originals / f"tmmluplus_{subject}.yaml"
             task = {
-                "include": str(originals / f"tmmluplus_{subject}.yaml"), "task": f"{rows}/{subject}",
-                "tag": None, "dataset_path": "json", "dataset_name": None,
-                "dataset_kwargs": {"data_files": files},
+                "include": str(original), "task": f"{rows}/{subject}", "tag": None, "dataset_path": "json",
+                "dataset_name": None, "dataset_kwargs": {"data_files": files},
             }  # fmt: skip
+            if not original.exists():  # a subject of another exam: in the words of the others
+                task["include"] = str(originals / "tmmluplus_physics.yaml")
+                task["description"] = f"以下為{subject}的單選題，請提供正確答案的選項。\n\n"
             path = work / f"tasks/{rows} {subject}.yaml"
             path.write_text(yaml.safe_dump(task, allow_unicode=True))
     model = HFLM(str(work / "model"), dtype="float32", batch_size=4, device="cpu", max_length=16_384)
@@ -136,16 +139,15 @@ def made_up_rows() -> dict[str, list[dict]]:
 
 
 def rows_of(exam: str) -> dict[str, list[dict]]:
-    """Read the four-option questions of a folder by subject of TMMLU+, dev rows first."""
+    """Read the four-option questions of a folder by subject, dev rows first."""
     sys.path.insert(0, str(ROOT))
     from finetune.data.exam import read_exam
-    from finetune.data.subjects import SUBJECTS
 
     rows: dict[str, list[dict]] = {}
     questions = read_exam(exam, on_bad_rows="skip").questions
     for split in ("train", "validation", "test"):
         for question in questions.get(split, ()):
-            if question.subject in SUBJECTS and len(question.options) == 4:
+            if len(question.options) == 4:
                 options = dict(zip("ABCD", question.options, strict=True))
                 row = {"question": question.stem, **options, "answer": "ABCD"[question.answer]}
                 rows.setdefault(question.subject, []).append(row)

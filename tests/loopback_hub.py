@@ -1,7 +1,8 @@
 """A Hugging Face hub of one's own on 127.0.0.1: enough of its protocol that the real client libraries
 download from it.
 
-It serves folders: {"bert-base-chinese": path} as models, {"ikala/tmmluplus": path} as data sets.
+It serves folders: {"bert-base-chinese": path} as models, {"ikala/tmmluplus": path} as data sets. A data set
+may have a folder for each revision: {"ikala/tmmluplus": {"v1.0": path, "v1.1": path}}.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class LoopbackHub:
 
     mood = ""
 
-    def __init__(self, models: dict[str, Path], datasets: dict[str, Path], revisions=("main", "v1.1")):
+    def __init__(self, models: dict[str, Path], datasets: dict, revisions=("main", "v1.1")):
         self.repos = {("models", name): path for name, path in models.items()}
         self.repos |= {("datasets", name): path for name, path in datasets.items()}
         self.revisions = {*revisions, COMMIT}
@@ -90,7 +91,7 @@ class LoopbackHub:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> LoopbackHub:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -117,22 +118,32 @@ class LoopbackHub:
     def info(self, kind: str, name: str, revision: str) -> tuple[int, bytes, dict]:
         if (kind, name) not in self.repos:
             return self.missing("RepoNotFound")
-        if revision not in self.revisions:
+        commit, folder = self.folder(kind, name, revision)
+        if folder is None:
             return self.missing("RevisionNotFound")
-        siblings = [{"rfilename": file["path"]} for file in self.files(kind, name)]
-        card = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "gated": False, "tags": []}
+        siblings = [{"rfilename": file["path"]} for file in self.files(folder)]
+        card = {"id": name, "sha": commit, "siblings": siblings, "private": False, "gated": False, "tags": []}
         return 200, json.dumps(card).encode(), {"Content-Type": "application/json"}
 
     def tree(self, kind: str, name: str, revision: str, below: str) -> tuple[int, bytes, dict]:
-        if (kind, name) not in self.repos or revision not in self.revisions:
+        folder = self.folder(kind, name, revision)[1]
+        if folder is None:
             return self.missing("RepoNotFound")
-        found = [file for file in self.files(kind, name) if file["path"].startswith(below)]
+        found = [file for file in self.files(folder) if file["path"].startswith(below)]
         if not found:
             return self.missing("EntryNotFound")
         return 200, json.dumps(found).encode(), {"Content-Type": "application/json"}
 
-    def files(self, kind: str, name: str) -> list[dict]:
-        folder = self.repos[kind, name]
+    def folder(self, kind: str, name: str, revision: str) -> tuple[str, Path | None]:
+        """The commit and folder of a revision, or of a commit; None where there is none."""
+        served = self.repos.get((kind, name))
+        if isinstance(served, dict):
+            by_commit = {commit_of(known): known for known in served}
+            known = by_commit.get(revision, revision)
+            return commit_of(known), served.get(known)
+        return COMMIT, served if revision in self.revisions else None
+
+    def files(self, folder: Path) -> list[dict]:
         return [
             {"type": "file", "path": str(f.relative_to(folder)), "size": f.stat().st_size, "oid": _etag(f)}
             for f in sorted(folder.rglob("*"))
@@ -142,11 +153,32 @@ class LoopbackHub:
     def file(self, kind: str, name: str, revision: str, file: str) -> tuple[int, bytes, dict]:
         if (kind, name) not in self.repos:
             return self.missing("RepoNotFound")
-        path = self.repos[kind, name] / file
-        if revision not in self.revisions or not path.is_file():
+        commit, folder = self.folder(kind, name, revision)
+        if folder is None or not (folder / file).is_file():
             return self.missing("EntryNotFound")
-        return 200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}
+        path = folder / file
+        return 200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit}
+
+
+def commit_of(revision: str) -> str:
+    """The commit of a revision that has a folder of its own: itself where it is one."""
+    return revision if re.fullmatch("[0-9a-f]{40}", revision) else hashlib.sha1(revision.encode()).hexdigest()
 
 
 def _etag(path: Path) -> str:
     return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+def use_in_process(hub: LoopbackHub, monkeypatch, cache: Path) -> None:
+    """Make the client of this process, imported already, ask this hub and keep what it fetches in `cache`."""
+    from huggingface_hub import constants, hf_api
+
+    file = "{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{file}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)

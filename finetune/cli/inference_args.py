@@ -141,6 +141,8 @@ def lock_targets(args: InferenceArgs) -> list[tuple[str, Path]]:
     if args.exam is not None:
         folder = report_folder(args)
         return [(f"--report {folder}", locks.lock_path(folder))]
+    if args.compare is not None and args.report:
+        return [(f"--report {args.report}", locks.lock_path(args.report))]
     return []
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finetune.cli.exam_checks import check_repeats
 from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
+from finetune.data.known_exams import default_revision
 from finetune.data.option_syntax import parse_options
 from finetune.prompts.protocol import OURS, load_protocol
 from finetune.prompts.scoring_methods import GENERATE, SHORT
-from finetune.runtime import console
+from finetune.runtime import console, hub
 from finetune.runtime.errors import Problems, UserError
 from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
 from finetune.runtime.files import LONGEST_NAME, writable
@@ -23,9 +25,9 @@ FOR_KINDS = {  # flags that only some kinds of model have a use for
     (*GENERATION_FLAGS, "system_prompt"): ("causal",),
     ("prompt_format", "fewshot_as_multiturn", "chat_template_kwargs"): ("causal",),
     ("num_fewshot",): ("masked", "causal"),
-    ("protocol", "log_prompts", "repeat", "audit_keys", "revisions"): ("masked", "causal", "choice"),
+    ("protocol", "log_prompts", "repeat", "audit_keys"): ("masked", "causal", "choice"),
     ("pair", "text_column", "label_column"): ("classifier",),
-    ("compare_with", "skip_option_only", "subjects"): ("masked", "causal", "choice"),
+    ("compare_with", "skip_option_only", "subjects", "revisions"): ("masked", "causal", "choice"),
     ("prompt", "top_k"): ("masked", "causal", "classifier"),
     ("orders",): ("masked", "causal"),
     ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
@@ -35,7 +37,7 @@ TEMPLATE_ARGUMENTS = {
     "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "return_tensors",
     "return_dict", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs",
 }  # fmt: skip
-JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect"}
+JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect", "compare": "--compare"}
 
 
 def parse_args(argv: list[str]) -> InferenceArgs:
@@ -46,6 +48,8 @@ def parse_args(argv: list[str]) -> InferenceArgs:
     """
     parser = build_parser()
     args = InferenceArgs(**vars(parser.read(argv)), given=frozenset(parser.given))
+    if "revision" not in args.given:
+        args.revision = default_revision(args.exam or args.inspect or "")
     if "orders" not in args.given:
         if SHORT.get(args.scoring, args.scoring).endswith("+prior"):
             args.orders = "1"  # over all rotations a prior cancels by itself
@@ -68,22 +72,56 @@ def _check_job(args: InferenceArgs) -> None:
     if len(jobs) > 1 or (jobs and single):
         raise UserError(f"{'、'.join(jobs + single)} 一次只能做一件")
     if args.json and not jobs and not single:
-        raise UserError("--json 要與 --prompt、--question、--input、--exam 或 --inspect 一起給")
+        raise UserError("--json 要與 --prompt、--question、--input、--exam、--inspect 或 --compare 一起給")
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     for name, owner in (
-        ("report", "exam"), ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
+        ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
-        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("revisions", "exam"),
+        ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
             raise UserError(f"--{name} 要與 --{owner} 一起給{hint}")
+    if args.report is not None and args.exam is None and args.compare is None:
+        raise UserError("--report 要與 --exam 或 --compare 一起給")
+    _check_comparison(args)
     for name in ("text_column", "label_column"):
         if name in args.given and args.input is None and args.exam is None and args.inspect is None:
             raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
+    check_repeats(args.repeat, args.scoring, args.orders if "orders" in args.given else None)
     if args.report and Path(args.report).is_file():
         raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
+
+
+def _check_revisions(args: InferenceArgs) -> None:
+    if args.revisions is None:
+        return
+    given = f"--revisions {' '.join(args.revisions)}"
+    if args.exam is None:
+        raise UserError("--revisions 要與 --exam 一起給")
+    if len(args.revisions) != 2:
+        raise UserError(f"{given}：要兩個版本（得到 {len(args.revisions)} 個），例如 --revisions v1.0 v1.1")
+    if args.revisions[0] == args.revisions[1]:
+        raise UserError(f"{given}：同一個版本給了兩次；要兩個不同的版本，例如 --revisions v1.0 v1.1")
+    if "revision" in args.given:
+        raise UserError(f"--revision {args.revision} 與 {given} 只能給一個")
+    if args.exam == "demo" or hub.is_local(args.exam):
+        kind = "內建示範" if args.exam == "demo" else "本機的檔案或資料夾"
+        raise UserError(
+            f"{given}：--exam {args.exam} 是{kind}，沒有版本；版本是 hub 上的，例如 --exam ikala/tmmluplus"
+        )
+
+
+def _check_comparison(args: InferenceArgs) -> None:
+    """Refuse anything but two different paths after --compare."""
+    if args.compare is None:
+        return
+    if len(args.compare) != 2:
+        given = "、".join(args.compare)
+        raise UserError(f"--compare 要剛好兩份作答，得到 {len(args.compare)} 份：{given}")
+    if _samefile(*args.compare):
+        raise UserError(f"--compare：{args.compare[0]} 與 {args.compare[1]} 是同一份作答；請給兩個模型的作答")
 
 
 def _check_prompt(args: InferenceArgs) -> None:
@@ -178,7 +216,8 @@ def _check_hardware(args: InferenceArgs) -> None:
 
 
 CHECKS = (
-    _check_job, _check_prompt, _check_question, _check_files, _check_writing, _check_asking, _check_hardware,
+    _check_job, _check_revisions, _check_prompt, _check_question, _check_files, _check_writing,
+    _check_asking, _check_hardware,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
 from finetune.cli.inference_synonyms import USING
 from finetune.cli.parser import Parser
 from finetune.data.exam import SPLITS
+from finetune.data.known_exams import NAMED
 from finetune.prompts.protocol import OURS, PROTOCOLS
 from finetune.prompts.scoring_methods import GENERATE, LOGLIKELIHOOD, METHODS, ORDERS, SHORT
 from finetune.runtime import console
@@ -94,11 +95,14 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("評測").add_argument
     add("--exam", type=path,
-        help="題庫：hub 名稱、資料夾、檔案，或 demo（內建示範）；分類模型則是有標籤的文字")
+        help=f"題庫：hub 名稱、資料夾、檔案、簡稱（{'｜'.join(NAMED)}），或 demo（內建示範）；"
+             "分類模型則是有標籤的文字")
     add("--split", type=choice(*sorted(SPLITS), "all"), default="test", help="評測哪一部分（預設 test）")
     add("--report", type=path, help="報告寫到這個資料夾（預設 ./report_{題庫}）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
-    add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s）")
+    add("--revision", default="v1.1",
+        help="hub 資料集的版本（預設依題庫：ikala/tmmluplus 是 %(default)s，"
+             "cmmlu、ceval、mmlu、mmlu-pro 是固定的 commit，別的是 main）")
     add("--compare_with", type=path,
         help="同一份題目再評測另一個模型：資料夾、hub 名稱，或 base（微調前的底模）")
     add("--exam_limit", type=int_in(0), default=0, help="最多評測幾題（固定抽樣）；0 = 全部")
@@ -125,11 +129,12 @@ def build_parser() -> Parser:
     add("--repeat", type=int_in(1, 100), default=None,
         help="評測幾次，第二次起以固定的種子打亂選項，報告平均與標準差（預設 1）")
     add("--audit_keys", action="store_true",
-        help="列出答案可能有誤的題目：幾個模型或選項順序都有把握地選了同一個別的選項")
+        help="列出答案可能有誤的題目：幾個模型或幾種選項順序的票，有把握地選了同一個別的選項")
 
     add = parser.add_argument_group("比較").add_argument
     add("--compare", type=path, nargs="+", default=None, metavar="FILE",
-        help="比較兩份逐題的答案（predictions.jsonl，或 lm-eval、Twinkle 的），逐題配對檢定")
+        help="比較兩份逐題的作答，不必載入模型：predictions.jsonl，或 lm-eval、Twinkle 的檔案或資料夾；"
+             "依題目內容對應，成對檢定（--report 寫下網頁與每一題）")
     add("--revisions", nargs="+", default=None, metavar="REVISION",
         help="題庫的兩個版本，例如 v1.0 v1.1：依內容對應，哪些題沒變、改了答案、不見了；只評測共有的題目")
 

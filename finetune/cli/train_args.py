@@ -10,6 +10,7 @@ from finetune.cli.training_synonyms import TRAINING
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.cleaning import CLEANING
 from finetune.data.encodings import choose_encoding
+from finetune.data.known_exams import NAMED, default_revision
 from finetune.prompts.scoring_methods import METHOD_OF_OBJECTIVE, ORDERS
 from finetune.runtime import console
 
@@ -22,7 +23,6 @@ DEMO_DEFAULTS: dict[str, object] = {  # defaults with --demo; measured for two c
     "early_stopping_patience": 10,
 }  # fmt: skip
 
-TMMLU = "ikala/tmmluplus"
 CAUSAL_DEFAULTS: dict[str, object] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B", "split_ratio": (0.95, 0.05, 0.0), "max_length": 2048,
     "train_batch_size": 16, "early_stopping_patience": 0,
@@ -166,8 +166,11 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("資料").add_argument
     add("--dataset", type=path, default="ikala/tmmluplus",
-        help="hub 名稱、資料夾或檔案（csv、tsv、json、jsonl、parquet、arrow、xlsx、txt；預設 %(default)s）")
-    add("--revision", default="v1.1", help="hub 資料集的版本（預設 %(default)s；別的資料集是 main）")
+        help="hub 名稱、資料夾、檔案（csv、tsv、json、jsonl、parquet、arrow、xlsx、txt）或題庫的簡稱"
+             f"（{'｜'.join(NAMED)}）；預設 %(default)s")
+    add("--revision", default="v1.1",
+        help="hub 資料集的版本（預設依資料集：ikala/tmmluplus 是 %(default)s，"
+             "cmmlu、ceval、mmlu、mmlu-pro 是固定的 commit，別的是 main）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--split_ratio", type=ratios, default=(0.70, 0.25, 0.05),
         help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
@@ -312,6 +315,6 @@ def parse_args(argv: list[str]) -> tuple[TrainArgs, frozenset[str]]:
             setattr(args, name, value)
     choose_encoding(args.encoding)
     reset_log_once()
-    if args.dataset != TMMLU and "revision" not in parser.given:
-        args.revision = "main"
+    if "revision" not in parser.given:
+        args.revision = default_revision(args.dataset)
     return args, frozenset(parser.given)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from finetune.data.cells import NO_GOLD, NO_VALUE, is_blank, narrowed, written_list
+from finetune.data.cells import NO_GOLD, NO_VALUE, is_blank, narrowed, without_spaces, written_list
 from finetune.data.option_syntax import STEMS
 from finetune.data.question import LETTERS
 from finetune.runtime.errors import UserError, shown
@@ -188,18 +188,13 @@ def _label_index(text: str, labels: Sequence[str]) -> int | None:
     return None
 
 
-def _without_spaces(text: str) -> str:
-    """Return the text in one width, without white space."""
-    return "".join(unicodedata.normalize("NFKC", text).split())
-
-
 def _matches(text: str, options: Sequence[str]) -> tuple[int, ...]:
     """Return the options whose text it is.
 
     It is compared letter for letter; else regardless of width and spaces; else also of case, and of a full
     stop at the end.
     """
-    normalisers = (str.strip, _without_spaces, lambda one: _without_spaces(one).casefold().rstrip("。."))
+    normalisers = (str.strip, without_spaces, lambda one: without_spaces(one).casefold().rstrip("。."))
     for normalise in normalisers:
         wanted = normalise(text)
         if wanted and (

@@ -43,6 +43,11 @@ def narrowed(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip().strip(INVISIBLE).strip()
 
 
+def without_spaces(text: str) -> str:
+    """Return the text with letters of one width (NFKC), without any white space."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
 def column_key(name: object) -> str:
     """Return a column's name for comparison: small letters and digits alone. `Option_A` -> optiona."""
     return "".join(c for c in unicodedata.normalize("NFKC", str(name)).casefold() if c.isalnum())

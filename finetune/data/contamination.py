@@ -112,6 +112,14 @@ class TrainedQuestions:
         Args:
             leave_out: fingerprint of a question to ignore.
         """
+        return max((share for share, _ in self.nearest(hashes, leave_out)), default=0.0)
+
+    def nearest(self, hashes: Sequence[int], leave_out: str = "") -> list[tuple[float, str]]:
+        """Return (overlap, fingerprint) of at most LIKELY questions, those with most grams in common.
+
+        Args:
+            leave_out: fingerprint of a question to ignore.
+        """
         holders = (self._fingerprints_of_gram.get(value, ()) for value in hashes)
         shared = Counter(
             fingerprint
@@ -120,5 +128,4 @@ class TrainedQuestions:
             for fingerprint in fingerprints
         )
         shared.pop(leave_out, None)
-        likely = [self.sketches[other] for other, _ in shared.most_common(LIKELY)]
-        return max((overlap(hashes, other) for other in likely), default=0.0)
+        return [(overlap(hashes, self.sketches[other]), other) for other, _ in shared.most_common(LIKELY)]

@@ -11,10 +11,12 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.data import hub_dataset
 from finetune.data.bad_rows import Unreadable, bad_rows_report, summarize_problems, where
-from finetune.data.data_files import DataFile, no_data_message, stem_of
+from finetune.data.data_files import SHARD, DataFile, no_data_message, stem_of
+from finetune.data.known_exams import KnownExam, default_revision, known_exam
 from finetune.data.question import Question, Statement, as_dict
 from finetune.data.question_columns import find_question_columns
 from finetune.data.question_rows import NO_QUESTION_COLUMN, Draft, Reading, Survey, draft
@@ -26,6 +28,11 @@ from finetune.runtime.file_types import suffix_of
 from finetune.runtime.files import atomic_open
 from finetune.runtime.strict_json import dumps
 
+if TYPE_CHECKING:
+    from finetune.data.exam_revisions import RevisionJoin
+
+AUXILIARY = "auxiliary_train"  # MMLU's rows of other datasets
+TCEVAL = "tmmluplus-"  # begins the configurations of TCEval-v2 that are TMMLU+'s subjects
 SPLITS = {"dev": "train", "train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -40,6 +47,8 @@ class Exam:
         notes: how the rows were read, in words.
         columns: columns of the first question, for messages.
         dev: the split that files named dev belong to.
+        test: the split that is the test: `train` of a benchmark that the hub has as one split of that name.
+        revisions: what an earlier revision and this one share, see `data.exam_revisions`; None without one.
     """
 
     questions: dict[str, Sequence[Question]]
@@ -50,10 +59,12 @@ class Exam:
     notes: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     dev: str = "train"
+    test: str = "test"
+    revisions: RevisionJoin | None = None
 
     def split(self, name: str) -> str:
         """Return the official name of a split that a person calls `dev`, `val` or `test`."""
-        return self.dev if name == "dev" else SPLITS.get(name, name)
+        return {"dev": self.dev, "test": self.test}.get(name, SPLITS.get(name, name))
 
     def __len__(self) -> int:
         return sum(map(len, self.questions.values()))
@@ -73,7 +84,7 @@ class Exam:
 
 def read_exam(
     source: str,
-    revision: str = "v1.1",
+    revision: str | None = None,
     subjects: str = "all",
     on_bad_rows: str = "fail",
     flag: str = "--dataset",
@@ -82,9 +93,9 @@ def read_exam(
     """Read questions from the hub, a folder in TMMLU+'s layout, or one csv/json/jsonl/parquet file.
 
     Args:
-        source: `ikala/tmmluplus`, `./folder` ({subject}_{dev,val,test}.csv, also in data/ below it) or
-            `./file.csv`.
-        revision: revision of a dataset on the hub.
+        source: `ikala/tmmluplus`, a short name of `known_exams`, `./folder` ({subject}_{dev,val,test}.csv,
+            also in data/ below it) or `./file.csv`.
+        revision: revision of a dataset on the hub; None is the one of `known_exams`, else `main`.
         subjects: `all`, or subject and category names (English or Chinese) separated by commas.
         on_bad_rows: `fail` raises with every bad row; `skip` leaves them out and keeps their reasons in
             `skipped`.
@@ -94,11 +105,18 @@ def read_exam(
     Raises:
         UserError: nothing to read, bad rows, unknown subjects, or integers that may count from 0 or from 1.
     """
+    known = known_exam(source)
+    revision = revision or default_revision(source)
     folder, files, origin = hub_dataset.find_files(source, revision, flag)
     if not files:
         layout = "（要 {科目}_{dev,val,test}.csv 之類的題目檔）"
         raise UserError(no_data_message(folder, f"{flag} {source}") + layout)
+    files = _exam_files(files)
+    if known and not any(file.split for file in files):
+        files = [replace(file, split=known.test) for file in files]
     wanted = _choose_files(_assign_splits(files), subjects)
+    if answers_from == "auto" and known and known.answers_from:
+        answers_from = known.answers_from
     first_option = None if answers_from == "auto" else int(answers_from)
     reader = _Reader(Reading())
     reader.read(wanted)
@@ -107,6 +125,7 @@ def read_exam(
     if reading != reader.reading:  # only the whole dataset shows how its rows are meant: read them again
         reader = _Reader(reading)
         reader.read(wanted)
+    notes += _test_notes(known, flag)
     if notes:
         log(f"{flag} {source} 的讀法：{'；'.join(notes)}")
     problems = reader.problems
@@ -128,7 +147,16 @@ def read_exam(
         keyless=keyless,
         notes=notes,
         columns=reader.columns,
+        test=known.test if known else "test",
     )
+
+
+def _test_notes(known: KnownExam | None, flag: str) -> list[str]:
+    """Return what to know of an exam whose test is called otherwise, in words."""
+    if known is None or known.test == "test":
+        return []
+    warning = "，訓練過就不能再拿它評測" if flag == "--dataset" else ""
+    return [f"只有 {known.test} 這一部分，它就是測驗題{warning}"]
 
 
 @dataclass
@@ -200,6 +228,33 @@ class _Reader:
                 continue
             self.survey.add(drafted, str(file.path), where(file.path, line))
             yield line, drafted
+
+
+def _exam_files(files: list[DataFile]) -> list[DataFile]:
+    """Return the files of an exam, without what other datasets add to it.
+
+    Of TCEval-v2 those of TMMLU+, under its names of subjects; of MMLU those without its auxiliary rows.
+    """
+    kept = [replace(file, config=name, subject=name) for file in files if (name := _tceval_subject(file))]
+    kept = kept or [file for file in files if not _is_auxiliary(file)] or files
+    paths = {file.path for file in kept}
+    left = [file for file in files if file.path not in paths]
+    if names := sorted(
+        {AUXILIARY if _is_auxiliary(file) else file.config or file.path.name for file in left}
+    ):
+        log(f"略過 {listed(names, 5)}：不是這份題庫的選擇題")
+    return kept
+
+
+def _tceval_subject(file: DataFile) -> str:
+    """Return TMMLU+'s subject of a file of TCEval-v2, "" for another file."""
+    config = file.config.split("/")[-1]
+    return config.removeprefix(TCEVAL) if config.startswith(TCEVAL) else ""
+
+
+def _is_auxiliary(file: DataFile) -> bool:
+    """Return whether a file holds MMLU's auxiliary rows."""
+    return AUXILIARY in (file.config, file.path.parent.name, SHARD.sub("", stem_of(file.path)))
 
 
 def _assign_splits(files: list[DataFile]) -> list[DataFile]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from finetune.data import hub_archive
 from finetune.data.data_files import DataFile, data_file, data_files
+from finetune.data.dataset_card import README
+from finetune.data.known_exams import known_exam
 from finetune.runtime.errors import UserError, nearest
 from finetune.runtime.file_types import READABLE
 from finetune.runtime.hub import cannot_fetch, looks_local
 
 # patterns of fnmatch: *.csv also matches data/x.csv
 DATA_FILES = [f"*{suffix}{packed}" for suffix in (*READABLE, ".txt") for packed in ("", ".gz")]
-DATA_FILES += ["README.md"]  # which may name the classes
+DATA_FILES += [README]  # which may name the classes
 
 
 def find_files(
     source: str, revision: str, flag: str, with_texts: bool = False
 ) -> tuple[Path, list[DataFile], str]:
     """Return the files of a dataset that is a file, a folder, or a name on the hub.
+
+    A short name of `known_exams` stands for its repository.
 
     Args:
         with_texts: a .txt counts as well.
@@ -37,7 +42,12 @@ def find_files(
     if looks_local(source):
         raise UserError(_missing_message(path, f"{flag} {source}"))
     folder, commit = fetch_dataset(source, revision, flag)
-    return folder, data_files(folder, with_texts), f"{source} {revision} ({commit[:12]})"
+    known = known_exam(source)
+    name = known.repository if known else source
+    where = f"({commit[:12]})" if revision == commit else f"{revision} ({commit[:12]})"
+    if known and known.archive and (folder / known.archive).is_file():  # another revision may have none
+        folder = hub_archive.unpack(folder / known.archive, f"{flag} {source}")
+    return folder, data_files(folder, with_texts), f"{name} {where}"
 
 
 def _missing_message(path: Path, named: str) -> str:
@@ -57,6 +67,8 @@ def _missing_message(path: Path, named: str) -> str:
 def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
     """Fetch a dataset on the hub as a folder: one snapshot of its data files, not one request a subject.
 
+    Of an exam of `known_exams` only the files with its questions are fetched.
+
     Returns:
         the folder, and the commit it holds.
 
@@ -68,10 +80,17 @@ def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Pa
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    known = known_exam(name)
+    patterns, left_out = DATA_FILES, None
+    if known:
+        name, left_out = known.repository, list(known.leave_out) or None
+        patterns = [*(known.only or DATA_FILES), README, *filter(None, [known.archive])]
     try:
         folder = snapshot_download(
-            name, repo_type="dataset", revision=revision, allow_patterns=DATA_FILES, max_workers=16
-        )
+            name, repo_type="dataset", revision=revision, allow_patterns=patterns, ignore_patterns=left_out,
+            max_workers=16,
+        )  # fmt: skip
     except Exception as error:  # the hub's, its HTTP client's or the disk's: each says why
-        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", flag, error) from error
+        why = f"{known.unavailable}。{error}" if known and known.unavailable else error
+        raise cannot_fetch("資料集", f"{name}（--revision {revision}）", flag, why) from error
     return Path(folder), Path(folder).name

@@ -2,7 +2,8 @@
 
 Source: ievals (iKala), `subject.tsv` and `categories` in `settings.py`. Published figures are the plain
 mean of the four category means, each the plain mean of its subjects ("macro-4"). The file there lists a
-67th subject, `linear_algebra`, that is not part of the 66.
+67th subject, `linear_algebra`, that is not part of the 66: it has a name and a category, and no part in
+macro-4.
 """
 
 from __future__ import annotations
@@ -91,13 +92,17 @@ _BY_CATEGORY = {
     },
 }
 
+_BEYOND = {"linear_algebra": ("STEM", "線代")}  # subject.tsv has it, the list of tasks of ievals does not
+
 SUBJECTS = {subject: name for subjects in _BY_CATEGORY.values() for subject, name in subjects.items()}
 _CATEGORY_OF = {subject: category for category, subjects in _BY_CATEGORY.items() for subject in subjects}
+_CATEGORY_OF |= {subject: category for subject, (category, _) in _BEYOND.items()}
+_NAMES = SUBJECTS | {subject: name for subject, (_, name) in _BEYOND.items()}
 
 
 def chinese_name(subject: str) -> str:
     """Return the Chinese name of a subject; a subject that TMMLU+ does not have is its own name."""
-    return SUBJECTS.get(subject, subject)
+    return _NAMES.get(subject, subject)
 
 
 def subject_title(subject: str) -> str:

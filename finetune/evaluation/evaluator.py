@@ -69,6 +69,10 @@ class ExamResult:
         highest = (() if i in unanswered else tied(row) for i, row in enumerate(self.scores))
         return [first[0] if len(first) == 1 else first or -1 for first in highest]
 
+    def more_of(self, index: int) -> dict[str, Any]:
+        """Return what predictions.jsonl keeps of a question beside its prediction and scores."""
+        return {}
+
     @property
     def accuracy(self) -> float:
         """Share of the questions that were answered right, ties by 1/k."""
@@ -189,7 +193,7 @@ def compute_metrics(
         "letters": metrics.letters(questions, predictions),
         "order_bias": metrics.order_bias(scores.by_order, [q.answer for q in questions]),
         "calibration": _calibration(result, held_out),
-        "ties": sum(isinstance(chosen, tuple) for chosen in predictions) / len(questions),
+        "ties": fmean(map(_tied_share, predictions)),
         "speaks_of_others": _share_right(questions, predictions, _refers_to_others),
         "skipped": len(scores.skipped),
         "outcomes": {},
@@ -210,6 +214,12 @@ def compute_metrics(
         figures["other_macro_4"] = metrics.macro_4(metrics.by_subject(questions, other.predictions))
         figures["paired"] = metrics.paired(questions, predictions, other.predictions)
     return figures
+
+
+def _tied_share(chosen: metrics.Prediction) -> float:
+    """Return 1 where several options share the highest score, 0 where not; of several runs the mean."""
+    runs = chosen.runs if isinstance(chosen, metrics.Repeated) else (chosen,)
+    return fmean(isinstance(run, tuple) for run in runs)
 
 
 def _share_right(
@@ -294,7 +304,7 @@ def mistakes(result: ExamResult, count: int = MISTAKES) -> list[dict[str, Any]]:
         return []
     wrong: list[tuple[float, Question, metrics.Prediction, float]] = []
     for question, chosen, row in zip(result.questions, result.predictions, result.scores, strict=True):
-        if chosen != -1 and not metrics.credit(_key(question), chosen):
+        if letter(chosen) is not None and not metrics.credit(_key(question), chosen):
             p = metrics.probabilities(row)
             wrong.append((float(p.max()), question, chosen, float(p[_key(question)])))
     wrong.sort(key=lambda row: -row[0])
@@ -313,6 +323,7 @@ def records(
 ) -> Iterator[dict[str, Any]]:
     """Yield one object a question, for predictions.jsonl.
 
+    It holds the question and its fingerprint, so that files of two exams can be compared (--compare).
     `tied`: the k options that share the highest score, of which `prediction` is the first; the question
     counts 1/k if the gold one is among them. `answers_by_order`: the options in the order shown, and the one
     chosen then (A=C: these two alike); `flips`: they are not all the same one.
@@ -325,13 +336,17 @@ def records(
     other_predictions = other.predictions if other else None
 
     def answer(prefix: str, chosen: metrics.Prediction) -> dict[str, Any]:
-        letters = {f"{prefix}tied": [*map(letter, chosen)]} if isinstance(chosen, tuple) else {}
+        first = _first_run(chosen)
+        letters = {f"{prefix}tied": [*map(letter, first)]} if isinstance(first, tuple) else {}
         return {f"{prefix}prediction": letter(chosen), **letters}
 
     for index, (question, chosen) in enumerate(zip(result.questions, result.predictions, strict=True)):
         record = {
             "id": question.id,
             "subject": question.subject,
+            "fingerprint": question.fingerprint,
+            "question": question.stem,
+            "options": dict(zip(LETTERS, question.options, strict=False)),
             "gold": letter(question.answer),
             **answer("", chosen),
             "scores": [round(score, 6) for score in result.scores[index]],
@@ -339,8 +354,10 @@ def records(
         if result.method == GENERATE:
             record |= {"scores": [], "reply": result.scores.replies.get(index, "")}
             record["outcome"] = outcome_of(result.scores, index)
-        if other_predictions:
+        record |= result.more_of(index)
+        if other and other_predictions:
             record |= answer(f"{other_name}_", other_predictions[index])
+            record |= {f"{other_name}_{key}": value for key, value in other.more_of(index).items()}
         if len(by_order := result.scores.by_order[index]) > 1:
             answers = {_letters(order, ""): _letters(tied(row), "=") for order, row in by_order}
             record |= {"answers_by_order": answers, "flips": len(set(answers.values())) > 1}
@@ -352,9 +369,14 @@ def records(
 
 
 def letter(index: metrics.Prediction | None) -> str | None:
-    """Return the letter of an option, the first of equals; None where nothing was chosen."""
+    """Return the letter of an option, of the first run, the first of equals; None where none was chosen."""
+    index = _first_run(index)
     first = index[0] if isinstance(index, tuple) else index
     return None if first is None or first < 0 else LETTERS[first]
+
+
+def _first_run(chosen: metrics.Prediction | None) -> int | tuple[int, ...] | None:
+    return chosen.runs[0] if isinstance(chosen, metrics.Repeated) else chosen
 
 
 def _letters(indices: Sequence[int], separator: str) -> str:

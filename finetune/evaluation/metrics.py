@@ -11,16 +11,25 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import Any
 
 import numpy
 
 from finetune.data.question import LETTERS, Question, majority_answer, normalised
-from finetune.data.subjects import CATEGORIES, category_of
+from finetune.data.subjects import CATEGORIES, SUBJECTS, category_of
 from finetune.evaluation.scores import tied
 
-Prediction = int | tuple[int, ...]
+
+@dataclass(frozen=True)
+class Repeated:
+    """Predictions of one question in several runs: its credit is the mean over them."""
+
+    runs: tuple[int | tuple[int, ...], ...]
+
+
+Prediction = int | tuple[int, ...] | Repeated
 RESAMPLES = 10_000  # bootstrap samples: the ends of the interval then move by a fiftieth of its width
 BINS = 15  # equal-width bins of confidence (arXiv:1706.04599, section 2)
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -31,7 +40,9 @@ SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
 
 
 def credit(answer: int | None, prediction: Prediction) -> float:
-    """Return 1 for the answer, 1/k for k options of which it is one, else 0."""
+    """Return 1 for the answer, 1/k for k options of which it is one, else 0; of several runs the mean."""
+    if isinstance(prediction, Repeated):
+        return fmean(credit(answer, chosen) for chosen in prediction.runs)
     if isinstance(prediction, tuple):
         return (answer in prediction) / max(1, len(prediction))
     return float(answer == prediction)
@@ -91,7 +102,7 @@ def _overlap(question: Question, text: str) -> float:
     return len(option & stem) / len(option) if option else 0.0
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
+def wilson(right: float, count: float) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share (E. B. Wilson 1927).
 
     scipy's takes whole numbers alone; `right` may hold shares of ties.
@@ -133,7 +144,7 @@ def macro_4(subjects: dict[str, dict]) -> dict[str, Any] | None:
     Its interval is a bootstrap stratified by subject. None when a category has no subject here: the figure
     would be another one.
     """
-    weights = _macro_weights(subjects)
+    weights = macro_weights(subjects)
     if weights is None:
         return None
     names = list(weights)
@@ -154,11 +165,14 @@ def macro_4(subjects: dict[str, dict]) -> dict[str, Any] | None:
     }
 
 
-def _macro_weights(subjects: Mapping[str, object]) -> dict[str, float] | None:
-    """Return the weight of each subject's accuracy in macro-4; None when a category has no subject."""
+def macro_weights(subjects: Mapping[str, object]) -> dict[str, float] | None:
+    """Return the weight of each subject's accuracy in macro-4; None when a category has no subject.
+
+    Only the 66 published subjects have one: linear_algebra has a category and is in no published figure.
+    """
     of_category: dict[str, list[str]] = defaultdict(list)
     for name in subjects:
-        if category := category_of(name):
+        if name in SUBJECTS and (category := category_of(name)):
             of_category[category].append(name)
     if of_category.keys() != CATEGORIES.keys():
         return None
@@ -210,18 +224,30 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> dict:
 def difference(
     questions: Sequence[Question], first: Sequence[Prediction], second: Sequence[Prediction]
 ) -> dict:
+    """Return first − second in accuracy, see `difference_of_credits`."""
+    subjects = [question.subject for question in questions]
+    return difference_of_credits(subjects, credits(questions, first), credits(questions, second))
+
+
+def difference_of_credits(
+    subjects: Sequence[str], first: Sequence[float], second: Sequence[float]
+) -> dict[str, Any]:
     """Return first − second in accuracy with its 95 % interval by a paired bootstrap.
 
     The bootstrap draws whole questions, for macro-4 within each subject.
+
+    Args:
+        subjects: of each question.
+        first: credit of each question for the first model, 0 to 1.
+        second: the same for the second.
     """
     differences: dict[str, list[float]] = defaultdict(list)
-    credited = zip(questions, credits(questions, first), credits(questions, second), strict=True)
-    for question, a, b in credited:
-        differences[question.subject].append(a - b)
+    for subject, a, b in zip(subjects, first, second, strict=True):
+        differences[subject].append(a - b)
     rng = numpy.random.default_rng(0)
     figures = mean_difference([d for of_subject in differences.values() for d in of_subject], rng)
-    if weights := _macro_weights(differences):
-        drawn = sum(weight * _resampled(rng, differences[name]) for name, weight in weights.items())
+    if weights := macro_weights(differences):
+        drawn = sum(weight * resampled(rng, differences[name]) for name, weight in weights.items())
         figures["macro_4_difference"] = sum(weights[name] * fmean(differences[name]) for name in weights)
         figures["macro_4_difference_interval_95"] = numpy.percentile(drawn, INTERVAL).tolist()
     return figures
@@ -236,14 +262,14 @@ def mean_difference(
         differences: for each row, the credit of one model minus that of the other.
         rng: random numbers of the bootstrap; those of seed 0 when None.
     """
-    drawn = _resampled(rng or numpy.random.default_rng(0), differences)
+    drawn = resampled(rng or numpy.random.default_rng(0), differences)
     return {
         "difference": fmean(differences),
         "difference_interval_95": numpy.percentile(drawn, INTERVAL).tolist(),
     }
 
 
-def _resampled(rng: numpy.random.Generator, differences: Sequence[float]) -> numpy.ndarray:
+def resampled(rng: numpy.random.Generator, differences: Sequence[float]) -> numpy.ndarray:
     """Return means of RESAMPLES draws with replacement: multinomial counts of the few values there are."""
     values, counts = numpy.unique(numpy.round(differences, 9), return_counts=True)
     count = len(differences)
@@ -258,14 +284,14 @@ def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) ->
 
     Also how often each is chosen, macro F1, and RStd, the standard deviation of the recalls
     (arXiv:2309.03882, section 2.2). A question that could not be scored has no letter chosen: a column of its
-    own, `?`. Of k options that share the highest score each is chosen by 1/k.
+    own, `?`. Of k options that share the highest score each is chosen by 1/k, in each of R runs by 1/R.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     spread = [_spread(chosen) for chosen in predictions]
     gold = [question.answer for question, each in zip(questions, spread, strict=True) for _ in each]
-    chosen = [place for each in spread for place in each]
-    weights = [1 / len(each) for each in spread for _ in each]
+    chosen = [place for each in spread for place, _ in each]
+    weights = [weight for each in spread for _, weight in each]
     places = list(range(max(len(question.options) for question in questions)))
     precision, recall, f1, support = precision_recall_fscore_support(
         gold, chosen, labels=places, zero_division=0.0, sample_weight=weights
@@ -290,9 +316,13 @@ def letters(questions: Sequence[Question], predictions: Sequence[Prediction]) ->
     }
 
 
-def _spread(chosen: Prediction) -> tuple[int, ...]:
-    """Return the options that share a prediction; -1 for none."""
-    return (chosen if isinstance(chosen, tuple) else (chosen,)) or (-1,)
+def _spread(chosen: Prediction) -> list[tuple[int, float]]:
+    """Return the options that share a prediction, each with its part; -1 for none."""
+    if isinstance(chosen, Repeated):
+        parts = [part for run in chosen.runs for part in _spread(run)]
+        return [(option, part / len(chosen.runs)) for option, part in parts]
+    options = (chosen if isinstance(chosen, tuple) else (chosen,)) or (-1,)
+    return [(option, 1 / len(options)) for option in options]
 
 
 def order_bias(
@@ -366,10 +396,14 @@ def _nll(rows: Sequence[Sequence[float]], answers: Sequence[int], temperature: f
     """Return the mean negative log-likelihood of the answers, in nats."""
     from scipy.special import log_softmax
 
-    return fmean(
-        -float(log_softmax(numpy.asarray(row, dtype=float) / temperature)[answer])
-        for row, answer in zip(rows, answers, strict=True)
-    )
+    of_length: dict[int, list[int]] = defaultdict(list)  # as one array each: a fit asks dozens of times
+    for index, row in enumerate(rows):
+        of_length[len(row)].append(index)
+    losses = numpy.empty(len(rows))
+    for indices in of_length.values():
+        logprobs = log_softmax(numpy.array([rows[i] for i in indices], dtype=float) / temperature, axis=1)
+        losses[indices] = -logprobs[range(len(indices)), [answers[i] for i in indices]]
+    return fmean(losses)
 
 
 def calibration(rows: Sequence[Sequence[float]], answers: Sequence[int], temperature: float = 1.0) -> dict:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from finetune.cli.inference_args import InferenceArgs
 from finetune.data.exam import Exam
+from finetune.data.known_exams import known_exam
 from finetune.data.question import Question
 from finetune.models.generation import Decoding
 from finetune.predict.generative import GenerativePredictor
@@ -60,7 +61,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
                 f"不會接著寫下去；請用 --protocol {OURS}（預設）"
             )
         asking = replace(asking_of(flags, True), format=CHAT)
-    examples = choose_examples(exam.questions.get("train", []), asking.num_fewshot)
+    examples = choose_examples(example_rows(flags, exam), asking.num_fewshot)
     if isinstance(predictor, GenerativePredictor):
         predictor.ask(asking, examples, _reply_decoding(flags))
     elif isinstance(predictor, EncoderPredictor):
@@ -70,6 +71,13 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
         if asking.protocol.too_long == CUT_STEM and predictor.prompts is not None:  # a server counts itself
             _check_room(predictor, rows, asking.num_fewshot, predictor.method(flags.scoring))
     return asking
+
+
+def example_rows(flags: InferenceArgs, exam: Exam) -> Sequence[Question]:
+    """Return the questions that examples are taken from: the dev rows, or the split an exam has for them."""
+    known = known_exam(flags.exam or "")
+    split = exam.split(known.shots if known else "dev")
+    return exam.questions.get(split, []) if split != exam.test else []
 
 
 def ask_plainly(flags: InferenceArgs, predictor: Predictor) -> None:

@@ -12,6 +12,7 @@ from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.subjects import SUBJECTS
 from finetune.models.run_card import versions
+from finetune.predict.asking import example_rows
 from finetune.predict.predictor import Predictor
 from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CHAT
@@ -114,7 +115,7 @@ def differences(
         found.append(f"只抽了 {len(rows)} 題（--exam_limit）")
     if asking.num_fewshot and not protocol.takes_examples:
         found.append(f"給了 {asking.num_fewshot} 題示範（--num_fewshot），公布的不給")
-    counts = Counter(row.subject for row in exam.questions.get("train", ()))
+    counts = Counter(row.subject for row in example_rows(flags, exam))
     if few := sum(counts[subject] < asking.num_fewshot for subject in {row.subject for row in rows}):
         found.append(f"{few} 科的示範不到 {asking.num_fewshot} 題")
     runs = flags.repeat or 1

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from finetune.cli.exam_checks import check_repeats, check_votes
 from finetune.cli.inference_args import BASE_MODEL, InferenceArgs
 from finetune.cli.inference_checks import warn_of_unused_generation_flags
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.splits import sample_rows
-from finetune.evaluation import evaluator
+from finetune.evaluation import evaluator, key_audit, repeats
 from finetune.evaluation.evaluator import ExamResult, run_exam
+from finetune.evaluation.revision_scores import compute_revisions
 from finetune.models.run_card import RunCard
 from finetune.predict.asking import ask_exam
+from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.evidence import evidence_of, prompt_texts
 from finetune.predict.exam_output import write_exam_page, write_unscored
 from finetune.predict.kept_answers import keep_answers, stop_keeping
@@ -65,7 +69,10 @@ def run_exam_command(
     method, card = predictor.method(flags.scoring), predictor.card
     if predictor.is_causal and method != GENERATE:
         warn_of_unused_generation_flags(flags)
-    orders = "1" if method == GENERATE else flags.orders
+    check_repeats(flags.repeat, method, flags.orders if "orders" in flags.given else None)
+    orders = "1" if method == GENERATE or (flags.repeat or 1) > 1 else flags.orders
+    if flags.audit_keys:
+        check_votes(method, orders, flags.repeat, flags.compare_with is not None)
     # before hours of work, if it is none
     comparison = load(flags.compare_with) if flags.compare_with else None
     if comparison:
@@ -77,8 +84,13 @@ def run_exam_command(
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
         return run_exam(model.score, questions, method, orders, world, title)
 
-    unscored = evaluate(predictor, keyless, "評測（沒有答案的題目）") if len(keyless) else None
+    unscored = None
+    if len(keyless):
+        title = "評測（沒有答案的題目）"
+        unscored = evaluate_repeatedly(evaluate, predictor, keyless, title, flags.repeat)
     facts = facts_of(predictor, exam, method, orders)
+    if (flags.repeat or 1) > 1:
+        facts["作答方式"] = f"{method}，評測 {flags.repeat} 次，第 2 次起打亂選項"
     if not len(rows):
         stop_keeping(predictor, comparison)
         if world.is_main and unscored:
@@ -92,6 +104,8 @@ def run_exam_command(
     metrics = evaluator.compute_metrics(
         results.model, results.other, card.trained_on if card else None, results.option_only, results.held_out
     )
+    metrics |= repeats.repeated_figures(results.model, results.other, metrics)
+    doubtful = audit_keys(flags, predictor, results, metrics) if flags.audit_keys else None
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
     if flags.log_prompts:
         results.model.prompts = prompt_texts(predictor, rows, method)
@@ -99,7 +113,10 @@ def run_exam_command(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
         unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking),
+        doubtful_keys=doubtful,
     )  # fmt: skip
+    if exam.revisions:
+        page.revisions = compute_revisions(exam.revisions, flags.exam_limit, results.model, results.other)
     write_exam_page(flags, page)
 
 
@@ -115,13 +132,13 @@ def evaluate_models(
 
     Args:
         evaluate: returns the result of a model on questions; the text is the title of the progress bar.
-        flags: --skip_option_only and --compare_with.
+        flags: --skip_option_only, --compare_with and --repeat.
         predictor: the model.
         comparison: the second model; None without one.
         rows: the questions.
         calibration: see `calibration_questions`.
     """
-    result = evaluate(predictor, rows, "評測")
+    result = evaluate_repeatedly(evaluate, predictor, rows, "評測", flags.repeat)
     option_only = other = None
     if not flags.skip_option_only:
         option_only = evaluate(predictor, evaluator.without_stem(rows), "只看選項")
@@ -129,8 +146,46 @@ def evaluate_models(
         calibration if isinstance(calibration, str) else evaluate(predictor, calibration, "驗證題（校準用）")
     )
     if comparison:  # by the same method, or they are not compared
-        other = evaluate(comparison, rows, f"評測（{_other_title(flags)}）")
+        title = f"評測（{_other_title(flags)}）"
+        other = evaluate_repeatedly(evaluate, comparison, rows, title, flags.repeat)
     return ModelResults(result, option_only, held_out, other)
+
+
+def evaluate_repeatedly(
+    evaluate: Callable[[Predictor, Sequence[Question], str], ExamResult],
+    model: Predictor,
+    questions: Sequence[Question],
+    title: str,
+    count: int | None,
+) -> ExamResult:
+    """Evaluate a model on questions `count` times, see `repeats.run_repeated`; each run samples anew."""
+    writer = model if isinstance(model, CausalLMPredictor) else None
+    decoding = writer.decoding if writer else None
+
+    def evaluate_run(run: int, shown: Sequence[Question], run_title: str) -> ExamResult:
+        if writer and decoding:
+            writer.decoding = replace(decoding, seed=repeats.seed_of_run(decoding.seed, run))
+        return evaluate(model, shown, run_title)
+
+    try:
+        return repeats.run_repeated(evaluate_run, questions, count, title)
+    finally:
+        if writer and decoding:
+            writer.decoding = decoding
+
+
+def audit_keys(
+    flags: InferenceArgs, predictor: Predictor, results: ModelResults, metrics: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the rows of doubtful_keys.jsonl; the summary goes into the metrics."""
+    voters = [key_audit.voter_of(results.model, predictor.name)]
+    if results.other:
+        name = _other_title(flags)
+        name += "（比較的模型）" * (name == predictor.name)
+        voters.append(key_audit.voter_of(results.other, name))
+    audit = key_audit.audit_keys(results.model.questions, voters)
+    metrics["doubtful_keys"] = audit.summary
+    return audit.rows
 
 
 def _other_title(flags: InferenceArgs) -> str:
@@ -146,6 +201,8 @@ def _notes(exam: Exam, card: RunCard | None, keyless: int) -> list[str]:
         keyless: number of questions that were answered and have no key.
     """
     notes = [sections.NOT_COMPARABLE] if card and card.pool == "all" else []
+    if exam.test != "test":
+        notes.append(f"這份題庫只有 {exam.test} 這一部分，它就是測驗題")
     if keyless:
         notes.append(f"另有 {keyless} 題沒有答案：作答了（predictions.jsonl），不計分")
     if exam.skipped:

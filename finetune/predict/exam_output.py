@@ -30,6 +30,12 @@ def summary_lines(
     return [as_json({"report": str(folder), **record})] if flags.json else verdict
 
 
+def _record(page: report.Report) -> dict[str, Any]:
+    """Return what --json prints of a report."""
+    record = {"facts": page.facts, **page.results}
+    return record | ({"revisions": page.revisions} if page.revisions else {})
+
+
 def log_page(folder: Path) -> None:
     """Log where the page of a report is."""
     log(f"報告：{folder / 'index.html'}")
@@ -42,7 +48,7 @@ def write_exam_page(flags: InferenceArgs, page: report.Report) -> None:
         RunError: it cannot be written.
     """
     folder = target_folder(flags)
-    lines = summary_lines(flags, folder, report.verdict(page), {"facts": page.facts, **page.results})
+    lines = summary_lines(flags, folder, report.verdict(page), _record(page))
     try:
         report.write(folder, page, "成績如上；清出空間，或用 --report 指定別的資料夾，再評測一次")
     finally:

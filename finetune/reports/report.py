@@ -5,10 +5,7 @@ results.json and predictions.jsonl are for programs, report.md and index.html fo
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +15,9 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import evidence, plots
+from finetune.reports import doubtful_keys, evidence, plots, repeats, report_folder, revisions
 from finetune.reports.html import render
+from finetune.reports.report_folder import ReportFiles
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
     NOT_COMPARABLE,
@@ -36,26 +34,16 @@ from finetune.reports.sections import (
     verdict_sentence,
 )
 from finetune.reports.templates import template
-from finetune.runtime.errors import UserError
-from finetune.runtime.files import (
-    atomic_open,
-    atomic_write,
-    flush_folder,
-    flush_tree,
-    hidden,
-    new_folder,
-    replace_folder,
-    writable,
-    write_errors,
-)
+from finetune.runtime.files import atomic_open, atomic_write
 from finetune.runtime.strict_json import dumps
 
-FILES = ("results.json", "predictions.jsonl", "report.md", "index.html")
+FILES = ("results.json", "predictions.jsonl", doubtful_keys.FILE, "report.md", "index.html")
 OURS = re.compile(
-    r"results\.json|predictions\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
+    r"results\.json|predictions\.jsonl|doubtful_keys\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
     r"|answers(\.rank\d+)?\.part\.jsonl"  # of a run that this report ends
     r"|(subjects|confusion)(_(train|validation|test|held_back|all))?\.png"
 )
+OF_REPORT = ReportFiles(FILES, OURS, "results.json")
 
 
 class TrainingRecord(Protocol):
@@ -101,7 +89,10 @@ class Report:
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
         unscored: answers to questions without a key, for predictions.jsonl alone.
+        doubtful_keys: questions whose key is to be checked, rows of doubtful_keys.jsonl; None if none were
+            looked for.
         evidence: protocol, a prompt, precision, versions and data, see predict/evidence.py.
+        revisions: what changed between two revisions of the exam, see reports/revisions.py.
     """
 
     facts: dict[str, str]
@@ -115,7 +106,9 @@ class Report:
     growth: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
+    doubtful_keys: Sequence[dict[str, Any]] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+    revisions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -188,25 +181,7 @@ def check_folder(folder: str | Path, flag: str) -> None:
     Raises:
         UserError: a file of the same name that is of no report written here; no folder; not to be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{flag} {folder} 是一個檔案，應為資料夾")
-    if not writable(folder):
-        raise UserError(f"{flag} {folder} 不能寫入（唯讀、沒有權限，或連結繞成一圈）；請換一個資料夾")
-    existing = [name for name in FILES if os.path.lexists(folder / name)]
-    if existing and not _is_report(folder):
-        names = "、".join(existing)
-        raise UserError(
-            f"{flag} {folder} 裡已有 {names}，而且不是這支程式寫的報告，會被換掉；請換一個資料夾或先移開"
-        )
-
-
-def _is_report(folder: Path) -> bool:
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(results, dict) and "facts" in results
+    report_folder.check_folder(Path(folder), flag, OF_REPORT)
 
 
 def write(folder: Path, report: Report, hint: str = "請清出空間，或換一個資料夾") -> None:
@@ -222,56 +197,23 @@ def write(folder: Path, report: Report, hint: str = "請清出空間，或換一
     Raises:
         RunError: it cannot be written; the former report is as it was.
     """
-    folder = Path(os.path.realpath(folder))
-    kept = "；先前的報告沒有動" if _is_report(folder) else ""
-    with write_errors(f"報告寫不進 {folder}", hint + kept):
-        staging = hidden(folder, "half") if _is_replaced(folder) else folder / ".report.half"
-        try:
-            _write(new_folder(staging), report)
-            if _is_replaced(folder):
-                replace_folder(staging, folder)
-            else:
-                _move_in(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _is_replaced(folder: Path) -> bool:
-    """Return True if a report may replace the whole folder.
-
-    Then nothing but a report is in it, it is no working directory or mount point, and its parent is writable.
-    """
-    if not folder.is_dir():
-        return True
-    return (
-        all(map(OURS.fullmatch, os.listdir(folder)))
-        and folder not in (Path.cwd(), *Path.cwd().parents)
-        and not os.path.ismount(folder)
-        and writable(folder.parent)
-    )
-
-
-def _move_in(staging: Path, folder: Path) -> None:
-    """Move the files of a report among others, and remove those of the former report that it lacks."""
-    flush_tree(staging)
-    names = os.listdir(staging)
-    for name in names:
-        (staging / name).replace(folder / name)
-    for name in os.listdir(folder):
-        if name not in names and OURS.fullmatch(name) and not name.startswith("."):
-            (folder / name).unlink()
-    flush_folder(folder)
+    report_folder.write(folder, OF_REPORT, lambda staging: _write(staging, report), hint)
 
 
 def _write(folder: Path, report: Report) -> None:
     summary = {"facts": report.facts, "notes": report.notes, **report.results, **report.evidence}
     if report.growth:
         summary["growth"] = report.growth
+    if report.revisions:
+        summary["revisions"] = report.revisions
     if report.labels:
         summary["labels"] = report.labels
     write_json(folder / "results.json", summary)
     if report.exam_sets() or report.unscored:
         _write_predictions(folder, report)
+    if report.doubtful_keys is not None:
+        rows = (dumps(row) + "\n" for row in report.doubtful_keys)
+        atomic_write(folder / doubtful_keys.FILE, "".join(rows))
     if report.unscored and not report.exam_sets():
         return  # nothing to draw
     pictures = {}
@@ -338,13 +280,16 @@ def verdict(report: Report) -> list[str]:
             if metrics["other"]:
                 line += f"，{report.other} {metrics['other_macro_4']['macro_4']:.3f}"
             lines.append(line)
-        if bias := metrics["order_bias"]:
+        lines += [*repeats.screen_lines(metrics), *doubtful_keys.screen_lines(metrics)]
+        if "repeats" not in metrics and (bias := metrics["order_bias"]):
             lines.append(
                 f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
         lines += [f"  {line}" for line in evidence.protocol_lines(report.evidence, metrics)]
         lines += [f"  {line}" for line in caveats(metrics)]
+    if report.revisions:
+        lines += revisions.lines(report.revisions, report.other)
     return [*lines, *report.notes]
 
 

@@ -11,6 +11,7 @@ from finetune.data.subjects import CATEGORIES, subject_title
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, wilson
 from finetune.prompts.scoring_methods import GENERATE, parse
+from finetune.reports import repeats
 from finetune.reports.evidence import protocol_lines
 from finetune.reports.number_format import counted, percent, points, small
 
@@ -93,13 +94,15 @@ def caveats(metrics: dict[str, Any], figure: Callable[[float], str] = "{:.3f}".f
         rest = overlap["without"]
         without = f"去掉後 {figure(rest['accuracy'])}（{rest['n']} 題）" if rest else "全部都是"
         lines.append(f"其中 {'、'.join(parts)}，{without}")
+    first = "第 1 次有 " if "repeats" in metrics else ""
     if metrics["skipped"]:
-        lines.append(f"{metrics['skipped']} 題無法作答（太長，或選項太多），算答錯")
-    lines += _outcomes(metrics["outcomes"])
+        lines.append(f"{first}{metrics['skipped']} 題無法作答（太長，或選項太多），算答錯")
+    lines += [f"{'第 1 次：' if first else ''}{line}" for line in _outcomes(metrics["outcomes"])]
     if ties := round(metrics["ties"] * metrics["model"]["n"]):
-        lines.append(f"{ties} 題有並列最高分的選項，k 個並列、正解在其中就算 1/k 題")
+        average = "平均每次有 " if first else ""
+        lines.append(f"{average}{ties} 題有並列最高分的選項，k 個並列、正解在其中就算 1/k 題")
     if metrics["shortened"]:
-        lines.append(f"{metrics['shortened']} 題太長，縮短了題幹的中段")
+        lines.append(f"{first}{metrics['shortened']} 題太長，縮短了題幹的中段")
     return lines
 
 
@@ -133,7 +136,8 @@ def verdict_sentence(report: Context, metrics: dict[str, Any]) -> str:
     model = metrics["model"]
     (low, high), chance = model["interval_95"], model["chance"]
     skipped = f"；{metrics['skipped']} 題無法作答，算答錯" if metrics["skipped"] else ""
-    text = f"{model['n']} 題答對 {counted(model['right'])} 題（{small(model['accuracy'])}{skipped}），"
+    mean = "平均" * ("repeats" in metrics)
+    text = f"{model['n']} 題{mean}答對 {counted(model['right'])} 題（{small(model['accuracy'])}{skipped}），"
     good = low > chance
     if good:
         text += f"{'遠' if low - chance > FAR else ''}高於亂猜的 {small(chance)}"
@@ -181,6 +185,8 @@ def section_notes(report: Context, metrics: dict[str, Any]) -> list[str]:
 
 def order_bias(metrics: dict[str, Any]) -> str:
     """Return how the order of the options changed the answers, or why that is not known."""
+    if "repeats" in metrics:
+        return repeats.order_sentence(metrics)
     if bias := metrics["order_bias"]:
         return (
             f"每題以 {bias['orders']:.3g} 種選項順序評測，{small(bias['flips'])} 的題目答案會跟著變；"

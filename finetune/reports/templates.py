@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.data.subjects import subject_title
-from finetune.reports import classification, evidence, perplexity
+from finetune.reports import classification, doubtful_keys, evidence, perplexity, repeats, revisions
 from finetune.reports.number_format import counted, percent, small, unbroken
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def _environment() -> Environment:
         "classes": classification,
         "evidence": evidence,
         "perplexity": perplexity,
+        "revisions": revisions,
+        "repeats": repeats,
+        "doubtful": doubtful_keys,
         "share": percent,
         "small": small,
         "table": table,

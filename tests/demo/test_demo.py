@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from finetune.data.labelled import LabelledOptions, read_labelled
 from finetune.data.splits import split_exam
 from finetune.demo import builtin
 from finetune.demo.facts import RELATIONS
+from finetune.evaluation.evaluator import ExamResult
+from finetune.evaluation.key_audit import audit_keys, voter_of
+from finetune.evaluation.metrics import wilson
 from finetune.evaluation.scores import best
 from finetune.evaluation.scoring import score_options
 from finetune.prompts.scoring_methods import METHODS, TEXT, parse
@@ -123,6 +128,26 @@ def test_every_text_method_answers_unseen_questions(demo_run):
             scores = score_options(model, tokenizer, questions, method)
             right = sum(best(row) == q.answer for row, q in zip(scores, questions, strict=True))
             assert right / len(questions) > 0.85, method
+
+
+@pytest.mark.slow
+def test_keys_that_were_replaced_come_first_among_the_doubtful_ones(demo_run):
+    """5 % of the keys; two methods of one model vote. Chance is 5 %; benchmarks/audit_keys.py has the figures
+    of two models."""
+    import inference
+
+    model, tokenizer, _ = inference.load_model(demo_run[0] / MODEL, "cpu")
+    exam, rng = builtin.exam(), random.Random(0)
+    questions = [question for rows in exam.questions.values() for question in rows]
+    wrong = {question.id for question in rng.sample(questions, len(questions) // 20)}
+    given = [replace(q, answer=(q.answer + 1) % len(q.options)) if q.id in wrong else q for q in questions]
+    results = {
+        method: ExamResult(given, score_options(model, tokenizer, given, method), method, "1")
+        for method in ("joint", "pll")
+    }
+    audit = audit_keys(given, [voter_of(result, method) for method, result in results.items()])
+    hits = sum(row["id"] in wrong for row in audit.rows[: len(wrong)])
+    assert len(wrong) == 36 and wilson(hits, len(wrong))[0] > 0.5, hits
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def test_a_thought_that_the_template_opened_and_the_reply_never_closed_is_no_ans
     predictor, question = CausalLMPredictor(*qwen), questions_of(1)[0]
     opened = predictor.tokenizer("<think>\n", add_special_tokens=False)["input_ids"]
     whole = predictor.prompts.reply_prompt
-    monkeypatch.setattr(predictor.prompts, "reply_prompt", lambda *given: ([*whole(*given)[0], *opened], 0))
+    monkeypatch.setattr(predictor.prompts, "reply_prompt", lambda *a, **k: ([*whole(*a, **k)[0], *opened], 0))
     scripted(monkeypatch, "B", "想 A</think>B")
     assert predictor.score([question], "generate", "1").outcomes == {0: "unreadable"}
     assert predictor.score([question], "generate", "1") == [[-1.0, 0.0, -1.0, -1.0]]
