@@ -252,6 +252,7 @@ def predict(flags: InferenceArgs) -> int | None:
         predictor.method(flags.scoring)
     if world:
         code = run_batch(flags, predictor, exam, world)
+        predictor.log_summary()
         world.shutdown()
         return code
     if not console.is_main_process():

@@ -22,7 +22,11 @@ Read = Callable[[Reply, Question, Any], ReadReply]  # (reply, question, its prom
 
 
 def answer_all(
-    asked: Sequence[object], ask: Ask, answers: AnswerJournal | None, known: Callable[[list[int]], object]
+    asked: Sequence[object],
+    ask: Ask,
+    answers: AnswerJournal | None,
+    known: Callable[[list[int]], object],
+    sampled: bool = False,
 ) -> list[Any]:
     """Return the answer to each thing that is asked; what an interrupted run has answered is not asked again.
 
@@ -30,7 +34,8 @@ def answer_all(
         asked: all that decides an answer, as JSON.
         ask: asks for the answers that are missing.
         answers: keeps the answers; None keeps nothing.
-        known: called with the numbers of what was answered before.
+        known: called with the numbers of what need not be asked.
+        sampled: the same question may be answered otherwise next time, and so is asked each time.
 
     Returns:
         the answers in order; None where `ask` gave none.
@@ -40,9 +45,10 @@ def answer_all(
         for batch in ask(list(range(len(asked)))):
             collected |= batch
         return [collected.get(number) for number in range(len(asked))]
-    keys = [answers.key(one) for one in asked]
-    missing = [number for number, key in enumerate(keys) if key not in answers]
-    known([number for number, key in enumerate(keys) if key in answers])
+    keys = [answers.key(one, sampled) for one in asked]
+    first = {key: number for number, key in reversed(list(enumerate(keys))) if key not in answers}
+    missing = sorted(first.values())
+    known(sorted(set(range(len(keys))) - set(missing)))
     for batch in ask(missing) if missing else ():
         answers.add({keys[number]: answer for number, answer in batch.items()})
     return [answers.get(key) for key in keys]

@@ -157,7 +157,10 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         asked: Sequence[object] = prompts
         if self.answers:  # what decides a reply
             asked = [[self.answers_digest, str(self.decoding), ids] for ids in prompts]
-        answers = answer_all(asked, ask, self.answers, lambda known: progress and progress(len(known)))
+        samples = self.decoding.samples
+        answers = answer_all(
+            asked, ask, self.answers, lambda known: progress and progress(len(known)), samples
+        )
         return [Reply(*answer) for answer in answers]
 
     @cached_property

@@ -183,6 +183,9 @@ class Predictor(ABC):
     def environment(self) -> dict[str, Any]:
         """Return what the model computes in and on, for results.json: `precision`, `device` and more."""
 
+    def log_summary(self) -> None:  # noqa: B027  most have nothing to say
+        """Log what is to be said after many questions or rows."""
+
     @abstractmethod
     def warn(self, *texts: str) -> None:
         """Log which characters of these texts the model does not know."""

@@ -14,7 +14,7 @@ from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.evaluation.scoring import ScoringConfig
 from finetune.models.decoding import Decoding
 from finetune.models.run_card import hash_texts
-from finetune.models.streaming import Reply, ReplyStream
+from finetune.models.streaming import Reply, ReplyStream, stripped
 from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, Encoded, GenerativePredictor
 from finetune.predict.predictor import SERVER
 from finetune.predict.served_model import ServedModel
@@ -22,6 +22,7 @@ from finetune.predict.served_requests import (
     EXTRAS,
     Asked,
     ServedReply,
+    piece_of,
     prompt_body,
     read_reply_of,
     with_decoding,
@@ -101,14 +102,17 @@ class ServedPredictor(GenerativePredictor):
         """Ask exam questions in this way from now on; arguments as `GenerativePredictor.ask`."""
         self._writer = QuestionWriter(asking, examples)
         decoding = decoding or Decoding(max_new_tokens=0)
-        # whether it thinks is not known, and a reply that is whole ends by itself
-        own = LETTER_TOKENS if asking.format == RAW else THINKING_TOKENS
         if asking.format == RAW and self.entry.get("owned_by") == OLLAMA:
-            log(
-                "⚠️ Ollama 的 /completions 仍會套上模型的對話樣板，raw 的成績與直接載入模型的不同；可改用 chat"
-            )
-        length = decoding.max_new_tokens or self.writer.form.max_new_tokens or own
+            log("⚠️ Ollama 的 /completions 仍會套上對話樣板：raw 的成績與直接載入模型的不同；可改用 chat")
+        length = decoding.max_new_tokens or self.writer.form.max_new_tokens or self._own_length
         self.decoding = replace(decoding, max_new_tokens=length)
+
+    @property
+    def _own_length(self) -> int:
+        """Longest reply where nothing else says: enough to think, if it does, and half of its room."""
+        room = self.entry.get("max_model_len")
+        own = LETTER_TOKENS if self.writer.asking.format == RAW else THINKING_TOKENS
+        return min(own, room // 2) if isinstance(room, int) and room > 1 else own
 
     @property
     def writer(self) -> QuestionWriter:
@@ -244,22 +248,17 @@ class ServedPredictor(GenerativePredictor):
 
         def pieces() -> Iterator[str]:
             for choice in self.model.stream(self._request(prompt, decoding)):
-                text, truncated, _ = read_reply_of(
-                    {**choice, "message": choice.get("delta") or choice.get("message")}
-                )
-                ended.append(truncated)
-                if text:
-                    yield text
+                ended.append(choice.get("finish_reason") == "length")
+                yield piece_of(choice)
 
-        return ReplyStream(pieces(), lambda: any(ended))
+        return ReplyStream(stripped(pieces()), lambda: any(ended))
 
     # ---- what reports say ----------------------------------------------------------------------------------
 
     def digest(self) -> str:
         """Hash the server, the model's name and how prompts are written."""
-        return hash_texts(
-            [self.client.url, self.client.model, str(self.writer), *sorted(EXTRAS.keys() & set(self.given))]
-        )
+        extras = sorted(EXTRAS.keys() & set(self.given))
+        return hash_texts([self.client.url, self.client.model, str(self.writer), *extras])
 
     def environment(self) -> dict[str, Any]:
         """Return where the model runs; in what it computes is not known."""
@@ -269,7 +268,7 @@ class ServedPredictor(GenerativePredictor):
             "served_model": self.client.model, "server_entry": entry,
         }  # fmt: skip
 
-    def log_retries(self) -> None:
+    def log_summary(self) -> None:
         """Log how many requests had to be sent again."""
         if self.client.retried:
             log(f"伺服器：{self.client.retried} 個請求重試過才有回答")

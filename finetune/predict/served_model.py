@@ -16,6 +16,7 @@ from finetune.runtime.openai_client import (
     Patience,
     RefusedError,
 )
+from finetune.runtime.strict_json import dumps
 from finetune.runtime.workers import in_threads
 
 TOPS = (20, 5)  # likeliest tokens that servers list: vLLM, SGLang and chat 20, OpenAI's /completions 5
@@ -76,7 +77,8 @@ class ServedModel:
             RefusedError: the server refuses all requests.
             GaveUpError: it does not answer.
         """
-        refused: dict[int, RefusedError] = {}
+        refused: dict[str, RefusedError] = {}
+        bodies = [dumps([one.endpoint, one.body]) for one in asked]
 
         def work(number: int) -> Any:
             try:
@@ -89,7 +91,7 @@ class ServedModel:
         def ask(missing: list[int]) -> Iterator[dict[int, Any]]:
             for at, answer in in_threads(work, missing, self.client.concurrency):
                 if isinstance(answer, RefusedError):
-                    refused[missing[at]] = answer
+                    refused[bodies[missing[at]]] = answer
                 else:
                     yield {missing[at]: answer}
                 done(missing[at])
@@ -99,10 +101,11 @@ class ServedModel:
                 done(number)
 
         identities = [[self.client.url, self.client.model, one.endpoint, one.body] for one in asked]
-        found = answer_all(identities, ask, answers, known)
-        if len(asked) == len(refused) > 1:
+        sampled = any(one.body.get("temperature") for one in asked)
+        found = answer_all(identities, ask, answers, known, sampled)
+        if refused and all(answer is None for answer in found) and len(found) > 1:
             raise next(iter(refused.values()))
-        return [refused.get(number, answer) for number, answer in enumerate(found)]
+        return [refused.get(body, answer) for body, answer in zip(bodies, found, strict=True)]
 
     # ---- what it can do ------------------------------------------------------------------------------------
 
@@ -141,7 +144,7 @@ class ServedModel:
         text, continuation = ECHO_SAMPLE
         for limit in (0, 1):
             answer = self._tried(echoed(text + continuation, limit))
-            if answer is not None and echoed_tail(answer, continuation):
+            if answer is not None and echoed_tail(answer, continuation, limit):
                 return limit
         return None
 
@@ -159,7 +162,7 @@ class ServedModel:
                 raise
             return None
         except GaveUpError as error:
-            if error.status not in (500, 501):  # so some refuse: llama.cpp does `echo`
+            if error.status != 500:  # so some refuse: llama.cpp does `echo`
                 raise
             return None
 

@@ -151,12 +151,13 @@ def next_tokens(choice: Mapping[str, Any]) -> Listed | None:
     return sorted(found, key=lambda pair: -pair[1]) or None
 
 
-def echoed_tail(choice: Mapping[str, Any], ending: str) -> Listed | None:
+def echoed_tail(choice: Mapping[str, Any], ending: str, generated: int) -> Listed | None:
     """Return the last tokens of an echoed prompt; None where the server echoed none.
 
     Args:
-        ending: the end of the prompt. Servers disagree on whether a generated token follows it where none was
-            asked for; their own count of the prompt's tokens tells, or else where the ending is.
+        ending: the end of the prompt.
+        generated: tokens that were asked for behind it, 0 or 1. Some servers generate one all the same: their
+            own count of the prompt's tokens tells, or else where the ending is.
     """
     logprobs = choice.get("logprobs")
     tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
@@ -164,7 +165,8 @@ def echoed_tail(choice: Mapping[str, Any], ending: str) -> Listed | None:
     if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
         return None
     counted = choice.get("usage", {}).get("prompt_tokens")
-    for count in [counted] if isinstance(counted, int) else [len(tokens), len(tokens) - 1]:
+    guesses = [len(tokens) - generated, len(tokens) - 1 + generated]
+    for count in [counted] if isinstance(counted, int) else guesses:
         part = slice(max(0, count - TAIL), count)
         tail = _pairs(zip(tokens[part], values[part], strict=True))
         if "".join(token for token, _ in tail).endswith(ending):

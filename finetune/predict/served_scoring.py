@@ -152,7 +152,8 @@ class ServedScorer(OptionScorer):
 
     def _echo(self, questions: Sequence[Question], rows: Sequence[_Row], done: Done) -> None:
         """Score rows by each answer as the continuation of the prompt, as the local model does."""
-        assert self.model.echo is not None
+        limit = self.model.echo
+        assert limit is not None
         asked: list[Asked] = []
         owners: list[_Row] = []
         continuations: list[str] = []
@@ -161,7 +162,7 @@ class ServedScorer(OptionScorer):
             before = text.rstrip()  # white space at the end belongs to the continuation, see `continuations`
             for place in range(len(row.order)):
                 continuations.append(text[len(before) :] + self.writer.answer(place))
-                asked.append(echoed(before + continuations[-1], self.model.echo))
+                asked.append(echoed(before + continuations[-1], limit))
                 owners.append(row)
         left = Counter(map(id, owners))
 
@@ -172,7 +173,7 @@ class ServedScorer(OptionScorer):
                 done(row)
 
         def read(number: int, answer: dict[str, Any]) -> Any:
-            return echoed_tail(answer, continuations[number])
+            return echoed_tail(answer, continuations[number], limit)
 
         found = self.model.ask_all(asked, read, self.answers, finished)
         at = 0

@@ -88,8 +88,8 @@ class Journal:
 class AnswerJournal:
     """A model's answers by what was asked: a run that was killed asks only for those it lacks.
 
-    The same question may be asked several times, as by a second sampled run: each time counts by itself, in
-    the order asked.
+    A question whose answer is drawn may be asked several times, as by a second run: each time counts by
+    itself, in the order asked.
 
     Args: as `Journal`.
     """
@@ -112,10 +112,14 @@ class AnswerJournal:
         """Hint for messages: how to continue."""
         return f"答好的存於 {self._journal.path}，同一個指令會接著做"
 
-    def key(self, asked: object) -> str:
-        """Return the key of something that is asked now; JSON decides whether two are the same."""
+    def key(self, asked: object, sampled: bool) -> str:
+        """Return the key of something that is asked now; JSON decides whether two are the same.
+
+        Args:
+            sampled: the answer is drawn, so that the next one will be another.
+        """
         digest = hashlib.sha256(dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-        self._times[digest] += 1
+        self._times[digest] += sampled
         return f"{digest}:{self._times[digest]}"
 
     def __contains__(self, key: str) -> bool:

@@ -27,7 +27,7 @@ from finetune.runtime.server_address import KEY_VARIABLE, is_loopback
 LARGEST = 1 << 26  # bytes of an answer
 CONNECT_SECONDS = 10.0
 LONGEST_REASON = 300  # characters of a server's own message in ours
-PASSING = (408, 409, 425, 429)  # and 500 to 599
+PASSING = (408, 409, 425, 429)  # and 500 to 599 but for 501, not implemented
 UNPAID = ("insufficient_quota", "billing_hard_limit_reached")  # 429 that no waiting mends
 LOOKS_LIKE_KEY = re.compile(r"\b(sk|hf|nvapi|gsk)[-_][\w*.-]{6,}")
 
@@ -38,7 +38,7 @@ class Patience:
 
     Args:
         tries: at most.
-        internal: at most where the server reports an error of its own (500, 501).
+        internal: at most where the server reports an error of its own (500).
         connections: at most where there is no connection.
         first: pause after the first failure, in seconds; it doubles with each.
         longest: longest pause of our own, in seconds.
@@ -56,18 +56,46 @@ class Patience:
         """Return the seconds to wait after so many failures: half of it fixed, half drawn."""
         return min(self.longest, self.first * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
 
-    def limit(self, error: Exception) -> int:
-        """Return how often a request that failed so may be tried."""
-        if isinstance(error, httpx2.ConnectError):
-            return min(self.tries, self.connections)
-        internal = isinstance(error, _PassingError) and error.status in (500, 501)
-        return min(self.tries, self.internal) if internal else self.tries
-
 
 PATIENCE = Patience()
 FIRST = Patience(connections=3)  # a server that is not there will not come
 PROBING = Patience(internal=2)  # some servers answer 500 to what they do not know
+ASIDE = Patience(tries=1)  # for a message alone
 TYPED = Patience(tries=3)  # a person is waiting
+
+
+class _PassingError(Exception):
+    """Failure that may pass; `wait`: seconds the server asks for; `status`: of HTTP, 0 without one."""
+
+    def __init__(self, reason: str, status: int = 0, wait: float | None = None):
+        super().__init__(reason)
+        self.status, self.wait = status, wait
+
+
+class _Attempts:
+    """Failures of one request so far."""
+
+    def __init__(self, patience: Patience):
+        self.patience, self.count, self._internal, self._unconnected = patience, 0, 0, 0
+        self._first_at = 0.0
+
+    def add(self, error: Exception) -> tuple[float, bool]:
+        """Count a failure; return the seconds to wait, and whether the patience is at its end."""
+        patience, wait = self.patience, None
+        self.count += 1
+        self._first_at = self._first_at or time.monotonic()
+        if isinstance(error, _PassingError):
+            self._internal += error.status == 500
+            wait = error.wait
+        self._unconnected += isinstance(error, httpx2.ConnectError)
+        pause = patience.pause(self.count) if wait is None else wait
+        over = (
+            self.count >= patience.tries
+            or self._internal >= patience.internal
+            or self._unconnected >= patience.connections
+            or time.monotonic() - self._first_at + pause > patience.total
+        )
+        return pause, over
 
 
 class GaveUpError(RunError):
@@ -99,14 +127,6 @@ class RefusedError(UserError):
         return self.status in (401, 403, 404, 405, 429) or self.status < 400
 
 
-class _PassingError(Exception):
-    """Failure that may pass; `wait`: seconds the server asks for; `status`: of HTTP, 0 without one."""
-
-    def __init__(self, reason: str, status: int = 0, wait: float | None = None):
-        super().__init__(reason)
-        self.status, self.wait = status, wait
-
-
 class OpenAIClient:
     """Client of one model on a server; threads may share it.
 
@@ -135,14 +155,14 @@ class OpenAIClient:
 
     # ---- requests ------------------------------------------------------------------------------------------
 
-    def models(self) -> list[dict[str, Any]]:
+    def models(self, patience: Patience = FIRST) -> list[dict[str, Any]]:
         """Return the models that the server lists.
 
         Raises:
             RefusedError: it lists none.
             GaveUpError: it does not answer.
         """
-        answer = self._persist("/models", None, FIRST)
+        answer = self._persist("/models", None, patience)
         rows = answer.get("data")
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
@@ -167,7 +187,7 @@ class OpenAIClient:
             RefusedError, RunError: as `post`; the answer broke off.
         """
         sent = {"model": self.model, **body, "stream": True}
-        failures, first_at = 0, 0.0
+        attempts = _Attempts(TYPED)
         while True:
             begun = False
             try:
@@ -178,40 +198,35 @@ class OpenAIClient:
             except (_PassingError, httpx2.RequestError) as error:
                 if begun:
                     raise RunError(f"{self.url}：回答到一半斷了（{self._reason(error)}）") from None
-                failures, first_at = failures + 1, first_at or time.monotonic()
-                self._wait(endpoint, error, failures, first_at, TYPED)
+                self._wait(endpoint, error, attempts)
 
     # ---- one request ---------------------------------------------------------------------------------------
 
     def _persist(self, endpoint: str, body: dict[str, Any] | None, patience: Patience) -> dict[str, Any]:
         """Send a request until it is answered or refused."""
-        failures, first_at = 0, 0.0
+        attempts = _Attempts(patience)
         while True:
             try:
                 return self._once(endpoint, body)
             except (_PassingError, httpx2.RequestError) as error:
-                failures, first_at = failures + 1, first_at or time.monotonic()
-                self._wait(endpoint, error, failures, first_at, patience)
+                self._wait(endpoint, error, attempts)
 
-    def _wait(
-        self, endpoint: str, error: Exception, failures: int, first_at: float, patience: Patience
-    ) -> None:
-        """Wait before a request that first failed at a time is sent again.
+    def _wait(self, endpoint: str, error: Exception, attempts: _Attempts) -> None:
+        """Wait before a request is sent again.
 
         Raises:
             GaveUpError: the patience is at its end.
         """
+        pause, over = attempts.add(error)
         asked = error.wait if isinstance(error, _PassingError) else None
-        status = error.status if isinstance(error, _PassingError) else 0
-        pause = patience.pause(failures) if asked is None else asked
-        if failures >= patience.limit(error) or time.monotonic() - first_at + pause > patience.total:
+        if over:
             more = f"，伺服器要求再等 {asked:.0f} 秒" if asked else ""
             raise GaveUpError(
-                f"{self.url}{endpoint}：試了 {failures} 次都沒有回答（{self._reason(error)}{more}）；"
+                f"{self.url}{endpoint}：試了 {attempts.count} 次都沒有回答（{self._reason(error)}{more}）；"
                 "請確認伺服器開著、網址與埠沒錯，或調低 --concurrency、調高 --request_timeout",
-                status,
+                error.status if isinstance(error, _PassingError) else 0,
             ) from None
-        if failures == 1:
+        if attempts.count == 1:
             with self._lock:
                 self.retried += 1
         if self._closed.wait(pause):
@@ -268,7 +283,7 @@ class OpenAIClient:
         error = _error_of(self._lenient(content))
         reason = self._clean(str(error.get("message") or content[:2000].decode("utf-8", "replace")))
         unpaid = status == 429 and str(error.get("code") or error.get("type")) in UNPAID
-        if (status >= 500 or status in PASSING) and not unpaid:
+        if (status in PASSING or (status >= 500 and status != 501)) and not unpaid:
             wait = _retry_after(response.headers.get("retry-after", ""))
             raise _PassingError(f"{status}：{reason}", status, wait)
         raise RefusedError(self._refusal(endpoint, status, reason), status)
@@ -291,7 +306,7 @@ class OpenAIClient:
     def _known_models(self) -> str:
         """Return which models the server has, in words, and what else a 404 may mean."""
         try:
-            names = [str(row.get("id")) for row in self.models()]
+            names = [str(row.get("id")) for row in self.models(ASIDE)]
         except (UserError, RunError):
             return "網址多半以 /v1 結尾"
         if self.model in names:
