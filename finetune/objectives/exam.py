@@ -67,6 +67,7 @@ class ExamObjective:
         self.lengths = array("I")
         self._special = set(prompts.tokenizer.all_special_ids)
         self._vocab = ordinary_token_ids(prompts.tokenizer)
+        self._statements = array("I")  # their places among the rows: they have no letter to answer with
         kept = array("I")
         for index, row in enumerate(warm_cache(prompts, rows, answers=name == "mlm")):
             try:
@@ -75,19 +76,25 @@ class ExamObjective:
                 self.too_long.append(row.id)
                 continue
             self.truncated += prompt.cut > 0
+            if isinstance(row, Statement):
+                self._statements.append(len(kept))
             kept.append(index)
             self.lengths.append(len(prompt.ids))
         self.rows = pick(rows, kept)
 
     def epoch(self, epoch: int) -> ExampleIndex:
-        """Return the examples of an epoch: every row, and in `answer+mlm` some again as `mlm`."""
-        kind = "mlm" if self.name == "mlm" else "answer"
-        every = range(len(self.rows))
+        """Return the examples of an epoch: every row, and in `answer+mlm` some questions again as `mlm`."""
+        every: Sequence[int] = range(len(self.rows))
+        if self.name == "mlm":
+            return ExampleIndex(("mlm", every))
+        if self._statements:
+            told = {*self._statements}
+            every = [place for place in every if place not in told]
         if self.name != "answer+mlm":
-            return ExampleIndex((kind, every))
-        extra = round(len(self.rows) * MLM_SHARE / (1 - MLM_SHARE))
+            return ExampleIndex(("answer", every))
+        extra = round(len(every) * MLM_SHARE / (1 - MLM_SHARE))
         rng = random.Random(f"mix:{self.seed}:{epoch}")
-        return ExampleIndex((kind, every), ("mlm", rng.sample(every, extra)))
+        return ExampleIndex(("answer", every), ("mlm", [*self._statements, *rng.sample(every, extra)]))
 
     def example(self, kind: str, index: int, epoch: int) -> Example:
         """Return one example. A constant `epoch` gives the same masks and orders each time."""

@@ -65,6 +65,16 @@ def test_one_example_in_five_is_plain_masked_language_model_work(prompts):
     assert kinds == {"answer": 400, "mlm": 100}
 
 
+@pytest.mark.parametrize("name", ["answer", "answer+mlm"])
+def test_a_statement_has_no_letter_and_is_only_ever_masked(prompts, name):
+    rows = [Statement("天是地玄黃。", 2, 5, "s", "t"), *some_questions(8)]
+    objective = ExamObjective(name, prompts, rows, 0)
+    kinds = list(objective.epoch(0))
+    assert ("answer", 0) not in kinds and (("mlm", 0) in kinds) == (name == "answer+mlm")
+    assert len({row for kind, row in kinds if kind == "answer"}) == 8
+    assert all(objective.example(*key, 0).targets for key in kinds)
+
+
 def test_mlm_masks_the_whole_answer_in_most_examples_and_something_in_all(prompts):
     question = Question("天地玄黃宇宙洪荒日月？", ("盈昃", "辰"), 0, "s", "q")
     objective = ExamObjective("mlm", prompts, [question, Statement("天是地玄黃。", 2, 5, "s", "t")], 0)
