@@ -18,21 +18,31 @@ from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CHAT
 from finetune.prompts.question_writer import Asking
 from finetune.prompts.scoring_methods import GENERATE, parse
+from finetune.runtime.hub import is_local
 
 TMMLUPLUS = "ikala/tmmluplus"
 RELEASES = {19_680: "v1.1", 20_118: "v1.0"}  # test rows of the 66 subjects (the dataset's card)
 
 
 def evidence_of(
-    flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Sequence[Question], asking: Asking
+    flags: InferenceArgs,
+    exam: Exam,
+    predictor: Predictor,
+    rows: Sequence[Question],
+    asking: Asking,
+    orders: str,
 ) -> dict[str, Any]:
     """Return what a score rests on.
 
     Args:
         rows: the questions that are scored.
         asking: how they are asked.
+        orders: option orders: `1`, `cyclic` or `all`.
     """
     method = predictor.method(flags.scoring)
+    differing = [] if asking.is_ours else differences(flags, exam, rows, asking, method)
+    if not asking.is_ours and orders != "1" and parse(method).by_letter:
+        differing.insert(0, f"選項順序取平均（--orders {orders}），公布的只照原順序")
     return {
         "protocol": {
             "name": asking.protocol.name,
@@ -44,10 +54,11 @@ def evidence_of(
             "system_prompt": asking.system_prompt,
             "chat_template_kwargs": dict(asking.template_kwargs),
             "scoring": method,
-            "orders": flags.orders if parse(method).by_letter else "1",
+            "orders": orders if parse(method).by_letter else "1",
+            "runs": flags.repeat or 1,
             "aggregate": asking.protocol.aggregate,
             "max_new_tokens": predictor.reply_length if method == GENERATE else None,
-            "differences": [] if asking.is_ours else differences(flags, exam, rows, asking, method),
+            "differences": differing,
         },
         "prompt": prompt_record(predictor, rows, method),
         "environment": {
@@ -56,6 +67,7 @@ def evidence_of(
         },
         "data": {
             "source": exam.origin,
+            "revision": None if flags.exam == "demo" or is_local(flags.exam or "") else flags.revision,
             "split": flags.split,
             "rows": len(rows),
             "release": release_of(exam),
@@ -101,8 +113,6 @@ def differences(
     protocol, found = asking.protocol, []
     if method != asking.form.scoring:
         found.append(f"作答方式是 {method}（--scoring），公布的是 {asking.form.scoring}")
-    if parse(method).by_letter and flags.orders != "1":
-        found.append(f"選項順序取平均（--orders {flags.orders}），公布的只照原順序")
     if asking.system_prompt:
         found.append("加了系統提示（--system_prompt）")
     if not exam.origin.startswith(f"{TMMLUPLUS} "):

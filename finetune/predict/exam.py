@@ -18,9 +18,9 @@ from finetune.evaluation.evaluator import ExamResult, run_exam
 from finetune.evaluation.revision_scores import compute_revisions
 from finetune.models.run_card import RunCard
 from finetune.predict.asking import ask_exam
-from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.evidence import evidence_of, prompt_texts
 from finetune.predict.exam_output import write_exam_page, write_unscored
+from finetune.predict.generative import GenerativePredictor
 from finetune.predict.kept_answers import keep_answers, stop_keeping
 from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
@@ -112,7 +112,7 @@ def run_exam_command(
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
         card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
-        unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking),
+        unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking, orders),
         doubtful_keys=doubtful,
     )  # fmt: skip
     if exam.revisions:
@@ -159,7 +159,7 @@ def evaluate_repeatedly(
     count: int | None,
 ) -> ExamResult:
     """Evaluate a model on questions `count` times, see `repeats.run_repeated`; each run samples anew."""
-    writer = model if isinstance(model, CausalLMPredictor) else None
+    writer = model if isinstance(model, GenerativePredictor) else None
     decoding = writer.decoding if writer else None
 
     def evaluate_run(run: int, shown: Sequence[Question], run_title: str) -> ExamResult:
