@@ -55,6 +55,10 @@ class PatternReader:
             return ReadReply(index, ANSWERED)
         return without_answer(text, truncated)
 
+    def close(self) -> None:
+        """End the child process."""
+        self._sandbox.close()
+
     def _check(self, pattern: str) -> None:
         shown = f"{self._what}：讀答案的 regular expression {pattern[:80]!r} "
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
@@ -162,11 +161,6 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
             asked, ask, self.answers, lambda known: progress and progress(len(known)), samples
         )
         return [Reply(*answer) for answer in answers]
-
-    @cached_property
-    def answers_digest(self) -> str:
-        """The model in the keys of `answers`: an exam may ask two."""
-        return self.digest()
 
     @property
     def has_chat_template(self) -> bool:

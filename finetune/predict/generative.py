@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -33,7 +34,11 @@ Encoded = Any  # a prompt as the model takes it: token ids; for a server a text 
 @cache
 def pattern_reader(patterns: tuple[str, ...], match: str, name: str) -> PatternReader | None:
     """Return the published reader of a protocol; None where it has none."""
-    return PatternReader(patterns, match, f"--protocol {name}") if patterns else None
+    if not patterns:
+        return None
+    reader = PatternReader(patterns, match, f"--protocol {name}")
+    atexit.register(reader.close)  # while there are still modules to do it
+    return reader
 
 
 class GenerativePredictor(Predictor):

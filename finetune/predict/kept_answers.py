@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.cli.inference_args import InferenceArgs, report_folder
+from finetune.models.run_card import hash_texts
 from finetune.predict.generative import GenerativePredictor
 from finetune.predict.predictor import SERVER, Predictor
 from finetune.prompts.scoring_methods import GENERATE
@@ -31,10 +32,13 @@ def keep_answers(
     keeping = [model for model in models if method == GENERATE or model.device == SERVER]
     if not keeping:
         return
+    for model in models:
+        model.answers_digest = model.digest()
     path = Path(report_folder(flags)) / NAME.format(rank=f".rank{world.rank}" if world.rank else "")
     identity = {
-        "model": predictor.digest(),
-        "compare_with": comparison.digest() if comparison else "",
+        "model": predictor.answers_digest,
+        "compare_with": comparison.answers_digest if comparison else "",
+        "protocol": hash_texts([str(one.writer) for one in models if isinstance(one, GenerativePredictor)]),
         "scoring": method,
         "decoding": "".join(str(one.decoding) for one in models if isinstance(one, GenerativePredictor)),
         "ranks": world.size,

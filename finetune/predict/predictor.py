@@ -84,6 +84,7 @@ class Predictor(ABC):
         prompts: how questions are written for it as token ids; None for a model that answers none, or that
             takes them as texts.
         answers: keeps what the model answered while an exam runs; None where nothing is kept.
+        answers_digest: its digest in what `answers` keeps: an exam may ask two models.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class Predictor(ABC):
     longest: int = UNKNOWN_LENGTH
     prompts: ExamPrompts | CausalExamPrompts | None = None
     answers: AnswerJournal | None = None
+    answers_digest: str = ""
 
     @property
     def is_causal(self) -> bool:

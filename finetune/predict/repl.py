@@ -18,7 +18,7 @@ from finetune.evaluation.scores import Ranking
 from finetune.predict.predictor import AnyPredictor, MaskedLMPredictor, Predictor
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
 from finetune.runtime.console import as_json, first_line, plain, print_result
-from finetune.runtime.errors import UserError, nearest, shown
+from finetune.runtime.errors import RunError, UserError, nearest, shown
 
 GREETING = """
 ============================================================
@@ -138,7 +138,7 @@ class Repl(ABC, Generic[AnyPredictor]):
             if decode_entry(entry) in LEAVE:
                 raise QuitError
             self.handle(entry)
-        except UserError as error:
+        except (UserError, RunError) as error:
             print_result(f"⚠️ {error}\n")
         except (EOFError, QuitError):
             raise

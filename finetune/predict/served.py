@@ -93,7 +93,6 @@ class ServedPredictor(GenerativePredictor):
         self.client, self.entry, self.given = client, entry, given
         self.model = ServedModel(client)
         self.name = f"{client.model}（{client.url}）"
-        self._logged: set[str] = set()
         self.ask(our_asking(), {})
 
     # ---- exam questions ------------------------------------------------------------------------------------
@@ -103,7 +102,9 @@ class ServedPredictor(GenerativePredictor):
         self._writer = QuestionWriter(asking, examples)
         decoding = decoding or Decoding(max_new_tokens=0)
         if asking.format == RAW and self.entry.get("owned_by") == OLLAMA:
-            log("⚠️ Ollama 的 /completions 仍會套上對話樣板：raw 的成績與直接載入模型的不同；可改用 chat")
+            self.model.log_once(
+                "⚠️ Ollama 的 /completions 仍會套上對話樣板：raw 的成績與直接載入模型的不同；可改用 chat"
+            )
         length = decoding.max_new_tokens or self.writer.form.max_new_tokens or self._own_length
         self.decoding = replace(decoding, max_new_tokens=length)
 
@@ -137,9 +138,7 @@ class ServedPredictor(GenerativePredictor):
         what = f"{self.name} 不給 logprobs，不能以 {method} 計分"
         if requested != "auto":
             raise UserError(f"--scoring {requested}：{what}；請改用 --scoring generate（讀模型寫的回答）")
-        if what not in self._logged:
-            self._logged.add(what)
-            log(f"{what}：--scoring auto 改用 generate（讀模型寫的回答）")
+        self.model.log_once(f"{what}：--scoring auto 改用 generate（讀模型寫的回答）")
         return GENERATE
 
     @property

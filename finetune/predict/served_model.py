@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.evaluation.reply_scoring import answer_all
 from finetune.predict.served_requests import Asked, Listed, echoed, echoed_tail, next_tokens, with_next_token
+from finetune.runtime.console import log
 from finetune.runtime.journal import AnswerJournal
 from finetune.runtime.openai_client import (
     PROBING,
@@ -34,6 +35,7 @@ class ServedModel:
         self.client = client
         self._limit = "max_tokens"
         self._tops: dict[str, int] = {}
+        self._logged: set[str] = set()
 
     def post(self, asked: Asked, patience: Patience | None = None) -> dict[str, Any]:
         """Send a request; arguments and errors as `OpenAIClient.post`.
@@ -106,6 +108,12 @@ class ServedModel:
         if refused and all(answer is None for answer in found) and len(found) > 1:
             raise next(iter(refused.values()))
         return [refused.get(body, answer) for body, answer in zip(bodies, found, strict=True)]
+
+    def log_once(self, text: str) -> None:
+        """Log what a person should know of this server, the first time."""
+        if text not in self._logged:
+            self._logged.add(text)
+            log(text)
 
     # ---- what it can do ------------------------------------------------------------------------------------
 

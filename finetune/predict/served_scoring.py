@@ -88,7 +88,12 @@ class ServedScorer(OptionScorer):
         """
         lead, _ = self._letters(2)
         if self.is_raw and method.base == LOGLIKELIHOOD:
-            return self.model.echo is not None or bool(self.model.top(self._sample))
+            if self.model.echo is not None:
+                return True
+            self.model.log_once(
+                "伺服器不能 echo：loglikelihood 取下一個 token 是選項字母的機率，字母要是一個 token"
+            )
+            return bool(self.model.top(self._sample))
         if lead and not self.is_raw:
             return False  # the letter is not the first token of a reply
         return bool(self.model.top(self._sample)) or (self.is_raw and self.model.echo is not None)

@@ -23,6 +23,7 @@ import httpx2
 
 from finetune.runtime.errors import RunError, UserError, listed, nearest
 from finetune.runtime.server_address import KEY_VARIABLE, is_loopback
+from finetune.runtime.strict_json import SURROGATE
 
 LARGEST = 1 << 26  # bytes of an answer
 CONNECT_SECONDS = 10.0
@@ -257,6 +258,8 @@ class OpenAIClient:
                 if event.data.strip() == "[DONE]":
                     return
                 part = self._json(event.data.encode())
+                if part.get("error"):
+                    raise _PassingError(str(_error_of(part).get("message")))
                 if part.get("choices"):
                     yield _first_choice(part)
 
@@ -336,12 +339,13 @@ class OpenAIClient:
 
     def _json(self, content: bytes) -> dict[str, Any]:
         """Return the object that a text holds. Raises _PassingError where it holds none: it may be cut."""
+        text = content.decode("utf-8", "replace")
         try:
-            value = json.loads(content)
+            value = json.loads(text)
+            if SURROGATE.search(text):  # half a pair: no file can hold it
+                value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
-            raise _PassingError(
-                f"回答不是 JSON：{self._clean(content[:200].decode('utf-8', 'replace'))}"
-            ) from None
+            raise _PassingError(f"回答不是 JSON：{self._clean(text[:200])}") from None
         if not isinstance(value, dict):
             raise _PassingError("回答不是 JSON 的物件")
         return value

@@ -93,7 +93,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.nightly] * (way == "letter+prior")) for way in WAYS]
+)
 def test_figures_through_a_failing_server_are_those_of_the_model_itself(run, server, local, exam, way):
     server.faults = [fault for one in STORM * 2 for fault in (one, "")]
     code, _, err = run("--exam", exam, "--report", "r", "--skip_option_only", *WAYS[way])
@@ -119,7 +121,7 @@ def test_figures_through_a_failing_server_are_those_of_the_model_itself(run, ser
     assert len(set(server.answered)) == len(server.answered)  # nothing that was answered was asked twice
 
 
-@pytest.mark.parametrize("echo", ["token", "ignored", "refused"])
+@pytest.mark.parametrize("echo", ["token", "refused", pytest.param("ignored", marks=pytest.mark.nightly)])
 def test_where_a_server_does_not_echo_the_next_tokens_give_the_same_log_likelihoods(
     run, server, local, exam, echo
 ):
@@ -169,6 +171,7 @@ def test_refused_cut_and_thinking_replies_are_told_apart(run, server, tmp_path):
         ({"finish_reason": "stop", "message": {"content": None, "refusal": "不行"}}, "refused"),
         ({"finish_reason": "length", "message": {"content": "", "reasoning": "A"}}, "truncated"),
         ({"finish_reason": "stop", "message": {"content": "答案是 A", "reasoning_content": "B"}}, "answered"),
+        ({"finish_reason": "stop", "message": {"content": "答案是 A。\ud800"}}, "answered"),
         ({"finish_reason": "stop", "message": {"content": [{"type": "text", "text": "A"}]}}, "answered"),
     ):
         server.changes = change
@@ -355,6 +358,14 @@ def test_prompts_questions_and_files_are_answered_as_by_the_model_itself(run, se
     (tmp_path / "q.jsonl").write_text('{"question": "天？", "A": "地", "B": "玄"}\n' * 2, encoding="utf-8")
     assert run("--input", "q.jsonl", "--output", "b.jsonl")[0] == 0
     assert '"answer": null' not in (tmp_path / "b.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_local_model_is_compared_with_one_on_a_server(run, server, letters, exam, tmp_path):
+    more = ("--compare_with", server.url, "--skip_option_only", "--report", "r", "--cpu")
+    assert run("--exam", exam, *more, url=str(letters))[0] == 0
+    assert all(row["prediction"] == row["other_prediction"] for row in records(tmp_path / "r"))
+    code, _, err = run("--exam", exam, "--compare_with", "base", "--report", "r")
+    assert code == 2 and "沒有 run_card.json" in err
 
 
 def test_options_of_decoding_go_along_and_those_beyond_the_interface_only_when_given(run, server):

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from finetune.runtime import openai_client
-from finetune.runtime.errors import UserError
+from finetune.runtime.errors import RunError, UserError
 from finetune.runtime.openai_client import GaveUpError, OpenAIClient, Patience, RefusedError
 from finetune.runtime.workers import in_threads
 
@@ -126,6 +126,38 @@ def test_an_answer_that_drips_is_over_after_the_time_limit(scripted):
     answers.append(drip)
     began = time.monotonic()
     assert post(client) and time.monotonic() - began < 2
+
+
+def test_a_server_that_hangs_is_asked_again_after_the_time_limit(scripted):
+    client, answers = scripted
+    client._http.timeout = 0.05
+    answers.append(lambda handler: time.sleep(0.3))
+    assert post(client) and client.retried == 1
+
+
+def test_a_stream_that_reports_an_error_or_none_at_all(scripted):
+    client, answers = scripted
+
+    def events(*lines: str):
+        def send(handler) -> None:
+            handler.send_response(200)
+            handler.send_header("Content-Type", "text/event-stream")
+            handler.send_header("Connection", "close")
+            handler.end_headers()
+            handler.wfile.write("".join(f"data: {line}\n\n" for line in lines).encode())
+            handler.close_connection = True
+
+        return send
+
+    piece = json.dumps({"choices": [{"delta": {"content": "好"}}]})
+    error = json.dumps({"error": {"message": "oom"}})
+    answers.append(events(piece, "[DONE]"))
+    assert [one["delta"] for one in client.stream("/chat/completions", {})] == [{"content": "好"}]
+    answers += [events(piece, error)]
+    with pytest.raises(RunError, match="回答到一半斷了（oom）"):
+        list(client.stream("/chat/completions", {}))
+    answers += [(200, GOOD)]  # as if nothing had been said of a stream
+    assert [one["message"] for one in client.stream("/chat/completions", {})] == [{"content": "好"}]
 
 
 def test_the_limits_of_an_account_are_not_waited_for(scripted):
