@@ -88,11 +88,15 @@ def run_exam_command(
     facts = facts_of(predictor, exam, method, orders)
     if (flags.repeat or 1) > 1:
         facts["作答方式"] = f"{method}，評測 {flags.repeat} 次，第 2 次起打亂選項"
+    if unscored and flags.log_prompts:
+        unscored.prompts = prompt_texts(predictor, keyless, method)
     if not len(rows):
+        if flags.audit_keys:
+            log("⚠️ --audit_keys 沒有作用：這些題目都沒有答案")
         if world.is_main and unscored:
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
         return
-    calibration = calibration_questions(exam, split, rows, predictor)
+    calibration = calibration_questions(exam, split, rows, predictor) if method != GENERATE else ""
     results = evaluate_models(evaluate, flags, predictor, comparison, rows, calibration)
     if not world.is_main:
         return
@@ -100,6 +104,7 @@ def run_exam_command(
         results.model, results.other, card.trained_on if card else None, results.option_only, results.held_out
     )
     metrics |= repeats.repeated_figures(results.model, results.other, metrics)
+    metrics["too_long"] = asking.protocol.too_long
     doubtful = audit_keys(flags, predictor, results, metrics) if flags.audit_keys else None
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
     if flags.log_prompts:
