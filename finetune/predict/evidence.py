@@ -47,7 +47,7 @@ def evidence_of(
             "system_prompt": asking.system_prompt,
             "chat_template_kwargs": dict(asking.template_kwargs),
             "scoring": method,
-            "orders": flags.orders if parse(method).by_letter else "1",
+            "orders": _orders(flags, method),
             "aggregate": asking.protocol.aggregate,
             "max_new_tokens": predictor.reply_length if method == GENERATE else None,
             "decoding": _decoding(flags) if method == GENERATE else {},
@@ -118,7 +118,7 @@ def differences(
     theirs = "檔案裡寫的" if protocol.is_own else "公布的"
     if method != asking.form.scoring:
         found.append(f"作答方式是 {method}（--scoring），{theirs}是 {asking.form.scoring}")
-    if parse(method).by_letter and flags.orders != "1":
+    if _orders(flags, method) != "1":
         found.append(f"選項順序取平均（--orders {flags.orders}），{theirs}只照原順序")
     if method == GENERATE:
         found += _reply_differences(flags, asking.form.max_new_tokens, theirs)
@@ -137,6 +137,11 @@ def differences(
     if runs < protocol.runs:
         found.append(f"只評測 {runs} 次（--repeat），{theirs}是 {protocol.runs} 次的平均")
     return [*found, *asking.form.remarks]
+
+
+def _orders(flags: InferenceArgs, method: str) -> str:
+    """Return the orders of the options in each run; one of several runs has a single one."""
+    return flags.orders if parse(method).by_letter and (flags.repeat or 1) == 1 else "1"
 
 
 def _data_differences(flags: InferenceArgs, exam: Exam) -> list[str]:

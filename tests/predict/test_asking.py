@@ -248,3 +248,18 @@ def test_questions_without_a_key_log_their_prompts_and_leave_no_key_to_audit(qwe
     lines = (tmp_path / "r/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert ["一？" in json.loads(lines[0])["prompt"], "二？" in json.loads(lines[1])["prompt"]] == [True] * 2
     assert "--audit_keys 沒有作用" in capsys.readouterr().err
+
+
+def test_several_runs_are_recorded_with_the_one_order_that_each_of_them_has(ask, qwen_dir):
+    _, results, _, _, _ = ask(qwen_dir, "--exam_limit", 2, "--repeat", 2)
+    assert results["protocol"]["orders"] == results["test"]["orders"] == "1"
+    _, results, _, _, _ = ask(qwen_dir, "--exam_limit", 2)
+    assert results["protocol"]["orders"] == results["test"]["orders"] == "cyclic"
+
+
+def test_two_models_that_are_asked_in_different_forms_are_said_to_be(ask, qwen_dir, llama_dir):
+    flags = ["--protocol", "ievals", "--exam_limit", 1, "--max_new_tokens", 1, "--compare_with", llama_dir]
+    _, _, _, out, _ = ask(qwen_dir, *flags)
+    assert f"兩個模型的問法不同：{llama_dir} 以 raw 發問，這個模型以 chat" in out
+    _, _, _, out, _ = ask(qwen_dir, *flags, "--prompt_format", "raw")
+    assert "兩個模型的問法不同" not in out
