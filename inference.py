@@ -33,11 +33,13 @@ from finetune.predict.loading import (
     load_comparison_model,
     load_for_use,
     open_exam,
+    open_predictor,
     predictor_for,
     predictor_of_kind,
 )
 from finetune.runtime import console
 from finetune.runtime.errors import UserError
+from finetune.runtime.server_address import is_server
 
 __all__ = [
     "classify",
@@ -182,26 +184,11 @@ def interactive_mode(  # noqa: PLR0913  a public name: its parameters stay
     system_prompt=None,
 ):  # fmt: skip
     """Run an interactive session until quit, exit, q or Ctrl-D; a wrong entry does not end it."""
-    from finetune.models.generation import Decoding
-    from finetune.predict.causal import CausalLMPredictor
-    from finetune.predict.chat_repl import ChatRepl
-    from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.classifier_repl import ClassifierRepl
-    from finetune.predict.predictor import MaskedLMPredictor
-    from finetune.predict.repl import FillMaskRepl, McqRepl
+    from finetune.models.decoding import GREEDY
+    from finetune.predict.session import SessionSettings, run_session
 
-    def answer(question, options, method, orders):
-        return qa_inference(model, tokenizer, question, options, device, len(options), method, orders)
-
-    predictor = predictor_for(model, tokenizer, device)
-    if isinstance(predictor, CausalLMPredictor):
-        ChatRepl(predictor, answer, scoring, orders, decoding or Decoding(), system_prompt).run()
-    elif isinstance(predictor, ClassifierPredictor):
-        ClassifierRepl(predictor, top_k).run()
-    elif isinstance(predictor, MaskedLMPredictor):
-        FillMaskRepl(predictor, answer, top_k, scoring, orders, word_length).run()
-    else:
-        McqRepl(predictor, answer).run()
+    settings = SessionSettings(top_k, scoring, orders, word_length, decoding or GREEDY, system_prompt)
+    run_session(predictor_for(model, tokenizer, device), settings)
 
 
 # ---- 3. main -----------------------------------------------------------------------------------------------
@@ -253,44 +240,35 @@ def predict(flags: InferenceArgs) -> int | None:
     if flags.exam is not None or flags.input is not None:  # first: it decides the GPU of this rank
         from finetune.runtime.distributed import Distributed
 
-        world = Distributed.init(flags.cpu, doing="作答")
-    from finetune.models import cpu
-    from finetune.models.loading import LoadOptions
-
-    where = world.device if world else "cpu" if flags.cpu else None
-    cpu.tune_malloc()
-    single_use = flags.prompt is not None or flags.question is not None
-    options = LoadOptions(single_use=single_use, allow_pickle=flags.allow_pickle)
-    model, tokenizer, device = load_for_use(flags.model_path, where, "--model_path", options)
-    predictor = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
-    if predictor.bf16 and not single_use:
-        console.log(cpu.choose_precision(model.config.hidden_size)[1])
+        world = Distributed.init(flags.cpu or is_server(flags.model_path), doing="作答")
+    predictor = open_predictor(flags, world)
     check_kind(flags, predictor.kind)
-    if "scoring" in flags.given:
-        predictor.method(flags.scoring)
     flags.decoding = decoding_of(flags)
     if predictor.is_causal:
         from finetune.predict.asking import ask_plainly
 
         ask_plainly(flags, predictor)
+    if "scoring" in flags.given and flags.exam is None:  # of an exam once it is known how it is asked
+        predictor.method(flags.scoring)
     if world:
         code = run_batch(flags, predictor, exam, world)
+        predictor.log_summary()
         world.shutdown()
         return code
     if not console.is_main_process():
         return None  # one answer, however many processes a launcher started
-    if not single_use:
-        interactive_mode(
-            model, tokenizer, device, flags.top_k, flags.scoring, flags.orders, flags.word_length,
-            flags.decoding, flags.system_prompt,
-        )  # fmt: skip
+    if flags.prompt is None and flags.question is None:
+        from finetune.predict.session import SessionSettings, run_session
+
+        settings = (flags.top_k, flags.scoring, flags.orders, flags.word_length)
+        run_session(predictor, SessionSettings(*settings, required(flags.decoding), flags.system_prompt))
         return None
     if flags.prompt is not None:
         from finetune.predict.one_shot import show_prompt
 
         show_prompt(flags, predictor)
     if flags.question is not None:
-        show_answer(flags, model, tokenizer, device)
+        show_answer(flags, predictor)
     return None
 
 
@@ -323,10 +301,12 @@ def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
     """
     if exam is not None:
         from finetune.predict.exam import run_exam_command
+        from finetune.predict.kept_answers import resumable
 
-        run_exam_command(
-            flags, exam, predictor, lambda name: load_comparison_model(name, predictor, flags), world
-        )
+        with resumable(predictor):
+            run_exam_command(
+                flags, exam, predictor, lambda name: load_comparison_model(name, predictor, flags), world
+            )
         return None
     if flags.exam is not None:
         from finetune.predict.label_exam import run_label_exam
@@ -338,15 +318,13 @@ def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
     return answer_file(flags, predictor, world)
 
 
-def show_answer(flags: InferenceArgs, model, tokenizer, device) -> None:
+def show_answer(flags: InferenceArgs, predictor) -> None:
     """Print the answer to --question."""
     from finetune.predict.repl import print_ranking
 
     options = flags.choices
-    predictor_for(model, tokenizer, device).warn(required(flags.question), *options.values())
-    ranked = qa_inference(
-        model, tokenizer, flags.question, options, device, len(options), flags.scoring, flags.orders
-    )
+    predictor.warn(required(flags.question), *options.values())
+    ranked = predictor.rank(required(flags.question), options, len(options), flags.scoring, flags.orders)
     if flags.json:
         best = ranked[0][0]
         record = {

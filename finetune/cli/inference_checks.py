@@ -18,6 +18,7 @@ from finetune.runtime import console, hub
 from finetune.runtime.errors import Problems, UserError
 from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
 from finetune.runtime.files import LONGEST_NAME, writable
+from finetune.runtime.server_address import api_key, checked_address, is_server
 from finetune.runtime.strict_json import too_long
 
 FOR_KINDS = {  # flags that only some kinds of model have a use for
@@ -38,6 +39,9 @@ TEMPLATE_ARGUMENTS = {
     "return_tensors", "return_dict", "continue_final_message", "padding", "truncation", "max_length",
     "tokenizer_kwargs", "return_assistant_tokens_mask", "sanitize_control_tokens",
 }  # fmt: skip
+SERVER_FLAGS = ("served_model", "concurrency", "request_timeout")
+LOCAL_DECODING = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+LOCAL_FLAGS = ("precision", "allow_pickle")
 JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect", "compare": "--compare"}
 
 
@@ -222,9 +226,31 @@ def _check_hardware(args: InferenceArgs) -> None:
         raise UserError("--precision fp16：CPU 請用 bf16 或 fp32")
 
 
+def _check_server(args: InferenceArgs) -> None:
+    named = [name for name in ("model_path", "compare_with") if is_server(getattr(args, name) or "")]
+    idle = "、".join("--" + name for name in SERVER_FLAGS if name in args.given)
+    if not named:
+        if idle:
+            raise UserError(f"{idle} 用於伺服器上的模型：--model_path http://主機:埠/v1")
+        return
+    problems = Problems()
+    for name in named:
+        with problems:
+            checked_address(getattr(args, name), f"--{name}")
+    with problems:
+        api_key()
+    if unknown := "、".join("--" + name for name in LOCAL_DECODING if name in args.given):
+        with problems:
+            raise UserError(f"{unknown}：伺服器不會，只有本機載入的模型會；請不加")
+    problems.report()
+    if "model_path" in named and (idle := "、".join("--" + n for n in LOCAL_FLAGS if n in args.given)):
+        console.log(f"⚠️ {idle} 沒有作用：精度與權重由伺服器決定")
+
+
 CHECKS = (
     _check_job, _check_revisions, _check_prompt, _check_question, _check_files, _check_writing,
     _check_asking, _check_hardware,
+    _check_server,
 )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ generates an answer, see predict/causal.py.
 The text methods take the mean over the option's tokens, with `_sum` the sum. `+pmi` subtracts the score of
 the same text where nothing is known of the question but its subject (domain-conditional PMI,
 arXiv:2104.08315, equation 2). `+prior` takes the model's preference for letters out of `letter` (PriDe,
-arXiv:2309.03882, section 4): see `Scorer.estimate_prior`.
+arXiv:2309.03882, section 4): see `OptionScorer.estimate_prior`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
@@ -82,49 +83,23 @@ class ScoringConfig:
             raise ValueError(f"unknown orders {self.orders!r}; known: {', '.join(ORDERS)}")
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Scores the options of questions by one model.
+class OptionScorer(ABC):
+    """Base of what scores the options of questions, wherever the model runs."""
 
-    Args:
-        prompts: writes questions as token ids.
-        runner: runs rows through the model.
-    """
+    @abstractmethod
+    def _score_plain(
+        self, questions: Sequence[Question], method: Method, orders: str, progress: Progress | None
+    ) -> Scores:
+        """Score by a method without the correction by a prior."""
 
-    prompts: ExamPrompts | CausalExamPrompts
-    runner: LogprobRunner
+    @abstractmethod
+    def _indistinguishable(self, question: Question) -> list[tuple[int, ...]]:
+        """Return groups of options that are the same to the model."""
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module | Forward,
-        prompts: ExamPrompts | CausalExamPrompts,
-        device: torch.device | str | None = None,
-        world: Distributed | None = None,
-    ) -> Scorer:
-        """Return the scorer of a model.
-
-        Args:
-            model: a language model of transformers, or a forward pass (input_ids, attention_mask, rows, cols)
-                -> logits (M, V), such as an engine's.
-            prompts: writes questions as token ids.
-            device: where to run the model; its own when None.
-            world: shares the rows among the ranks; every rank gets all scores. Each makes equally many
-                forward passes, since under ZeRO-3 each pass is collective.
-        """
-        if device is None:
-            device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
-        runner = LogprobRunner(as_forward(model), prompts.tokenizer.pad_token_id, device, world)
-        return cls(prompts, runner)
-
-    @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
     def score(
         self, questions: Sequence[Question], config: ScoringConfig, progress: Progress | None = None
     ) -> Scores:
         """Score the options of every question.
-
-        A bf16 forward pass (models.forward.bf16_forward) runs first, and the fp32 one again for the questions
-        whose best two options are CLOSE.
 
         Args:
             questions: each with 2 to 10 options.
@@ -135,22 +110,14 @@ class Scorer:
             (n, K) log-probabilities.
         """
         scores = self._score_once(questions, config, progress)
-        fp32_forward = getattr(self.runner.forward, "fp32_forward", None)
-        if fp32_forward is not None and (close := _close(scores)):
-            exact = replace(self, runner=replace(self.runner, forward=fp32_forward))
-            with_prior = replace(config, prior=scores.prior or None)
-            again = exact._score_once([questions[i] for i in close], with_prior, None)
-            for number, index in enumerate(close):
-                scores[index], scores.by_order[index] = again[number], again.by_order[number]
         for index, question in enumerate(questions):
-            if groups := indistinguishable_options(self.prompts, question):
+            if groups := self._indistinguishable(question):
                 scores[index] = _share_score(scores[index], groups)
                 scores.by_order[index] = [
                     (order, _share_score(row, groups)) for order, row in scores.by_order[index]
                 ]
         return scores
 
-    @torch.no_grad()
     def estimate_prior(self, questions: Sequence[Question]) -> Prior:
         """Estimate the model's preference for places, apart from what stands there.
 
@@ -171,29 +138,6 @@ class Scorer:
         if method.correction == "prior":
             return self._score_without_prior(questions, config, progress)
         return self._score_plain(questions, method, config.orders, progress)
-
-    def _score_plain(
-        self, questions: Sequence[Question], method: Method, orders: str, progress: Progress | None
-    ) -> Scores:
-        scores = Scores([0.0] * len(question.options) for question in questions)
-        scores.by_order = [[] for _ in questions]
-        for batch in _query_batches(self.prompts, questions, method, orders, scores.skipped):
-            self.runner([query for of_question in batch.values() for query in of_question.queries])
-            for index, of_question in batch.items():
-                scores[index] = of_question.read()
-                if not all(map(math.isfinite, scores[index])):
-                    scores.skipped[index] = NOT_NUMBERS
-                    scores[index] = [0.0] * len(scores[index])
-                    continue
-                if of_question.truncated:
-                    scores.truncated.add(index)
-                if method.by_letter:
-                    scores.by_order[index] = list(
-                        zip(of_question.orders, of_question.read_orders(), strict=True)
-                    )
-            if progress:
-                progress(len(batch))
-        return scores
 
     def _score_without_prior(
         self, questions: Sequence[Question], config: ScoringConfig, progress: Progress | None
@@ -247,6 +191,86 @@ class Scorer:
         }
         sample = {i: scores.by_order[n] for n, i in enumerate(chosen) if n not in scores.skipped}
         return prior, sample
+
+
+@dataclass(frozen=True)
+class Scorer(OptionScorer):
+    """Scores the options of questions by a model in this process.
+
+    Args:
+        prompts: writes questions as token ids.
+        runner: runs rows through the model.
+    """
+
+    prompts: ExamPrompts | CausalExamPrompts
+    runner: LogprobRunner
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module | Forward,
+        prompts: ExamPrompts | CausalExamPrompts,
+        device: torch.device | str | None = None,
+        world: Distributed | None = None,
+    ) -> Scorer:
+        """Return the scorer of a model.
+
+        Args:
+            model: a language model of transformers, or a forward pass (input_ids, attention_mask, rows, cols)
+                -> logits (M, V), such as an engine's.
+            prompts: writes questions as token ids.
+            device: where to run the model; its own when None.
+            world: shares the rows among the ranks; every rank gets all scores. Each makes equally many
+                forward passes, since under ZeRO-3 each pass is collective.
+        """
+        if device is None:
+            device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
+        runner = LogprobRunner(as_forward(model), prompts.tokenizer.pad_token_id, device, world)
+        return cls(prompts, runner)
+
+    def _score_once(
+        self, questions: Sequence[Question], config: ScoringConfig, progress: Progress | None
+    ) -> Scores:
+        """Score the questions, and in fp32 again those whose best two options are CLOSE.
+
+        A bf16 forward pass (models.forward.bf16_forward) runs first.
+        """
+        scores = super()._score_once(questions, config, progress)
+        fp32_forward = getattr(self.runner.forward, "fp32_forward", None)
+        if fp32_forward is not None and (close := _close(scores)):
+            exact = replace(self, runner=replace(self.runner, forward=fp32_forward))
+            with_prior = replace(config, prior=scores.prior or None)
+            again = exact._score_once([questions[i] for i in close], with_prior, None)
+            for number, index in enumerate(close):
+                scores[index], scores.by_order[index] = again[number], again.by_order[number]
+        return scores
+
+    def _indistinguishable(self, question: Question) -> list[tuple[int, ...]]:
+        return indistinguishable_options(self.prompts, question)
+
+    @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
+    def _score_plain(
+        self, questions: Sequence[Question], method: Method, orders: str, progress: Progress | None
+    ) -> Scores:
+        scores = Scores([0.0] * len(question.options) for question in questions)
+        scores.by_order = [[] for _ in questions]
+        for batch in _query_batches(self.prompts, questions, method, orders, scores.skipped):
+            self.runner([query for of_question in batch.values() for query in of_question.queries])
+            for index, of_question in batch.items():
+                scores[index] = of_question.read()
+                if not all(map(math.isfinite, scores[index])):
+                    scores.skipped[index] = NOT_NUMBERS
+                    scores[index] = [0.0] * len(scores[index])
+                    continue
+                if of_question.truncated:
+                    scores.truncated.add(index)
+                if method.by_letter:
+                    scores.by_order[index] = list(
+                        zip(of_question.orders, of_question.read_orders(), strict=True)
+                    )
+            if progress:
+                progress(len(batch))
+        return scores
 
 
 def score_options(
@@ -338,9 +362,14 @@ def indistinguishable_options(
         texts = [prompts.option_ids(question, option) for option in places]
     else:
         texts = prompts.tokenizer(list(question.options), add_special_tokens=False)["input_ids"]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for option in places:
-        groups.setdefault(tuple(texts[option]), []).append(option)
+    return same_options([tuple(text) for text in texts])
+
+
+def same_options(texts: Sequence[Hashable]) -> list[tuple[int, ...]]:
+    """Return groups of options that are the same to the model, by what it reads of each."""
+    groups: dict[Hashable, list[int]] = {}
+    for option, text in enumerate(texts):
+        groups.setdefault(text, []).append(option)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 

@@ -57,6 +57,17 @@ class ReplyStream(Iterator[str]):
         return ReplyStream(change(self._pieces), self._is_truncated)
 
 
+def stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a text without the white space around it, which waits until more text follows."""
+    begun, held = False, ""
+    for piece in pieces:
+        held += piece
+        shown = held.rstrip() if begun else held.strip()
+        if shown:
+            yield shown
+            begun, held = True, held[len(held.rstrip()) :]
+
+
 class Writer:
     """Convert token ids to text, piece by piece.
 

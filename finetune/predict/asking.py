@@ -10,7 +10,7 @@ from finetune.data.exam import Exam
 from finetune.data.known_exams import known_exam
 from finetune.data.question import Question
 from finetune.models.generation import Decoding
-from finetune.predict.causal import CausalLMPredictor
+from finetune.predict.generative import GenerativePredictor
 from finetune.predict.predictor import EncoderPredictor, Predictor
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts
@@ -52,7 +52,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
     Raises:
         UserError: it cannot be asked so; examples for which some questions leave no room.
     """
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         asking = asking_of(flags, predictor.has_chat_template)
         _warn_of_idle_flags(flags, asking, predictor.has_chat_template)
     else:
@@ -63,13 +63,13 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
             )
         asking = replace(asking_of(flags, True), format=CHAT)
     examples = choose_examples(example_rows(flags, exam), asking.num_fewshot)
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         predictor.ask(asking, examples, _reply_decoding(flags))
     elif isinstance(predictor, EncoderPredictor):
         predictor.prompts.examples = examples
     if examples:
         _say_short(examples, asking.num_fewshot, {row.subject for row in rows})
-        if asking.protocol.too_long == CUT_STEM:
+        if asking.protocol.too_long == CUT_STEM and predictor.prompts is not None:  # a server counts itself
             _check_room(predictor, rows, asking.num_fewshot, predictor.method(flags.scoring))
     return asking
 
@@ -93,7 +93,7 @@ def example_rows(flags: InferenceArgs, exam: Exam) -> Sequence[Question]:
 
 def ask_plainly(flags: InferenceArgs, predictor: Predictor) -> None:
     """Set how a causal model is asked outside of an exam: our own prompt, with the flags' settings."""
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         kwargs = dict(flags.chat_template_kwargs)
         asking = replace(our_asking(), system_prompt=flags.system_prompt or "", template_kwargs=kwargs)
         predictor.ask(asking, {}, _reply_decoding(flags))

@@ -9,8 +9,6 @@ to the last digit too.
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,15 +31,15 @@ from finetune.predict.batch_rows import (
     GenerationRows,
     McqRows,
 )
-from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.classification_rows import ClassificationRows
 from finetune.predict.classifier import ClassifierPredictor
-from finetune.predict.predictor import MaskedLMPredictor, Predictor
+from finetune.predict.generative import GenerativePredictor
+from finetune.predict.predictor import SERVER, MaskedLMPredictor, Predictor
 from finetune.predict.row_handler import Block, RowHandler
 from finetune.runtime.console import as_json, log, print_optional
 from finetune.runtime.errors import RunError, Stopped, UserError, listed, reason
-from finetune.runtime.files import open_no_follow, write_errors
-from finetune.runtime.strict_json import dumps
+from finetune.runtime.files import write_errors
+from finetune.runtime.journal import Journal
 
 if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
@@ -63,8 +61,9 @@ def answer_file(flags: InferenceArgs, predictor: Predictor, world: Distributed) 
     state = _file_state(source)  # before its rows are read and hashed
     handler = _row_handler(source, flags, predictor)
     total = sum(1 for _ in read_table(source))
-    journal = Journal(part, handler.identity(source) if world.is_main else {})
-    run = BatchRun(source, output, handler, journal, state, flags.batch_size or ROUND)
+    journal = Journal(part, handler.identity(source) if world.is_main else {}, "--output")
+    size = flags.batch_size or (max(ROUND, 4 * flags.concurrency) if predictor.device == SERVER else ROUND)
+    run = BatchRun(source, output, handler, journal, state, size)
     done = world.on_main(run.open)
     if done:
         log(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
@@ -226,81 +225,10 @@ def _row_handler(source: Path, flags: InferenceArgs, predictor: Predictor) -> Ro
     first = _first_row(source)
     if _is_question(first) and not (predictor.is_causal and _is_open(first)):
         return McqRows(flags, predictor)
-    if isinstance(predictor, CausalLMPredictor):
+    if isinstance(predictor, GenerativePredictor):
         return GenerationRows(flags, predictor)
     if not isinstance(predictor, MaskedLMPredictor):
         raise UserError(f"--input {source}：--model_path 是選擇題模型，只答選擇題（question、A、B… 欄）")
     if "prompt" not in first:
         raise UserError(f"--input {flags.input}：指令與對話要由因果模型回答，--model_path 是填空的模型")
     return FillMaskRows(flags, predictor)
-
-
-@dataclass
-class Journal:
-    """The records so far: one line with the identity of the run, then one record a line, in order."""
-
-    path: Path
-    identity: dict[str, Any]
-
-    def open(self, size: int) -> int:
-        """Open the file, and drop what a killed run left of a round of `size` records.
-
-        Returns:
-            how many records it holds.
-
-        Raises:
-            UserError: it belongs to another run, or is no journal.
-            OSError: it cannot be written.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = open_no_follow(self.path, "a+b")
-        self.stream.seek(0)
-        first, whole, count = self.stream.readline(), 0, 0
-        header = dumps(self.identity).encode() + b"\n"
-        if not first.endswith(b"\n") and not header.startswith(first):
-            raise UserError(f"{self.path} 不是這支程式留下的；請移開它，或換一個 --output")
-        if first.endswith(b"\n"):
-            saved = _object(first)
-            if differing := [name for name in self.identity if saved.get(name) != self.identity[name]]:
-                raise UserError(
-                    f"{self.path} 是另一次作答留下的（{'、'.join(differing)} 不同）；"
-                    "要重新作答就刪掉它，或換一個 --output"
-                )
-            whole = at = self.stream.tell()
-            for number, line in enumerate(self.stream, 1):
-                at += len(line)
-                if line.endswith(b"\n") and number % size == 0:
-                    whole, count = at, number
-        self.stream.truncate(whole)
-        if not whole:
-            self.stream.write(header)
-        return count
-
-    def add(self, records: list[dict[str, Any]]) -> None:
-        """Append records, and wait until they are on the disk."""
-        lines = [dumps(record) + "\n" for record in records]
-        self.stream.write("".join(lines).encode())
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Read all records back."""
-        self.stream.flush()
-        self.stream.seek(0)
-        self.stream.readline()
-        for line in self.stream:
-            yield json.loads(line)
-
-    def remove(self) -> None:
-        """Delete the file: its records are in the output."""
-        self.path.unlink()
-        self.stream.close()
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """Parse a line of JSON; {} for what is no object."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

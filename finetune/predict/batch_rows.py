@@ -25,9 +25,8 @@ from finetune.data.turns import is_answered, is_chat
 from finetune.evaluation.outcomes import no_answer_reason
 from finetune.evaluation.scores import tied
 from finetune.models.generation import Decoding
-from finetune.models.kv_cache import decode_mode
-from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.fill_mask import Blanks
+from finetune.predict.generative import Encoded, GenerativePredictor
 from finetune.predict.predictor import MaskedLMPredictor, Predictor, needs_word_search
 from finetune.predict.row_handler import Record, Row, RowHandler, is_text, storable_text
 from finetune.prompts.scoring_methods import GENERATE, parse
@@ -172,20 +171,20 @@ class FillMaskRows(RowHandler[MaskedLMPredictor, Blanks | None]):
             _write_words(record, [(word, math.log(max(share, LEAST))) for word, share in words])
 
 
-class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
+class GenerationRows(RowHandler[GenerativePredictor, Encoded]):
     """Prompts, instructions and conversations, for a model that generates."""
 
     columns = REPLY_COLUMNS
 
-    def __init__(self, flags: InferenceArgs, predictor: CausalLMPredictor):
+    def __init__(self, flags: InferenceArgs, predictor: GenerativePredictor):
         super().__init__(flags, predictor)
-        decode_mode(predictor.model)  # one that cannot generate at all is refused before the first row
+        predictor.check_generates()  # one that cannot generate at all is refused before the first row
         predictor.with_system("", flags.system_prompt)  # and so is one without a place for it
         self.truncated = 0
         self.remarks: Counter[str] = Counter()
 
-    def read_row(self, record: Record, row: Row) -> list[int]:
-        """Return the token ids of the prompt."""
+    def read_row(self, record: Record, row: Row) -> Encoded:
+        """Return the prompt as the model takes it."""
         message, remarks = _as_message(row)
         record["prompt"] = storable_text(message if isinstance(message, str) else message[-1]["content"])
         message = self.predictor.with_system(message, self.flags.system_prompt)
@@ -196,12 +195,12 @@ class GenerationRows(RowHandler[CausalLMPredictor, list[int]]):
             raise ValueError(f"提示有 {len(ids)} 個 token，這個模型連同回答最多 {longest} 個")
         return ids
 
-    def predict(self, pending: list[tuple[Record, list[int]]]) -> None:
+    def predict(self, pending: list[tuple[Record, Encoded]]) -> None:
         """Generate the replies."""
         decoding: Decoding = required(self.flags.decoding)
         if decoding.samples and decoding.seed is not None and pending:  # other draws for other rounds
             decoding = replace(decoding, seed=decoding.seed * 1_000_003 + pending[0][0]["row"])
-        for record, reply in self.each(pending, lambda ids: self.predictor.generate(ids, decoding)):
+        for record, reply in self.each(pending, lambda ids: self.predictor.generate_rows(ids, decoding)):
             record["response"], record["truncated"] = storable_text(reply), reply.truncated
 
     def count(self, record: Record) -> None:

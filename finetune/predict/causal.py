@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from finetune.data.instructions import Message, parse_instruction
 from finetune.data.question import Question
-from finetune.evaluation.reply_reader import opens_thought, read_reply
+from finetune.evaluation.reply_reader import opens_thought
+from finetune.evaluation.reply_scoring import answer_all
 from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
+from finetune.models.kv_cache import decode_mode
 from finetune.models.run_card import RunCard
-from finetune.models.streaming import STOPS, Reply, ReplyStream
-from finetune.predict.predictor import Predictor
+from finetune.models.streaming import STOPS, Reply, ReplyStream, stripped
+from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, GenerativePredictor
+from finetune.predict.predictor import LocalPredictor
 from finetune.prompts.causal_exam import CausalExamPrompts
-from finetune.prompts.chat import STYLES, Chat, system, user
-from finetune.prompts.option_order import PromptError
+from finetune.prompts.chat import STYLES, Chat, user
 from finetune.prompts.protocol import CHAT
 from finetune.prompts.question_writer import Asking, Examples, QuestionWriter, our_asking
-from finetune.prompts.scoring_methods import CAUSAL, GENERATE, parse
-from finetune.runtime.errors import UserError, shown
+from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 
     from finetune.runtime.distributed import Distributed
 
-LETTER_TOKENS = 16  # longest reply of a model without a chat template that is to name a letter
-THINKING_TOKENS = 4096  # longest reply of a model that thinks before it answers
+ROUND = 64  # replies that a killed run loses at most
 TAIL = 16  # tokens at the end of a prompt among which a template opens a thought
 NO_TEMPLATE = "none"  # no template: a prompt is a text to go on from
 
@@ -62,10 +63,10 @@ def exam_prompts_for(
     return CausalExamPrompts(chat, max_length, QuestionWriter(asking, examples or {}, *own))
 
 
-class CausalLMPredictor(Predictor):
-    """A causal language model: chats, or continues texts, and answers questions with a letter.
+class CausalLMPredictor(GenerativePredictor, LocalPredictor):
+    """A causal language model in this process.
 
-    Args: as `Predictor`.
+    Args: as `LocalPredictor`.
 
     Attributes:
         style: how messages are written: as the run card says, else the tokenizer's chat template where it has
@@ -106,9 +107,9 @@ class CausalLMPredictor(Predictor):
         return text, self.prompts.ids(text)
 
     @property
-    def reply_length(self) -> int:
-        """Longest reply to an exam question, in tokens."""
-        return self.decoding.max_new_tokens
+    def writer(self) -> QuestionWriter:
+        """How questions are written."""
+        return self.prompts.writer
 
     @property
     def reply_tokens(self) -> int:
@@ -120,103 +121,71 @@ class CausalLMPredictor(Predictor):
             return LETTER_TOKENS
         return THINKING_TOKENS if self.chat.writes_thought else Decoding().max_new_tokens
 
-    def method(self, requested: str = "auto") -> str:
-        """Return the scoring method; `auto` is the protocol's. Raises UserError for one that fills blanks."""
-        method = self.prompts.writer.form.scoring if requested == "auto" else str(parse(requested))
-        if method not in CAUSAL:
-            raise UserError(
-                f"--scoring {requested}：這是因果模型，可用的是 {'、'.join(CAUSAL)}；"
-                f"{requested} 要有 [MASK] 的模型"
-            )
-        return method
-
     def _prompt_settings(self) -> list[str]:
         return [str(self.prompts.writer), str(self.prompts.max_length)]
 
-    def score(
+    def _score_options(
         self,
         questions: Sequence[Question],
         method: str,
         orders: str,
-        prior: Prior | None = None,
-        world: Distributed | None = None,
-        progress: Progress | None = None,
-    ) -> Scores:
-        """Score the options by letters as `scoring.Scorer`, or by what a generated reply names.
-
-        By `generate` the chosen option has 0, the others -1, which is an order and no probability.
-        """
-        if self.method(method) != GENERATE:
-            return super().score(questions, method, orders, prior, world, progress)
-        return self._score_replies(questions, world, progress)
-
-    def _score_replies(
-        self,
-        questions: Sequence[Question],
+        prior: Prior | None,
         world: Distributed | None,
         progress: Progress | None,
     ) -> Scores:
-        """Generate a reply to each question, shared among the ranks, and read the chosen letter from it."""
-        scores = Scores([0.0] * len(question.options) for question in questions)
-        scores.by_order = [[] for _ in questions]
-        prompts: dict[int, list[int]] = {}
+        return LocalPredictor.score(self, questions, method, orders, prior, world, progress)
+
+    def _reply_prompt(self, question: Question) -> tuple[list[int], int]:
         # A long reply may have less room than it is allowed: no question is cut for what it may never need.
         spare = min(self.decoding.max_new_tokens, max(LETTER_TOKENS, self.longest // 8))
-        for index, question in enumerate(questions):
-            order = range(len(question.options))
-            try:
-                prompts[index], cut = self.prompts.reply_prompt(question, order, spare)
-            except PromptError as error:
-                scores.skipped[index] = str(error)
-                continue
-            if cut:
-                scores.truncated.add(index)
-        rank_indices = list(prompts) if world is None else list(prompts)[world.rank :: world.size]
-        generated = self.generate([prompts[index] for index in rank_indices], self.decoding, progress)
-        replies = list(zip(rank_indices, generated, strict=True))
-        for index, reply in world.all_gather(replies) if world else replies:
-            scores.replies[index] = reply
-            thinking = opens_thought(str(self.tokenizer.decode(prompts[index][-TAIL:])))
-            cut = getattr(reply, "truncated", False)
-            read = read_reply(reply, questions[index].options, cut, thinking)
-            if read.option is None:
-                scores.outcomes[index] = read.outcome
-            else:
-                scores[index] = [0.0 if i == read.option else -1.0 for i in range(len(scores[index]))]
-        return scores
+        return self.prompts.reply_prompt(question, range(len(question.options)), spare)
+
+    def _opens_thought(self, prompt: list[int]) -> bool:
+        return opens_thought(str(self.tokenizer.decode(prompt[-TAIL:])))
+
+    def _reply_to(self, prompts: Sequence[list[int]], progress: Progress | None) -> list[Reply]:
+        """Return the replies, generated in rounds that are the same wherever a run was stopped."""
+
+        def ask(missing: list[int]) -> Iterator[dict[int, tuple[str, bool]]]:
+            for first in sorted({number // ROUND * ROUND for number in missing}):
+                decoding = self.decoding
+                if decoding.samples and decoding.seed is not None and first:  # other draws for other rounds
+                    decoding = replace(decoding, seed=decoding.seed * 1_000_003 + first)
+                replies = self.generate(prompts[first : first + ROUND], decoding, progress)
+                yield {first + at: (str(reply), reply.truncated) for at, reply in enumerate(replies)}
+
+        asked: Sequence[object] = prompts
+        if self.answers:  # what decides a reply
+            asked = [[self.answers_digest, str(self.decoding), ids] for ids in prompts]
+        samples = self.decoding.samples
+        answers = answer_all(
+            asked, ask, self.answers, lambda known: progress and progress(len(known)), samples
+        )
+        return [Reply(*answer) for answer in answers]
+
+    @cached_property
+    def answers_digest(self) -> str:
+        """The model in the keys of `answers`: an exam may ask two."""
+        return self.digest()
 
     @property
     def has_chat_template(self) -> bool:
         """True for a model that replies to a conversation; else it continues a text."""
         return self.style != NO_TEMPLATE
 
+    def check_generates(self) -> None:
+        """Refuse a model that cannot generate. Raises UserError."""
+        decode_mode(self.model)
+
+    def remarks(self, prompt: str | Sequence[Message]) -> set[str]:
+        """Describe how a conversation is changed to fit the chat template."""
+        return set() if isinstance(prompt, str) else self.chat.remarks(prompt)
+
     @property
     def ends(self) -> set[int]:
         """Ids of the tokens that end a reply."""
         style_end = {self.chat.end} if self.style in STYLES else set()
         return eos_ids(self.model, self.tokenizer) | style_end
-
-    def with_system(self, prompt: str | list[Message], system_prompt: str | None) -> str | list[Message]:
-        """Return a prompt as a conversation that begins with the system prompt, unless it has its own.
-
-        Raises:
-            UserError: the model has no chat template, and so no place for it.
-        """
-        if system_prompt is None:
-            return prompt
-        if not self.has_chat_template:
-            raise UserError(
-                f"--system_prompt {shown(system_prompt)}：這個模型沒有對話樣板（chat_template），只會續寫，"
-                "沒有系統提示的位置；請換一個對話模型，或把這段話寫在文字的開頭"
-            )
-        messages = [user(prompt)] if isinstance(prompt, str) else prompt
-        if any(message["role"] == "system" for message in messages):
-            return messages
-        return [system(system_prompt), *messages]
-
-    def remarks(self, prompt: str | Sequence[Message]) -> set[str]:
-        """Describe how a conversation is changed to fit the chat template."""
-        return set() if isinstance(prompt, str) else self.chat.remarks(prompt)
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Return the token ids of a prompt, or of a conversation whose last message is the user's.
@@ -258,37 +227,12 @@ class CausalLMPredictor(Predictor):
         pieces = self._generator(decoding).stream(prompt)
         return pieces if self.style == NO_TEMPLATE else pieces.through(self._without_template)
 
-    def truncation_note(self, prompt: Sequence[int], decoding: Decoding, limit: str, remedy: str) -> str:
-        """Describe why a reply to this prompt was truncated, for the person who waits for its end.
-
-        Args:
-            limit: the limit of new tokens, in the words by which it is set.
-            remedy: how to set a higher one.
-        """
-        if len(prompt) + decoding.max_new_tokens > self.longest:
-            return (
-                f"（到了這個模型的上限，沒寫完：提示與回答共 {self.longest} 個 token；"
-                "請縮短提示，或換一個上下文更長的模型）"
-            )
-        return f"（到了 {limit} {decoding.max_new_tokens} 的上限，沒寫完；{remedy}）"
-
     def _generator(self, decoding: Decoding) -> Generator:
         return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)
 
     def _without_template(self, pieces: Iterable[str]) -> Iterator[str]:
         """Remove what the chat template writes around a reply."""
-        return _stripped(self.chat.cleaned(pieces))
+        return stripped(self.chat.cleaned(pieces))
 
     def warn(self, *texts: str) -> None:
         """Log nothing: a causal model's tokenizer reads every character."""
-
-
-def _stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces of a text without the white space around it, which waits until more text follows."""
-    begun, held = False, ""
-    for piece in pieces:
-        held += piece
-        shown = held.rstrip() if begun else held.strip()
-        if shown:
-            yield shown
-            begun, held = True, held[len(held.rstrip()) :]

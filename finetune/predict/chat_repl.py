@@ -8,7 +8,7 @@ from shlex import quote
 
 from finetune.data.instructions import Message
 from finetune.models.generation import Decoding
-from finetune.predict.causal import CausalLMPredictor
+from finetune.predict.generative import GenerativePredictor
 from finetune.predict.repl import Answer, Repl, decode_entry, int_between
 from finetune.prompts.chat import user
 from finetune.runtime.console import log, print_result
@@ -47,7 +47,7 @@ SYSTEM = re.compile(r"(?P<mark>[/:\\]?)system(?:\s*[=:：]\s*|\s+|$)(?P<text>.*)
 ROOM = 64  # tokens left for a reply before the oldest turns are dropped
 
 
-class ChatRepl(Repl[CausalLMPredictor]):
+class ChatRepl(Repl[GenerativePredictor]):
     """Session with a causal model.
 
     Args: as `Repl`; `decoding`, `system_prompt`: how replies are generated, at first.
@@ -58,7 +58,7 @@ class ChatRepl(Repl[CausalLMPredictor]):
 
     def __init__(
         self,
-        predictor: CausalLMPredictor,
+        predictor: GenerativePredictor,
         answer: Answer,
         method: str,
         orders: str,

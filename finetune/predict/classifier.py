@@ -11,7 +11,7 @@ from finetune.models.forward import is_multi
 from finetune.models.kinds import names_of
 from finetune.models.run_card import RunCard
 from finetune.models.tokenizer import prompt_length
-from finetune.predict.predictor import Predictor
+from finetune.predict.predictor import LocalPredictor
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
@@ -26,10 +26,10 @@ Ranked = list[tuple[str, float]]  # every label with its probability, best first
 TextOrPair = str | tuple[str, str]
 
 
-class ClassifierPredictor(Predictor):
+class ClassifierPredictor(LocalPredictor):
     """A sequence classifier, single-label or multi-label.
 
-    Args: as `Predictor`.
+    Args: as `LocalPredictor`.
 
     Attributes:
         names: the labels, by class.

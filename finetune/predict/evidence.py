@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from finetune.cli.inference_args import GENERATION_FLAGS, InferenceArgs
 from finetune.data.exam import Exam
 from finetune.data.question import Question
@@ -20,21 +18,32 @@ from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CHAT
 from finetune.prompts.question_writer import Asking
 from finetune.prompts.scoring_methods import GENERATE, parse
+from finetune.runtime.hub import is_local
 
 TMMLUPLUS = "ikala/tmmluplus"
 RELEASES = {19_680: "v1.1", 20_118: "v1.0"}  # test rows of the 66 subjects (the dataset's card)
 
 
 def evidence_of(
-    flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Sequence[Question], asking: Asking
+    flags: InferenceArgs,
+    exam: Exam,
+    predictor: Predictor,
+    rows: Sequence[Question],
+    asking: Asking,
+    orders: str,
 ) -> dict[str, Any]:
     """Return what a score rests on.
 
     Args:
         rows: the questions that are scored.
         asking: how they are asked.
+        orders: option orders: `1`, `cyclic` or `all`.
     """
     method = predictor.method(flags.scoring)
+    differing = [] if asking.is_ours else differences(flags, exam, rows, asking, method)
+    if not asking.is_ours and orders != "1" and parse(method).by_letter:
+        theirs = "檔案裡寫的" if asking.protocol.is_own else "公布的"
+        differing.insert(0, f"選項順序取平均（--orders {orders}），{theirs}只照原順序")
     return {
         "protocol": {
             "name": asking.protocol.name,
@@ -47,20 +56,21 @@ def evidence_of(
             "system_prompt": asking.system_prompt,
             "chat_template_kwargs": dict(asking.template_kwargs),
             "scoring": method,
-            "orders": _orders(flags, method),
+            "orders": orders if parse(method).by_letter else "1",
+            "runs": flags.repeat or 1,
             "aggregate": asking.protocol.aggregate,
             "max_new_tokens": predictor.reply_length if method == GENERATE else None,
             "decoding": _decoding(flags) if method == GENERATE else {},
-            "differences": [] if asking.is_ours else differences(flags, exam, rows, asking, method),
+            "differences": differing,
         },
         "prompt": prompt_record(predictor, rows, method),
         "environment": {
-            "precision": precision_of(predictor),
-            "device": str(torch.device(predictor.device).type),
+            **predictor.environment(),
             "versions": versions(),
         },
         "data": {
             "source": exam.origin,
+            "revision": None if flags.exam == "demo" or is_local(flags.exam or "") else flags.revision,
             "split": flags.split,
             "rows": len(rows),
             "release": release_of(exam),
@@ -99,14 +109,6 @@ def prompt_texts(predictor: Predictor, rows: Sequence[Question], method: str) ->
     return texts
 
 
-def precision_of(predictor: Predictor) -> str:
-    """Return the precision the forward pass computes in."""
-    if predictor.bf16:
-        return "bf16"
-    dtype = str(getattr(predictor.model, "dtype", "")).removeprefix("torch.")
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)
-
-
 def differences(
     flags: InferenceArgs, exam: Exam, rows: Sequence[Question], asking: Asking, method: str
 ) -> list[str]:
@@ -118,8 +120,6 @@ def differences(
     theirs = "檔案裡寫的" if protocol.is_own else "公布的"
     if method != asking.form.scoring:
         found.append(f"作答方式是 {method}（--scoring），{theirs}是 {asking.form.scoring}")
-    if _orders(flags, method) != "1":
-        found.append(f"選項順序取平均（--orders {flags.orders}），{theirs}只照原順序")
     if method == GENERATE:
         found += _reply_differences(flags, asking.form.max_new_tokens, theirs)
     if asking.system_prompt:
@@ -137,11 +137,6 @@ def differences(
     if runs < protocol.runs:
         found.append(f"只評測 {runs} 次（--repeat），{theirs}是 {protocol.runs} 次的平均")
     return [*found, *asking.form.remarks]
-
-
-def _orders(flags: InferenceArgs, method: str) -> str:
-    """Return the orders of the options in each run; one of several runs has a single one."""
-    return flags.orders if parse(method).by_letter and (flags.repeat or 1) == 1 else "1"
 
 
 def _data_differences(flags: InferenceArgs, exam: Exam) -> list[str]:

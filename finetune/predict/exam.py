@@ -18,9 +18,10 @@ from finetune.evaluation.evaluator import ExamResult, run_exam
 from finetune.evaluation.revision_scores import compute_revisions
 from finetune.models.run_card import RunCard
 from finetune.predict.asking import ask_exam
-from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.evidence import evidence_of, prompt_texts
 from finetune.predict.exam_output import write_exam_page, write_unscored
+from finetune.predict.generative import GenerativePredictor
+from finetune.predict.kept_answers import keep_answers, stop_keeping
 from finetune.predict.predictor import Predictor
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports import report, sections
@@ -84,6 +85,8 @@ def run_exam_command(
                 f"這個模型以 {asking.format}；要一樣就加 --prompt_format"
             )
 
+    keep_answers(flags, predictor, comparison, method, world)
+
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
         return run_exam(model.score, questions, method, orders, world, title)
 
@@ -99,11 +102,13 @@ def run_exam_command(
     if not len(rows):
         if flags.audit_keys:
             log("⚠️ --audit_keys 沒有作用：這些題目都沒有答案")
+        stop_keeping(predictor, comparison)
         if world.is_main and unscored:
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
         return
     calibration = calibration_questions(exam, split, rows, predictor) if method != GENERATE else ""
     results = evaluate_models(evaluate, flags, predictor, comparison, rows, calibration)
+    stop_keeping(predictor, comparison)
     if not world.is_main:
         return
     metrics = evaluator.compute_metrics(
@@ -118,7 +123,7 @@ def run_exam_command(
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
         card.history if card else [], card.step if card else 0, notes + _notes(exam, card, len(keyless)),
-        unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking),
+        unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking, orders),
         doubtful_keys=doubtful,
     )  # fmt: skip
     if exam.revisions:
@@ -165,7 +170,7 @@ def evaluate_repeatedly(
     count: int | None,
 ) -> ExamResult:
     """Evaluate a model on questions `count` times, see `repeats.run_repeated`; each run samples anew."""
-    writer = model if isinstance(model, CausalLMPredictor) else None
+    writer = model if isinstance(model, GenerativePredictor) else None
     decoding = writer.decoding if writer else None
 
     def evaluate_run(run: int, shown: Sequence[Question], run_title: str) -> ExamResult:

@@ -10,6 +10,7 @@ from finetune.data.exam import Exam
 from finetune.runtime import console, hub
 from finetune.runtime.console import MODEL_FOLDER
 from finetune.runtime.errors import UserError
+from finetune.runtime.server_address import is_server
 
 if TYPE_CHECKING:  # torch waits until it is needed
     import torch
@@ -18,9 +19,10 @@ if TYPE_CHECKING:  # torch waits until it is needed
     from finetune.models.loading import LoadOptions
     from finetune.predict.causal import CausalLMPredictor
     from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.predictor import MaskedLMPredictor, Predictor
+    from finetune.predict.predictor import LocalPredictor, MaskedLMPredictor, Predictor
     from finetune.prompts.causal_exam import CausalExamPrompts
     from finetune.prompts.exam import ExamPrompts
+    from finetune.runtime.distributed import Distributed
 
 FLAG = "--model_path"
 
@@ -64,6 +66,39 @@ def load_for_use(
     return model, tokenizer, device
 
 
+def open_predictor(flags: InferenceArgs, world: Distributed | None) -> Predictor:
+    """Load the model of --model_path, or reach it on its server.
+
+    Args:
+        world: the ranks; None for a single answer or a session.
+
+    Raises:
+        UserError: it does not load; several ranks for a server.
+        RunError: the server does not answer.
+    """
+    if is_server(flags.model_path):
+        if world and world.size > 1:
+            raise UserError(
+                f"{FLAG} {flags.model_path}：伺服器上的模型只要一個程序；請直接執行 inference.py，"
+                "同時送出幾個請求由 --concurrency 決定"
+            )
+        from finetune.predict.served import open_server
+
+        return open_server(flags, flags.model_path, FLAG, flags.served_model)
+    from finetune.models import cpu
+    from finetune.models.loading import LoadOptions
+
+    where = world.device if world else "cpu" if flags.cpu else None
+    cpu.tune_malloc()
+    single_use = flags.prompt is not None or flags.question is not None
+    options = LoadOptions(single_use=single_use, allow_pickle=flags.allow_pickle)
+    model, tokenizer, device = load_for_use(flags.model_path, where, FLAG, options)
+    predictor = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
+    if predictor.bf16 and not single_use:
+        console.log(cpu.choose_precision(model.config.hidden_size)[1])
+    return predictor
+
+
 def load_comparison_model(name: str, predictor: Predictor, flags: InferenceArgs) -> Predictor:
     """Load the model of --compare_with; `base` is the one that `predictor` was fine-tuned from.
 
@@ -74,6 +109,10 @@ def load_comparison_model(name: str, predictor: Predictor, flags: InferenceArgs)
     """
     from finetune.models.loading import LoadOptions
 
+    if is_server(name):
+        from finetune.predict.served import open_server
+
+        return open_server(flags, name, "--compare_with", "")
     from_scratch, seed, path = False, 0, name
     if name == BASE_MODEL:
         card = predictor.card
@@ -84,7 +123,8 @@ def load_comparison_model(name: str, predictor: Predictor, flags: InferenceArgs)
         if from_scratch:
             console.log("  微調前的底模是隨機初始化的權重（--from_scratch），依 run_card.json 的種子重建")
     options = LoadOptions(from_scratch, seed, allow_pickle=flags.allow_pickle)
-    model, tokenizer, device = load_for_use(path, predictor.device, "--compare_with", options)
+    where = "cpu" if flags.cpu else None if is_server(flags.model_path) else predictor.device
+    model, tokenizer, device = load_for_use(path, where, "--compare_with", options)
     if name == BASE_MODEL:
         # The same prompts, for the same method.
         model.run_card = predictor.card  # type: ignore[assignment]  # torch types attributes as modules
@@ -97,7 +137,7 @@ def predictor_for(
     device: torch.device | str,
     precision: str = "",
     name: str = "",
-) -> Predictor:
+) -> LocalPredictor:
     """Return the predictor of a model, of the class that its kind has.
 
     Args:
@@ -106,11 +146,15 @@ def predictor_for(
     """
     from finetune.predict.causal import CausalLMPredictor
     from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.predictor import MaskedLMPredictor, MultipleChoicePredictor, kind_of_model
+    from finetune.predict.predictor import (
+        MaskedLMPredictor,
+        MultipleChoicePredictor,
+        kind_of_model,
+    )
 
     if precision:
         set_precision(model, precision, device)
-    classes: dict[str, type[Predictor]] = {
+    classes: dict[str, type[LocalPredictor]] = {
         "masked": MaskedLMPredictor,
         "causal": CausalLMPredictor,
         "classifier": ClassifierPredictor,
@@ -202,6 +246,8 @@ def open_exam(flags: InferenceArgs, source: str, flag: str, on_bad_rows: str) ->
 
 def is_classifier(path: str) -> bool:
     """Return True for a model that is a classifier by its configuration; errors wait until it is loaded."""
+    if is_server(path):
+        return False
     try:
         return _kind(path)[0] == "classifier"
     except UserError:
@@ -219,6 +265,11 @@ def exam_prompts(flags: InferenceArgs) -> ExamPrompts | CausalExamPrompts:
     from finetune.predict.causal import exam_prompts_for
     from finetune.predict.predictor import prompts_for
 
+    if is_server(flags.model_path):
+        raise UserError(
+            f"{FLAG} {flags.model_path}：伺服器上的模型沒有 tokenizer 可看長度；"
+            f"{FLAG} 請給資料夾或 hub 上的名稱，或不給，只看題庫本身"
+        )
     kind, config, path = _kind(flags.model_path)
     if kind == "classifier":
         raise UserError(f"{FLAG} {path} 是{KINDS[kind]}，不答選擇題；不給 {FLAG}，--inspect 只看題庫本身")

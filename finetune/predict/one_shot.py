@@ -12,7 +12,7 @@ from finetune.predict.repl import show_words
 from finetune.runtime import console
 
 if TYPE_CHECKING:  # a single prompt starts without what other kinds of models need
-    from finetune.predict.causal import CausalLMPredictor
+    from finetune.predict.generative import GenerativePredictor
 
 
 def show_prompt(flags: InferenceArgs, predictor: Predictor) -> None:
@@ -22,13 +22,13 @@ def show_prompt(flags: InferenceArgs, predictor: Predictor) -> None:
     elif isinstance(predictor, ClassifierPredictor):
         show_labels(flags, predictor)
     else:
-        from finetune.predict.causal import CausalLMPredictor
+        from finetune.predict.generative import GenerativePredictor
 
-        assert isinstance(predictor, CausalLMPredictor)  # `check_kind` refuses --prompt for the others
+        assert isinstance(predictor, GenerativePredictor)  # `check_kind` refuses --prompt for the others
         show_reply(flags, predictor)
 
 
-def show_reply(flags: InferenceArgs, predictor: CausalLMPredictor) -> None:
+def show_reply(flags: InferenceArgs, predictor: GenerativePredictor) -> None:
     """Print the reply of a causal model to --prompt as it is generated, and whether it was cut short."""
     decoding = required(flags.decoding)
     prompt = predictor.with_system(required(flags.prompt), flags.system_prompt)

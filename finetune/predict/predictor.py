@@ -1,6 +1,7 @@
-"""Predictors: a loaded model with its forward pass, prompts and scoring method, one class per kind of model.
+"""Predictors: a model with its prompts and scoring method, one class per kind of model.
 
-`CausalLMPredictor` is in predict/causal.py, `ClassifierPredictor` in predict/classifier.py.
+Causal models: predict/generative.py their base, predict/causal.py those in this process, predict/served.py
+those behind a server. Classifiers: predict/classifier.py.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from finetune.prompts.exam import ExamPrompts, mask_positions, read_back, unknow
 from finetune.prompts.scoring_methods import CHOICE, GENERATE, LOGLIKELIHOOD, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
+from finetune.runtime.journal import AnswerJournal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
 
 CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
+UNKNOWN_LENGTH = 1 << 30  # tokens: no limit that is known
+SERVER = "server"  # device of a model that runs elsewhere
 DEFAULT_METHOD = "pll"  # works with any masked language model
 
 
@@ -67,58 +71,30 @@ def kind_of_model(model: torch.nn.Module) -> str:
 
 
 class Predictor(ABC):
-    """Base of all predictors: model, tokenizer, forward pass and option scoring.
-
-    Args:
-        model, tokenizer, device: as `inference.load_model` returns them.
-        name: what reports call the model.
+    """Base of all predictors: what evaluation, files and sessions ask of a model, wherever it runs.
 
     Attributes:
         kind: see `kind_of_model`.
+        name: what reports call the model.
+        device: a torch device or its name; SERVER for a model that runs elsewhere.
         card: the run card of the training run; None for a model that was not trained here.
-        forward: logits at chosen positions.
         precision: `auto`, `fp32`, `bf16` or `fp16`; "" before it is decided.
         bf16: the forward pass computes in bf16.
         longest: tokens the model can read.
-        prompts: how questions are written for it; None for a model that answers none.
+        prompts: how questions are written for it as token ids; None for a model that answers none, or that
+            takes them as texts.
+        answers: keeps what the model answered while an exam runs; None where nothing is kept.
     """
 
+    kind: str
+    name: str
+    device: torch.device | str
+    card: RunCard | None = None
+    precision = ""
+    bf16 = False
+    longest: int = UNKNOWN_LENGTH
     prompts: ExamPrompts | CausalExamPrompts | None = None
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        device: torch.device | str,
-        name: str = "",
-    ):
-        self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
-        self.kind = kind_of_model(model)
-        self.card: RunCard | None = getattr(model, "run_card", None)
-        self.forward: torch.nn.Module = forward_of(model).eval()
-        self.precision = ""
-        self.bf16 = False
-        self.longest: int = prompt_length(model.config, tokenizer, 1 << 30)
-
-    @classmethod
-    def of(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device | str
-    ) -> Self:
-        """Return the predictor of a model, made once for a tokenizer, a device and a run card."""
-        predictor = getattr(model, "_predictor", None)
-        key = (tokenizer, device, getattr(model, "run_card", None))
-        if predictor is None or (predictor.tokenizer, predictor.device, predictor.card) != key:
-            predictor = cls(model, tokenizer, device)
-            object.__setattr__(model, "_predictor", predictor)  # not a submodule: no cycle
-        return predictor
-
-    def use_bf16(self) -> None:
-        """Compute in bf16 from now on, where that is faster here and the model family has a bf16 pass."""
-        if self.bf16 or self.kind != "masked" or torch.device(self.device).type != "cpu":
-            return
-        fast = isinstance(self.forward, TokenLogits) and self.forward.has_fast_path
-        if fast and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
-            self.forward, self.bf16 = bf16_forward(self.model), True
+    answers: AnswerJournal | None = None
 
     @property
     def is_causal(self) -> bool:
@@ -133,10 +109,6 @@ class Predictor(ABC):
             UserError: a method this kind of model cannot be scored by.
         """
 
-    @abstractmethod
-    def _prompt_settings(self) -> list[str]:
-        """Return what decides how inputs are written for the model, for `digest`."""
-
     @property
     def reply_length(self) -> int:
         """Longest reply to an exam question, in tokens; 0 of a model that writes none."""
@@ -150,6 +122,7 @@ class Predictor(ABC):
         """
         raise NotImplementedError  # of a model that answers no questions
 
+    @abstractmethod
     def score(
         self,
         questions: Sequence[Question],
@@ -159,7 +132,7 @@ class Predictor(ABC):
         world: Distributed | None = None,
         progress: Progress | None = None,
     ) -> Scores:
-        """Score the options of questions with `scoring.Scorer`.
+        """Score the options of questions.
 
         Args:
             questions: each with 2 to 10 options.
@@ -169,12 +142,6 @@ class Predictor(ABC):
             world: ranks that share the questions.
             progress: called with the number of questions finished.
         """
-        config = ScoringConfig(self.method(method), orders, prior)  # refuses first what cannot be scored
-        return self._scorer(world).score(questions, config, progress)
-
-    def _scorer(self, world: Distributed | None = None) -> Scorer:
-        assert self.prompts is not None  # a model that answers no questions has no method
-        return Scorer.of(self.forward, self.prompts, self.device, world)
 
     def rank(
         self,
@@ -204,8 +171,93 @@ class Predictor(ABC):
             raise UserError(no_answer_reason(scores.outcomes[0], scores.replies[0]))
         return Ranking.of(dict(options), scores[0], top_k)
 
+    @abstractmethod
     def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
-        """Estimate the model's preference for letters, see `Scorer.estimate_prior`."""
+        """Estimate the model's preference for letters, see `OptionScorer.estimate_prior`."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a hash of the model and of how its prompts are written."""
+
+    @abstractmethod
+    def environment(self) -> dict[str, Any]:
+        """Return what the model computes in and on, for results.json: `precision`, `device` and more."""
+
+    def log_summary(self) -> None:  # noqa: B027  most have nothing to say
+        """Log what is to be said after many questions or rows."""
+
+    @abstractmethod
+    def warn(self, *texts: str) -> None:
+        """Log which characters of these texts the model does not know."""
+
+
+class LocalPredictor(Predictor):
+    """Base of the predictors of a model in this process: tokenizer, forward pass and option scoring.
+
+    Args:
+        model, tokenizer, device: as `inference.load_model` returns them.
+        name: what reports call the model.
+
+    Attributes:
+        forward: logits at chosen positions.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device | str,
+        name: str = "",
+    ):
+        self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
+        self.kind = kind_of_model(model)
+        self.card: RunCard | None = getattr(model, "run_card", None)
+        self.forward: torch.nn.Module = forward_of(model).eval()
+        self.longest = prompt_length(model.config, tokenizer, UNKNOWN_LENGTH)
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device | str
+    ) -> Self:
+        """Return the predictor of a model, made once for a tokenizer, a device and a run card."""
+        predictor = getattr(model, "_predictor", None)
+        key = (tokenizer, device, getattr(model, "run_card", None))
+        if predictor is None or (predictor.tokenizer, predictor.device, predictor.card) != key:
+            predictor = cls(model, tokenizer, device)
+            object.__setattr__(model, "_predictor", predictor)  # not a submodule: no cycle
+        return predictor
+
+    def use_bf16(self) -> None:
+        """Compute in bf16 from now on, where that is faster here and the model family has a bf16 pass."""
+        if self.bf16 or self.kind != "masked" or torch.device(self.device).type != "cpu":
+            return
+        fast = isinstance(self.forward, TokenLogits) and self.forward.has_fast_path
+        if fast and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
+            self.forward, self.bf16 = bf16_forward(self.model), True
+
+    @abstractmethod
+    def _prompt_settings(self) -> list[str]:
+        """Return what decides how inputs are written for the model, for `digest`."""
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        method: str,
+        orders: str,
+        prior: Prior | None = None,
+        world: Distributed | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Score the options of questions with `scoring.Scorer`; arguments as `Predictor.score`."""
+        config = ScoringConfig(self.method(method), orders, prior)  # refuses first what cannot be scored
+        return self._scorer(world).score(questions, config, progress)
+
+    def _scorer(self, world: Distributed | None = None) -> Scorer:
+        assert self.prompts is not None  # a model that answers no questions has no method
+        return Scorer.of(self.forward, self.prompts, self.device, world)
+
+    def prior(self, questions: Sequence[Question]) -> dict[int, list[float]]:
+        """Estimate the model's preference for letters, see `OptionScorer.estimate_prior`."""
         return self._scorer().estimate_prior(questions)
 
     def digest(self) -> str:
@@ -215,6 +267,15 @@ class Predictor(ABC):
             data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
             checksums.append(f"{name}{zlib.crc32(data)}")
         return hash_texts([*checksums, *self._prompt_settings(), *["bf16"] * self.bf16])
+
+    def environment(self) -> dict[str, Any]:
+        """Return the precision that the forward pass computes in, and the kind of device."""
+        dtype = str(getattr(self.model, "dtype", "")).removeprefix("torch.")
+        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        return {
+            "precision": "bf16" if self.bf16 else names.get(dtype, dtype),
+            "device": str(torch.device(self.device).type),
+        }
 
     def warn(self, *texts: str) -> None:
         """Log which characters of these texts the tokenizer does not know: it reads them all as [UNK]."""
@@ -226,7 +287,7 @@ class Predictor(ABC):
 AnyPredictor = TypeVar("AnyPredictor", bound=Predictor)
 
 
-class EncoderPredictor(Predictor):
+class EncoderPredictor(LocalPredictor):
     """Base of the predictors whose questions are written by `ExamPrompts`."""
 
     prompts: ExamPrompts

@@ -90,11 +90,14 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
         """Write the predictions into the records, which come with what `read_row` returned."""
 
     def each(
-        self, pending: Sequence[tuple[Record, Entry]], answer: Callable[[list[Entry]], Sequence[Result]]
+        self,
+        pending: Sequence[tuple[Record, Entry]],
+        answer: Callable[[list[Entry]], Sequence[Result | UserError]],
     ) -> Iterator[tuple[Record, Result]]:
         """Yield (record, result) of rows that are answered together, or one by one where that fails.
 
-        So a row whose answer is no number has its `error`, and the others keep their answers.
+        So a row whose answer is no number has its `error`, and the others keep their answers; an error may
+        stand in the place of a result too.
         """
         try:
             results = answer([value for _, value in pending])
@@ -105,7 +108,11 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
             elif pending:
                 pending[0][0]["error"] = str(error)
             return
-        yield from ((record, result) for (record, _), result in zip(pending, results, strict=True))
+        for (record, _), result in zip(pending, results, strict=True):
+            if isinstance(result, UserError):
+                record["error"] = str(result)
+            else:
+                yield record, result
 
     def count(self, record: Record) -> None:  # noqa: B027  most handlers count nothing
         """Count a record that is about to be written."""

@@ -15,6 +15,7 @@ TITLE = "怎麼問的"
 PROMPT_TITLE = "一題完整的提示"
 OURS = "ours"  # the protocol of this project
 FORMATS = {"raw": "直接接在文字後面（raw）", "chat": "對話樣板（chat）", "masked": "填空（[MASK]）"}
+ORDERS = {"1": "照原順序", "cyclic": "輪換順序取平均", "all": "全部順序取平均"}
 AGGREGATES = {"micro": "每題平均（micro）", "macro-4": "四大類平均（macro-4）"}
 
 
@@ -70,7 +71,8 @@ def rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("系統提示", protocol["system_prompt"]),
         ("樣板參數", "、".join(f"{key}={_written(value)}" for key, value in kwargs.items())),
         ("計分", protocol["scoring"]),
-        ("選項順序", protocol["orders"]),
+        ("選項順序", ORDERS.get(protocol["orders"], protocol["orders"])),
+        ("次數", f"{protocol['runs']} 次，第 2 次起打亂選項" if protocol["runs"] > 1 else ""),
         ("回答長度", f"最多 {protocol['max_new_tokens']} 個 token" if protocol["max_new_tokens"] else ""),
         ("生成的旗標", "、".join(f"--{key} {_written(value)}" for key, value in decoding.items())),
         ("檔案裡的算法" if protocol["own"] else "公布的算法", AGGREGATES[protocol["aggregate"]]),

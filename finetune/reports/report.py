@@ -41,6 +41,7 @@ from finetune.runtime.strict_json import dumps
 FILES = ("results.json", "predictions.jsonl", doubtful_keys.FILE, "report.md", "index.html")
 OURS = re.compile(
     r"results\.json|predictions\.jsonl|doubtful_keys\.jsonl|report\.md|index\.html|\.lock|\..*\.half"
+    r"|answers(\.rank\d+)?\.part\.jsonl"  # of a run that this report ends
     r"|(subjects|confusion)(_(train|validation|test|held_back|all))?\.png"
 )
 OF_REPORT = ReportFiles(FILES, OURS, "results.json")

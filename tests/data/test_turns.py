@@ -246,13 +246,14 @@ def test_a_file_to_be_answered_is_read_as_it_is_for_training_and_says_so(
     tmp_path, qwen_dir, capsys, monkeypatch
 ):
     import inference
+    from finetune.models.streaming import Reply
     from finetune.predict.causal import CausalLMPredictor
 
     asked = []
     monkeypatch.setattr(
         CausalLMPredictor,
         "generate",
-        lambda self, prompts, *_: asked.extend(prompts) or ["好"] * len(prompts),
+        lambda self, prompts, *_: asked.extend(prompts) or [Reply("好")] * len(prompts),
     )
     rows = [
         {"prompt": "你好"}, {"prompt": "你好", "system": "甲"}, {"prompt": [U], "completion": [A]},

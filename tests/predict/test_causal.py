@@ -103,7 +103,9 @@ def scripted(monkeypatch, *replies: str) -> None:
     def reply(self, prompts, decoding, on_done=None):
         if on_done:
             on_done(len(prompts))
-        return [next(said) for _ in prompts]
+        return [
+            text if isinstance(text, Reply) else Reply(text) for _, text in zip(prompts, said, strict=False)
+        ]
 
     monkeypatch.setattr(CausalLMPredictor, "generate", reply)
 
@@ -190,17 +192,11 @@ def test_a_reply_that_cannot_be_read_counts_as_wrong_in_an_exam_and_is_reported(
     assert figures["outcomes"]["bounds"] == [0.5, 1.0] and figures["skipped"] == 0
 
 
-class Cut(str):
-    """A reply that ended at its limit."""
-
-    truncated = True
-
-
 def test_a_reply_cut_at_its_limit_and_one_that_declines_are_told_apart_with_the_way_out(
     run, tmp_path, monkeypatch
 ):
     asked = ("--question", "天？", "--options", "A:地 B:玄", "--scoring", "generate")
-    scripted(monkeypatch, Cut("首先，答案是"), "抱歉，我無法回答")
+    scripted(monkeypatch, Reply("首先，答案是", truncated=True), "抱歉，我無法回答")
     code, _, err = run(*asked)
     assert code == 2 and "截斷" in err and "--max_new_tokens" in err
     code, _, err = run(*asked)
@@ -238,7 +234,7 @@ def test_a_reply_that_cannot_be_read_is_no_answer_to_a_question_or_a_row(run, tm
 def test_scoring_by_generation_prompts_the_model_where_its_reply_begins(qwen, monkeypatch):
     question, asked = questions_of(1)[0], []
     monkeypatch.setattr(
-        CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or ["C"]
+        CausalLMPredictor, "generate", lambda self, prompts, *more: asked.extend(prompts) or [Reply("C")]
     )
     predictor = CausalLMPredictor(*qwen)
     scores = predictor.score([question], "generate", "1")
