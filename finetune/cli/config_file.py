@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.runtime.errors import UserError, shown
+from finetune.runtime.yaml_file import read_node, twice
 
 LARGEST = 1 << 16  # bytes of the file: all flags of a script take 5,000
 TAG = "tag:yaml.org,2002:"
@@ -41,22 +42,7 @@ def read(path: Path) -> list[tuple[str, int, str | NotTextError]]:
     import yaml
 
     named = f"--config {path}"
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe may wait for ever, a device never ends
-            raise UserError(f"{named} 讀不到：不是一般的檔案")
-        with path.open("rb") as stream:
-            raw = stream.read(LARGEST + 1)
-        if len(raw) > LARGEST:
-            raise UserError(f"{named} 超過 {LARGEST:,} 個位元組，不像設定檔")
-        root = yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise UserError(f"{named} 讀不到：{error.strerror}") from error
-    except RecursionError:
-        raise UserError(f"{named} 不是正確的 YAML：巢狀太深") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{named} 不是 UTF-8（第 {error.start + 1} 個位元組）") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a bad number in \U or in %YAML
-        raise UserError(f"{named} 不是正確的 YAML：{error}") from error
+    root = read_node(path, named, LARGEST)
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
@@ -76,8 +62,7 @@ def read(path: Path) -> list[tuple[str, int, str | NotTextError]]:
             entries.append((name, line, _value(value)))
         except NotTextError as error:
             entries.append((name, line, error))
-    names = [key for key, _, _ in entries]
-    problems += [f"{named}：{shown(name)} 寫了兩次" for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [f"{named}：{shown(name)} 寫了兩次" for name in twice(root)]
     if problems:
         raise UserError(problems)
     return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -161,7 +162,11 @@ def true_or_false(text: str) -> object:
 
 
 def key_value(text: str) -> object:
-    """Convert KEY=VALUE to (key, value): an argparse type. The value is read as YAML: false, 3, text."""
+    """Convert KEY=VALUE to (key, value): an argparse type.
+
+    The value is read as YAML, and is such as JSON has too (false, 3, text, lists, mappings): it goes to a
+    program in another process and into results.json. A date stays the text it is written as.
+    """
 
     def read(raw: str) -> tuple[str, Any]:
         import yaml
@@ -170,8 +175,15 @@ def key_value(text: str) -> object:
         if not key.isidentifier() or not equals:
             raise ValueError
         try:
-            return key, yaml.safe_load(value)
-        except yaml.YAMLError:
+            node = yaml.compose(value, Loader=yaml.SafeLoader)
+            if node and node.tag == "tag:yaml.org,2002:timestamp":
+                return key, node.value
+            parsed = yaml.SafeLoader("").construct_document(node) if node else None
+            json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
+        except (yaml.YAMLError, RecursionError):
             raise ValueError from None
+        return key, parsed
 
-    return _reader(read, "名稱=值，例如 enable_thinking=false")(text)
+    return _reader(
+        read, "名稱=值，例如 enable_thinking=false（值是 true、數、文字，或它們的 [一串]、{名稱: 值}）"
+    )(text)

@@ -35,8 +35,9 @@ FOR_KINDS = {  # flags that only some kinds of model have a use for
 }
 # arguments of apply_chat_template that are not the template's own
 TEMPLATE_ARGUMENTS = {
-    "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "return_tensors",
-    "return_dict", "continue_final_message", "padding", "truncation", "max_length", "tokenizer_kwargs",
+    "self", "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt",
+    "return_tensors", "return_dict", "continue_final_message", "padding", "truncation", "max_length",
+    "tokenizer_kwargs", "return_assistant_tokens_mask", "sanitize_control_tokens",
 }  # fmt: skip
 SERVER_FLAGS = ("served_model", "concurrency", "request_timeout")
 LOCAL_DECODING = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
@@ -79,6 +80,7 @@ def _check_job(args: InferenceArgs) -> None:
         raise UserError("--json 要與 --prompt、--question、--input、--exam、--inspect 或 --compare 一起給")
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
+    problems = []
     for name, owner in (
         ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
@@ -86,7 +88,9 @@ def _check_job(args: InferenceArgs) -> None:
     ):  # fmt: skip
         if name in args.given and getattr(args, owner) is None:
             hint = "；回答最長幾個 token 是 --max_new_tokens" if name == "max_length" else ""
-            raise UserError(f"--{name} 要與 --{owner} 一起給{hint}")
+            problems.append(f"--{name} 要與 --{owner} 一起給{hint}")
+    if problems:
+        raise UserError(problems)
     if args.report is not None and args.exam is None and args.compare is None:
         raise UserError("--report 要與 --exam 或 --compare 一起給")
     _check_comparison(args)
@@ -208,10 +212,13 @@ def _check_asking(args: InferenceArgs) -> None:
     if args.prompt_format != "auto":
         protocol.form_name(args.prompt_format, has_template=True)
     names = [name for name, _ in args.chat_template_kwargs]
+    problems = []
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"--chat_template_kwargs：{'、'.join(twice)} 給了兩次")
+        problems.append(f"--chat_template_kwargs：{'、'.join(twice)} 給了兩次")
     if taken := [name for name in names if name in TEMPLATE_ARGUMENTS]:
-        raise UserError(f"--chat_template_kwargs：{'、'.join(taken)} 由程式決定，不能指定")
+        problems.append(f"--chat_template_kwargs：{'、'.join(taken)} 由程式決定，不能指定")
+    if problems:
+        raise UserError(problems)
 
 
 def _check_hardware(args: InferenceArgs) -> None:

@@ -54,6 +54,7 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
     """
     if isinstance(predictor, GenerativePredictor):
         asking = asking_of(flags, predictor.has_chat_template)
+        _warn_of_idle_flags(flags, asking, predictor.has_chat_template)
     else:
         if flags.protocol != OURS:
             raise UserError(
@@ -71,6 +72,16 @@ def ask_exam(flags: InferenceArgs, exam: Exam, predictor: Predictor, rows: Seque
         if asking.protocol.too_long == CUT_STEM and predictor.prompts is not None:  # a server counts itself
             _check_room(predictor, rows, asking.num_fewshot, predictor.method(flags.scoring))
     return asking
+
+
+def _warn_of_idle_flags(flags: InferenceArgs, asking: Asking, has_template: bool) -> None:
+    """Warn of flags of conversations where there is none, or no example to make turns of."""
+    in_turns = asking.format == CHAT and has_template
+    if flags.chat_template_kwargs and not in_turns:
+        log("⚠️ --chat_template_kwargs 沒有作用：這次沒有用到對話樣板")
+    if flags.fewshot_as_multiturn is not None and (asking.format != CHAT or not asking.num_fewshot):
+        why = "直接接在文字後面（raw）" if asking.format != CHAT else "沒有示範（--num_fewshot）"
+        log(f"⚠️ --fewshot_as_multiturn 沒有作用：這次{why}")
 
 
 def example_rows(flags: InferenceArgs, exam: Exam) -> Sequence[Question]:

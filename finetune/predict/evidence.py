@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.cli.inference_args import InferenceArgs
+from finetune.cli.inference_args import GENERATION_FLAGS, InferenceArgs
 from finetune.data.exam import Exam
 from finetune.data.question import Question
 from finetune.data.subjects import SUBJECTS
@@ -42,11 +42,13 @@ def evidence_of(
     method = predictor.method(flags.scoring)
     differing = [] if asking.is_ours else differences(flags, exam, rows, asking, method)
     if not asking.is_ours and orders != "1" and parse(method).by_letter:
-        differing.insert(0, f"選項順序取平均（--orders {orders}），公布的只照原順序")
+        theirs = "檔案裡寫的" if asking.protocol.is_own else "公布的"
+        differing.insert(0, f"選項順序取平均（--orders {orders}），{theirs}只照原順序")
     return {
         "protocol": {
             "name": asking.protocol.name,
             "title": asking.protocol.title,
+            "own": asking.protocol.is_own,
             "source": asking.protocol.source,
             "format": asking.format if predictor.is_causal else "masked",
             "num_fewshot": asking.num_fewshot,
@@ -58,6 +60,7 @@ def evidence_of(
             "runs": flags.repeat or 1,
             "aggregate": asking.protocol.aggregate,
             "max_new_tokens": predictor.reply_length if method == GENERATE else None,
+            "decoding": _decoding(flags) if method == GENERATE else {},
             "differences": differing,
         },
         "prompt": prompt_record(predictor, rows, method),
@@ -109,29 +112,60 @@ def prompt_texts(predictor: Predictor, rows: Sequence[Question], method: str) ->
 def differences(
     flags: InferenceArgs, exam: Exam, rows: Sequence[Question], asking: Asking, method: str
 ) -> list[str]:
-    """Return in which ways a score is not what the protocol publishes, in words."""
+    """Return in which ways a score is not what the protocol publishes, in words.
+
+    Of a person's own file: in which ways it is not as the file has it. Which questions it is for, none says.
+    """
     protocol, found = asking.protocol, []
+    theirs = "檔案裡寫的" if protocol.is_own else "公布的"
     if method != asking.form.scoring:
-        found.append(f"作答方式是 {method}（--scoring），公布的是 {asking.form.scoring}")
+        found.append(f"作答方式是 {method}（--scoring），{theirs}是 {asking.form.scoring}")
+    if method == GENERATE:
+        found += _reply_differences(flags, asking.form.max_new_tokens, theirs)
     if asking.system_prompt:
         found.append("加了系統提示（--system_prompt）")
-    if not exam.origin.startswith(f"{TMMLUPLUS} "):
-        found.append(f"題庫是 {exam.origin}，公布的是 {TMMLUPLUS}")
-    elif not release_of(exam):
-        found.append(f"不是全部 {len(SUBJECTS)} 科的題目（--subjects）")
-    if exam.split(flags.split) != "test":
-        found.append(f"評測的是 {flags.split}，公布的是 test")
+    if not protocol.is_own:
+        found += _data_differences(flags, exam)
     if flags.exam_limit and len(rows) == flags.exam_limit:
         found.append(f"只抽了 {len(rows)} 題（--exam_limit）")
     if asking.num_fewshot and not protocol.takes_examples:
-        found.append(f"給了 {asking.num_fewshot} 題示範（--num_fewshot），公布的不給")
+        found.append(f"給了 {asking.num_fewshot} 題示範（--num_fewshot），{theirs}不給")
     counts = Counter(row.subject for row in example_rows(flags, exam))
     if few := sum(counts[subject] < asking.num_fewshot for subject in {row.subject for row in rows}):
         found.append(f"{few} 科的示範不到 {asking.num_fewshot} 題")
     runs = flags.repeat or 1
     if runs < protocol.runs:
-        found.append(f"只評測 {runs} 次（--repeat），公布的是 {protocol.runs} 次的平均")
+        found.append(f"只評測 {runs} 次（--repeat），{theirs}是 {protocol.runs} 次的平均")
     return [*found, *asking.form.remarks]
+
+
+def _data_differences(flags: InferenceArgs, exam: Exam) -> list[str]:
+    found = []
+    if not exam.origin.startswith(f"{TMMLUPLUS} "):
+        found.append(f"題庫是 {exam.origin}，公布的是 {TMMLUPLUS}")
+    elif exam.skipped:
+        found.append(f"略過了 {len(exam.skipped)} 列（--on_bad_rows skip）")
+    elif not release_of(exam):
+        found.append(f"不是全部 {len(SUBJECTS)} 科的題目（--subjects）")
+    if exam.split(flags.split) != "test":
+        found.append(f"評測的是 {flags.split}，公布的是 test")
+    return found
+
+
+def _reply_differences(flags: InferenceArgs, length: int, theirs: str) -> list[str]:
+    """Return what flags change of how replies are generated; a length of 0 is none to differ from."""
+    found = []
+    if length and "max_new_tokens" in flags.given and flags.max_new_tokens != length:
+        found.append(f"回答最多 {flags.max_new_tokens} 個 token（--max_new_tokens），{theirs}是 {length} 個")
+    if changed := "、".join(f"--{name}" for name in _decoding(flags)):
+        found.append(f"生成的方式由 {changed} 改過")
+    return found
+
+
+def _decoding(flags: InferenceArgs) -> dict[str, Any]:
+    """Return the flags that change how replies are generated, but for their length."""
+    names = (*GENERATION_FLAGS, "top_k")
+    return {name: getattr(flags, name) for name in names if name in flags.given and name != "max_new_tokens"}
 
 
 def _has_turns(asking: Asking, predictor: Predictor) -> bool:

@@ -75,9 +75,15 @@ def run_exam_command(
         check_votes(method, orders, flags.repeat, flags.compare_with is not None)
     # before hours of work, if it is none
     comparison = load(flags.compare_with) if flags.compare_with else None
+    notes = []
     if comparison:
-        ask_exam(flags, exam, comparison, rows)
+        other_asking = ask_exam(flags, exam, comparison, rows)
         comparison.method(method)
+        if predictor.is_causal and comparison.is_causal and other_asking.format != asking.format:
+            notes.append(
+                f"兩個模型的問法不同：{_other_title(flags)} 以 {other_asking.format} 發問，"
+                f"這個模型以 {asking.format}；要一樣就加 --prompt_format"
+            )
 
     keep_answers(flags, predictor, comparison, method, world)
 
@@ -91,12 +97,16 @@ def run_exam_command(
     facts = facts_of(predictor, exam, method, orders)
     if (flags.repeat or 1) > 1:
         facts["作答方式"] = f"{method}，評測 {flags.repeat} 次，第 2 次起打亂選項"
+    if unscored and flags.log_prompts:
+        unscored.prompts = prompt_texts(predictor, keyless, method)
     if not len(rows):
+        if flags.audit_keys:
+            log("⚠️ --audit_keys 沒有作用：這些題目都沒有答案")
         stop_keeping(predictor, comparison)
         if world.is_main and unscored:
             write_unscored(flags, facts | {"題目": f"{len(keyless)} 題，都沒有答案"}, unscored)
         return
-    calibration = calibration_questions(exam, split, rows, predictor)
+    calibration = calibration_questions(exam, split, rows, predictor) if method != GENERATE else ""
     results = evaluate_models(evaluate, flags, predictor, comparison, rows, calibration)
     stop_keeping(predictor, comparison)
     if not world.is_main:
@@ -105,13 +115,14 @@ def run_exam_command(
         results.model, results.other, card.trained_on if card else None, results.option_only, results.held_out
     )
     metrics |= repeats.repeated_figures(results.model, results.other, metrics)
+    metrics["too_long"] = asking.protocol.too_long
     doubtful = audit_keys(flags, predictor, results, metrics) if flags.audit_keys else None
     facts["題目"] = f"{sections.title_of(split)} {len(rows)} 題"
     if flags.log_prompts:
         results.model.prompts = prompt_texts(predictor, rows, method)
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
-        card.history if card else [], card.step if card else 0, _notes(exam, card, len(keyless)),
+        card.history if card else [], card.step if card else 0, notes + _notes(exam, card, len(keyless)),
         unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking, orders),
         doubtful_keys=doubtful,
     )  # fmt: skip

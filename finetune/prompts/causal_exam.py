@@ -14,6 +14,7 @@ from finetune.prompts.exam import ELLIPSIS, Prompt, PromptTooLongError
 from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CUT_LEFT, CUT_STEM, RAW
 from finetune.prompts.question_writer import QuestionWriter
+from finetune.prompts.scoring_methods import GENERATE, LETTER, LOGLIKELIHOOD
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ class CausalExamPrompts:
                     break
             else:
                 last = LETTERS[count - 1]
+                asking, answer = self.writer.asking, self.writer.form.answer
+                if answer.strip() != "{letter}":  # \box{B} goes on after its letter
+                    raise UserError(
+                        f"--protocol {asking.protocol.name} 的答案寫成 {answer}，不是單獨一個字母，不能用 "
+                        f"--scoring {LETTER}；請改用 --scoring {LOGLIKELIHOOD} 或 {GENERATE}"
+                    )
                 raise UserError(f"這個 tokenizer 分不出 A 到 {last} 這幾個字母，不能用字母作答")
         return self._letters_by_count[count]
 

@@ -117,6 +117,7 @@ class Chat:
             template = next(iter(template.values()))
         self.template = chosen = template["default"] if isinstance(template, dict) else template
         self.tokenizer, self.style, self.flag = tokenizer, style, flag
+        self._has_kwargs = bool(template_kwargs)
         self._apply = Sandbox(
             lambda messages, reply: tokenizer.apply_chat_template(
                 messages,
@@ -230,8 +231,10 @@ class Chat:
             try:  # a template may require a system message
                 closed, prompt, answered = self._probe([system(SYSTEM), user(QUESTION)])
             except ValueError:
-                message = f"{self.flag}：{error}；一問一答也寫不出來，請換一個對話樣板"
-                raise UserError(message) from error
+                way = "請換一個對話樣板"
+                if self._has_kwargs:
+                    way = "請改掉或去掉 --chat_template_kwargs；還是不行，就換一個對話樣板"
+                raise UserError(f"{self.flag}：{error}；一問一答也寫不出來，{way}") from error
         before, _, after = answered.rpartition(ANSWER)
         continues = before.startswith(prompt)
         ignores = prompt == closed and bool(not continues or before[len(prompt) :].strip())

@@ -7,6 +7,7 @@ that a new one needs no code. Texts hold placeholders: `{subject}` (Chinese name
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,7 @@ from typing import Any
 
 from finetune.prompts.scoring_methods import GENERATE, LETTER, LOGLIKELIHOOD
 from finetune.runtime.errors import UserError, nearest, shown
+from finetune.runtime.yaml_file import problem_of, read_node, twice
 
 OURS = "ours"
 PROTOCOLS = (OURS, "lm-eval", "ievals", "twinkle-box", "twinkle-logit")
@@ -25,6 +27,7 @@ RAW, CHAT = "raw", "chat"
 MICRO, MACRO_4 = "micro", "macro-4"
 CUT_STEM, CUT_LEFT, SKIP = "cut_stem", "cut_left", "skip"  # what becomes of a prompt that is too long
 LARGEST = 1 << 20  # bytes of a protocol's file
+SURROGATES = re.compile("[\ud800-\udfff]")
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 PLACES = {  # text of a form -> placeholders it must hold, placeholders it may hold
     "header": ((), ("subject",)),
@@ -67,7 +70,7 @@ class Protocol:
     """A protocol, read and checked.
 
     Attributes:
-        name: of a built-in one, else the file's.
+        name: of a built-in one; of a person's own that of the file, with the suffix that no built-in one has.
         title: what it is, with the version it was checked against.
         source: where it is published.
         option: an option; they are joined by line breaks.
@@ -103,6 +106,11 @@ class Protocol:
     match: str = "first"
     runs: int = 1
     takes_examples: bool = True
+
+    @property
+    def is_own(self) -> bool:
+        """True for a person's own: nothing is published that its figures could be laid beside."""
+        return self.name not in PROTOCOLS
 
     def form_name(self, requested: str, has_template: bool) -> str:
         """Return the form to ask in, raw or chat.
@@ -156,22 +164,23 @@ def load_protocol(name: str) -> Protocol:
         raise UserError(
             f"{FLAG} {shown(name)}：沒有這個協定，有的是 {'、'.join(PROTOCOLS)}，或自己的 .yaml 檔{hint}"
         )
-    if not path.is_file():
-        raise UserError(f"{FLAG} {path}：沒有這個檔案")
-    return _read(path, path.stem)
+    if not os.path.exists(path):  # not path.exists(), which fails on a name that is too long
+        raise UserError(f"{FLAG} {shown(name)}：沒有這個檔案")
+    return _read(path, path.name)
 
 
 def _read(path: Path, name: str) -> Protocol:
     import yaml
 
+    named = f"{FLAG} {path}"
+    root = read_node(path, named, LARGEST)
     try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{FLAG} {path}：超過 {LARGEST >> 20} MB，不像協定檔")
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{FLAG} {path}：讀不出來（{reason}）") from error
-    problems: list[str] = []
+        values = yaml.SafeLoader("").construct_document(root) if root else None
+    except RecursionError:
+        raise UserError(f"{named} 不是正確的 YAML：巢狀太深") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of the 40th
+        raise UserError(f"{named} 不是正確的 YAML{problem_of(error)}") from error
+    problems = [f"{place}{shown(key)} 寫了兩次" for place, key in _twice(root)]
     settings = _checked(values, Protocol, "", problems, skipped=("name",))
     for form in (RAW, CHAT):
         if settings.get(form) is not None:
@@ -219,7 +228,7 @@ def _checked(
 ) -> dict[str, Any]:
     """Return the known settings of the right type, by name; what is wrong is added to `problems`."""
     if not isinstance(values, dict):
-        problems.append(f"{prefix.rstrip('.') or '整個檔案'} 應為「名稱: 值」一列一個")
+        problems.append(f"{prefix.rstrip('.') or '內容'}應為「名稱: 值」一列一個")
         return {}
     known = {one.name: one for one in fields(kind) if one.name not in skipped}
     types: dict[str, tuple[type, str]] = {
@@ -241,12 +250,29 @@ def _checked(
         elif str(known[key].type).startswith("Mapping"):
             right = right and all(isinstance(part, str) for pair in value.items() for part in pair)
         if not right:
-            problems.append(f"{prefix}{key} 是 {shown(str(value))}，應為{title}")
+            got = "空的" if value is None else f" {shown(value if isinstance(value, str) else str(value))}"
+            problems.append(f"{prefix}{key} 是{got}，應為{title}")
+        elif SURROGATES.search(str(value) if isinstance(value, str) else "".join(_texts(value))):
+            problems.append(f"{prefix}{key} 有落單的代理字元（surrogate），不是合法的 UTF-8")
         else:
             settings[key] = tuple(value) if wanted is list else value
     needed = {"Form": ("question",), "Protocol": ("title",)}[kind.__name__]
     problems += [f"少了 {prefix}{name}" for name in needed if name not in values]
     return settings
+
+
+def _texts(value: object) -> list[str]:
+    """Return the texts of a list or of a mapping."""
+    parts = [text for pair in value.items() for text in pair] if isinstance(value, dict) else value
+    return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
+
+
+def _twice(root: Any) -> list[tuple[str, str]]:
+    """Return (`form.`, key) of each key that a file or one of its forms holds twice."""
+    if root is None or root.id != "mapping":
+        return []
+    inner = [(f"{key.value}.", value) for key, value in root.value if value.id == "mapping"]
+    return [(place, key) for place, node in (("", root), *inner) for key in twice(node)]
 
 
 def _check_places(
@@ -265,7 +291,10 @@ def _pattern_problem(pattern: str) -> str:
     try:
         groups = re.compile(pattern).groups
     except (re.error, OverflowError, RecursionError) as error:
-        return f"{shown(pattern)} 不是正規表示式（{error}）"
+        place = getattr(error, "pos", None)
+        return f"{shown(pattern)} 不是正規表示式" + (
+            f"（錯在第 {place + 1} 個字）" if place is not None else ""
+        )
     return "" if groups == 1 else f"{shown(pattern)} 要有剛好一組括號（選項的字母），現在有 {groups} 組"
 
 

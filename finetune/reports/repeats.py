@@ -70,7 +70,7 @@ def screen_lines(metrics: dict[str, Any]) -> list[str]:
     low, high = found["range"]
     return [
         f"  評測 {found['runs']} 次（第 2 次起打亂選項）：平均 {found['mean']:.3f}，"
-        f"標準差 {found['sd']:.3f}，{low:.3f}–{high:.3f}；{found['changed']:.1%} 的題目答案不完全相同",
+        f"標準差 {found['sd']:.3f}，{low:.3f}–{high:.3f}；{small(found['changed'])} 的題目答案不完全相同",
         "  標準差只說明同樣這些題目再評測一次會差多少；模型能力的不確定程度要看上面的 95 % 區間",
     ]
 

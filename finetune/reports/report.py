@@ -17,6 +17,7 @@ from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
 from finetune.reports import doubtful_keys, evidence, plots, repeats, report_folder, revisions
 from finetune.reports.html import render
+from finetune.reports.number_format import small
 from finetune.reports.report_folder import ReportFiles
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
@@ -283,7 +284,7 @@ def verdict(report: Report) -> list[str]:
         lines += [*repeats.screen_lines(metrics), *doubtful_keys.screen_lines(metrics)]
         if "repeats" not in metrics and (bias := metrics["order_bias"]):
             lines.append(
-                f"  換選項順序，{bias['flips']:.1%} 的題目答案會變；"
+                f"  換選項順序，{small(bias['flips'])} 的題目答案會變；"
                 f"照原順序 {bias['accuracy_as_written']:.3f}"
             )
         lines += [f"  {line}" for line in evidence.protocol_lines(report.evidence, metrics)]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from finetune.data.subjects import CATEGORIES, subject_title
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.metrics import CERTAIN, SIGNIFICANT, wilson
+from finetune.prompts.protocol import CUT_LEFT
 from finetune.prompts.scoring_methods import GENERATE, parse
 from finetune.reports import repeats
 from finetune.reports.evidence import protocol_lines
@@ -102,7 +103,8 @@ def caveats(metrics: dict[str, Any], figure: Callable[[float], str] = "{:.3f}".f
         average = "平均每次有 " if first else ""
         lines.append(f"{average}{ties} 題有並列最高分的選項，k 個並列、正解在其中就算 1/k 題")
     if metrics["shortened"]:
-        lines.append(f"{first}{metrics['shortened']} 題太長，縮短了題幹的中段")
+        how = "切掉了提示的開頭" if metrics.get("too_long") == CUT_LEFT else "縮短了題幹的中段"
+        lines.append(f"{first}{metrics['shortened']} 題太長，{how}")
     return lines
 
 

@@ -164,6 +164,11 @@ def test_arguments_reach_the_chat_template(ask, tmp_path):
         (["--chat_template_kwargs", "tokenize=true"], "tokenize 由程式決定"),
         (["--chat_template_kwargs", "thinking"], "名稱=值"),
         (["--chat_template_kwargs", "a=1", "a=2"], "a 給了兩次"),
+        (["--chat_template_kwargs", "self=1", "a=1", "a=2"], "self 由程式決定"),
+        (["--chat_template_kwargs", "a=!!binary aGk="], "名稱=值"),
+        (["--chat_template_kwargs", "a=!!set {x}"], "名稱=值"),
+        (["--chat_template_kwargs", "a=.nan"], "名稱=值"),
+        (["--chat_template_kwargs", "a=&x [*x]"], "名稱=值"),
         (["--protocol", "no.yaml"], "沒有這個檔案"),
         (["--protocol", "twinkle-logit", "--prompt_format", "chat"], "只有 raw"),
         (["--fewshot_as_multiturn", "maybe"], "true 或 false"),
@@ -172,3 +177,89 @@ def test_arguments_reach_the_chat_template(ask, tmp_path):
 def test_wrong_values_of_the_flags_of_asking_are_refused_before_a_model_is_loaded(ask, words, said):
     code, _, _, _, err = ask("no-model", *words)
     assert code == 2 and said in err and "no-model" not in err
+
+
+def test_arguments_of_the_template_are_kept_as_they_were_written(ask, qwen_dir):
+    words = ["day=2026-01-02", "nested={a: [1, '二']}", "text='x'", "off=no", "empty="]
+    code, results, _, _, _ = ask(qwen_dir, "--exam_limit", 1, "--chat_template_kwargs", *words)
+    expected = {"day": "2026-01-02", "nested": {"a": [1, "二"]}, "text": "x", "off": False, "empty": None}
+    assert code == 0 and results["protocol"]["chat_template_kwargs"] == expected
+
+
+def test_an_argument_that_breaks_the_template_is_named_as_what_to_change(ask, qwen_dir):
+    code, _, _, _, err = ask(qwen_dir, "--chat_template_kwargs", "tools=7")
+    assert code == 2 and "去掉 --chat_template_kwargs" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt_format", "raw", "--chat_template_kwargs", "a=1"], "--chat_template_kwargs 沒有作用"),
+        (["--fewshot_as_multiturn"], "--fewshot_as_multiturn 沒有作用：這次沒有示範"),
+        (["--protocol", "lm-eval", "--fewshot_as_multiturn", "--num_fewshot", "1"], "這次直接接在文字後面"),
+    ],
+)
+def test_flags_of_conversations_that_have_no_effect_are_said(ask, qwen_dir, words, said):
+    code, _, _, _, err = ask(qwen_dir, "--exam_limit", 1, *words)
+    assert code == 0 and err.count("沒有作用") == 1 and said in err
+
+
+OWN = 'title: 我的\nraw:\n  question: "{stem}\\n{options}\\n答："\n  scoring: generate\n  max_new_tokens: 3\n'
+
+
+def test_a_protocol_of_ones_own_claims_nothing_of_published_figures(ask, qwen_dir, tmp_path):
+    (tmp_path / "lm-eval.yaml").write_text(OWN, encoding="utf-8")
+    flags = ["--protocol", "lm-eval.yaml", "--exam_limit", 2]
+    code, results, _, out, err = ask(qwen_dir, *flags, "--max_new_tokens", 2, "--do_sample", "--seed", 1)
+    asked = results["protocol"]
+    assert code == 0 and asked["own"] and asked["name"] == "lm-eval.yaml" and "公布" not in out
+    assert asked["decoding"] == {"do_sample": True, "seed": 1}
+    assert asked["differences"] == [
+        "回答最多 2 個 token（--max_new_tokens），檔案裡寫的是 3 個",
+        "生成的方式由 --do_sample、--seed 改過",
+        "只抽了 2 題（--exam_limit）",
+    ]
+    assert "校準用" not in err  # a reply states no confidence: hours on the validation rows for nothing
+
+
+def test_a_change_of_how_replies_are_generated_is_a_difference(ask, qwen_dir):
+    flags = ["--protocol", "ievals", "--exam_limit", 1, "--max_new_tokens", 2]
+    _, results, _, _, _ = ask(qwen_dir, *flags, "--repetition_penalty", 1.2)
+    said = results["protocol"]["differences"]
+    assert "回答最多 2 個 token（--max_new_tokens），公布的是 800 個" in said
+    assert "生成的方式由 --repetition_penalty 改過" in said
+
+
+def test_a_prompt_that_lost_its_beginning_is_not_said_to_have_a_shorter_stem(ask, tmp_path):
+    short = make_causal_dir(tmp_path / "short", max_position_embeddings=48)
+    code, _, _, out, _ = ask(short, "--protocol", "lm-eval", "--exam_limit", 2)
+    assert code == 0 and "題太長，切掉了提示的開頭" in out
+
+
+def test_letters_cannot_be_scored_where_the_answer_goes_on_behind_them(ask, qwen_dir):
+    code, _, _, _, err = ask(qwen_dir, "--protocol", "twinkle-box", "--scoring", "letter")
+    assert code == 2 and "不是單獨一個字母" in err and "--scoring loglikelihood 或 generate" in err
+
+
+def test_questions_without_a_key_log_their_prompts_and_leave_no_key_to_audit(qwen_dir, tmp_path, capsys):
+    (tmp_path / "exam.csv").write_text("question,A,B,answer\n一？,甲,乙,\n二？,甲,乙,\n", encoding="utf-8")
+    words = ["--model_path", qwen_dir, "--cpu", "--exam", tmp_path / "exam.csv", "--report", tmp_path / "r"]
+    assert inference.main([*map(str, words), "--log_prompts", "--audit_keys"]) == 0
+    lines = (tmp_path / "r/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert ["一？" in json.loads(lines[0])["prompt"], "二？" in json.loads(lines[1])["prompt"]] == [True] * 2
+    assert "--audit_keys 沒有作用" in capsys.readouterr().err
+
+
+def test_several_runs_are_recorded_with_the_one_order_that_each_of_them_has(ask, qwen_dir):
+    _, results, _, _, _ = ask(qwen_dir, "--exam_limit", 2, "--repeat", 2)
+    assert results["protocol"]["orders"] == results["test"]["orders"] == "1"
+    _, results, _, _, _ = ask(qwen_dir, "--exam_limit", 2)
+    assert results["protocol"]["orders"] == results["test"]["orders"] == "cyclic"
+
+
+def test_two_models_that_are_asked_in_different_forms_are_said_to_be(ask, qwen_dir, llama_dir):
+    flags = ["--protocol", "ievals", "--exam_limit", 1, "--max_new_tokens", 1, "--compare_with", llama_dir]
+    _, _, _, out, _ = ask(qwen_dir, *flags)
+    assert f"兩個模型的問法不同：{llama_dir} 以 raw 發問，這個模型以 chat" in out
+    _, _, _, out, _ = ask(qwen_dir, *flags, "--prompt_format", "raw")
+    assert "兩個模型的問法不同" not in out

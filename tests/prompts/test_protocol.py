@@ -157,7 +157,7 @@ def own(tmp_path, text: str):
 
 def test_a_file_of_ones_own_is_a_protocol(tmp_path):
     protocol = own(tmp_path, GOOD)
-    assert protocol.name == "my" and protocol.form_name("auto", True) == "raw"
+    assert protocol.name == "my.yaml" and protocol.is_own and protocol.form_name("auto", True) == "raw"
     assert QuestionWriter(Asking(protocol, "raw")).text(SHOTS[0], (0, 1)) == (
         "力的單位是？\nA. 牛頓\nB. 焦耳\n答："
     )
@@ -167,7 +167,7 @@ def test_a_file_of_ones_own_is_a_protocol(tmp_path):
     ("text", "words"),
     [
         ("title: x", "要有 raw 或 chat"),
-        ("- 1", "整個檔案 應為"),
+        ("- 1", "內容應為"), ("", "內容應為"),
         (GOOD.replace("{stem}", "{stam}"), "raw.question 的佔位符"),
         (GOOD.replace("question:", "qestion:"), "是不是 question"),
         (GOOD + "aggregate: mean\n", "aggregate 是 'mean'"),
@@ -175,7 +175,15 @@ def test_a_file_of_ones_own_is_a_protocol(tmp_path):
         (GOOD + "reader: ['(A)(B)']\n", "剛好一組括號"),
         (GOOD + "reader: ['(']\n", "不是正規表示式"),
         (GOOD + "  scoring: guess\n", "raw.scoring 是 'guess'"),
-        ("title: [", "讀不出來"),
+        ("title: [", "不是正確的 YAML：第 1 行"),
+        (GOOD.replace("  question", "\tquestion"), "縮排要用空格"),
+        (GOOD + "---\n" + GOOD, "只能有一份文件"),
+        (GOOD + "title: again\n", "'title' 寫了兩次"),
+        (GOOD + "  answer: '{letter}'\n", "raw.'answer' 寫了兩次"),
+        (GOOD + "source: !!python/name:os.system\n", "不收標籤"),
+        (GOOD + 'source: "\\ud800"\n', "source 有落單的代理字元"),
+        (GOOD + "chat:\n", "chat 是空的"),
+        ("title: " + "[" * 5000, "巢狀太深"),
         (GOOD + "subjects: {1: 2}\n", "subjects"),
     ],
 )  # fmt: skip
@@ -183,6 +191,26 @@ def test_a_file_that_is_no_protocol_is_refused_with_the_key(tmp_path, text, word
     with pytest.raises(UserError) as caught:
         own(tmp_path, text)
     assert words in str(caught.value) and "--protocol" in str(caught.value)
+    said_in_english = re.findall(r"[a-z]+ [a-z]+ [a-z]+", str(caught.value).replace("python/name:os", ""))
+    assert not said_in_english
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_file_named_like_a_built_in_protocol_is_still_ones_own(tmp_path, name):
+    (tmp_path / f"{name}.yaml").write_text(GOOD, encoding="utf-8")
+    protocol = load_protocol(str(tmp_path / f"{name}.yaml"))
+    assert protocol.is_own and protocol.name == f"{name}.yaml" and not Asking(protocol, "raw").is_ours
+    assert not load_protocol(name).is_own
+
+
+def test_a_protocol_in_another_encoding_or_that_is_no_file_is_refused_in_chinese(tmp_path):
+    (tmp_path / "big5.yaml").write_bytes(GOOD.encode("cp950"))
+    for name, words in (("big5.yaml", "不是 UTF-8（第 8 個位元組）"), ("x" * 300 + ".yaml", "沒有這個檔案")):
+        with pytest.raises(UserError, match=words):
+            load_protocol(str(tmp_path / name))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(UserError, match="不是一般的檔案"):
+        load_protocol(str(tmp_path / "folder.yaml"))
 
 
 def test_an_unknown_protocol_is_answered_with_those_there_are():
