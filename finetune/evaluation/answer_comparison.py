@@ -17,6 +17,7 @@ from finetune.data.subjects import category_of
 from finetune.evaluation import metrics
 from finetune.evaluation.answer_files import AnswerFile, matching
 from finetune.evaluation.answer_layouts import ANSWERED, OURS, Answer
+from finetune.evaluation.question_interval import question_interval
 from finetune.evaluation.set_names import in_order
 from finetune.runtime.errors import UserError, listed
 
@@ -206,8 +207,8 @@ def compare(joined: Joined) -> dict[str, Any]:
         return figures
     first, second = [p.first.credit for p in pairs], [p.second.credit for p in pairs]
     subjects = [p.subject for p in pairs]
-    figures["first"] = metrics.share(sum(first), len(pairs))
-    figures["second"] = metrics.share(sum(second), len(pairs))
+    figures["first"] = _accuracy([pair.first for pair in pairs])
+    figures["second"] = _accuracy([pair.second for pair in pairs])
     figures["paired"] = {
         **metrics.paired_test(first, second),
         **metrics.difference_of_credits(subjects, first, second),
@@ -222,6 +223,14 @@ def compare(joined: Joined) -> dict[str, Any]:
     return figures
 
 
+def _accuracy(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return accuracy, right, n and interval; of several runs the interval of the questions' means."""
+    credits = [answer.credit for answer in answers]
+    share = metrics.share(sum(credits), len(credits))
+    several = any(len(answer.chosen) > 1 for answer in answers)
+    return share | (question_interval(credits) if several else {})
+
+
 def by_group(pairs: Iterable[Pair], group_of: Callable[[Pair], str]) -> dict[str, dict[str, Any]]:
     """Return accuracies, difference and test of each group of questions, with Holm's correction."""
     rows: dict[str, list[Pair]] = defaultdict(list)
@@ -232,8 +241,8 @@ def by_group(pairs: Iterable[Pair], group_of: Callable[[Pair], str]) -> dict[str
         first, second = [p.first.credit for p in members], [p.second.credit for p in members]
         groups[name] = {
             "n": len(members),
-            "first": metrics.share(sum(first), len(members)),
-            "second": metrics.share(sum(second), len(members)),
+            "first": _accuracy([pair.first for pair in members]),
+            "second": _accuracy([pair.second for pair in members]),
             **metrics.mean_difference([a - b for a, b in zip(first, second, strict=True)]),
             **metrics.paired_test(first, second),
         }

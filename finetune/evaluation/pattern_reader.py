@@ -32,8 +32,8 @@ class PatternReader:
         if match not in ("first", "last"):
             raise UserError(f"{what}：match 是 {match!r}，可用的是 first、last")
         if not self._patterns:
-            raise UserError(f"{what}：讀答案的 regular expression 一個也沒有")
-        self._sandbox = Sandbox(self._search, f"{what}：讀答案的 regular expression")
+            raise UserError(f"{what}：判讀回答的正規表示式一個也沒有")
+        self._sandbox = Sandbox(self._search, f"{what}：判讀回答的正規表示式")
         for pattern in self._patterns:
             self._check(pattern)
 
@@ -60,7 +60,7 @@ class PatternReader:
         self._sandbox.close()
 
     def _check(self, pattern: str) -> None:
-        shown = f"{self._what}：讀答案的 regular expression {pattern[:80]!r} "
+        shown = f"{self._what}：判讀回答的正規表示式 {pattern[:80]!r} "
         try:
             groups = self._sandbox("groups", pattern)
         except ValueError as error:

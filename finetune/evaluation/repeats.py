@@ -28,6 +28,7 @@ from finetune.data.subjects import category_of
 from finetune.evaluation import metrics
 from finetune.evaluation.evaluator import ExamResult, letter
 from finetune.evaluation.outcomes import NO_ANSWER, count_outcomes
+from finetune.evaluation.question_interval import question_interval
 from finetune.evaluation.scores import Order, Scores
 from finetune.prompts.option_order import shuffled
 from finetune.prompts.scoring_methods import GENERATE
@@ -194,19 +195,6 @@ def repeated_figures(
         if isinstance(other, RepeatedResult):
             changed["repeats"]["other"] = _spread_of([run.accuracy for run in other.runs])
     return changed
-
-
-def question_interval(credited: Sequence[float]) -> dict[str, list[float]]:
-    """Return the 95 % interval of a mean of question scores, each from 0 to 1.
-
-    Wilson's interval for as many questions as would give hits and misses the standard error of these scores
-    (effective sample size, Kish 1965): that of `metrics.wilson` where all runs agree, narrower where runs
-    average out, and never beyond 0 and 1, as a normal interval would be.
-    """
-    n, mean = len(credited), fmean(credited)
-    variance = fmean((one - mean) ** 2 for one in credited)
-    size = n * mean * (1 - mean) / variance if variance > 1e-12 else float(n)
-    return {"interval_95": list(metrics.wilson(mean * size, size))}
 
 
 def _with_intervals(

@@ -95,8 +95,11 @@ class Reader:
         self.ids, self.previous = left(pad_id), left(NO_TOKEN)  # (B, T)
         padding = torch.tensor([[width - len(row)] for row in rows], device=self.device)
         columns = torch.arange(width + self.steps, device=self.device)
-        self.mask = (columns >= padding).long()  # (B, T + steps)
-        self.positions = (columns - padding).clamp(min=0)
+        # A row that has all its tokens is read on beside the others: no position beyond its last one, which
+        # a family that learns positions does not have.
+        ends = torch.tensor([[width + count] for count in room], device=self.device)
+        self.mask = ((columns >= padding) & (columns < ends)).long()  # (B, T + steps)
+        self.positions = (columns.minimum(ends - 1) - padding).clamp(min=0)
         self.num_read = 0
         self._read_ids = self.ids[:, :0]  # (B, T) read so far, needed only without a cache
         self._parameters = inspect.signature(model.forward).parameters

@@ -136,7 +136,8 @@ def differences(
     runs = flags.repeat or 1
     if runs < protocol.runs:
         found.append(f"只評測 {runs} 次（--repeat），{theirs}是 {protocol.runs} 次的平均")
-    return [*found, *asking.form.remarks]
+    # what its published code does otherwise concerns a form scored as published
+    return [*found, *(asking.form.remarks if method == asking.form.scoring else ())]
 
 
 def _data_differences(flags: InferenceArgs, exam: Exam) -> list[str]:

@@ -75,7 +75,10 @@ def rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("次數", f"{protocol['runs']} 次，第 2 次起打亂選項" if protocol["runs"] > 1 else ""),
         ("回答長度", f"最多 {protocol['max_new_tokens']} 個 token" if protocol["max_new_tokens"] else ""),
         ("生成的旗標", "、".join(f"--{key} {_written(value)}" for key, value in decoding.items())),
-        ("檔案裡的算法" if protocol["own"] else "公布的算法", AGGREGATES[protocol["aggregate"]]),
+        (
+            "檔案裡的算法" if protocol["own"] else "公布的算法",
+            "" if protocol["name"] == OURS else AGGREGATES[protocol["aggregate"]],
+        ),
         ("不同之處", "；".join(protocol["differences"])),
         ("精度", f"{environment['precision']}，{environment['device']}"),
         ("版本", "、".join(f"{name} {version}" for name, version in environment["versions"].items())),

@@ -143,6 +143,22 @@ def test_positions_that_were_learned_are_counted_from_the_first_token_of_each_ro
     assert ours(model, rows, Decoding(10, **asked), ends, PAD) == expected
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+@pytest.mark.parametrize("asked", [{}, {"num_beams": 2}])
+def test_a_long_row_is_not_read_on_beyond_the_positions_it_learned_while_a_short_one_is_written(kind, asked):
+    two = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "word_embed_proj_dim": 32}
+    shapes = {
+        "gpt2": {"n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "opt": {"max_position_embeddings": 24, "ffn_dim": 64, **two},
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=512, initializer_range=0.5, init_std=0.5, **shapes[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rows = [[5, 9] * 11, [6, 7, 8]]  # room for 2 and for 21
+    alone = [ours(model, [row], Decoding(18, **asked), set(), PAD)[0] for row in rows]
+    assert ours(model, rows, Decoding(18, **asked), set(), PAD) == alone and [*map(len, alone)] == [2, 18]
+
+
 def test_a_model_in_bf16_writes_what_generate_writes(qwen_dir):
     model, _ = load(qwen_dir, dtype=torch.bfloat16)
     rows = some_rows(6)
