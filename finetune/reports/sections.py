@@ -138,6 +138,8 @@ def verdict_sentence(report: Context, metrics: dict[str, Any]) -> str:
     model = metrics["model"]
     (low, high), chance = model["interval_95"], model["chance"]
     skipped = f"；{metrics['skipped']} 題無法作答，算答錯" if metrics["skipped"] else ""
+    if unread := sum(metrics["outcomes"].get(key, 0) for key in NO_ANSWER_TITLES):
+        skipped += f"；{unread} 題讀不出答案，算答錯"
     mean = "平均" * ("repeats" in metrics)
     text = f"{model['n']} 題{mean}答對 {counted(model['right'])} 題（{small(model['accuracy'])}{skipped}），"
     good = low > chance
@@ -149,6 +151,8 @@ def verdict_sentence(report: Context, metrics: dict[str, Any]) -> str:
             good = False
             verb = "不如" if high < best_rule.accuracy else "看不出勝過"
             text += f"，但{verb}不必懂題目的「{best_rule.label}」（{small(best_rule.accuracy)}）"
+    elif high < chance and unread and metrics["outcomes"]["bounds"][1] >= chance:
+        text += f"低於亂猜的 {small(chance)}，但讀不出的太多，不能說模型比亂猜還差"
     elif high < chance:
         text += f"比亂猜的 {small(chance)} 還差"
     else:

@@ -57,6 +57,14 @@ def test_what_could_not_be_read_is_told_apart_from_what_is_wrong_with_both_bound
     assert lines[0] in sections.section_notes(report.Report({}, {}, {}), figures)
 
 
+@pytest.mark.parametrize(("right", "said"), [(10, "，但讀不出的太多，不能說模型比亂猜還差。"), (0, "還差。")])
+def test_a_model_is_not_called_worse_than_chance_for_what_could_not_be_read(right, said):
+    unread = 180 if right else 20
+    replies = [*[(1, 1)] * right, *[(1, 2)] * (200 - right - unread), *[(1, "unreadable")] * unread]
+    verdict = sections.verdict_sentence(report.Report({}, {}, {}), compute_metrics(result_of(replies)))
+    assert f"{unread} 題讀不出答案，算答錯" in verdict and verdict.endswith(said)
+
+
 def test_questions_that_were_never_asked_are_in_neither_bound():
     counts = compute_metrics(result_of([(0, 0), (0, "skipped"), (0, "refused"), (0, 1)]))["outcomes"]
     assert counts["bounds"] == [0.25, 0.5] and counts["readable"]["n"] == 2 and counts["skipped"] == 1
