@@ -78,6 +78,11 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def subjects_of(folder: Path) -> list[str]:
+    """Return the subjects of which a folder has rows to ask."""
+    return sorted(file.name.removesuffix("_test.json") for file in folder.glob("*_test.json"))
+
+
 def ask_lm_eval(settings: dict) -> None:
     """Run lm-eval's tmmluplus on the rows of a folder; write what it asked and computed, by question."""
     import lm_eval
@@ -89,7 +94,7 @@ def ask_lm_eval(settings: dict) -> None:
     originals = Path(lm_eval.__file__).parent / "tasks/tmmluplus/default"
     (work / "tasks").mkdir()
     for rows in ("all", "after examples"):
-        for subject in settings["subjects"]:
+        for subject in subjects_of(work / rows):
             files = {split: str(work / rows / f"{subject}_{split}.json") for split in ("train", "test")}
             original = originals / f"tmmluplus_{subject}.yaml"
             task = {
@@ -105,7 +110,7 @@ def ask_lm_eval(settings: dict) -> None:
     manager = TaskManager(include_path=str(work / "tasks"), include_defaults=False)
     for name, shots, form, multiturn in settings["cases"]:
         rows = "after examples" if shots else "all"
-        tasks = [f"{rows}/{subject}" for subject in settings["subjects"]]
+        tasks = [f"{rows}/{subject}" for subject in subjects_of(work / rows)]
         results = lm_eval.simple_evaluate(
             model, tasks=tasks, num_fewshot=shots, task_manager=manager, log_samples=True,
             apply_chat_template=form == "chat", fewshot_as_multiturn=multiturn, bootstrap_iters=0,
@@ -151,7 +156,7 @@ def rows_of(exam: str) -> dict[str, list[dict]]:
                 options = dict(zip("ABCD", question.options, strict=True))
                 row = {"question": question.stem, **options, "answer": "ABCD"[question.answer]}
                 rows.setdefault(question.subject, []).append(row)
-    return {subject: part for subject, part in rows.items() if len(part) > EXAMPLES}
+    return rows
 
 
 def write_rows(rows: dict[str, list[dict]], work: Path) -> None:
@@ -163,6 +168,8 @@ def write_rows(rows: dict[str, list[dict]], work: Path) -> None:
         (work / name).mkdir()
         (work / f"{name} for us").mkdir()
         for subject, part in rows.items():
+            if len(part) <= first:
+                continue
             for split, chosen in (("train", part[:EXAMPLES]), ("test", part[first:])):
                 (work / name / f"{subject}_{split}.json").write_text(json.dumps(chosen, ensure_ascii=False))
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
@@ -216,7 +223,7 @@ def main() -> int:
     work = Path(mkdtemp(prefix="parity"))
     rows = rows_of(flags.exam) if flags.exam else made_up_rows()
     write_rows(rows, work)
-    settings = {"work": str(work), "subjects": list(rows), "cases": CASES}
+    settings = {"work": str(work), "cases": CASES}
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     with (work / "lm_eval.log").open("w") as log:
         for step in ("model", "ask"):
