@@ -224,10 +224,17 @@ def writable(path: str | Path) -> bool:
             if place.is_symlink():
                 return False  # a circle
             place = place.parent
-        answer = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-        if answer or place.exists():
-            return answer
-        # another process has just deleted the folder that was looked at: look again
+        try:
+            before = os.stat(place)
+            if not stat.S_ISDIR(before.st_mode):
+                return False
+            if os.access(place, os.W_OK | os.X_OK):
+                return True
+            after = os.stat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # another process has just deleted the folder that was looked at: look again
+        if os.path.samestat(before, after) and before.st_ctime_ns == after.st_ctime_ns:
+            return False  # else it was deleted and made anew meanwhile, and what was said of it is of neither
 
 
 def remove_tree(folder: Path) -> None:

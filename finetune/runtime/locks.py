@@ -94,6 +94,10 @@ def _take(name: str, path: Path) -> int:
             handle = _open(path)
         except FileNotFoundError:  # the process that made the folder has just deleted it again
             continue
+        except FileExistsError:
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
+            continue  # the folder was there, and deleted before `mkdir` had looked whether it is one
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise UserError(f"{name}：{path} 不是一般的檔案；請移開它")

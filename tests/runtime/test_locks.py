@@ -56,6 +56,35 @@ def test_however_many_ask_for_a_place_one_at_a_time_has_it_and_nothing_is_left(t
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_folder_that_comes_and_goes_while_it_is_looked_at_leaves_no_run_without_its_lock(
+    tmp_path, monkeypatch
+):
+    """What another run's end can do between two steps of this one: the folder vanishes, and is made anew."""
+    place = tmp_path / "x"
+    place.mkdir()
+    access, mkdir, steps = os.access, Path.mkdir, ["access", "mkdir"]
+
+    def gone_and_back(path, mode):
+        if steps[:1] == ["access"]:
+            steps.pop(0)
+            place.rmdir()
+            mkdir(place)
+            return False
+        return access(path, mode)
+
+    def gone_once_it_was_there(self, *more, **kwargs):
+        if steps == ["mkdir"]:
+            steps.pop()
+            place.rmdir()
+            raise FileExistsError(errno.EEXIST, "File exists", str(self))
+        return mkdir(self, *more, **kwargs)
+
+    monkeypatch.setattr(os, "access", gone_and_back)
+    monkeypatch.setattr(Path, "mkdir", gone_once_it_was_there)
+    with locks.hold_locks([("--save_dir x", place / ".lock")]):
+        assert (place / ".lock").exists() and not steps
+
+
 def test_a_place_is_free_once_its_process_was_killed_and_the_holder_is_named_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = hold(tmp_path, 1, 300)
