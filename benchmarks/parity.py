@@ -111,6 +111,8 @@ def ask_lm_eval(settings: dict) -> None:
     for name, shots, form, multiturn in settings["cases"]:
         rows = "after examples" if shots else "all"
         tasks = [f"{rows}/{subject}" for subject in subjects_of(work / rows)]
+        if not tasks:
+            continue
         results = lm_eval.simple_evaluate(
             model, tasks=tasks, num_fewshot=shots, task_manager=manager, log_samples=True,
             apply_chat_template=form == "chat", fewshot_as_multiturn=multiturn, bootstrap_iters=0,
@@ -228,10 +230,15 @@ def main() -> int:
     with (work / "lm_eval.log").open("w") as log:
         for step in ("model", "ask"):
             command = [flags.lm_eval, __file__, step, json.dumps(settings)]
-            subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
+            if subprocess.run(command, env=environment, stdout=log, stderr=log).returncode:
+                print((work / "lm_eval.log").read_text()[-2000:])
+                return 1
     print(f"{sum(map(len, rows.values()))} questions of {len(rows)} subjects; files: {work}", flush=True)
     failed = False
     for case in CASES:
+        if case[1] and not subjects_of(work / "after examples"):
+            print(f"{case[0]:17} no subject has more than {EXAMPLES} rows")
+            continue
         with (work / f"{case[0]}.jsonl").open(encoding="utf-8") as stream:
             theirs = [json.loads(line) for line in stream]
         found = compare(ask_ours(work, case), theirs)
