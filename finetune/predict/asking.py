@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from finetune.cli.inference_args import InferenceArgs
+from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.exam import Exam
 from finetune.data.known_exams import known_exam
 from finetune.data.question import Question
@@ -32,10 +32,6 @@ def asking_of(flags: InferenceArgs, has_template: bool) -> Asking:
     """
     protocol = load_protocol(flags.protocol)
     form = protocol.form_name(flags.prompt_format, has_template)
-    if form == CHAT and flags.prompt_format == CHAT and not has_template:
-        raise UserError(
-            "--prompt_format chat：這個模型的 tokenizer 沒有對話樣板（chat_template）；請用 auto 或 raw"
-        )
     multiturn = protocol.multiturn if flags.fewshot_as_multiturn is None else flags.fewshot_as_multiturn
     return Asking(
         protocol, form, flags.system_prompt or "", multiturn, dict(flags.chat_template_kwargs),
@@ -99,14 +95,10 @@ def ask_plainly(flags: InferenceArgs, predictor: Predictor) -> None:
         predictor.ask(asking, {}, _reply_decoding(flags))
 
 
-def _reply_decoding(flags: InferenceArgs) -> Decoding | None:
-    """Return how replies are generated where the flags say so; None leaves it to the predictor."""
-    decoding = flags.decoding
-    if decoding is None or decoding == Decoding():
-        return None
-    if "max_new_tokens" in flags.given:
-        return decoding
-    return replace(decoding, max_new_tokens=0)  # the predictor's own
+def _reply_decoding(flags: InferenceArgs) -> Decoding:
+    """Return how replies are generated; without --max_new_tokens as long as the predictor's own are."""
+    decoding = required(flags.decoding)
+    return decoding if "max_new_tokens" in flags.given else replace(decoding, max_new_tokens=0)
 
 
 def _say_short(examples: Examples, count: int, subjects: set[str]) -> None:

@@ -13,6 +13,7 @@ from finetune.data.question import Question
 from finetune.data.subjects import SUBJECTS
 from finetune.models.run_card import versions
 from finetune.predict.asking import example_rows
+from finetune.predict.generative import GenerativePredictor
 from finetune.predict.predictor import Predictor
 from finetune.prompts.option_order import PromptError
 from finetune.prompts.protocol import CHAT
@@ -44,6 +45,9 @@ def evidence_of(
     if not asking.is_ours and orders != "1" and parse(method).by_letter:
         theirs = "檔案裡寫的" if asking.protocol.is_own else "公布的"
         differing.insert(0, f"選項順序取平均（--orders {orders}），{theirs}只照原順序")
+    if not asking.is_ours and asking.format == CHAT and isinstance(predictor, GenerativePredictor):
+        asked = predictor.writer.messages(rows[0], range(len(rows[0].options)))
+        differing += sorted(predictor.remarks(asked))  # what the chat template has no place for
     return {
         "protocol": {
             "name": asking.protocol.name,

@@ -75,16 +75,16 @@ def run_exam_command(
         check_votes(method, orders, flags.repeat, flags.compare_with is not None)
     # before hours of work, if it is none
     comparison = load(flags.compare_with) if flags.compare_with else None
-    notes = []
+    notes = _notes(exam, card, len(keyless))
     if comparison:
         other_asking = ask_exam(flags, exam, comparison, rows)
         comparison.method(method)
         if predictor.is_causal and comparison.is_causal and other_asking.format != asking.format:
-            notes.append(
+            notes.insert(
+                0,
                 f"兩個模型的問法不同：{_other_title(flags)} 以 {other_asking.format} 發問，"
-                f"這個模型以 {asking.format}；要一樣就加 --prompt_format"
+                f"這個模型以 {asking.format}；要一樣就加 --prompt_format",
             )
-
     keep_answers(flags, predictor, comparison, method, world)
 
     def evaluate(model: Predictor, questions: Sequence[Question], title: str) -> ExamResult:
@@ -122,7 +122,7 @@ def run_exam_command(
         results.model.prompts = prompt_texts(predictor, rows, method)
     page = report.Report(
         facts, {split: metrics}, {split: (results.model, results.other)}, _other_title(flags), "other",
-        card.history if card else [], card.step if card else 0, notes + _notes(exam, card, len(keyless)),
+        card.history if card else [], card.step if card else 0, notes,
         unscored=unscored, evidence=evidence_of(flags, exam, predictor, rows, asking, orders),
         doubtful_keys=doubtful,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from finetune.models.tokenizer import prompt_length
 from finetune.predict.fill_mask import Blanks, Filling, FillMask, read_blanks
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts, mask_positions, read_back, unknown_parts
+from finetune.prompts.option_order import PromptError
 from finetune.prompts.scoring_methods import CHOICE, GENERATE, LOGLIKELIHOOD, parse
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
@@ -122,7 +123,7 @@ class Predictor(ABC):
         Raises:
             PromptError: it cannot be written.
         """
-        raise NotImplementedError  # of a model that answers no questions
+        raise PromptError(f"{self.name or '這個模型'} 不答題")
 
     @abstractmethod
     def score(

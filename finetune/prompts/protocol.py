@@ -131,7 +131,8 @@ class Protocol:
                 f"--prompt_format {chosen}：--protocol {self.name} 沒有這種問法，只有 {other}；"
                 f"請改用 --prompt_format {other} 或別的 --protocol"
             )
-        if chosen == CHAT and not has_template and self.name != OURS:
+        # our own prompt is also written as User: …, Assistant: … where nobody asked for a template
+        if chosen == CHAT and not has_template and (self.name != OURS or requested == CHAT):
             way = "請加 --prompt_format raw" if self.raw else "請換一個有對話樣板的模型或別的 --protocol"
             raise UserError(
                 f"--protocol {self.name} 以對話發問，這個 tokenizer 沒有對話樣板（chat_template）；{way}"

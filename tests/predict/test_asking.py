@@ -263,3 +263,27 @@ def test_two_models_that_are_asked_in_different_forms_are_said_to_be(ask, qwen_d
     assert f"兩個模型的問法不同：{llama_dir} 以 raw 發問，這個模型以 chat" in out
     _, _, _, out, _ = ask(qwen_dir, *flags, "--prompt_format", "raw")
     assert "兩個模型的問法不同" not in out
+
+
+def test_a_template_without_a_place_for_the_protocols_system_message_is_a_difference(ask, tmp_path):
+    folder = make_causal_dir(tmp_path / "narrow")
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    flags = ["--protocol", "lm-eval", "--exam_limit", "2"]
+    differing = ask(folder, *flags, "--prompt_format", "chat")[1]["protocol"]["differences"]
+    assert any("沒有 system 的位置" in line for line in differing)
+    assert not any("system" in line for line in ask(folder, *flags)[1]["protocol"]["differences"])
+
+
+def test_a_length_that_is_given_is_kept_even_where_it_is_the_default_of_prompts(ask, qwen_dir):
+    flags = ["--protocol", "ievals", "--exam_limit", "1"]
+    for given, length in (([], 800), (["--max_new_tokens", "256"], 256)):
+        assert ask(qwen_dir, *flags, *given)[1]["protocol"]["max_new_tokens"] == length
+
+
+def test_a_chat_form_that_is_asked_for_needs_a_template_under_our_own_protocol_too(ask, llama_dir):
+    code, _, _, _, err = ask(llama_dir, "--prompt_format", "chat")
+    assert code == 2 and "沒有對話樣板" in err and "--prompt_format raw" in err
