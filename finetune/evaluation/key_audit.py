@@ -38,8 +38,8 @@ from finetune.evaluation.question_queries import log_softmax
 from finetune.evaluation.repeats import RepeatedResult, order_of_run
 from finetune.evaluation.scores import Order, tied
 
-# Share of the votes, weighted, that must name the same option. The margin counts a vote that disagrees already,
-# so that asking for more would only shorten the list.
+# Share of the votes, weighted, that must name the same option. The margin counts a vote that disagrees
+# already, so that asking for more would only shorten the list.
 MOST = 0.5
 TOP = 20  # listed questions that results.json and the report keep
 Vote = tuple[Order, Sequence[float]]  # the options as shown, the score of each option as written
