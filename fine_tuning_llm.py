@@ -332,6 +332,7 @@ def evaluate(run: Run, state: TrainingState) -> None:
     """Evaluate the saved and the untuned model on rows that were not trained on, and write the results."""
     from finetune.evaluation.classification import summary_metrics
     from finetune.models.loading import LoadOptions, load
+    from finetune.reports import row_report
     from finetune.training import publish as publishing
     from finetune.training.evaluate import FinalEvaluation
     from finetune.training.hardware import eval_load_kwargs, eval_precision_note
@@ -348,7 +349,8 @@ def evaluate(run: Run, state: TrainingState) -> None:
         note = eval_precision_note(kwargs)
         card, verdict = publishing.write_results(run, evaluation, state, note)
         labels = {name: summary_metrics(metrics) for name, metrics in card.labels.items()}
-        figures = {**card.results, **card.growth.get("sets", {}), **labels}
+        rows = {name: row_report.summary(args.task, metrics) for name, metrics in card.metrics.items()}
+        figures = {**card.results, **card.growth.get("sets", {}), **labels, **rows}
         run.tracker.finish(Path(args.output_dir) / "run_card.json", figures)
         for line in verdict:
             console.print_optional(line)

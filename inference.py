@@ -27,22 +27,25 @@ from finetune.cli.inference_args import (
 )
 from finetune.cli.inference_checks import check_kind, parse_args
 from finetune.data.option_syntax import parse_options
+from finetune.predict.abilities import ability
 from finetune.predict.loading import (
     exam_prompts,
-    is_classifier,
     load_comparison_model,
     load_for_use,
     open_exam,
     open_predictor,
     predictor_for,
     predictor_of_kind,
+    reads_own_exam,
 )
 from finetune.runtime import console
 from finetune.runtime.errors import UserError
 from finetune.runtime.server_address import is_server
 
 __all__ = [
+    "answer_span",
     "classify",
+    "embed",
     "generate_text",
     "interactive_mode",
     "load_model",
@@ -50,6 +53,7 @@ __all__ = [
     "predict_mask",
     "predict_words",
     "qa_inference",
+    "tag",
 ]
 
 # ---- 1. loading --------------------------------------------------------------------------------------------
@@ -115,6 +119,8 @@ def predict_words(  # noqa: PLR0913  a public name: its parameters stay
 def generate_text(model, tokenizer, prompts, device, system_prompt=None, **decoding):
     """Generate a causal model's reply to each prompt; a model without a chat template continues it.
 
+    An encoder-decoder such as T5 writes its output for each text.
+
     Args:
         prompts: list of texts.
         system_prompt: what stands before each of them, in a conversation; None for nothing.
@@ -130,7 +136,7 @@ def generate_text(model, tokenizer, prompts, device, system_prompt=None, **decod
     """
     from finetune.models.generation import Decoding
 
-    predictor = predictor_of_kind("causal", model, tokenizer, device)
+    predictor = predictor_of_kind(("causal", "seq2seq"), model, tokenizer, device)
     ids = [predictor.encode(predictor.with_system(prompt, system_prompt)) for prompt in prompts]
     return predictor.generate(ids, Decoding(**decoding))
 
@@ -154,6 +160,59 @@ def classify(model, tokenizer, texts, device, top_k=None):
     if isinstance(texts, (str, tuple)):  # its characters, or the halves of a pair, would be classified
         raise UserError("classify 要一串文字；只有一段就寫成 [文字]，一對句子寫成 [(甲, 乙)]")
     return [ranked[:top_k] for ranked in predictor.classify(texts)]
+
+
+def tag(model, tokenizer, texts, device):
+    """Mark spans in texts: named entities, words or parts of speech, whatever the model was trained on.
+
+    Args:
+        texts: a list of texts of any length.
+
+    Returns:
+        for each text its spans in order, as dicts: `start`, `end` (characters of the text, end excluded),
+        `label`, `text`, `score` (the lowest probability among its tags).
+
+    Raises:
+        finetune.runtime.errors.UserError: no tagger; a single text that is in no list; what is no text.
+    """
+    predictor = predictor_of_kind("tagger", model, tokenizer, device)
+    if isinstance(texts, str):  # its characters would be tagged one by one
+        raise UserError("tag 要一串文字；只有一段就寫成 [文字]")
+    return predictor.tag(texts)
+
+
+def answer_span(model, tokenizer, context, question, device):
+    """Answer a question with a part of a passage.
+
+    Args:
+        context: the passage, of any length.
+
+    Returns:
+        dict: `text`, `start`, `end` (characters of the passage, end excluded), `score` (the probability of
+        the span among those that were considered). The text is "" and the places are None where a model
+        that was trained on questions without an answer finds none.
+
+    Raises:
+        finetune.runtime.errors.UserError: no extractor; a question that leaves no room for the passage.
+    """
+    return predictor_of_kind("extractor", model, tokenizer, device).answer(question, context)
+
+
+def embed(model, tokenizer, texts, device, pooling=None):
+    """Return a vector for each text, float32 [N, H].
+
+    Args:
+        texts: a list of texts; one that is too long for the model loses its end.
+        pooling: `mean`, `cls`, `max` or `lasttoken`; None as the model brings it, else `mean`.
+
+    Raises:
+        finetune.runtime.errors.UserError: a single text that is in no list; what is no text.
+    """
+    from finetune.predict.embedder import embed_texts
+
+    if isinstance(texts, str):
+        raise UserError("embed 要一串文字；只有一段就寫成 [文字]")
+    return embed_texts(model, tokenizer, texts, device, pooling)
 
 
 def qa_inference(  # noqa: PLR0913  a public name: its parameters stay
@@ -215,6 +274,16 @@ def run(flags: InferenceArgs) -> int | None:
 
             compare_files(flags)
             return None
+        if flags.draw is not None:
+            from finetune.predict.draw import draw_figures
+
+            draw_figures(flags)
+            return None
+        if flags.embed is not None or flags.hidden_states:
+            from finetune.predict.embed_command import run_embed_command
+
+            run_embed_command(flags)
+            return None
         return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 
@@ -263,11 +332,11 @@ def predict(flags: InferenceArgs) -> int | None:
         settings = (flags.top_k, flags.scoring, flags.orders, flags.word_length)
         run_session(predictor, SessionSettings(*settings, required(flags.decoding), flags.system_prompt))
         return None
-    if flags.prompt is not None:
+    if flags.prompt is not None or flags.context is not None:
         from finetune.predict.one_shot import show_prompt
 
         show_prompt(flags, predictor)
-    if flags.question is not None:
+    if flags.options is not None:
         show_answer(flags, predictor)
     return None
 
@@ -276,15 +345,15 @@ def read_exam(flags: InferenceArgs):
     """Read the exam of --exam, so that what is wrong with it is reported before a model is loaded.
 
     Returns:
-        the exam; None for a classifier, which reads labelled texts instead.
+        the exam; None for a model that reads rows with their right answers instead.
     """
     from finetune.predict.exam import select_split
     from finetune.predict.revision_exam import open_revisions
     from finetune.reports import report
 
-    reads_labels = is_classifier(flags.model_path)
+    reads_rows = reads_own_exam(flags.model_path)
     report.check_folder(report_folder(flags), "--report")
-    if reads_labels:
+    if reads_rows:
         return None
     if flags.revisions:
         return open_revisions(flags)
@@ -294,7 +363,7 @@ def read_exam(flags: InferenceArgs):
 
 
 def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
-    """Evaluate on the exam, on labelled texts, or answer the file of --input, on all ranks.
+    """Evaluate on the exam or on rows with right answers, or answer the file of --input, on all ranks.
 
     Returns:
         the exit code; None is 0.
@@ -309,9 +378,7 @@ def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
             )
         return None
     if flags.exam is not None:
-        from finetune.predict.label_exam import run_label_exam
-
-        run_label_exam(flags, predictor, world)
+        ability(predictor.kind, "exam")(flags, predictor, world)
         return None
     from finetune.predict.batch_file import answer_file
 

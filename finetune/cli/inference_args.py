@@ -12,6 +12,7 @@ from finetune.models.decoding import Decoding
 T = TypeVar("T")
 LONGEST_WORD = 4  # characters that one blank may become
 MOST_WORDS = 1000  # that are listed
+POOLINGS = ("mean", "cls", "max", "lasttoken")  # values of --pooling
 BASE_MODEL = "base"  # value of --compare_with: the model before it was fine-tuned
 GENERATION_FLAGS = (  # flags of text generation, by the names of generation.Decoding
     "max_new_tokens", "do_sample", "temperature", "top_p", "repetition_penalty", "num_beams",
@@ -19,6 +20,8 @@ GENERATION_FLAGS = (  # flags of text generation, by the names of generation.Dec
 )  # fmt: skip
 KINDS = {  # titles of the kinds of models, by the names of kinds.CLASSES
     "masked": "填空的遮罩模型", "causal": "因果模型", "classifier": "分類模型", "choice": "選擇題模型",
+    "tagger": "序列標註模型", "extractor": "抽取式問答模型", "seq2seq": "文字轉換模型",
+    "encoder": "沒有輸出層的編碼器",
 }  # fmt: skip
 
 
@@ -59,9 +62,11 @@ class InferenceArgs:
     no_repeat_ngram_size: int  # 0: off
     stop: list[str]
     system_prompt: str | None
-    # multiple-choice questions
+    # questions: with options, or about a passage
     question: str | None
     options: str | None
+    context: str | None
+    max_answer_length: int  # tokens
     scoring: str
     orders: str
     # whole files
@@ -71,6 +76,12 @@ class InferenceArgs:
     output: str | None
     overwrite: bool
     strict: bool
+    # vectors and figures
+    embed: str | None
+    pooling: str
+    nearest: str | None
+    hidden_states: bool
+    draw: str | None
     # evaluation
     exam: str | None
     split: str
@@ -135,12 +146,14 @@ def lock_targets(args: InferenceArgs) -> list[tuple[str, Path]]:
     """List the places that are written to, each with its name in messages and its lock file."""
     from finetune.runtime import locks
 
-    if args.input is not None:
+    if args.input is not None or (args.embed is not None and args.output is not None):
         assert args.output is not None  # see `_check_files`
         return [(f"--output {args.output}", locks.lock_path(args.output))]
     if args.exam is not None:
         folder = report_folder(args)
         return [(f"--report {folder}", locks.lock_path(folder))]
+    if args.draw is not None:
+        return [(f"--draw {args.draw}", locks.lock_path(args.draw))]
     if args.compare is not None and args.report:
         return [(f"--report {args.report}", locks.lock_path(args.report))]
     return []

@@ -21,17 +21,30 @@ from finetune.runtime.files import LONGEST_NAME, writable
 from finetune.runtime.server_address import api_key, checked_address, is_server
 from finetune.runtime.strict_json import too_long
 
+ONLY = {  # what a kind of model does, for messages
+    "classifier": "，只會分類", "choice": "，只答選擇題", "tagger": "，只會標註",
+    "extractor": "，只在文章裡找答案", "seq2seq": "，只把一段文字轉換成另一段",
+    "encoder": "，只能得到向量（--embed、--hidden_states）",
+}  # fmt: skip
+ROW_KINDS = ("classifier", "tagger", "extractor", "seq2seq")  # their files may hold the right answers
 FOR_KINDS = {  # flags that only some kinds of model have a use for
     ("word_length", "candidates"): ("masked",),
-    (*GENERATION_FLAGS, "system_prompt"): ("causal",),
+    GENERATION_FLAGS: ("causal", "seq2seq"),
+    ("system_prompt",): ("causal",),
     ("prompt_format", "fewshot_as_multiturn", "chat_template_kwargs"): ("causal",),
     ("num_fewshot",): ("masked", "causal"),
     ("protocol", "log_prompts", "repeat", "audit_keys"): ("masked", "causal", "choice"),
-    ("pair", "text_column", "label_column"): ("classifier",),
-    ("compare_with", "skip_option_only", "subjects", "revisions"): ("masked", "causal", "choice"),
-    ("prompt", "top_k"): ("masked", "causal", "classifier"),
+    ("pair",): ("classifier",),
+    ("text_column", "label_column"): ROW_KINDS,
+    ("compare_with",): ("masked", "causal", "choice", "seq2seq"),
+    ("skip_option_only", "subjects", "revisions"): ("masked", "causal", "choice"),
+    ("prompt",): ("masked", "causal", "classifier", "tagger", "seq2seq"),
+    ("top_k",): ("masked", "causal", "classifier", "extractor", "seq2seq"),
     ("orders",): ("masked", "causal"),
-    ("question", "options", "scoring", "answer_format"): ("masked", "causal", "choice"),
+    ("options", "scoring", "answer_format"): ("masked", "causal", "choice"),
+    ("question",): ("masked", "causal", "choice", "extractor"),
+    ("context", "max_answer_length"): ("extractor",),
+    ("input", "exam"): ("masked", "causal", "choice", *ROW_KINDS),
 }
 # arguments of apply_chat_template that are not the template's own
 TEMPLATE_ARGUMENTS = {
@@ -42,7 +55,10 @@ TEMPLATE_ARGUMENTS = {
 SERVER_FLAGS = ("served_model", "concurrency", "request_timeout")
 LOCAL_DECODING = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
 LOCAL_FLAGS = ("precision", "allow_pickle")
-JOBS = {"exam": "--exam", "input": "--input", "inspect": "--inspect", "compare": "--compare"}
+JOBS = {
+    "exam": "--exam", "input": "--input", "inspect": "--inspect", "compare": "--compare", "embed": "--embed",
+    "draw": "--draw",
+}  # fmt: skip
 
 
 def parse_args(argv: list[str]) -> InferenceArgs:
@@ -82,7 +98,8 @@ def _check_job(args: InferenceArgs) -> None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     problems = []
     for name, owner in (
-        ("compare_with", "exam"), ("output", "input"), ("pair", "prompt"),
+        ("compare_with", "exam"), ("pair", "prompt"), ("context", "question"), ("pooling", "embed"),
+        ("nearest", "embed"), ("hidden_states", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
         ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
     ):  # fmt: skip
@@ -91,12 +108,15 @@ def _check_job(args: InferenceArgs) -> None:
             problems.append(f"--{name} 要與 --{owner} 一起給{hint}")
     if problems:
         raise UserError(problems)
+    if args.output is not None and args.input is None and args.embed is None:
+        raise UserError("--output 要與 --input 或 --embed 一起給")
     if args.report is not None and args.exam is None and args.compare is None:
         raise UserError("--report 要與 --exam 或 --compare 一起給")
     _check_comparison(args)
     for name in ("text_column", "label_column"):
-        if name in args.given and args.input is None and args.exam is None and args.inspect is None:
-            raise UserError(f"--{name} 要與 --input、--exam 或 --inspect 一起給")
+        sources = (args.input, args.exam, args.inspect, args.embed)
+        if name in args.given and all(source is None for source in sources):
+            raise UserError(f"--{name} 要與 --input、--exam、--inspect 或 --embed 一起給")
     check_repeats(args.repeat, args.scoring, args.orders if "orders" in args.given else None)
     if args.report and Path(args.report).is_file():
         raise UserError(f"--report {args.report} 是一個檔案，應為資料夾")
@@ -133,7 +153,7 @@ def _check_comparison(args: InferenceArgs) -> None:
 
 
 def _check_prompt(args: InferenceArgs) -> None:
-    for name in ("prompt", "pair", "system_prompt"):
+    for name in ("prompt", "pair", "system_prompt", "context", "nearest"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
             raise UserError(f"--{name} 是空的")
         if reason := too_long(getattr(args, name) or ""):
@@ -141,8 +161,10 @@ def _check_prompt(args: InferenceArgs) -> None:
 
 
 def _check_question(args: InferenceArgs) -> None:
-    if (args.question is None) != (args.options is None):
-        raise UserError("--question 與 --options 要一起給")
+    if args.options is not None and args.context is not None:
+        raise UserError("--options 與 --context 只能給一個：選擇題，或問一篇文章")
+    if (args.question is None) != (args.options is None and args.context is None):
+        raise UserError("--question 與 --options（選擇題）或 --context（問一篇文章）要一起給")
     if args.question is not None and not args.question.strip():
         raise UserError("--question 是空的")
     try:
@@ -264,7 +286,9 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
         UserError: with the flags that this model has no use for.
     """
     is_causal, problems = kind == "causal", []
-    only = {"classifier": "，只會分類", "choice": "，只答選擇題"}.get(kind, "")
+    if args.embed is not None or args.hidden_states:
+        return
+    only = ONLY.get(kind, "")
     for names, fitting_kinds in FOR_KINDS.items():
         idle = "、".join("--" + name for name in names if name in args.given)
         if idle and kind not in fitting_kinds:
@@ -276,7 +300,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
         warn_of_unused_generation_flags(args)
     if is_causal and "top_k" in args.given and not args.do_sample:
         console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
-    if not is_causal and args.top_k == 0:
+    if kind not in ("causal", "seq2seq") and args.top_k == 0:
         raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
 
 

@@ -12,7 +12,7 @@ from finetune.cli.flag_types import (
     stop_string,
     true_or_false,
 )
-from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
+from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS, POOLINGS
 from finetune.cli.inference_synonyms import USING
 from finetune.cli.parser import Parser
 from finetune.data.exam import SPLITS
@@ -26,7 +26,8 @@ from finetune.runtime import console
 def build_parser() -> Parser:
     """Build the parser of all flags, each with its unit, its scope and what 0 means."""
     parser = Parser(USING, prog="inference.py", usage=f"{console.command('inference.py')} [旗標]",
-                        description="填空、對話、答選擇題、分類、處理整個檔案、評測、檢查題庫；都不給就在終端機對話")
+                        description="填空、對話、答選擇題、分類、標註、文章問答、文字轉換、向量、處理整個檔案、評測、"
+                                    "檢查題庫；都不給就在終端機對話")
 
     add = parser.add_argument_group("模型").add_argument
     add("--model_path", type=path, default=console.MODEL_FOLDER,
@@ -39,7 +40,8 @@ def build_parser() -> Parser:
     add("--local_rank", type=int_in(-1), default=-1, help="由啟動器填入")
 
     add = parser.add_argument_group("填空與分類").add_argument
-    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或續寫；分類模型則分類")
+    add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或續寫；"
+                         "分類、標註、文字轉換的模型則處理它")
     add("--pair", help="分類模型：一對句子的第二句，第一句是 --prompt")
     add("--top_k", type=int_in(0, MOST_WORDS), default=5,
         help=f"列出前幾名（1 到 {MOST_WORDS}，預設 5；分類的 JSON 與檔案預設全部標籤）；"
@@ -48,7 +50,7 @@ def build_parser() -> Parser:
         help="一個 [MASK] 最多變成幾個字（1 到 4，預設 1）；多個 [MASK] 則一起填")
     add("--candidates", type=comma_list, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
-    add = parser.add_argument_group("文字生成（因果模型）").add_argument
+    add = parser.add_argument_group("文字生成（因果模型、文字轉換模型）").add_argument
     add("--max_new_tokens", type=int_in(1), default=256, help="最多生成幾個 token（預設 256）")
     add("--do_sample", action="store_true", help="抽樣；不加就每次選最可能的（greedy）")
     add("--temperature", type=float_in(0), default=1.0, help="抽樣的溫度；0 = greedy（預設 1）")
@@ -70,8 +72,11 @@ def build_parser() -> Parser:
         help="生成到這些字串之一就停，不含它；\\n 是換行，例如 --stop 。 \\n")
     add("--system_prompt", default=None, help="放在對話最前面的系統提示（--prompt、對話、檔案、評測）")
 
-    add = parser.add_argument_group("選擇題").add_argument
-    add("--question", help="題目")
+    add = parser.add_argument_group("選擇題與文章問答").add_argument
+    add("--question", help="題目；選擇題加 --options，問一篇文章加 --context")
+    add("--context", help="抽取式問答模型：--question 問的文章，答案是其中的一段")
+    add("--max_answer_length", type=int_in(1), default=30,
+        help="抽取式問答：答案最長幾個 token（預設照訓練時的，沒有就是 30）")
     add("--options", help='選項，例如 "A:地球 B:木星 C:火星"')
     add("--scoring", type=choice("auto", *METHODS, *SHORT, LOGLIKELIHOOD, GENERATE), default="auto",
         metavar="SCORING",
@@ -83,20 +88,33 @@ def build_parser() -> Parser:
              "因為輪換後先驗自己就抵消了")
 
     add = parser.add_argument_group("整個檔案").add_argument
-    add("--input", type=path, help="題目檔（question、A、B…）、句子檔（prompt）或要分類的文字檔："
+    add("--input", type=path, help="題目檔（question、A、B…）、句子檔（prompt）、要分類、標註或轉換的文字檔，"
+                        "或文章與問題的檔："
                         "csv、tsv、json、jsonl、parquet、arrow、xlsx、txt")
     add("--text_column", default="",
-        help="分類：文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設照訓練時的，沒有就自動辨識）")
+        help="分類、標註、文字轉換、--embed：文字的欄位；句對寫兩個，例如 sentence1,sentence2；"
+             "文章問答是文章的欄位（預設照訓練時的，沒有就自動辨識）")
     add("--label_column", default="",
-        help="分類：正解的欄位，--input 與 --exam 用來算正確率，--inspect 看標籤（預設自動辨識）")
+        help="正解的欄位，--input 與 --exam 用來算成績，--inspect 看標籤（預設自動辨識）")
     add("--output", type=path, help="答案檔，一列一筆；中斷後同一個指令會接著做")
     add("--overwrite", action="store_true", help="答案檔已經存在時，重新作答並換掉它")
     add("--strict", action="store_true", help="有任何一列答不了就以 2 結束")
 
+    add = parser.add_argument_group("向量與圖").add_argument
+    add("--embed", type=path, metavar="FILE",
+        help="把檔案的每一列變成一個向量，寫到 --output（.parquet 或 .npy）；任何一種模型都可以")
+    add("--pooling", type=choice("auto", *POOLINGS), default="auto",
+        help="向量怎麼由各個 token 得來；auto 照模型附的設定，沒有就用 mean（預設）")
+    add("--nearest", metavar="TEXT", help="列出 --embed 的檔案裡意思最接近這段文字的列（--top_k 列）")
+    add("--hidden_states", action="store_true",
+        help="--prompt 的 last_hidden_state：形狀，與每個 token 的向量")
+    add("--draw", type=path, metavar="FOLDER",
+        help="畫出模型的五張圖（SVG）：BERT、GPT、各家並列、哪些層在學、遷移學習的流程")
+
     add = parser.add_argument_group("評測").add_argument
     add("--exam", type=path,
         help=f"題庫：hub 名稱、資料夾、檔案、簡稱（{'｜'.join(NAMED)}），或 demo（內建示範）；"
-             "分類模型則是有標籤的文字")
+             "分類、標註、文章問答、文字轉換的模型則是有正解的檔案或資料夾")
     add("--split", type=choice(*sorted(SPLITS), "all"), default="test", help="評測哪一部分（預設 test）")
     add("--report", type=path, help="報告寫到這個資料夾（預設 ./report_{題庫}）")
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")

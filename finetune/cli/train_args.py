@@ -27,6 +27,9 @@ CAUSAL_DEFAULTS: dict[str, object] = {
     "model_name_or_path": "Qwen/Qwen2.5-0.5B", "split_ratio": (0.95, 0.05, 0.0), "max_length": 2048,
     "train_batch_size": 16, "early_stopping_patience": 0,
 }  # fmt: skip
+ROW_DEFAULTS: dict[str, object] = {
+    "dataset": "", "split_ratio": (0.8, 0.1, 0.1), "early_stopping_patience": 0,
+}  # fmt: skip
 TASK_DEFAULTS: dict[str, dict[str, object]] = {  # task -> defaults of flags that were not given
     "exam": {},
     "mlm": {
@@ -38,11 +41,15 @@ TASK_DEFAULTS: dict[str, dict[str, object]] = {  # task -> defaults of flags tha
         "early_stopping_patience": 3,
         "masking": "word",
     },
-    "classify": {
-        "dataset": "",
-        "split_ratio": (0.8, 0.1, 0.1),
-        "num_epochs": 5,
-        "early_stopping_patience": 0,
+    "classify": {**ROW_DEFAULTS, "num_epochs": 5},
+    "tag": {**ROW_DEFAULTS, "num_epochs": 5},
+    "span": {**ROW_DEFAULTS, "num_epochs": 3},
+    "seq2seq": {
+        **ROW_DEFAULTS,
+        "model_name_or_path": "google/mt5-small",
+        "learning_rate": 3e-4,
+        "train_batch_size": 16,
+        "num_epochs": 3,
     },
     "cpt": {**CAUSAL_DEFAULTS, "dataset": "", "learning_rate": 2e-4, "num_epochs": 1},
     "sft": {**CAUSAL_DEFAULTS, "learning_rate": 1e-5, "num_epochs": 3},
@@ -85,6 +92,11 @@ class TrainArgs:
     multi_label: bool
     class_weights: bool
     dataset_config_name: str
+    # tagged texts, answers about passages, texts written from texts
+    stride: int  # tokens that two windows of a long row share
+    max_answer_length: int  # tokens
+    prefix: str
+    max_target_length: int  # tokens
     # texts
     clean: list[str]
     min_chars: int
@@ -154,11 +166,14 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("任務").add_argument
     add("--task", type=choice(*TASK_DEFAULTS), default="exam",
         help="exam：以選擇題訓練遮罩模型（預設）；mlm：以文字持續預訓練遮罩模型；classify：文字分類；"
+             "tag：序列標註（命名實體、斷詞、詞性）；span：抽取式問答；"
+             "seq2seq：文字轉換（T5、BART：摘要、改寫、翻譯）；"
              "cpt：以文字持續預訓練因果模型；sft：以問答微調因果模型（指令微調）")
     add("--objective", type=choice(*METHOD_OF_OBJECTIVE), default="answer+mlm",
         help="answer+mlm（預設）｜answer｜mlm｜cloze（比各選項本身的機率）｜choice（另裝選擇題輸出層）")
     add("--model_name_or_path", "--model", type=path, default="bert-base-chinese",
-        help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B）")
+        help="底模：hub 上的名稱或資料夾（預設 %(default)s；cpt、sft 是 Qwen/Qwen2.5-0.5B，"
+             "seq2seq 是 google/mt5-small）")
     add("--allow_pickle", action="store_true",
         help="底模沒有 safetensors 時，也讀 pytorch_model.bin（pickle）；只取張量，不執行夾帶的程式")
     add("--from_scratch", action="store_true", help="只用 config.json 建立隨機初始化的模型")
@@ -174,7 +189,7 @@ def build_parser() -> Parser:
     add("--subjects", default="all", help="科目或類別，以逗號分開（預設 all）")
     add("--split_ratio", type=ratios, default=(0.70, 0.25, 0.05),
         help="訓練、驗證、保留的比例（預設 0.70,0.25,0.05；mlm、cpt、sft 是 0.95,0.05,0；"
-             "classify 是 0.8,0.1,0.1）")
+             "classify、tag、span、seq2seq 是 0.8,0.1,0.1）")
     add("--pool", type=choice("fit", "all"), default="fit",
         help="fit：正式測驗題只用來評測（預設）；all：連它一起切，成績不可與公布的比較")
     add("--on_bad_rows", type=choice("fail", "skip"), default="fail",
@@ -197,12 +212,23 @@ def build_parser() -> Parser:
         help="遮住的一律換成 [MASK]；預設 80 %% 換、10 %% 換成別的 token、10 %% 不變")
     add("--preview_masks", type=int_in(0), default=0, help="只看幾列遮起來的樣子，不訓練")
 
-    add = parser.add_argument_group("分類（classify）").add_argument
-    add("--text_column", default="", help="文字的欄位；句對寫兩個，例如 sentence1,sentence2（預設自動辨識）")
-    add("--label_column", default="", help="標籤的欄位；寫幾個就是多標籤，各欄是 0 或 1（預設自動辨識）")
+    add = parser.add_argument_group("分類、標註、問答與文字轉換（classify、tag、span、seq2seq）").add_argument
+    add("--text_column", default="",
+        help="文字的欄位；classify 的句對寫兩個，例如 sentence1,sentence2；span 是文章，"
+             "seq2seq 是輸入（預設自動辨識）")
+    add("--label_column", default="",
+        help="標籤的欄位；classify 寫幾個就是多標籤，各欄是 0 或 1；span 是答案，"
+             "seq2seq 是輸出（預設自動辨識）")
     add("--multi_label", action="store_true", help="一列可有幾個標籤，以 |、;、、 或逗號分開")
     add("--class_weights", action="store_true", help="少見的類別在損失裡加重，依訓練資料的比例")
     add("--dataset_config_name", default="", help="hub 資料集有幾種設定時，用哪一種")
+
+    add("--stride", type=int_in(0), default=128,
+        help="tag、span：太長的文字分成幾段來讀，相鄰兩段重疊幾個 token（預設 128）")
+    add("--max_answer_length", type=int_in(1), default=30, help="span：答案最長幾個 token（預設 30）")
+    add("--prefix", default="", help="seq2seq：接在每個輸入前面的文字，例如 'summarize: '（預設沒有）")
+    add("--max_target_length", type=int_in(1), default=128,
+        help="seq2seq：輸出最長幾個 token（預設 128）")
 
     add = parser.add_argument_group("文字（cpt、mlm）").add_argument
     add("--clean", type=choices(*CLEANING), default=list(CLEANING),
@@ -218,19 +244,19 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("步數").add_argument
     add("--num_epochs", type=int_in(1), default=40,
-        help="輪數上限（預設 40；mlm 10、classify 5、cpt 1、sft 3）")
+        help="輪數上限（預設 40；mlm 10、classify 與 tag 5、span、seq2seq 與 sft 3、cpt 1）")
     add("--max_steps", type=int_in(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
     add("--early_stopping_patience", type=int_in(0), default=5,
-        help="驗證成績幾輪沒有進步就停；0 = 不停（預設 5；mlm 3；classify、cpt、sft 0）")
+        help="驗證成績幾輪沒有進步就停；0 = 不停（預設 5；mlm 3；exam 與 mlm 以外 0）")
     add("--train_batch_size", type=int_in(1), default=32,
-        help="批次大小：每一步的列數，所有 rank 合計（預設 32；cpt、sft 16）")
+        help="批次大小：每一步的列數，所有 rank 合計（預設 32；cpt、sft、seq2seq 16）")
     add("--micro_batch_size", type=int_in(0), default=0,
         help="每個 rank 一次前向傳播的列數；0 = 自動（依長度，不超過一定的 token 數）；記憶體不足就減半")
     add("--auto_micro_batch", action="store_true",
         help="GPU 記憶體不足時自動把微批次減半，從最近的檢查點接續；批次大小不變")
     add("--learning_rate", type=float_in(0, above=True), default=3e-5,
         help="學習率的最高點（預設 3e-5；mlm 5e-5、cpt 2e-4、sft 1e-5；"
-             "隨機初始化 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
+             "seq2seq 3e-4；隨機初始化 --from_scratch 是 0.128 除以寬度、最多 1e-3，--demo 是 1e-3）")
     add("--on_nan", type=choice("fail", "skip"), default="fail",
         help="損失是 NaN 或無限大時：fail 停止並列出是哪些列（預設）；skip 略過那一步")
     add("--warmup_ratio", type=float_in(0, 1), default=0.1, help="暖身佔總步數的比例（預設 0.1）")

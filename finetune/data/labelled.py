@@ -6,13 +6,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from finetune.data import hub_dataset
 from finetune.data.bad_rows import bad_rows_report, summarize_problems, where
-from finetune.data.data_files import ORDER, DataFile, no_data_message
+from finetune.data.data_files import DataFile
 from finetune.data.dataset_card import card_classes
 from finetune.data.label_columns import (
     LabelColumns,
@@ -25,8 +24,9 @@ from finetune.data.label_columns import (
 )
 from finetune.data.label_values import interpret_labels, whitespace_notes
 from finetune.data.question import normalised
+from finetune.data.row_dataset import find_row_files
 from finetune.runtime.console import log
-from finetune.runtime.errors import UserError, listed, nearest
+from finetune.runtime.errors import UserError, listed
 from finetune.runtime.strict_json import too_long
 
 FEW = 50  # up to this many rows, every row may have a label of its own
@@ -125,16 +125,8 @@ def read_labelled(
     """
     options = options or LabelledOptions()
     config_name = options.config_name
-    folder, files, origin = hub_dataset.find_files(source, revision or "main", flag)
+    folder, files, origin = find_row_files(source, revision, config_name, flag)
     named = f"{flag} {source}"
-    if not files:
-        raise UserError(no_data_message(folder, named))
-    if Path(source).expanduser().is_dir() or not Path(source).expanduser().exists():
-        files = _choose_files(folder, files, config_name, named)
-    elif config_name:
-        raise UserError(f"--dataset_config_name {config_name}：{named} 是一個檔案，沒有設定可選")
-    elif len(files) == 1:
-        files = [replace(files[0], split="")]
     columns = find_label_columns(
         first_rows(files, named), options.text_column, options.label_column, options.multi_label, named
     )
@@ -152,33 +144,6 @@ def read_labelled(
     if learn:
         _check(dataset, named, bool(reader.classes))
     return dataset
-
-
-def _choose_files(folder: Path, files: list[DataFile], config_name: str, named: str) -> list[DataFile]:
-    """Return the files of a folder to read, each with its split, training rows first."""
-    files = [replace(file, split="validation" if file.split == "dev" else file.split) for file in files]
-    if config_name:
-        configs = sorted({file.config for file in files} - {""})
-        files = [file for file in files if file.config == config_name]
-        if not files:
-            guess = nearest(config_name, configs)
-            hint = f"是不是 {guess[0]}？" if guess else f"有的是 {'、'.join(configs) or '（沒有子資料夾）'}"
-            raise UserError(f"--dataset_config_name {config_name}：{named} 沒有這個設定，{hint}")
-    kept = [file for file in files if file.split]
-    if not kept:
-        return files
-    splits = {(file.config, file.split) for file in kept}
-    if len(splits) > len({split for _, split in splits}):  # the same split twice
-        if ("", "train") not in splits:
-            configs = sorted({file.config for file in kept} - {""})
-            raise UserError(
-                f"{named}：有 {len(configs)} 個設定，各有自己的 train、test：{'、'.join(configs)}。"
-                f"請指到其中一個資料夾（例如 {configs[0]}），訓練時也可用 --dataset_config_name 選"
-            )
-        kept = [file for file in kept if not file.config]
-    if others := [str(file.path.relative_to(folder)) for file in files if file not in kept]:
-        log(f"略過 {listed(others, 5)}：名稱看不出是 train、validation 或 test，或屬於別的設定")
-    return sorted(kept, key=lambda file: ORDER.index(file.split))
 
 
 # ---- rows --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from finetune.data.instructions import Instruction
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset
 from finetune.data.question import Question, Statement, normalised, seeded_hash
 from finetune.data.question_store import QuestionView, as_view, concat, pick
+from finetune.data.row_dataset import DatasetRow, RowDataset
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
 
@@ -229,6 +230,62 @@ def _warn_of_rare(names: list[str], parts: Sequence[list[Labelled]]) -> None:
         present = {label for row in rows for label in row.labels}
         if rows and (missing := [name for label, name in enumerate(names) if label not in present]):
             log(f"⚠️ {part_name}裡沒有這些類別：{listed(missing, 5)}（列數太少）")
+
+
+def split_rows(dataset: RowDataset, ratio: tuple[float, float, float], seed: int) -> Splits:
+    """Split rows into training, validation, held-out and official test rows, groups undivided.
+
+    The official test rows are only ever scored. An official validation split is used as such, and nothing is
+    held out; without one the training rows are split by `ratio`. Where there is an official test split, the
+    share that `ratio` would hold out is trained on. The same row never stands in two splits: that of the test
+    split stays there, then that of the validation split.
+
+    Raises:
+        UserError: no row to train on.
+    """
+    test = dataset.rows.get("test", [])
+    seen = {row.fingerprint for row in test}
+    fresh: dict[str, list[DatasetRow]] = {"validation": [], "train": [], "": []}
+    duplicates = 0
+    for split, rows in fresh.items():
+        for row in dataset.rows.get(split, []):
+            duplicates += row.fingerprint in seen
+            if row.fingerprint not in seen:
+                seen.add(row.fingerprint)
+                rows.append(row)
+    rows = fresh["train"] + fresh[""]
+    if not rows:
+        only = "只有 validation 或 test，或全部與它們重複"
+        raise UserError(f"可用來訓練的{dataset.unit}是 0 {dataset.unit}：{dataset.origin} 裡{only}")
+    if test and ratio[2] and not fresh["validation"]:  # held-out rows would only be lost to training
+        log(f"  有正式測驗，不再從訓練資料裡保留一份：--split_ratio 的保留 {ratio[2]:g} 併入訓練")
+        ratio = (ratio[0] + ratio[2], ratio[1], 0.0)
+    if fresh["validation"]:
+        return Splits(rows, fresh["validation"], [], test, duplicates)
+    rows.sort(key=lambda row: (seeded_hash(seed, row.group or row.fingerprint), row.group))
+    return Splits(*split_by_ratio(rows, ratio, lambda row: row.group), test, duplicates)
+
+
+def describe_rows(dataset: RowDataset, splits: Splits, what: str) -> None:
+    """Log what was read and how it was split.
+
+    Args:
+        what: name of the data, for the message: 標註資料.
+    """
+    unit = dataset.unit
+    counts = "、".join(f"{split or '不分'} {len(rows)}" for split, rows in dataset.rows.items() if rows)
+    log(f"{what} {dataset.origin}：{len(dataset)} {unit}（{counts}）")
+    for remark, count in dataset.remarks.items():
+        log(f"  {remark}（{count} {unit}）")
+    if dataset.skipped:
+        log(f"  略過 {len(dataset.skipped)} 列：")
+        for problem in summarize_problems(dataset.skipped):
+            log(f"    - {problem}")
+    log(
+        f"  訓練 {len(splits.fit)}、驗證 {len(splits.validation)}、保留 {len(splits.held_out)}、正式測驗 "
+        f"{len(splits.test)} {unit}"
+        + (f"；另有 {splits.duplicates} {unit}重複，未列入" if splits.duplicates else "")
+    )
 
 
 def describe_labels(dataset: LabelledDataset, splits: Splits[Labelled]) -> None:

@@ -77,7 +77,7 @@ def probabilities(
     They are a softmax or, of a multi-label model, independent sigmoids.
 
     Args:
-        forward: see `models.forward.SequenceLogits`.
+        forward: see `models.heads.SequenceLogits`.
         config: the model's configuration.
         pad_id: id of the padding token.
         rows: tokenized.

@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.models.forward import SequenceLogits, TokenLogits, forward_of
+from finetune.models.forward import TokenLogits
+from finetune.models.heads import Seq2SeqLogits, SequenceLogits, SpanLogits, TaggingLogits, forward_of
 from finetune.models.padding import padded, padded_width
 from finetune.runtime.distributed import Distributed
 
 BATCH_TOKENS = 4096  # padded tokens of a forward pass
 BATCH_BLANKS = 512  # positions of a forward pass: their logits are (M, vocabulary)
 
+PASSES = (TokenLogits, SequenceLogits, TaggingLogits, SpanLogits, Seq2SeqLogits)
 Forward = Callable[..., Tensor]  # called with input_ids, attention_mask, rows, cols and, for pairs, segments
 
 
 def as_forward(model: nn.Module | Forward) -> Forward:
     """Return the forward pass of a model at chosen positions; a forward pass is returned as it is."""
-    if isinstance(model, nn.Module) and not isinstance(model, (TokenLogits, SequenceLogits)):
+    if isinstance(model, nn.Module) and not isinstance(model, PASSES):
         return forward_of(model).eval()
     return model
 

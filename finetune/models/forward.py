@@ -1,4 +1,4 @@
-"""Forward passes: logits of a language model at chosen positions, and of heads that read a whole row."""
+"""Forward passes of language models: logits at chosen positions, of one document or several to a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ HEADS = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "gpt2", "phi3"), ("lm_head",)),
 }
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
-ROW_CLASSES = ("ForSequenceClassification", "ForMultipleChoice")
 # values of config.problem_type of transformers
 SINGLE_LABEL: Final = "single_label_classification"
 MULTI_LABEL: Final = "multi_label_classification"
@@ -82,7 +81,7 @@ class TokenLogits(nn.Module):
         self.model, self.packed = model, packed
         names = HEADS.get(config_of(model).model_type)
         self._head = names if names and all(hasattr(model, name) for name in names) else None
-        body = _body_of(model)
+        body = body_of(model)
         self.has_fast_path = self._head is not None and encoder.is_supported(body)
         self._encoder = encoder.Encoder(body, bf16) if self.has_fast_path else None
         self.fp32_forward = TokenLogits(model, packed).eval() if bf16 and self.has_fast_path else None
@@ -113,7 +112,7 @@ class TokenLogits(nn.Module):
         if self._encoder is not None:
             hidden = self._encoder(input_ids, attention_mask, rows, cols)
         else:
-            hidden = _body_of(self.model)(**inputs)[0][rows, cols]  # (M, H)
+            hidden = body_of(self.model)(**inputs)[0][rows, cols]  # (M, H)
         # Scores that decide an answer keep their digits: bf16 rounds logits so coarsely that options tie.
         exact = not self.training and next(self.parameters()).dtype == torch.float32
         with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
@@ -123,77 +122,9 @@ class TokenLogits(nn.Module):
         return hidden
 
 
-def _body_of(model: nn.Module) -> Any:
+def body_of(model: nn.Module) -> Any:
     """Return the base model of transformers under the head; None where there is none."""
     return getattr(model, cast(str, model.base_model_prefix), None)
-
-
-class SequenceLogits(nn.Module):
-    """Logits of whole rows: of a classifier one for each class, of a multiple-choice head one number.
-
-    It is called like `TokenLogits`; `cols` are then classes. Multi-label classes are selected one by one.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self._multi = is_multi(config_of(model))
-        self._choice = type(model).__name__.endswith("ForMultipleChoice")
-        self._segments = getattr(model.config, "type_vocab_size", 0) > 1
-        body = _body_of(model)
-        self._encoder = encoder.Encoder(body) if encoder.is_supported(body) else None
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        rows: Tensor,
-        cols: Tensor,
-        segments: Tensor | None = None,
-    ) -> Tensor:
-        """Return logits (M, C) of the rows.
-
-        Those of a multiple-choice head are (M, 1), those of a multi-label classifier (M,).
-
-        Args:
-            input_ids, attention_mask: (B, T).
-            rows, cols: (M,).
-            segments: (B, T), 0 for the first sentence of a pair and 1 for the second; None without pairs.
-        """
-        segments = segments if self._segments else None
-        # Scores that decide an answer keep their digits, as those of TokenLogits do.
-        exact = not self.training and next(self.parameters()).dtype == torch.float32
-        with torch.autocast(input_ids.device.type, enabled=False) if exact else contextlib.nullcontext():
-            if self._encoder is not None:
-                logits = self._fast_pass(self._encoder, input_ids, attention_mask, segments)
-            else:
-                logits = self._model_pass(input_ids, attention_mask, segments)
-        return logits[rows, cols] if self._multi else logits[rows]
-
-    def _fast_pass(
-        self, body: encoder.Encoder, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None
-    ) -> Tensor:
-        """Run a family that models/encoder.py supports: the head reads the first token alone."""
-        model: Any = self.model
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        first = body(input_ids, attention_mask, rows, torch.zeros_like(rows), segments)[:, None]
-        if (pooler := body.body.pooler) is None:
-            return model.classifier(first)  # which takes the first token itself
-        return model.classifier(model.dropout(pooler(first)))
-
-    def _model_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
-        """Run transformers' own forward pass."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if segments is not None:
-            inputs["token_type_ids"] = segments
-        if self._choice:  # (questions, options, T): each option is a question by itself here
-            inputs = {name: value[:, None] for name, value in inputs.items()}
-        return self.model(**inputs).logits
-
-
-def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
-    """Return the forward pass of a model, by its head."""
-    return SequenceLogits(model) if type(model).__name__.endswith(ROW_CLASSES) else TokenLogits(model, packed)
 
 
 def bf16_forward(model: nn.Module) -> TokenLogits:

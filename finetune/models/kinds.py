@@ -1,4 +1,4 @@
-"""Kinds of models by their configuration: masked, causal, classifier, multiple choice; and new heads."""
+"""Kinds of models by their configuration, and new heads: language models, heads, encoders."""
 
 from __future__ import annotations
 
@@ -18,17 +18,33 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLASSES = {  # kind -> its auto class in transformers
     "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification", "choice": "AutoModelForMultipleChoice",
+    "tagger": "AutoModelForTokenClassification", "extractor": "AutoModelForQuestionAnswering",
+    "seq2seq": "AutoModelForSeq2SeqLM", "encoder": "AutoModel",
 }  # fmt: skip
-NEW_HEAD = ("classifier", "choice")  # kinds whose head is put on here, whatever the base was trained for
+HEAD_ENDINGS = {  # kind -> how the names of its classes in transformers end
+    "classifier": "ForSequenceClassification", "choice": "ForMultipleChoice",
+    "tagger": "ForTokenClassification", "extractor": "ForQuestionAnswering",
+}  # fmt: skip
+# kinds whose head is put on here, whatever the base was trained for
+NEW_HEAD = ("classifier", "choice", "tagger", "extractor")
+WITH_LABELS = ("classifier", "tagger")  # kinds whose outputs have names
 TITLES = {
     "masked": "填空用的遮罩語言模型", "causal": "生成文字的因果語言模型", "classifier": "文字分類模型",
-    "choice": "選擇題模型",
+    "choice": "選擇題模型", "tagger": "序列標註模型", "extractor": "抽取式問答模型",
+    "seq2seq": "編碼器－解碼器模型", "encoder": "沒有輸出層的編碼器",
 }  # fmt: skip
+# Attribute of a configuration: the kind that this project fine-tuned a model to be, where its class does not
+# tell: BART's fills [MASK] and writes summaries.
+FINE_TUNED_AS = "fine_tuned_as"
 HINTS = {
     "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
     "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 訓練",
     "classifier": "請換 bert-base-chinese 這類模型",
     "choice": "請換 bert-base-chinese 這類編碼器；因果語言模型用 --task sft 訓練選擇題",
+    "tagger": "請換 bert-base-chinese 這類模型",
+    "extractor": "請換 bert-base-chinese 這類模型",
+    "seq2seq": "請換 google/mt5-small、fnlp/bart-base-chinese 這類模型",
+    "encoder": "請換 bert-base-chinese 這類模型",
 }
 
 
@@ -38,16 +54,32 @@ def kind_of(config: PreTrainedConfig) -> str:
     # decided without the import below, which takes longer than a prompt
     if names == ["BertForMaskedLM"] and config.model_type == "bert":
         return "masked"
-    for kind, ending in (("classifier", "ForSequenceClassification"), ("choice", "ForMultipleChoice")):
+    for kind, ending in HEAD_ENDINGS.items():
         if any(name.endswith(ending) for name in names):
             return kind
     if any(name.endswith(CAUSAL_CLASSES) for name in names):
         return "causal"
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+    if is_seq2seq(config):
+        return "seq2seq"
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+
+
+def is_seq2seq(config: PreTrainedConfig) -> bool:
+    """Return whether a model is used to write texts from texts: an encoder-decoder such as T5.
+
+    A family that also fills [MASK] (BART, mBART) does so unless it was fine-tuned here to write.
+    """
+    if not config.is_encoder_decoder:
+        return False
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return False
+    return type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, FINE_TUNED_AS, "") == "seq2seq"
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
@@ -69,6 +101,13 @@ def mismatch_reason(config: PreTrainedConfig, kind: str, name: str) -> str:
         if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
             return f"{description}：這類模型不能當{TITLES[kind]}的底模；{HINTS[kind]}"
         return ""
+    if kind == "encoder":
+        return ""
+    if kind == "seq2seq":
+        from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+        fits = saved_as not in NEW_HEAD and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        return "" if fits else f"{description}，不是{TITLES[kind]}；{HINTS[kind]}"
     if kind == "masked" and config.model_type == "electra" and "ElectraForMaskedLM" not in classes:
         return (
             f"{description}：ELECTRA 的 discriminator 學的是認出哪些字被換過，沒有填 [MASK] 的輸出層；"
@@ -88,14 +127,31 @@ def mismatch_reason(config: PreTrainedConfig, kind: str, name: str) -> str:
 
 
 def names_of(config: PreTrainedConfig) -> list[str]:
-    """Return the labels of a classifier, by class number."""
+    """Return the labels of a classifier or tagger, by class number."""
     labels = cast(dict[int, str], config.id2label)
     return [str(labels[number]) for number in range(cast(int, config.num_labels))]
 
 
 def classes_of(config: PreTrainedConfig) -> list[str]:
-    """Return the labels of a classifier, by class number; none of another model."""
-    return names_of(config) if kind_of(config) == "classifier" else []
+    """Return the labels of a classifier or tagger, by class number; none of another model."""
+    return names_of(config) if kind_of(config) in WITH_LABELS else []
+
+
+def name_tags(config: PreTrainedConfig, names: Sequence[str]) -> None:
+    """Write the tags of a tagger into a configuration.
+
+    Raises:
+        UserError: the model is a tagger with other tags already.
+    """
+    known = classes_of(config)
+    if known and known != list(names):
+        ours, theirs = ("、".join(part[:10]) + "…" * (len(part) > 10) for part in (known, list(names)))
+        raise UserError(
+            f"--model_name_or_path：底模已經是{TITLES['tagger']}，標記依序是（{ours}），資料的是（{theirs}）；"
+            "資料的標記都在底模的標記之中，才能接著訓練；否則請改用它的底模"
+        )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: at for at, name in enumerate(names)}
 
 
 def name_classes(config: PreTrainedConfig, names: Sequence[str], multi: bool) -> None:

@@ -39,6 +39,9 @@ TASK_TITLES = {
     "cpt": "持續預訓練",
     "sft": "指令微調",
     "classify": "文字分類",
+    "tag": "序列標註",
+    "span": "抽取式問答",
+    "seq2seq": "文字轉換",
 }  # titles of the tasks, for the model card and the report
 NEEDED = ("scoring", "template", "max_length")  # a card without them is useless
 LARGEST = 1 << 53  # the largest integer that a float still represents
@@ -71,6 +74,8 @@ class RunCard:
     growth: dict[str, Any] = field(default_factory=dict)
     # for a classifier: metrics by set, see reports/classification.py
     labels: dict[str, Any] = field(default_factory=dict)
+    # for a tagger, an extractor or an encoder-decoder: metrics by set, see reports/row_report.py
+    metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -169,7 +174,8 @@ PARTS: dict[str, Callable[[object], bool]] = {
     "base_model": lambda value: value == "" or is_name(value), "dataset": _text,
     "pool": _among("fit", "all"), "flags": _flags, "fingerprints": _list_of(_text),
     "sketches": _object_of(_text), "lineage": _list_of(_stage), "history": _list_of(_epoch),
-    "results": _object, "growth": _object, "labels": _object, "versions": _object,
+    "results": _object, "growth": _object, "labels": _object, "metrics": _object,
+    "versions": _object,
 }  # fmt: skip
 
 

@@ -37,6 +37,8 @@ class Example:
     documents: tuple[int, ...] = ()  # in a packed row: the number of each token's document, from 1
     segments: Sequence[int] = ()  # for a pair of sentences: 0 for the tokens of the first, 1 for the second
     importance: tuple[float, ...] = ()  # relative weight of each target; () where they are equal
+    # of an encoder-decoder: what its decoder reads; positions are then its tokens
+    decoder_ids: Sequence[int] = ()
 
     @property
     def weights(self) -> list[float]:
@@ -133,6 +135,7 @@ class Batch:
     num_targets: int  # rows, or targets, that count (rows that keep ranks in step do not)
     names: list[str]
     segments: Tensor | None = None  # (B, T), of pairs of sentences
+    decoder_ids: Tensor | None = None  # (B, S), what the decoder of an encoder-decoder reads
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on a device."""
@@ -146,8 +149,10 @@ class Batch:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Arguments of a forward pass, see models/forward.py."""
-        segments = () if self.segments is None else (self.segments,)
-        return (self.input_ids, self.attention_mask, self.rows, self.cols, *segments)
+        inputs = self.input_ids, self.attention_mask, self.rows, self.cols
+        if self.decoder_ids is not None:
+            return (*inputs, self.segments, self.decoder_ids)  # type: ignore[return-value]  # None: no segments
+        return inputs if self.segments is None else (*inputs, self.segments)
 
     @property
     def tokens(self) -> int:
@@ -198,6 +203,9 @@ def collate(examples: Sequence[Example | MultipleChoiceExample | None], pad_id: 
     segments = None
     if any(example.segments for example in filled):
         segments = padded([example.segments or [0] * len(example.ids) for example in filled], 0)[0]
+    decoder_ids = None
+    if any(example.decoder_ids for example in filled):
+        decoder_ids = padded([example.decoder_ids or [pad_id] for example in filled], pad_id)[0]
     rows, cols, targets, weights, candidates = zip(*flat, strict=True)
     return Batch(
         input_ids=input_ids,
@@ -210,6 +218,7 @@ def collate(examples: Sequence[Example | MultipleChoiceExample | None], pad_id: 
         num_targets=sum(len(example.positions) if example.by_token else 1 for example in real),
         names=[example.row for example in real],
         segments=segments,
+        decoder_ids=decoder_ids,
     )
 
 

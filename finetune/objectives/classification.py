@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.labelled import Labelled
-from finetune.evaluation.classification import encode
+from finetune.evaluation.baseline import add_baseline
+from finetune.evaluation.classification import compute_metrics, encode, probabilities
+from finetune.evaluation.queries import Forward
+from finetune.models.forward import is_multi
+from finetune.models.kinds import names_of
 from finetune.objectives.batching import Example
 from finetune.objectives.objective import BaselineLoss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from finetune.runtime.distributed import Distributed
 
 
 class ClassificationObjective:
@@ -34,6 +40,7 @@ class ClassificationObjective:
     packed = False
     rejected_by_template: Sequence[str] = ()
     remarks: Mapping[str, int] = {}
+    compares = False
 
     def __init__(
         self,
@@ -47,6 +54,7 @@ class ClassificationObjective:
         self.rows, self.count, self.multi = list(rows), count, multi
         self.weights = weights or [1.0] * count
         self.too_long: list[str] = []
+        self.pad_id = tokenizer.pad_token_id
         self.encoded = [encode(tokenizer, row.text, row.pair, max_length) for row in rows]
         self.lengths = [len(row.ids) for row in self.encoded]
         self.truncated = sum(row.cut for row in self.encoded)
@@ -79,6 +87,35 @@ class ClassificationObjective:
             row.ids, positions, targets, row=self.rows[index].id, segments=row.segments,
             importance=tuple(importance),
         )  # fmt: skip
+
+    def predict(self, forward: Forward, config: PreTrainedConfig, world: Distributed) -> list[list[float]]:
+        """Return the probabilities (n, K) of the classes of each row. Collective."""
+        return probabilities(forward, config, self.pad_id, self.encoded, world.device, world)
+
+    def metrics(
+        self, outputs: Sequence[Sequence[float]], config: PreTrainedConfig, before: Any = None
+    ) -> dict[str, Any]:
+        """Compute the metrics of probabilities, see `evaluation.classification`."""
+        return compute_metrics([row.labels for row in self.rows], outputs, names_of(config), is_multi(config))
+
+    def validation_metrics(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those that the log of an epoch shows."""
+        return {
+            "validation_loss": metrics["log_loss"], "validation_accuracy": metrics["accuracy"],
+            "validation_macro_f1": metrics["macro_f1"], "validation_rows": metrics["n"],
+        }  # fmt: skip
+
+    @classmethod
+    def add_baselines(
+        cls,
+        metrics: dict[str, dict[str, Any]],
+        evaluated: Mapping[str, tuple[ClassificationObjective, list[list[float]]]],
+        train: ClassificationObjective,
+        config: PreTrainedConfig,
+    ) -> None:
+        """Add the metrics of scikit-learn's classifier on the same rows, see evaluation/baseline.py."""
+        answered = {name: (objective.rows, outputs) for name, (objective, outputs) in evaluated.items()}
+        add_baseline(metrics, train.rows, answered, names_of(config))
 
 
 def _entropy(masses: Sequence[float]) -> float:

@@ -1,15 +1,22 @@
 """The interface of a training objective: rows that become examples, epoch by epoch.
 
-Six classes satisfy it, by structure alone: `ExamObjective`, `MultipleChoiceObjective`, `MaskedLMObjective`,
-`CausalLMObjective` and `InstructionObjective`, and `ClassificationObjective`.
+Classes satisfy it by structure alone: `ExamObjective`, `MultipleChoiceObjective`, `MaskedLMObjective`,
+`CausalLMObjective` and `InstructionObjective`. `ClassificationObjective`, `TaggingObjective`, `SpanObjective`
+and `Seq2SeqObjective` satisfy `RowObjective` too: their outputs are measured row by row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from finetune.evaluation.queries import Forward
 from finetune.objectives.batching import Example, MultipleChoiceExample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from finetune.runtime.distributed import Distributed
 
 ExampleKey = tuple[str, int]  # kind of an example (see preview.KINDS), index of its row
 
@@ -31,7 +38,7 @@ class Objective(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the objective or task: a value of --objective, `cpt`, `sft`, `mlm` or `classify`."""
+        """Name of the objective or task: a value of --objective, or of a task."""
         ...
 
     @property
@@ -80,4 +87,56 @@ class Objective(Protocol):
 
     def example(self, kind: str, index: int, epoch: int) -> Example | MultipleChoiceExample:
         """Return one example; the same for the same (seed, epoch, key), in any process at any time."""
+        ...
+
+
+@runtime_checkable
+class RowObjective(Objective, Protocol):
+    """Rows whose outputs are measured one by one: labels, tagged texts, answers, written texts.
+
+    Attributes:
+        compares: the model before it was trained is measured too; False where its head is new.
+    """
+
+    compares: bool
+
+    def predict(self, forward: Forward, config: PreTrainedConfig, world: Distributed) -> Any:
+        """Return the outputs of a model for the rows. Collective; every rank gets all of them.
+
+        Args:
+            forward: the forward pass, see models/heads.py; while training an engine's.
+            config: the model's configuration.
+        """
+        ...
+
+    def metrics(self, outputs: Any, config: PreTrainedConfig, before: Any = None) -> dict[str, Any]:
+        """Compute the metrics of what `predict` returned, as values of JSON.
+
+        Args:
+            before: outputs of the model before it was trained, where that was measured.
+        """
+        ...
+
+    def validation_metrics(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those that the log of an epoch shows, by names that begin with `validation_`.
+
+        The best model is chosen by `validation_f1` or `validation_accuracy`, then by `validation_loss`.
+        """
+        ...
+
+    @classmethod
+    def add_baselines(
+        cls,
+        metrics: dict[str, dict[str, Any]],
+        evaluated: Mapping[str, tuple[Any, Any]],
+        train: Any,
+        config: PreTrainedConfig,
+    ) -> None:
+        """Add to the metrics of each set those of simple rules on the same rows.
+
+        Args:
+            metrics: by name of the set; changed in place.
+            evaluated: by name of the set its objective and what `predict` returned.
+            train: objective of the training rows.
+        """
         ...

@@ -24,6 +24,7 @@ from finetune.data.instructions import is_question
 from finetune.data.question_columns import find_question_columns
 from finetune.data.tables import read_table, write_table
 from finetune.data.turns import is_answered, is_answered_chat, is_chat
+from finetune.predict.abilities import ability
 from finetune.predict.batch_rows import (
     PROMPT_FIELDS,
     SUBMISSION,
@@ -31,8 +32,6 @@ from finetune.predict.batch_rows import (
     GenerationRows,
     McqRows,
 )
-from finetune.predict.classification_rows import ClassificationRows
-from finetune.predict.classifier import ClassifierPredictor
 from finetune.predict.generative import GenerativePredictor
 from finetune.predict.predictor import SERVER, MaskedLMPredictor, Predictor
 from finetune.predict.row_handler import Block, RowHandler
@@ -220,8 +219,8 @@ def _is_open(row: dict[str, Any]) -> bool:
 
 def _row_handler(source: Path, flags: InferenceArgs, predictor: Predictor) -> RowHandler:
     """Return the handler for the kind of model, and else of the first row."""
-    if isinstance(predictor, ClassifierPredictor):
-        return ClassificationRows(flags, predictor)
+    if handler := ability(predictor.kind, "rows"):
+        return handler(flags, predictor)
     first = _first_row(source)
     if _is_question(first) and not (predictor.is_causal and _is_open(first)):
         return McqRows(flags, predictor)

@@ -6,6 +6,7 @@ from finetune.cli.inference_args import InferenceArgs, required
 from finetune.evaluation.classification import THRESHOLD
 from finetune.predict.classifier import ClassifierPredictor, Ranked
 from finetune.predict.repl import Repl
+from finetune.predict.session import SessionSettings
 from finetune.runtime.console import as_json, plain, print_result
 from finetune.runtime.errors import UserError
 
@@ -27,15 +28,12 @@ HELP = """
 
 
 class ClassifierRepl(Repl[ClassifierPredictor]):
-    """Session with a classifier.
-
-    Args: `top_k`: labels that are listed.
-    """
+    """Session with a classifier; of the settings it uses `top_k`, the labels that are listed."""
 
     input_prompt = "💬 請輸入文字: "
 
-    def __init__(self, predictor: ClassifierPredictor, top_k: int):
-        super().__init__(predictor, None, top_k)
+    def __init__(self, predictor: ClassifierPredictor, settings: SessionSettings):
+        super().__init__(predictor, None, settings.top_k)
         names = predictor.names
         labels = plain("、".join(names[:LISTED]), lines=False)
         labels += f" 等 {len(names)} 個標籤" if len(names) > LISTED else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from finetune.cli.inference_args import BASE_MODEL, KINDS, InferenceArgs
 from finetune.data.exam import Exam
+from finetune.predict.abilities import ABILITIES, ability
 from finetune.runtime import console, hub
 from finetune.runtime.console import MODEL_FOLDER
 from finetune.runtime.errors import UserError
@@ -144,23 +145,11 @@ def predictor_for(
         precision: `auto`, `fp32`, `bf16` or `fp16`; "" keeps what was set before, at first `auto`.
         name: what reports call the model; "" keeps the name.
     """
-    from finetune.predict.causal import CausalLMPredictor
-    from finetune.predict.classifier import ClassifierPredictor
-    from finetune.predict.predictor import (
-        MaskedLMPredictor,
-        MultipleChoicePredictor,
-        kind_of_model,
-    )
+    from finetune.predict.predictor import kind_of_model
 
     if precision:
         set_precision(model, precision, device)
-    classes: dict[str, type[LocalPredictor]] = {
-        "masked": MaskedLMPredictor,
-        "causal": CausalLMPredictor,
-        "classifier": ClassifierPredictor,
-        "choice": MultipleChoicePredictor,
-    }
-    predictor = classes[kind_of_model(model)].of(model, tokenizer, device)
+    predictor: LocalPredictor = ability(kind_of_model(model), "predictor").of(model, tokenizer, device)
     predictor.name = name or predictor.name
     if precision or not predictor.precision:
         predictor.precision = precision or "auto"
@@ -190,27 +179,33 @@ def predictor_of_kind(
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device | str,
 ) -> ClassifierPredictor: ...
+@overload
+def predictor_of_kind(
+    kind: str | tuple[str, ...],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | str,
+) -> Any: ...
 
 
 def predictor_of_kind(
-    kind: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device | str
+    kind: str | tuple[str, ...],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | str,
 ) -> Predictor:
-    """Return the predictor of a model that must be of one kind.
+    """Return the predictor of a model that must be of one kind, or of one of several.
 
     Raises:
         UserError: with the kind it is, and the function to call instead.
     """
     predictor = predictor_for(model, tokenizer, device)
-    if predictor.kind != kind:
-        ability = {"masked": "填 [MASK]", "causal": "生成文字", "classifier": "分類"}[kind]
-        instead = {
-            "masked": "predict_mask",
-            "causal": "generate_text",
-            "classifier": "classify",
-            "choice": "qa_inference",
-        }[predictor.kind]
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if predictor.kind not in kinds:
+        instead = ABILITIES[predictor.kind].call
         raise UserError(
-            f"{predictor.name or '這個模型'} 是{KINDS[predictor.kind]}，不會{ability}；請用 {instead}"
+            f"{predictor.name or '這個模型'} 是{KINDS[predictor.kind]}，"
+            f"不會{ABILITIES[kinds[0]].verb}；請用 {instead}"
         )
     return predictor
 
@@ -244,12 +239,15 @@ def open_exam(flags: InferenceArgs, source: str, flag: str, on_bad_rows: str) ->
     return read_exam(source, flags.revision, flags.subjects, on_bad_rows, flag, flags.answers_from)
 
 
-def is_classifier(path: str) -> bool:
-    """Return True for a model that is a classifier by its configuration; errors wait until it is loaded."""
+def reads_own_exam(path: str) -> bool:
+    """Return True for a model that is not evaluated on questions: a classifier, a tagger and others.
+
+    It is told by the configuration; errors wait until the model is loaded.
+    """
     if is_server(path):
         return False
     try:
-        return _kind(path)[0] == "classifier"
+        return bool(ABILITIES[_kind(path)[0]].exam)
     except UserError:
         return False
 
@@ -271,7 +269,7 @@ def exam_prompts(flags: InferenceArgs) -> ExamPrompts | CausalExamPrompts:
             f"{FLAG} 請給資料夾或 hub 上的名稱，或不給，只看題庫本身"
         )
     kind, config, path = _kind(flags.model_path)
-    if kind == "classifier":
+    if kind not in ("masked", "causal", "choice"):
         raise UserError(f"{FLAG} {path} 是{KINDS[kind]}，不答選擇題；不給 {FLAG}，--inspect 只看題庫本身")
     tokenizer, card = load_tokenizer(path, FLAG, kind), RunCard.read(path)
     max_length = flags.max_length if "max_length" in flags.given else None

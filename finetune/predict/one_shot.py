@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.predict.classifier import ClassifierPredictor
-from finetune.predict.classifier_repl import show_labels
-from finetune.predict.predictor import MaskedLMPredictor, Predictor
-from finetune.predict.repl import show_words
+from finetune.predict.abilities import ability
+from finetune.predict.predictor import Predictor
 from finetune.runtime import console
 
 if TYPE_CHECKING:  # a single prompt starts without what other kinds of models need
@@ -16,16 +14,8 @@ if TYPE_CHECKING:  # a single prompt starts without what other kinds of models n
 
 
 def show_prompt(flags: InferenceArgs, predictor: Predictor) -> None:
-    """Print the prediction for --prompt."""
-    if isinstance(predictor, MaskedLMPredictor):
-        show_words(flags, predictor)
-    elif isinstance(predictor, ClassifierPredictor):
-        show_labels(flags, predictor)
-    else:
-        from finetune.predict.generative import GenerativePredictor
-
-        assert isinstance(predictor, GenerativePredictor)  # `check_kind` refuses --prompt for the others
-        show_reply(flags, predictor)
+    """Print the prediction for --prompt, or the answer to --question from --context."""
+    ability(predictor.kind, "show_prompt")(flags, predictor)  # `check_kind` refuses --prompt for the others
 
 
 def show_reply(flags: InferenceArgs, predictor: GenerativePredictor) -> None:

@@ -19,7 +19,9 @@ from finetune.evaluation.outcomes import no_answer_reason
 from finetune.evaluation.scores import Prior, Progress, Ranking, Scores
 from finetune.evaluation.scoring import Scorer, ScoringConfig
 from finetune.models import cpu
-from finetune.models.forward import ROW_CLASSES, TokenLogits, bf16_forward, forward_of, is_causal
+from finetune.models.forward import TokenLogits, bf16_forward, config_of, is_causal
+from finetune.models.heads import forward_of
+from finetune.models.kinds import HEAD_ENDINGS, is_seq2seq
 from finetune.models.run_card import RunCard, hash_texts
 from finetune.models.tokenizer import prompt_length
 from finetune.predict.fill_mask import Blanks, Filling, FillMask, read_blanks
@@ -65,10 +67,14 @@ def prompts_for(
 
 def kind_of_model(model: torch.nn.Module) -> str:
     """Return one of `kinds.CLASSES` by the model's class: a configuration may still name its base's class."""
+    if is_causal(model):
+        return "causal"
     name = type(model).__name__
-    heads = zip(ROW_CLASSES, ("classifier", "choice"), strict=True)
-    kind = next((kind for ending, kind in heads if name.endswith(ending)), "masked")
-    return "causal" if is_causal(model) else kind
+    if kind := next((kind for kind, ending in HEAD_ENDINGS.items() if name.endswith(ending)), ""):
+        return kind
+    if is_seq2seq(config_of(model)):
+        return "seq2seq"
+    return "encoder" if name.endswith("Model") else "masked"
 
 
 class Predictor(ABC):

@@ -9,6 +9,7 @@ from finetune.evaluation.classification import summary_metrics
 from finetune.evaluation.set_names import ORDER, in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
 from finetune.prompts.scoring_methods import CHOICE
+from finetune.reports import row_report
 from finetune.reports.report import TrainingRecord, write_json
 from finetune.reports.sections import NOT_COMPARABLE, TITLES
 from finetune.reports.templates import template
@@ -25,6 +26,15 @@ TASK_FLAGS = {  # and those of one task alone
     "cpt": ("text_column",),
     "exam": ("objective", "masking", "mask_rate", "all_masked"),
     "mlm": ("text_column", "masking", "mask_rate", "all_masked"),
+    "tag": ("text_column", "label_column", "stride"),
+    "span": ("text_column", "label_column", "stride", "max_answer_length"),
+    "seq2seq": ("text_column", "label_column", "prefix", "max_target_length"),
+}  # fmt: skip
+
+
+PIPELINES = {
+    "classify": "text-classification", "tag": "token-classification", "span": "question-answering",
+    "seq2seq": "text2text-generation",
 }  # fmt: skip
 
 
@@ -47,6 +57,8 @@ def model_card(card: RunCard) -> str:
         flags=training_flags(card),
         class_names=list(first.get("per_class", ())),
         labels=in_order(card.labels),
+        row_sections=row_report.sections(card.task, card.metrics),
+        row_verdict=row_report.verdict(card.task, card.metrics),
         exams=[(title, card.results[name]) for name, title in FIRST.items() if card.results.get(name)],
         not_comparable=NOT_COMPARABLE,
     )
@@ -54,8 +66,8 @@ def model_card(card: RunCard) -> str:
 
 def pipeline(card: RunCard) -> str:
     """Return the name of the pipeline of transformers that the model is for."""
-    if card.task == "classify":
-        return "text-classification"
+    if card.task in PIPELINES:
+        return PIPELINES[card.task]
     if card.scoring == CHOICE:
         return "multiple-choice"
     return "text-generation" if card.chat else "fill-mask"
@@ -102,6 +114,8 @@ def all_results(results: dict[str, Any], progress: TrainingRecord, card: RunCard
             flat |= {f"{prefix}{name}_{key}": value for key, value in metrics.items()}
     for name, metrics in card.labels.items():
         flat |= {f"{name}_{key}": value for key, value in summary_metrics(metrics).items()}
+    for name, metrics in card.metrics.items():
+        flat |= {f"{name}_{key}": value for key, value in row_report.summary(card.task, metrics).items()}
     for name, metrics in results.items():
         if metrics:
             flat |= {

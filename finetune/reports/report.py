@@ -15,10 +15,11 @@ from finetune.evaluation import evaluator
 from finetune.evaluation.evaluator import ExamResult
 from finetune.evaluation.set_names import in_order
 from finetune.models.run_card import TASK_TITLES, RunCard, as_line
-from finetune.reports import doubtful_keys, evidence, plots, repeats, report_folder, revisions
+from finetune.reports import doubtful_keys, evidence, plots, repeats, report_folder, revisions, row_report
 from finetune.reports.html import render
 from finetune.reports.number_format import small
 from finetune.reports.report_folder import ReportFiles
+from finetune.reports.row_report import RowSection
 from finetune.reports.sections import (
     BASE_MODEL_TITLE,
     NOT_COMPARABLE,
@@ -89,6 +90,8 @@ class Report:
         notes: sentences that must stand beside every figure.
         growth: perplexity of a language model before and after training, see reports/perplexity.py.
         labels: metrics of a classifier by set, see reports/classification.py.
+        task: of the rows that `metrics` are about, see reports/row_report.py.
+        metrics: those of a tagger, an extractor or an encoder-decoder by set.
         unscored: answers to questions without a key, for predictions.jsonl alone.
         doubtful_keys: questions whose key is to be checked, rows of doubtful_keys.jsonl; None if none were
             looked for.
@@ -106,6 +109,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     growth: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    task: str = ""
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     unscored: ExamResult | None = None
     doubtful_keys: Sequence[dict[str, Any]] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -114,10 +119,16 @@ class Report:
     @property
     def heading(self) -> str:
         """Title of the report."""
+        if self.metrics:
+            return f"{TASK_TITLES[self.task]}報告"
         return "評測報告" if self.exam_sets() else "分類報告" if self.labels else "訓練報告"
 
     def __post_init__(self):
         self.labels = in_order(self.labels)
+
+    def row_sections(self) -> list[RowSection]:
+        """Return a section for each set of rows that are measured one by one."""
+        return row_report.sections(self.task, self.metrics)
 
     def exam_sets(self) -> dict[str, dict[str, Any]]:
         """Return the metrics of the sets that hold questions."""
@@ -168,7 +179,7 @@ def of_training(
         facts["來歷"] = as_line(card.lineage)
     return Report(
         facts, card.results, pairs, history=progress.history_from_start, best_step=progress.best_step,
-        notes=notes, growth=card.growth, labels=card.labels,
+        notes=notes, growth=card.growth, labels=card.labels, task=card.task, metrics=card.metrics,
     )  # fmt: skip
 
 
@@ -209,6 +220,8 @@ def _write(folder: Path, report: Report) -> None:
         summary["revisions"] = report.revisions
     if report.labels:
         summary["labels"] = report.labels
+    if report.metrics:
+        summary |= {"task": report.task, "metrics": report.metrics}
     write_json(folder / "results.json", summary)
     if report.exam_sets() or report.unscored:
         _write_predictions(folder, report)

@@ -35,7 +35,8 @@ from finetune.runtime.distributed import Distributed
 from finetune.runtime.errors import UserError
 from finetune.training import learning_rate
 from finetune.training.hardware import Hardware, resolve_auto_precision
-from finetune.training.tasks import TASKS, Source, Task, TaskContext
+from finetune.training.task import Task, TaskContext
+from finetune.training.tasks import TASKS, Source
 
 TITLES = {"train": "訓練", "validation": "驗證", "held_out": "保留"}  # of the objectives, in the log
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.cpu import use_fast_dropout
-from finetune.models.forward import forward_of
+from finetune.models.heads import forward_of
 from finetune.models.kinds import DTYPES
 from finetune.models.layer_groups import LayerGroups
 from finetune.models.layer_schedule import (

@@ -14,13 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from finetune.data.question import Question
 from finetune.data.question_store import questions_of
 from finetune.data.splits import sample_rows
-from finetune.evaluation.baseline import add_baseline
-from finetune.evaluation.classification import compute_metrics, probabilities
 from finetune.evaluation.evaluator import (
     CALIBRATION_ROWS,
     NO_VALIDATION,
@@ -31,19 +28,19 @@ from finetune.evaluation.evaluator import (
     run_exam,
     scorer_for,
 )
-from finetune.models.forward import bf16_forward, config_of, forward_of, is_multi
+from finetune.models.forward import bf16_forward, config_of
 from finetune.models.generation import Decoding, Generator
-from finetune.models.kinds import names_of
+from finetune.models.heads import forward_of
 from finetune.objectives.batching import Example
 from finetune.objectives.causal_lm import CausalLMObjective
-from finetune.objectives.classification import ClassificationObjective
 from finetune.objectives.masked_lm import MaskedLMObjective
+from finetune.objectives.objective import RowObjective
 from finetune.objectives.preview import mark_masked
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import read_back
 from finetune.reports.perplexity import perplexity
 from finetune.training.run import Run
-from finetune.training.tasks import TaskContext
+from finetune.training.task import TaskContext
 
 TITLES = {"tuned": "微調後", "untuned": "微調前"}
 SAMPLES = 3
@@ -65,12 +62,9 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
     data, objective = run.data, run.data.validation
     if not objective.lengths:
         return {}
-    if isinstance(objective, ClassificationObjective):
-        metrics = classifier_metrics(run, objective, run.loaded.config, forward)[0]
-        return {
-            "validation_loss": metrics["log_loss"], "validation_accuracy": metrics["accuracy"],
-            "validation_macro_f1": metrics["macro_f1"], "validation_rows": metrics["n"],
-        }  # fmt: skip
+    if isinstance(objective, RowObjective) and not data.by_token:
+        outputs = objective.predict(forward, run.loaded.config, run.world)
+        return objective.validation_metrics(objective.metrics(outputs, run.loaded.config))
     stats = data.evaluate_loss(objective, forward, run.world, run.hardware.tokens)
     figures: dict[str, Any] = {"validation_loss": stats.loss}
     if data.by_token:
@@ -88,16 +82,6 @@ def validate(run: Run, forward: Callable[..., Tensor]) -> dict[str, Any]:
     return figures
 
 
-def classifier_metrics(
-    run: Run, objective: ClassificationObjective, config: PreTrainedConfig, forward: Callable[..., Tensor]
-) -> tuple[dict[str, Any], list]:
-    """Return the figures of a classifier on labelled rows, and its probabilities (n, K). Collective."""
-    pad_id, world = run.data.tokenizer.pad_token_id, run.world
-    found = probabilities(forward, config, pad_id, objective.encoded, world.device, world)
-    labels = [row.labels for row in objective.rows]
-    return compute_metrics(labels, found, names_of(config), is_multi(config)), found
-
-
 # ---- after training ----------------------------------------------------------------------------------------
 
 
@@ -107,8 +91,8 @@ class FinalEvaluation:
 
     Args:
         questions: by set; `exam_results` has a result of each model in turn.
-        labelled: objectives of labelled rows, by set; `labels` are the figures of the tuned model alone: one
-            with a new head knows nothing before.
+        rows: objectives of rows that are measured one by one, by set; `row_metrics` are those of the tuned
+            model, beside the untuned one where that has the same head.
         before_after: figures of a language model on texts or replies.
         calibration: questions that are neither trained on nor evaluated, which the tuned model answers to fit
             its temperature (`calibration_result`); or why there are none.
@@ -116,12 +100,13 @@ class FinalEvaluation:
 
     run: Run
     questions: dict[str, Sequence[Question]] = field(default_factory=dict)
-    labelled: dict[str, ClassificationObjective] = field(default_factory=dict)
+    rows: dict[str, RowObjective] = field(default_factory=dict)
     before_after: BeforeAfter | None = None
     calibration: Sequence[Question] | str = ""
     exam_results: dict[str, list[ExamResult]] = field(default_factory=dict)
     calibration_result: ExamResult | str = ""
-    labels: dict[str, dict] | None = None
+    row_metrics: dict[str, dict] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # model -> set -> of `predict`
 
     @classmethod
     def of(cls, run: Run) -> FinalEvaluation:
@@ -131,14 +116,14 @@ class FinalEvaluation:
         """
         args, data, splits = run.args, run.data, run.splits
         sets: dict[str, Sequence[Any]] = {"test": splits.test, "held_back": splits.held_out}
-        if data.kind == "classifier":
+        if isinstance(data.validation, RowObjective):
             context = TaskContext(args, run.loaded.config, data.tokenizer, None, data.max_length)
-            objectives = {
+            objectives: dict[str, Any] = {
                 name: data.task.objective(context, rows, True) for name, rows in sets.items() if rows
             }
             if splits.validation:
                 objectives["validation"] = data.validation
-            return cls(run, labelled=objectives, labels={})  # type: ignore[arg-type]  # those of ClassificationTask
+            return cls(run, rows=objectives, before_after=BeforeAfter() if data.by_token else None)
         if not data.prompts:
             sets = {}
         elif data.by_token and not any(sets.values()):
@@ -166,13 +151,14 @@ class FinalEvaluation:
     @property
     def compares(self) -> bool:
         """True when the untuned model is evaluated too."""
-        return self.labels is None
+        data = self.run.data
+        return not isinstance(data.validation, RowObjective) or data.validation.compares
 
     def evaluate(self, model: nn.Module, which: str) -> None:
         """Evaluate a model, `tuned` or `untuned`. Collective."""
         run, data, world = self.run, self.run.data, self.run.world
         model = model.to(world.device).eval()
-        self._evaluate_classifier(model)
+        self._evaluate_rows(model, which)
         forward = model
         if run.hardware.precision == "bf16" and world.device.type == "cpu" and data.kind == "masked":
             forward = bf16_forward(model)
@@ -189,17 +175,21 @@ class FinalEvaluation:
         if self.before_after:
             self.before_after.add(which, model, run)
 
-    def _evaluate_classifier(self, model: nn.Module) -> None:
-        """Note the figures of a classifier, and beside them those of the baseline."""
-        answered = {}
-        for name, objective in self.labelled.items():
-            assert self.labels is not None
-            forward = forward_of(model).eval()
-            self.labels[name], found = classifier_metrics(self.run, objective, config_of(model), forward)
-            answered[name] = objective.rows, found
-        if answered and self.labels is not None and self.run.world.is_main:
-            names = names_of(self.run.loaded.config)
-            add_baseline(self.labels, self.run.data.train.rows, answered, names)
+    def _evaluate_rows(self, model: nn.Module, which: str) -> None:
+        """Note the outputs of a model and, after the last one, the metrics and those of simple rules."""
+        world, config = self.run.world, config_of(model)
+        forward = forward_of(model).eval()
+        self.outputs[which] = {
+            name: objective.predict(forward, config, world) for name, objective in self.rows.items()
+        }
+        if not self.rows or (self.compares and which == "tuned") or not world.is_main:
+            return
+        before = self.outputs.get("untuned", {})
+        for name, objective in self.rows.items():
+            outputs = self.outputs["tuned"][name]
+            self.row_metrics[name] = objective.metrics(outputs, config, before.get(name))
+        evaluated = {name: (objective, self.outputs["tuned"][name]) for name, objective in self.rows.items()}
+        next(iter(self.rows.values())).add_baselines(self.row_metrics, evaluated, self.run.data.train, config)
 
 
 def _calibration_questions(run: Run, validation: Sequence[Question]) -> Sequence[Question] | str:

@@ -29,13 +29,18 @@ TASK_FLAGS = {  # flags that only these tasks use
     "exam": ("objective",),
     "exam、mlm": ("demo", "masking", "mask_rate", "all_masked", "preview_masks"),
     "exam、sft": ("subjects", "pool", "exam_limit", "exam_orders"),
-    "classify、cpt、mlm": ("text_column",),
-    "classify": (
-        "label_column", "multi_label", "class_weights", "dataset_config_name",
-    ),
+    "classify、cpt、mlm、tag、span、seq2seq": ("text_column",),
+    "classify、tag、span、seq2seq": ("label_column", "dataset_config_name"),
+    "classify": ("multi_label", "class_weights"),
+    "tag、span": ("stride",),
+    "span": ("max_answer_length",),
+    "seq2seq": ("prefix", "max_target_length"),
 }  # fmt: skip
 WRITE_LABELS = "；finetune.demo.builtin.write_labels('things.csv') 寫出可練習的標籤檔，再用 --dataset"
 HINTS = {("demo", "classify"): WRITE_LABELS}  # by flag and task, of a flag of another task
+DATA_NAMES = {
+    "classify": "有標籤的文字", "tag": "有標註的文字", "span": "文章與問答", "seq2seq": "成對的文字",
+}  # fmt: skip
 DEMO_FLAGS = {  # flags of what the demo brings along
     "model_name_or_path", "dataset", "from_scratch", "subjects", "clean", "min_chars", "max_chars",
 }  # fmt: skip
@@ -136,8 +141,8 @@ def check_given(args: TrainArgs, given: frozenset[str]) -> None:
         named = "、".join("--" + name for name in idle)
         problems.append(f"{named} 要與 --lora_rank 一起給，例如 --lora_rank 16")
     if not args.dataset and not args.demo:
-        what = "有標籤的文字" if args.task == "classify" else "文字"
-        formats = "csv、jsonl…" if args.task == "classify" else "json、txt、csv…"
+        what = DATA_NAMES.get(args.task, "文字")
+        formats = "csv、jsonl…" if args.task in DATA_NAMES else "json、txt、csv…"
         problems.append(f"--task {args.task} 要用 --dataset 指定{what}：資料夾、檔案（{formats}）或 hub 名稱")
     if args.freeze and args.train_only:
         problems.append("--freeze 與 --train_only 不能同時使用：前者指定凍結哪些，後者指定只訓練哪些")

@@ -13,7 +13,7 @@ from finetune.models.kinds import NEW_HEAD
 from finetune.models.lora import merged, save_adapter, with_adapter
 from finetune.models.run_card import RunCard, as_line, weights_hash
 from finetune.models.saving import save_model, save_tokenizer
-from finetune.reports import model_card, perplexity, report
+from finetune.reports import model_card, perplexity, report, row_report
 from finetune.reports.classification import verdict
 from finetune.reports.plots import plot_curve
 from finetune.runtime import manifest
@@ -115,7 +115,11 @@ def write_results(
         for name, (tuned, untuned) in results.items()
     }
     card.growth = evaluation.before_after.as_dict() if evaluation.before_after else {}
-    card.labels = {name: metrics for name, metrics in (evaluation.labels or {}).items() if metrics}
+    measured = {name: metrics for name, metrics in evaluation.row_metrics.items() if metrics}
+    if card.task == "classify":
+        card.labels = measured
+    else:
+        card.metrics = measured
     hint = f"模型已經在 {output}；清出空間後加 --resume，會再評測並寫報告"
     with write_errors("評測的結果寫不進去", hint):
         model_card.write(output, card, state)
@@ -126,7 +130,7 @@ def write_results(
         written.other += "（輸出層還是隨機初始化的）"
     report.write(folder / "report", written, hint)
     lines = perplexity.verdict(card.growth) if evaluation.before_after else []
-    lines += verdict(card.labels) if evaluation.labels is not None else []
+    lines += verdict(card.labels) if card.task == "classify" else row_report.verdict(card.task, card.metrics)
     return card, [*lines, *report.verdict(written)]
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from finetune.training.engine import StepResult
 
 PATIENCE = 20  # steps in a row that may be skipped
+# metrics that the best model is chosen by, the first that is measured
+CHOSEN_BY = ("validation_macro_f1", "validation_f1", "validation_accuracy")
 
 
 def _all_nonfinite(what: str) -> NonFiniteError:
@@ -24,8 +26,7 @@ class TrainingState:
     step: int = 0  # optimizer steps finished
     epoch: int = 0  # epochs finished
     batch: int = 0  # global batches of the running epoch finished
-    # The metric that the best model is chosen by, 0..1, on the validation rows: accuracy or, of a classifier,
-    # macro F1. -1 = not measured yet.
+    # The metric that the best model is chosen by (CHOSEN_BY), 0..1, on the validation rows; -1: not measured.
     best_accuracy: float = -1.0
     best_loss: float = float("inf")  # validation loss at the best accuracy, nats
     best_step: int = 0
@@ -122,7 +123,8 @@ class TrainingState:
         if self.skipped_in_a_row and not num_targets:
             raise _all_nonfinite(f"第 {self.epoch} 輪每一步")
         self.epoch_loss = [0.0, 0.0]
-        accuracy = validation.get("validation_macro_f1", validation.get("validation_accuracy", -1.0))
+        known = (name for name in CHOSEN_BY if name in validation)
+        accuracy = validation.get(next(known, ""), -1.0)
         validation_loss = validation.get("validation_loss", 0.0)
         lower = accuracy == self.best_accuracy and validation_loss < self.best_loss
         better = accuracy > self.best_accuracy or lower or not validation

@@ -140,6 +140,10 @@ def describe(metrics: dict[str, Any]) -> str:
         parts.append(f"還原 {metrics['validation_restored']:.3f}")
     if "validation_macro_f1" in metrics:
         parts.append(f"巨觀 F1 {metrics['validation_macro_f1']:.3f}")
+    if "validation_f1" in metrics:
+        parts.append(f"F1 {metrics['validation_f1']:.3f}（{metrics['validation_rows']} 列）")
+    if "validation_exact_match" in metrics:
+        parts.append(f"完全相同 {metrics['validation_exact_match']:.3f}")
     if "validation_accuracy" in metrics:
         rows = metrics.get("validation_rows")
         count = f"{rows} 列" if rows else f"{metrics['validation_questions']} 題"

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from finetune.models import cpu
-from finetune.models.forward import SequenceLogits, TokenLogits, bf16_forward
+from finetune.models.forward import TokenLogits, bf16_forward
+from finetune.models.heads import SequenceLogits
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,

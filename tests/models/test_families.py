@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 import fine_tuning_llm
 import inference
-from finetune.models.forward import forward_of
+from finetune.models.heads import forward_of
 from finetune.models.kinds import CLASSES, name_classes
 from finetune.models.layer_groups import LayerGroups
 from finetune.models.loading import LoadOptions, load_config, load_model

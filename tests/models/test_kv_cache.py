@@ -8,8 +8,8 @@ import pytest
 import torch
 from families import FAMILIES, WORDS, make
 
-from finetune.models.forward import forward_of
 from finetune.models.generation import GREEDY, Decoding, generate_ids
+from finetune.models.heads import forward_of
 from finetune.models.kv_cache import BEST, decode_mode
 from finetune.models.padding import padded
 from finetune.runtime.errors import UserError

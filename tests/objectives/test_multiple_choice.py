@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from finetune.data.question import Question
 from finetune.evaluation.scoring import score_options
-from finetune.models.forward import SequenceLogits, TokenLogits
+from finetune.models.forward import TokenLogits
+from finetune.models.heads import SequenceLogits
 from finetune.objectives.batching import collate, split_micro_batches
 from finetune.objectives.loss import correct, option_scores, summed_loss, token_losses
 from finetune.objectives.multiple_choice import MultipleChoiceObjective

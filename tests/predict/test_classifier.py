@@ -534,7 +534,7 @@ ASKED = ("--question", "天？", "--options", "A:地 B:玄")
         ("single", ("--prompt", "天", "--scoring", "pll"), ("--scoring 用於",)),
         ("single", ("--prompt", "天", "--orders", "1"), ("--orders 用於",)),
         ("single", ("--prompt", "天", "--do_sample", "--seed", 9), ("--do_sample、--seed",)),
-        ("single", ASKED, ("--question、--options 用於", "選擇題模型；")),
+        ("single", ASKED, ("--question 用於", "--options 用於", "選擇題模型；")),
         ("single", ("--prompt", "天", "--top_k", 0), ("--top_k 0",)),
         ("single", ("--prompt", " "), ("--prompt 是空的",)),
         ("single", ("--prompt", "天", "--pair", " "), ("--pair 是空的",)),

@@ -447,7 +447,7 @@ HARMLESS = {  # what is odd, and yet what such a part may hold
     "fingerprints": ([], ["x"]),
     "sketches": ({}, {"seed": "x"}), "lineage": ([],), "history": ([],),
 }  # fmt: skip
-OBJECTS = ("results", "growth", "labels", "versions", "template")  # what they lack is as usual
+OBJECTS = ("results", "growth", "labels", "metrics", "versions", "template")  # what they lack is as usual
 
 
 @pytest.mark.parametrize("part", sorted({*RunCard.__dataclass_fields__, "format"}))

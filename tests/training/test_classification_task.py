@@ -11,7 +11,7 @@ from conftest import ROOT, losses, make_model_dir, random_text, write_csv
 from forked import run_ranks
 from torch.nn import functional
 
-from finetune.models.forward import SequenceLogits
+from finetune.models.heads import SequenceLogits
 from finetune.objectives.batching import collate
 from finetune.objectives.loss import summed_loss, token_losses
 
