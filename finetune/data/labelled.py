@@ -236,7 +236,7 @@ class _Reader:
         columns = self.columns
         used = {name for drafts in self.drafts.values() for _, labels, _ in drafts for name in labels}
         first = columns.labels if len(columns.labels) > 1 else tuple(self.classes)
-        names = [*first, *_sorted_names(used - {*first})]
+        names = [*first, *sorted_names(used - {*first})]
         index = {name: place for place, name in enumerate(names)}
         rows = {
             split: [
@@ -255,7 +255,7 @@ def _class_number(value: object) -> object:
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,6}", value.strip()) else value
 
 
-def _sorted_names(names: Iterable[str]) -> list[str]:
+def sorted_names(names: Iterable[str]) -> list[str]:
     """Sort by number where all names are whole numbers, else as text, whatever the order of the rows."""
     names = sorted(names)
     whole = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
