@@ -84,7 +84,7 @@ def fault(tags: Sequence[Tag], scheme: str) -> int | None:
     for place, tag in enumerate([*tags, Tag(OUTSIDE, "")]):
         same = before.role in "BI" and before.label == tag.label
         if scheme == BIOES:
-            wrong = same != (tag.role in "IE") if before.role in "BI" else tag.role in "IE"
+            wrong = (tag.role in "IE") != (before.role in "BI") or (before.role in "BI" and not same)
         elif scheme == BIO:
             wrong = tag.role in "ES" or (tag.role == "I" and not same)
         else:

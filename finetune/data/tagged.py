@@ -29,11 +29,8 @@ from finetune.data.tagged_columns import (
     RawSpan,
     TaggedColumns,
     as_object,
-    cell_value,
     checked_spans,
     find_columns,
-    is_spans,
-    is_tokens,
     same_text,
     spans_in,
     tags_of,
@@ -57,6 +54,7 @@ class TaggedRow:
 
     Attributes:
         tokens: (start, end) of the tokens that were tagged one by one, of plain tags; () of spans.
+        number: which row of its dataset it is, from 1, those that cannot be used counted too.
     """
 
     text: str
@@ -64,6 +62,7 @@ class TaggedRow:
     id: str = ""
     tokens: tuple[tuple[int, int], ...] = ()
     group: str = ""
+    number: int = 0
 
     @cached_property
     def fingerprint(self) -> str:
@@ -288,7 +287,7 @@ class _Reader:
         if not draft.tokens:
             spans, trimmed = checked_spans(draft.text, draft.spans, inclusive)
             self.remarks[TRIMMED] += trimmed
-            return TaggedRow(draft.text, spans, draft.id)
+            return TaggedRow(draft.text, spans, draft.id, number=draft.number)
         parsed = tags.parse(draft.tags)
         text, places = joiner.join(draft.tokens)
         if not text.strip():
@@ -297,13 +296,13 @@ class _Reader:
             tokens = [(place, tag.label) for place, tag in zip(places, parsed, strict=True)]
             visible = [(place, label) for place, label in tokens if text[slice(*place)].strip()]
             spans = tuple(Span(*place, label) for place, label in visible if label != OUTSIDE)
-            return TaggedRow(text, spans, draft.id, tuple(place for place, _ in visible))
+            return TaggedRow(text, spans, draft.id, tuple(at for at, _ in visible), number=draft.number)
         raw = [
             RawSpan(places[start][0], places[end - 1][1], label, "") for start, end, label in spans_of(parsed)
         ]
         spans, trimmed = checked_spans(text, raw, inclusive=False)
         self.remarks[TRIMMED] += trimmed
-        return TaggedRow(text, spans, draft.id)
+        return TaggedRow(text, spans, draft.id, number=draft.number)
 
 
 def _fill(draft: _Draft, fields: dict[str, Any], columns: TaggedColumns, classes: Sequence[str]) -> None:
@@ -318,7 +317,9 @@ def _fill(draft: _Draft, fields: dict[str, Any], columns: TaggedColumns, classes
             raise ValueError(f"{column} 是空的{hint}" if column in fields else f"沒有 {column} 這一欄")
     text, tags = fields[columns.text], fields[columns.tags]
     text = str(text) if isinstance(text, (int, float)) else text
-    if isinstance(text, str) and is_spans(tags) and (cell_value(tags) or not is_tokens(text)):
+    if columns.spans:
+        if not isinstance(text, str):
+            raise ValueError(f"{columns.text} 應該是文字，得到 {type(text).__name__}")
         draft.text, draft.spans = _encodable(text), spans_in(tags, columns.tags)
         return
     draft.tags = tags_of(tags, columns.tags, classes)

@@ -70,10 +70,12 @@ class TaggedColumns:
     Attributes:
         text: the column of the text, or of its tokens.
         tags: the column of the spans, or of the tags.
+        spans: it is spans.
     """
 
     text: str
     tags: str
+    spans: bool = False
 
 
 def find_columns(
@@ -126,7 +128,9 @@ def find_columns(
         raise UserError(problems)
     others = [name for name in (tags if by_token else spans) if name != label]
     remark = f"標記欄用 {label}；另有 {'、'.join(others)}，要用的話給 --label_column" if others else ""
-    return TaggedColumns(text, label), "" if label_column else remark
+    written = [value for cell in cells[label] if (value := cell_value(cell))]
+    has_spans = any(map(is_spans, written)) if written else text not in tokens
+    return TaggedColumns(text, label, has_spans), "" if label_column else remark
 
 
 def _named(known: Sequence[str], present: Sequence[str]) -> list[str]:

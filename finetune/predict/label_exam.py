@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.label_columns import column_names
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, LabelledOptions, read_labelled
 from finetune.evaluation.classification import compute_metrics
 from finetune.predict.classifier import ClassifierPredictor
+from finetune.predict.file_columns import trained_columns
 from finetune.predict.row_exam import Measured, run_row_exam
 from finetune.runtime import hub
 from finetune.runtime.errors import UserError, listed
@@ -70,7 +69,7 @@ def _read_texts(flags: InferenceArgs, predictor: ClassifierPredictor) -> Labelle
     source, card = required(flags.exam), predictor.card
     hub.prepare_for(source)
     trained_column = card.flags.get("text_column") if card else None
-    text_column = flags.text_column or _trained_columns(source, trained_column)
+    text_column = flags.text_column or trained_columns(source, trained_column)
     options = LabelledOptions(text_column, flags.label_column, predictor.multi)
     revision = flags.revision if "revision" in flags.given else None
     try:
@@ -90,17 +89,6 @@ def _unknown_note(unknown: Counter[str], total: int, metrics: dict[str, Any]) ->
     names = "、".join(f"{name} {count}" for name, count in unknown.most_common(SHOWN))
     left, worst = total - metrics["n"], metrics["right"] / total
     return f"{left} 列的標籤是模型沒有的（{names}），沒有列入；算它們答錯的話是 {worst:.3f}"
-
-
-def _trained_columns(source: str, columns: object) -> str:
-    """Return the text columns of the training data, where a file's first row has them; else ""."""
-    from finetune.data.tables import read_table
-
-    names = column_names(str(columns or ""))
-    if not names or not Path(source).is_file():
-        return ""
-    first = next((row for _, row in read_table(Path(source)) if isinstance(row, dict)), {})
-    return ",".join(names) if {*names} <= {*first} else ""
 
 
 def _map_labels(data_names: list[str], model_names: list[str]) -> tuple[dict[int, int], str]:
