@@ -96,13 +96,16 @@ def data_file(file: Path) -> list[DataFile]:
     return _parts(DataFile(file, split, "", subject if split else ""))
 
 
-def data_files(folder: Path, with_texts: bool = False) -> list[DataFile]:
+def data_files(folder: Path, with_texts: bool = False, extra: tuple[str, ...] = ()) -> list[DataFile]:
     """Return the data files of a folder and of the folders below it.
 
     A .txt counts with `with_texts`, or where there is no table.
+
+    Args:
+        extra: suffixes of other files that count.
     """
     below = [file for file in files_below(folder) if not _is_about(file)]
-    files = [file for file in below if is_readable(file)]
+    files = [file for file in below if is_readable(file, *extra)]
     if with_texts or not files:
         files += [file for file in below if suffix_of(file) == ".txt"]
     chosen = _as_declared(folder, files)

@@ -19,7 +19,7 @@ DATA_FILES += [README]  # which may name the classes
 
 
 def find_files(
-    source: str, revision: str, flag: str, with_texts: bool = False
+    source: str, revision: str, flag: str, with_texts: bool = False, extra: tuple[str, ...] = ()
 ) -> tuple[Path, list[DataFile], str]:
     """Return the files of a dataset that is a file, a folder, or a name on the hub.
 
@@ -27,6 +27,7 @@ def find_files(
 
     Args:
         with_texts: a .txt counts as well.
+        extra: suffixes of files of the task's own, which count as well.
 
     Returns:
         the folder, the files, and the origin in words: a path, or name, revision and commit.
@@ -36,18 +37,18 @@ def find_files(
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return path, data_files(path, with_texts), str(path)
+        return path, data_files(path, with_texts, extra), str(path)
     if path.exists():
         return path.parent, data_file(path), str(path)
     if looks_local(source):
         raise UserError(_missing_message(path, f"{flag} {source}"))
-    folder, commit = fetch_dataset(source, revision, flag)
+    folder, commit = fetch_dataset(source, revision, flag, extra)
     known = known_exam(source)
     name = known.repository if known else source
     where = f"({commit[:12]})" if revision == commit else f"{revision} ({commit[:12]})"
     if known and known.archive and (folder / known.archive).is_file():  # another revision may have none
         folder = hub_archive.unpack(folder / known.archive, f"{flag} {source}")
-    return folder, data_files(folder, with_texts), f"{name} {where}"
+    return folder, data_files(folder, with_texts, extra), f"{name} {where}"
 
 
 def _missing_message(path: Path, named: str) -> str:
@@ -64,10 +65,15 @@ def _missing_message(path: Path, named: str) -> str:
     return f"{named}：沒有這個檔案或資料夾{hint}"
 
 
-def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Path, str]:
+def fetch_dataset(
+    name: str, revision: str, flag: str = "--dataset", extra: tuple[str, ...] = ()
+) -> tuple[Path, str]:
     """Fetch a dataset on the hub as a folder: one snapshot of its data files, not one request a subject.
 
     Of an exam of `known_exams` only the files with its questions are fetched.
+
+    Args:
+        extra: suffixes of files that are fetched beside the usual ones.
 
     Returns:
         the folder, and the commit it holds.
@@ -81,7 +87,7 @@ def fetch_dataset(name: str, revision: str, flag: str = "--dataset") -> tuple[Pa
     if not sys.stderr.isatty():
         disable_progress_bars()
     known = known_exam(name)
-    patterns, left_out = DATA_FILES, None
+    patterns, left_out = [*DATA_FILES, *(f"*{suffix}" for suffix in extra)], None
     if known:
         name, left_out = known.repository, list(known.leave_out) or None
         patterns = [*(known.only or DATA_FILES), README, *filter(None, [known.archive])]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from finetune.data.bad_rows import bad_rows_report, summarize_problems, where
 from finetune.data.data_files import DataFile
@@ -63,6 +64,7 @@ class LabelledDataset:
         pair_column: "" for single texts.
         label_columns: several where each column says yes or no to one label.
         skipped: rows left out, each with the reason.
+        unit: what a row is called in messages.
     """
 
     rows: dict[str, list[Labelled]]
@@ -73,6 +75,7 @@ class LabelledDataset:
     pair_column: str
     label_columns: tuple[str, ...]
     skipped: list[str] = field(default_factory=list)
+    unit: ClassVar[str] = "列"
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))
@@ -233,7 +236,7 @@ class _Reader:
         columns = self.columns
         used = {name for drafts in self.drafts.values() for _, labels, _ in drafts for name in labels}
         first = columns.labels if len(columns.labels) > 1 else tuple(self.classes)
-        names = [*first, *_sorted_names(used - {*first})]
+        names = [*first, *sorted_names(used - {*first})]
         index = {name: place for place, name in enumerate(names)}
         rows = {
             split: [
@@ -252,7 +255,7 @@ def _class_number(value: object) -> object:
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,6}", value.strip()) else value
 
 
-def _sorted_names(names: Iterable[str]) -> list[str]:
+def sorted_names(names: Iterable[str]) -> list[str]:
     """Sort by number where all names are whole numbers, else as text, whatever the order of the rows."""
     names = sorted(names)
     whole = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)

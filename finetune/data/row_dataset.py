@@ -64,17 +64,20 @@ class RowDataset(Generic[Row]):
 
 
 def find_row_files(
-    source: str, revision: str | None, config_name: str, flag: str
+    source: str, revision: str | None, config_name: str, flag: str, extra: tuple[str, ...] = ()
 ) -> tuple[Path, list[DataFile], str]:
     """Return the folder, the files to read, training splits first, and the origin in words.
+
+    Args:
+        extra: suffixes of files of the task's own, beside those of tables.
 
     Raises:
         UserError: nothing to read, several configurations, or not the one that is named.
     """
-    folder, files, origin = hub_dataset.find_files(source, revision or "main", flag)
+    folder, files, origin = hub_dataset.find_files(source, revision or "main", flag, extra=extra)
     named = f"{flag} {source}"
     if not files:
-        raise UserError(no_data_message(folder, named))
+        raise UserError(no_data_message(folder, named, *extra))
     if Path(source).expanduser().is_dir() or not Path(source).expanduser().exists():
         files = choose_files(folder, files, config_name, named)
     elif config_name:

@@ -142,9 +142,10 @@ def write_table(
     """Write records, in constant memory, in the format of `suffix`; the file appears once it is complete.
 
     Args:
-        columns: name -> "whole", "text", "truth" (a bool), "list" of texts, "numbers" (a list) or "scores"
-            (text -> number). In csv and tsv, a value that is no text or number is written as JSON, and a text
-            that begins like a formula has a ' before it, which a spreadsheet takes for the sign of a text.
+        columns: name -> "whole", "text", "truth" (a bool), "list" of texts, "numbers" (a list), "scores"
+            (text -> number) or "spans" (objects with start, end, label, text and score). In csv and tsv, a
+            value that is no text or number is written as JSON, and a text that begins like a formula has a
+            ' before it, which a spreadsheet takes for the sign of a text.
         for_excel: csv and tsv begin with a BOM, without which Excel does not read them as UTF-8; other
             programs may not expect one.
     """
@@ -199,7 +200,15 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
         "list": pyarrow.list_(pyarrow.string()),
         "numbers": pyarrow.list_(pyarrow.float64()),
         "scores": pyarrow.map_(pyarrow.string(), pyarrow.float64()),
-    }
+        "spans": pyarrow.list_(
+            pyarrow.struct(
+                [
+                    ("start", pyarrow.int64()), ("end", pyarrow.int64()), ("label", pyarrow.string()),
+                    ("text", pyarrow.string()), ("score", pyarrow.float64()),
+                ]
+            )
+        ),
+    }  # fmt: skip
     schema = pyarrow.schema([(name, types[type_name]) for name, type_name in columns.items()])
 
     def arrow_record(record: dict) -> dict:

@@ -33,7 +33,10 @@ def as_forward(model: nn.Module | Forward) -> Forward:
 
 @dataclass
 class LogprobQuery:
-    """One row for the model: at `positions[i]` the log-probabilities of the tokens `wanted[i]`."""
+    """One row for the model: at `positions[i]` the log-probabilities of the tokens `wanted[i]`.
+
+    Of raw logits `wanted` may be empty: all of them.
+    """
 
     ids: Sequence[int]
     positions: tuple[int, ...]
@@ -89,6 +92,9 @@ class LogprobRunner:
         for query in queries:
             row_logits = logits[start : start + len(query.positions)]
             start += len(query.positions)
+            if query.raw_logits and not query.wanted:
+                results.append(row_logits.tolist())
+                continue
             width = max(map(len, query.wanted))
             wanted = [[*tokens, *[0] * (width - len(tokens))] for tokens in query.wanted]
             picked = row_logits.gather(1, torch.tensor(wanted, device=row_logits.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from finetune.data.question import Question
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {  # kind of an example -> its title when shown
     "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
-    "cloze": "選項填空",
+    "cloze": "選項填空", "tag": "標註",
 }  # fmt: skip
 
 
@@ -97,11 +97,22 @@ def log_row_lengths(title: str, objective: Objective) -> None:
         log(f"  {title}：{remark}（{count} 列）")
 
 
-def format_example(tokenizer: PreTrainedTokenizerBase, example: Example | MultipleChoiceExample) -> str:
-    """Return an example as the model sees it, and its targets."""
+def format_example(
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example | MultipleChoiceExample,
+    names: Sequence[str] = (),
+) -> str:
+    """Return an example as the model sees it, and its targets.
+
+    Args:
+        names: of the targets, by number, where they are no tokens.
+    """
     if isinstance(example, MultipleChoiceExample):
         rows = (format_tokens(tokenizer, ids, ()) for ids in example.rows)
         return "\n    ".join(rows) + f"\n    → 第 {example.answer + 1} 個選項"
+    if names:
+        written = " ".join(names[target] for target in example.targets)
+        return f"{format_tokens(tokenizer, example.ids, ())}\n    → {written}"
     if example.by_token and tokenizer.mask_token_id is None:
         return readable_reply(tokenizer, example)
     targets = [example.candidates[t] if example.candidates else t for t in example.targets]

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.bad_rows import Unreadable
 from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.predict.classifier import ClassifierPredictor, TextOrPair
+from finetune.predict.file_columns import columns_of, copied_columns, copy_of, text_of
 from finetune.predict.label_truth import TrueLabels, log_numeric_labels
-from finetune.predict.row_handler import Record, Row, RowHandler, is_text, storable_text
+from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
 from finetune.runtime.errors import UserError
-from finetune.runtime.strict_json import too_long
 
 
 class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
@@ -32,7 +31,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
         self.text_columns = _text_columns(source, flags.text_column, predictor.trained_columns)
         predictor.warn_of_count(len(self.text_columns))
         self.label_key, label_type = ("labels", "list") if predictor.multi else ("label", "text")
-        first_rows, file_columns = _columns_of(source)
+        first_rows, file_columns = columns_of(source)
         trained = str(predictor.card.flags.get("label_column") or "") if predictor.card else ""
         label_column = flags.label_column or (trained if {*column_names(trained)} <= {*file_columns} else "")
         self.truth = TrueLabels(
@@ -48,12 +47,8 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
             "error": "text",
         }
         true = {f"true_{self.label_key}": label_type} if self.truth else {}
-        # Other columns of the file are copied by their own name, or where that is taken as input_…
-        self.copied = {
-            name if name not in {*columns, *true} else f"input_{name}": name for name in file_columns
-        }
-        for name in ("id", "ID", *(name for name in self.text_columns if name in ("text", "pair"))):
-            self.copied.pop(f"input_{name}" if name in columns else name, None)  # it is in the record already
+        shown = [name for name in self.text_columns if name in ("text", "pair")]  # in the record already
+        self.copied = copied_columns(file_columns, {*columns, *true}, shown)
         if len(self.truth.columns.labels) == 1:
             self.copied.pop(f"input_{self.truth.columns.labels[0]}", None)
         self.columns = columns | true | dict.fromkeys(self.copied, "text")
@@ -71,9 +66,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
         values = row if isinstance(row, dict) else {}
         texts = zip(("text", "pair"), self.text_columns, strict=False)
         shown: Record = {name: storable_text(values.get(column)) for name, column in texts}
-        copied: Record = {
-            name: storable_text(values[column]) for name, column in self.copied.items() if column in values
-        }
+        copied = copy_of(row, self.copied)
         if self.truth:
             labels = self.truth.labels_of(row)
             copied[f"true_{self.label_key}"] = labels if self.predictor.multi else labels and labels[0]
@@ -90,7 +83,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
 
     def read_row(self, record: Record, row: Row) -> TextOrPair:
         """Read the text, or the pair of texts."""
-        texts = tuple(_text_of(row, column) for column in self.text_columns)
+        texts = tuple(text_of(row, column) for column in self.text_columns)
         return (texts[0], texts[1]) if len(texts) > 1 else texts[0]
 
     def predict(self, pending: list[tuple[Record, TextOrPair]]) -> None:
@@ -116,32 +109,3 @@ def _text_columns(source: Path, requested: str, trained: tuple[str, ...]) -> tup
     if not requested and trained and {*trained} <= {*columns}:
         return trained
     return find_texts(columns, requested, f"--input {source}")
-
-
-def _columns_of(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the first rows, and every column that a row of the file has, in the order they come."""
-    first: list[dict[str, Any]] = []
-    columns: dict[str, None] = {}
-    for _, row in read_table(source):
-        if isinstance(row, dict):
-            columns |= dict.fromkeys(map(str, row))
-            first += [row] if len(first) < LOOKED else []
-    return first, list(columns)
-
-
-def _text_of(row: Row, column: str) -> str:
-    """Return the text of a column. Raises ValueError with the reason why there is none."""
-    if isinstance(row, Unreadable):
-        raise ValueError(row)
-    if not isinstance(row, dict):
-        raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
-    value = row.get(column)
-    if value is not None and not isinstance(value, (str, int, float)):
-        raise ValueError(f"{column} 應該是文字，得到 {type(value).__name__}")
-    if value is None or value != value or not str(value).strip():  # NaN is not itself
-        raise ValueError(f"{column} 是空的" if column in row else f"沒有 {column} 欄")
-    if not is_text(str(value)):
-        raise ValueError("有落單的代理字元（surrogate），不是合法的 UTF-8")
-    if reason := too_long(str(value)):
-        raise ValueError(f"{column} {reason}")
-    return str(value)

@@ -76,8 +76,11 @@ def log(text: str = "") -> None:
         print(plain(text), file=sys.stderr, flush=True)
 
 
-def print_result(text: object = "", end: str = "\n") -> None:
+def print_result(text: object = "", end: str = "\n", style: str = "") -> None:
     """Print a result or a reply of the REPL to stdout.
+
+    Args:
+        style: how a terminal shows it: parameters of SGR (ECMA-48), such as `1;32`; "" for as it is.
 
     Raises:
         BrokenPipeError: the reader of stdout is gone.
@@ -86,12 +89,18 @@ def print_result(text: object = "", end: str = "\n") -> None:
     try:
         if "stdout" in streams.closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        print(plain(text), end=end, flush=True)
+        shown = f"\x1b[{style}m{plain(text)}\x1b[0m" if style else plain(text)
+        print(shown, end=end, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         streams.silence(sys.stdout)
         raise RunError(f"結果寫不到標準輸出（{reason(error)}）") from error
+
+
+def shows_colour() -> bool:
+    """Return whether stdout is a terminal that shows colours, and the user has not said no (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def print_optional(text: object = "") -> None:

@@ -230,7 +230,8 @@ def setup_data(
         hint = "請加長，或換上下文更長的模型"
         raise UserError(f"--max_length {args.max_length}：沒有一{row}放得下{limit}，{hint}")
     for kind, index in train.epoch(0)[: args.show_examples]:
-        log(f"  樣本（{KINDS.get(kind, kind)}）{format_example(tokenizer, train.example(kind, index, 0))}")
+        shown = format_example(tokenizer, train.example(kind, index, 0), getattr(train, "target_names", ()))
+        log(f"  樣本（{KINDS.get(kind, kind)}）{shown}")
     steps_per_epoch = math.ceil(len(train.epoch(0)) / args.train_batch_size)
     total_steps = args.max_steps or args.num_epochs * steps_per_epoch
     _log_steps(args, world, hardware, steps_per_epoch, total_steps)
