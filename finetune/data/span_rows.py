@@ -45,6 +45,7 @@ TITLE = (
     "title", "標題", "标题", "篇名", "articleid", "articletitle", "documentid", "docid", "contextid",
     "paragraphid", "passageid", "group", "文章編號", "文章编号", "主題", "主题",
 )  # fmt: skip
+ANSWER_KEYS = ("answers", "answer", "detected_answers")  # of nested questions
 IMPOSSIBLE = ("isimpossible", "impossible", "unanswerable", "noanswer", "無答案", "无答案")
 ID = ("id", "qid", "questionid", "queryid", "題號", "题号", "編號", "编号")
 YES, NO = ("true", "1", "1.0", "yes", "是", "y"), ("false", "0", "0.0", "no", "否", "n", "")
@@ -217,7 +218,7 @@ class SpanParser:
     def _nested_answers(self, qa: dict) -> list[tuple[str, int | None]]:
         """Return (text, start) of the answers of a question."""
         impossible = _truth(qa.get("is_impossible"), "is_impossible")
-        cell = next((qa[key] for key in ("answers", "answer", "detected_answers") if key in qa), None)
+        cell = next((qa[key] for key in ANSWER_KEYS if key in qa), None)
         if cell is None and not impossible and self.need_answers:
             raise ValueError("沒有 answers（沒有答案請寫成空的串列 []）")
         return _checked(_answers(cell, None), impossible)
@@ -356,3 +357,28 @@ def _numbers(cell: str) -> str | list[str]:
     """Return the starts of a cell: several are separated as the answers are, or by commas."""
     parts = [part.strip() for part in re.split(r"[|｜；;,，、\s]+", cell.strip()) if part.strip()]
     return parts if len(parts) > 1 else cell
+
+
+def flat_questions(article: dict) -> Iterator[dict[str, Any] | Unreadable]:
+    """Yield the questions of an article, or of a passage by itself, as flat rows with what is there of them.
+
+    Their columns are `id`, `title`, `question`, `context`, `answers` and `is_impossible`.
+    """
+    paragraphs = article["paragraphs"] if isinstance(article.get("paragraphs"), list) else [article]
+    for number, paragraph in enumerate(paragraphs, 1):
+        if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
+            yield Unreadable(f"第 {number} 段沒有 qas（問答的串列）")
+            continue
+        context = paragraph.get("context", paragraph.get("context_text"))
+        for qa in paragraph["qas"]:
+            if not isinstance(qa, dict):
+                yield Unreadable(f"第 {number} 段有一題不是物件，得到 {type(qa).__name__}")
+                continue
+            found = {
+                "id": next((qa[key] for key in ("id", "query_id", "qid") if is_name(qa.get(key))), ""),
+                "title": article.get("title") or article.get("id") or "",
+                "question": qa.get("question", qa.get("query_text")), "context": context,
+                "answers": next((qa[key] for key in ANSWER_KEYS if key in qa), None),
+                "is_impossible": qa.get("is_impossible"),
+            }  # fmt: skip
+            yield {name: value for name, value in found.items() if value is not None}

@@ -145,9 +145,9 @@ def write_table(
     """Write records, in constant memory, in the format of `suffix`; the file appears once it is complete.
 
     Args:
-        columns: name -> "whole", "text", "truth" (a bool), "list" of texts, "numbers" (a list) or "scores"
-            (text -> number). In csv and tsv, a value that is no text or number is written as JSON, and a text
-            that begins like a formula has a ' before it, which a spreadsheet takes for the sign of a text.
+        columns: name -> "whole", "number", "text", "truth" (a bool), "list" of texts, "numbers" (a list) or
+            "scores" (text -> number). In csv and tsv, a value that is no text or number is written as JSON, and
+            a text that begins like a formula has a ' before it, which a spreadsheet takes for a text's sign.
         for_excel: csv and tsv begin with a BOM, without which Excel does not read them as UTF-8; other
             programs may not expect one.
     """
@@ -197,6 +197,7 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
 
     types = {
         "whole": pyarrow.int64(),
+        "number": pyarrow.float64(),
         "text": pyarrow.string(),
         "truth": pyarrow.bool_(),
         "list": pyarrow.list_(pyarrow.string()),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.span_rows import SpanRow
+from finetune.evaluation.extraction import EncodedQuestions, SpanSettings
 from finetune.evaluation.queries import Forward
-from finetune.evaluation.span_metrics import add_span_baselines, compute_span_metrics, span_samples
+from finetune.evaluation.span_metrics import add_span_baselines
 from finetune.evaluation.span_search import SpanAnswers, SpanSearch
 from finetune.models.heads import END, START
 from finetune.models.kinds import finds_no_answer
-from finetune.models.span_windows import QuestionTooLongError, SpanWindow, SpanWindows
+from finetune.models.span_windows import SpanWindow
 from finetune.objectives.batching import Example
 
 if TYPE_CHECKING:
@@ -22,21 +21,6 @@ if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
 
 WITHIN_A_TOKEN = "答案的邊界落在一個 token 之中，訓練時取整個 token"
-
-
-@dataclass(frozen=True)
-class SpanSettings:
-    """How passages are read.
-
-    Attributes:
-        max_length: longest window, in tokens.
-        stride: tokens of the passage that two windows share.
-        max_answer_length: longest answer, in tokens.
-    """
-
-    max_length: int
-    stride: int
-    max_answer_length: int
 
 
 class SpanObjective:
@@ -61,23 +45,14 @@ class SpanObjective:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[SpanRow], settings: SpanSettings):
         self.settings, self.pad_id = settings, tokenizer.pad_token_id
-        self.rows: list[SpanRow] = []
-        self.too_long: list[str] = []
-        self.remarks: dict[str, int] = {}
-        self.windows: list[list[SpanWindow]] = []  # of each row
-        make_windows = SpanWindows(tokenizer, settings.max_length, settings.stride)
-        for row in rows:
-            try:
-                self.windows.append(make_windows(row.question, row.context))
-            except QuestionTooLongError:
-                self.too_long.append(row.id)
-            else:
-                self.rows.append(row)
+        self.encoded = EncodedQuestions.of(tokenizer, rows, settings)
+        self.rows, self.windows = self.encoded.rows, self.encoded.windows
+        self.too_long = [row.id for row, _ in self.encoded.too_long]
         self.examples = [(row, window) for row, some in enumerate(self.windows) for window in some]
         self.lengths = [len(window) for _, window in self.examples]
         self.targets = [[self._target(row, w) for w in some] for row, some in enumerate(self.windows)]
         self._flat_targets = [target for some in self.targets for target in some]
-        self._note_answers()
+        self.remarks = self._remarks()
 
     def _target(self, row: int, window: SpanWindow) -> tuple[int, int]:
         """Return the places of start and end in a window."""
@@ -86,8 +61,8 @@ class SpanObjective:
             return window.null, window.null
         return window.places(answers[0].start, answers[0].end)
 
-    def _note_answers(self) -> None:
-        """Note answers that a token does not end with, or that are longer than the longest allowed."""
+    def _remarks(self) -> dict[str, int]:
+        """Count answers that a token does not end with, or that are longer than the longest allowed."""
         divided = long = 0
         for row, some in zip(self.rows, self.windows, strict=True):
             for answer in row.answers[:1]:
@@ -103,7 +78,7 @@ class SpanObjective:
             WITHIN_A_TOKEN: divided,
             f"答案超過 {limit} 個 token，模型答不出整個（--max_answer_length）": long,
         }
-        self.remarks = {note: count for note, count in notes.items() if count}
+        return {note: count for note, count in notes.items() if count}
 
     def epoch(self, epoch: int) -> list[tuple[str, int]]:
         """Return every window once."""
@@ -137,18 +112,12 @@ class SpanObjective:
     def metrics(
         self, outputs: Sequence[SpanAnswers], config: PreTrainedConfig, before: Any = None
     ) -> dict[str, Any]:
-        """Compute the metrics of answers, see `evaluation.span_metrics`, with samples and the loss."""
-        if not self.rows:
-            return {}
-        may_be_none = finds_no_answer(config)
-        places, texts = chosen_answers(self.rows, outputs, may_be_none)
-        return {
-            **compute_span_metrics(self.rows, texts, may_be_none),
-            "loss": fmean(loss for answers in outputs for loss in answers.losses),
-            "windows": len(self.examples), "left_out": len(self.too_long),
-            "max_answer_length": self.settings.max_answer_length,
-            "samples": span_samples(self.rows, texts, places),
-        }  # fmt: skip
+        """Compute the metrics of answers, see `evaluation.extraction`."""
+        return self.encoded.metrics(outputs, finds_no_answer(config))
+
+    def records(self, outputs: Sequence[SpanAnswers], config: PreTrainedConfig) -> Iterable[dict[str, Any]]:
+        """Yield the rows of predictions.jsonl."""
+        return self.encoded.records(outputs, finds_no_answer(config))
 
     def validation_metrics(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return those that the log of an epoch shows."""
@@ -170,17 +139,5 @@ class SpanObjective:
         """Add the metrics of sentences of the passage, see evaluation/span_baselines.py."""
         for name, (objective, outputs) in evaluated.items():
             if objective.rows:
-                texts = chosen_answers(objective.rows, outputs, finds_no_answer(config))[1]
+                texts = objective.encoded.chosen(outputs, finds_no_answer(config))[1]
                 add_span_baselines(metrics[name], objective.rows, texts)
-
-
-def chosen_answers(
-    rows: Sequence[SpanRow], outputs: Sequence[SpanAnswers], may_be_none: bool
-) -> tuple[list[tuple[int, int] | None], list[str]]:
-    """Return the characters of the answer to each row, None for none, and its text."""
-    chosen = [answers.choose(may_be_none) for answers in outputs]
-    places = [None if one is None else (one.start, one.end) for one in chosen]
-    texts = [
-        "" if place is None else row.context[slice(*place)] for row, place in zip(rows, places, strict=True)
-    ]
-    return places, texts

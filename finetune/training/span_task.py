@@ -11,9 +11,10 @@ from finetune.data.answer_spans import SpanOptions, read_spans
 from finetune.data.row_dataset import RowDataset
 from finetune.data.span_rows import SpanRow
 from finetune.data.splits import Splits, describe_rows, split_rows
+from finetune.evaluation.extraction import SpanSettings
 from finetune.models.kinds import FINDS_NO_ANSWER
 from finetune.objectives.objective import Objective
-from finetune.objectives.span import SpanObjective, SpanSettings
+from finetune.objectives.span import SpanObjective
 from finetune.training.task import NoLabels, TaskContext
 
 
