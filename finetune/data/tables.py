@@ -147,7 +147,7 @@ def write_table(
     Args:
         columns: name -> "whole", "number", "text", "truth" (a bool), "list" of texts, "numbers" (a list) or
             "scores" (text -> number). In csv and tsv, a value that is no text or number is written as JSON,
-            and a text that begins like a formula has a ' before it, which a spreadsheet takes for a text's sign.
+            and a text that begins like a formula has a ' before it, the sign of a text to a spreadsheet.
         for_excel: csv and tsv begin with a BOM, without which Excel does not read them as UTF-8; other
             programs may not expect one.
     """
