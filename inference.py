@@ -288,13 +288,16 @@ def run(flags: InferenceArgs) -> int | None:
 
 
 def inspect_data(flags: InferenceArgs) -> int:
-    """Print an inspection of the data of --inspect: tagged, labelled or plain texts, or questions."""
+    """Print an inspection of --inspect: passages, tagged texts, labelled or plain ones, or questions."""
     from finetune.data import corpus, corpus_report
     from finetune.predict.inspect_exam import show_exam
     from finetune.predict.inspect_labels import holds_labels, show_labels_report
+    from finetune.predict.inspect_spans import holds_spans, show_spans_report
     from finetune.predict.inspect_tags import holds_tags, show_tags_report
 
     source, text, label = required(flags.inspect), flags.text_column, flags.label_column
+    if holds_spans(source, text, label):
+        return show_spans_report(source, flags.json, text, label)
     if holds_tags(source, label):
         return show_tags_report(source, flags.json, text, label)
     if label or holds_labels(source, text):

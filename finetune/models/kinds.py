@@ -36,6 +36,8 @@ TITLES = {
 # Attribute of a configuration: the kind that this project fine-tuned a model to be, where its class does not
 # tell: BART's fills [MASK] and writes summaries.
 FINE_TUNED_AS = "fine_tuned_as"
+# Attribute of a configuration: an extractor was trained on passages without an answer too, and may give none.
+FINDS_NO_ANSWER = "finds_no_answer"
 HINTS = {
     "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
     "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 訓練",
@@ -80,6 +82,11 @@ def is_seq2seq(config: PreTrainedConfig) -> bool:
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return False
     return type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, FINE_TUNED_AS, "") == "seq2seq"
+
+
+def finds_no_answer(config: PreTrainedConfig) -> bool:
+    """Return whether an extractor was trained on passages without an answer, and so may give none."""
+    return bool(getattr(config, FINDS_NO_ANSWER, False))
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:

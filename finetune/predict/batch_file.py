@@ -59,7 +59,7 @@ def answer_file(flags: InferenceArgs, predictor: Predictor, world: Distributed) 
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
     state = _file_state(source)  # before its rows are read and hashed
     handler = _row_handler(source, flags, predictor)
-    total = sum(1 for _ in read_table(source))
+    total = sum(1 for _ in handler.rows(source))
     journal = Journal(part, handler.identity(source) if world.is_main else {}, "--output")
     size = flags.batch_size or (max(ROUND, 4 * flags.concurrency) if predictor.device == SERVER else ROUND)
     run = BatchRun(source, output, handler, journal, state, size)
@@ -119,7 +119,7 @@ class BatchRun:
         """Answer the rows after the first `done`, one round per rank at a time."""
         from tqdm import tqdm
 
-        rows = enumerate(read_table(self.source), 1)
+        rows = enumerate(self.handler.rows(self.source), 1)
         next(islice(rows, done, done), None)  # those already answered
         bar = tqdm(
             desc="作答", unit="列", total=total, initial=done, dynamic_ncols=True,

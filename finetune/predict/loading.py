@@ -95,6 +95,7 @@ def open_predictor(flags: InferenceArgs, world: Distributed | None) -> Predictor
     options = LoadOptions(single_use=single_use, allow_pickle=flags.allow_pickle)
     model, tokenizer, device = load_for_use(flags.model_path, where, FLAG, options)
     predictor = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
+    predictor.use_flags(flags)
     if predictor.bf16 and not single_use:
         console.log(cpu.choose_precision(model.config.hidden_size)[1])
     return predictor

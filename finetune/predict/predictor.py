@@ -36,6 +36,7 @@ from finetune.runtime.journal import AnswerJournal
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from finetune.cli.inference_args import InferenceArgs
     from finetune.runtime.distributed import Distributed
 
 CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
@@ -243,6 +244,9 @@ class LocalPredictor(Predictor):
         fast = isinstance(self.forward, TokenLogits) and self.forward.has_fast_path
         if fast and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
             self.forward, self.bf16 = bf16_forward(self.model), True
+
+    def use_flags(self, flags: InferenceArgs) -> None:
+        """Take over flags of inference that settle how a kind of model is used; most have none."""
 
     @abstractmethod
     def _prompt_settings(self) -> list[str]:

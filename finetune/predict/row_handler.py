@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from finetune.cli.inference_args import InferenceArgs
-from finetune.data.bad_rows import Unreadable
+from finetune.data.bad_rows import Rows, Unreadable
+from finetune.data.tables import read_table
 from finetune.predict.predictor import AnyPredictor
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import dumps
@@ -63,6 +64,10 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
             **{name: getattr(self.flags, name) for name in same},
             "system_prompt": self.flags.system_prompt,  # None as in the runs of earlier versions, which go on
         }  # fmt: skip
+
+    def rows(self, source: Path) -> Rows:
+        """Yield (line, row) of the file, a record each."""
+        return read_table(source)
 
     def answer(self, block: Block) -> list[Record]:
         """Return one record for each row."""

@@ -129,6 +129,9 @@ def write_results(
     if run.loaded.new_head:
         written.other += "（輸出層還是隨機初始化的）"
     report.write(folder / "report", written, hint)
+    if evaluation.predictions:
+        with write_errors("評測的結果寫不進去", hint):
+            row_report.write_predictions(folder / "report" / "predictions.jsonl", evaluation.predictions)
     lines = perplexity.verdict(card.growth) if evaluation.before_after else []
     lines += verdict(card.labels) if card.task == "classify" else row_report.verdict(card.task, card.metrics)
     return card, [*lines, *report.verdict(written)]
