@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from finetune.models.kinds import CLASSES, kind_of
+from finetune.models.encoder_decoder import generation_config
+from finetune.models.kinds import CLASSES, is_seq2seq, kind_of
 from finetune.runtime.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+FIRST = "forced_bos_token_id"
 
 
 def save_model(
@@ -22,12 +26,14 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     weights: dict[str, Tensor],
     ends: Iterable[int] = (),
+    longest: int = 0,
 ) -> None:
     """Write a complete Hugging Face folder, then read it back and compare every tensor.
 
     Args:
         weights: the full state, on the CPU. Tied tensors may be there once or twice.
         ends: for a causal model: ids of the tokens that end a reply, for its generation_config.json.
+        longest: for an encoder-decoder: tokens of an output, for its generation_config.json.
 
     Raises:
         RunError: weights are missing, or what was read back differs.
@@ -45,7 +51,7 @@ def save_model(
     if kind_of(config) == "causal":
         _align_special_tokens(config, tokenizer)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
-    config.save_pretrained(folder)
+    save_config(folder, config, longest)
     if ends:
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
         transformers.GenerationConfig(
@@ -58,6 +64,26 @@ def save_model(
     )
     save_tokenizer(folder, tokenizer)
     compare_saved(folder, model)
+
+
+def save_config(folder: Path, config: PreTrainedConfig, longest: int = 0) -> None:
+    """Write config.json and, of an encoder-decoder, generation_config.json.
+
+    transformers keeps a forced first token in the latter alone; `take_over_special_tokens` reads it back.
+    """
+    if not is_seq2seq(config):
+        config.save_pretrained(folder)
+        return
+    generation_config(config, longest).save_pretrained(folder)
+    first = getattr(config, FIRST, None)
+    declared = FIRST in {field.name for field in fields(config)}
+    if first is not None and not declared:
+        delattr(config, FIRST)
+    try:
+        config.save_pretrained(folder)
+    finally:
+        if first is not None:
+            setattr(config, FIRST, first)
 
 
 def _align_special_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
