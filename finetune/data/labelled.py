@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from finetune.data.bad_rows import bad_rows_report, summarize_problems, where
 from finetune.data.data_files import DataFile
@@ -63,6 +64,7 @@ class LabelledDataset:
         pair_column: "" for single texts.
         label_columns: several where each column says yes or no to one label.
         skipped: rows left out, each with the reason.
+        unit: what a row is called in messages.
     """
 
     rows: dict[str, list[Labelled]]
@@ -73,6 +75,7 @@ class LabelledDataset:
     pair_column: str
     label_columns: tuple[str, ...]
     skipped: list[str] = field(default_factory=list)
+    unit: ClassVar[str] = "列"
 
     def __len__(self) -> int:
         return sum(map(len, self.rows.values()))

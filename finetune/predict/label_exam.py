@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.exam import SPLITS
 from finetune.data.label_columns import column_names
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset, LabelledOptions, read_labelled
-from finetune.data.question import seeded_hash
 from finetune.evaluation.classification import compute_metrics
 from finetune.predict.classifier import ClassifierPredictor
-from finetune.predict.exam_output import log_page, summary_lines, target_folder
-from finetune.reports import report
-from finetune.reports.classification import title_of, verdict
+from finetune.predict.row_exam import Measured, run_row_exam
 from finetune.runtime import hub
-from finetune.runtime.console import print_result
 from finetune.runtime.errors import UserError, listed
-from finetune.runtime.files import atomic_open
 
 if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
@@ -33,20 +27,34 @@ def run_label_exam(flags: InferenceArgs, predictor: ClassifierPredictor, world: 
         UserError: no labelled texts, no such split, no label that the model knows.
     """
     dataset = _read_texts(flags, predictor)
-    split, rows = _select_split(dataset, flags.split)
-    if flags.exam_limit:
-        rows = sorted(rows, key=lambda row: seeded_hash(0, row.fingerprint))[: flags.exam_limit]
+    predictor.warn_of_count(2 if dataset.pair_column else 1)
+
+    def measure(rows: Sequence[Labelled]) -> Measured:
+        return _measure(rows, dataset, predictor, world, required(flags.exam))
+
+    run_row_exam(flags, predictor, world, "classify", measure, dataset)
+
+
+def _measure(
+    rows: Sequence[Labelled],
+    dataset: LabelledDataset,
+    predictor: ClassifierPredictor,
+    world: Distributed,
+    source: str,
+) -> Measured:
+    """Classify rows and compute the metrics of those whose labels the model knows. Collective.
+
+    Raises:
+        UserError: it knows none.
+    """
     classes, note = _map_labels(dataset.names, predictor.names)
     known = [row for row in rows if all(label in classes for label in row.labels)]
     unknown = Counter(dataset.names[label] for row in rows for label in row.labels if label not in classes)
     if not known:
         raise UserError(
-            f"--exam {flags.exam}：標籤 {listed(unknown)} 模型一個也沒有，它的是 {listed(predictor.names)}"
+            f"--exam {source}：標籤 {listed(unknown)} 模型一個也沒有，它的是 {listed(predictor.names)}"
         )
-    predictor.warn_of_count(2 if dataset.pair_column else 1)
     probabilities = predictor.probabilities([(row.text, row.pair) for row in rows], world)
-    if not world.is_main:
-        return
     index_of = {id(row): index for index, row in enumerate(rows)}
     truth = [tuple(sorted(classes[label] for label in row.labels)) for row in known]
     scored = [probabilities[index_of[id(row)]] for row in known]
@@ -54,19 +62,7 @@ def run_label_exam(flags: InferenceArgs, predictor: ClassifierPredictor, world: 
     notes = [note] if note else []
     if unknown:
         notes.append(_unknown_note(unknown, len(rows), metrics))
-    if dataset.skipped:
-        notes.append(f"有 {len(dataset.skipped)} 列無法讀取，沒有列入（--on_bad_rows skip）")
-    facts = {"模型": predictor.name, "資料": dataset.origin, "題目": f"{title_of(split)} {len(rows)} 列"}
-    if card := predictor.card:
-        facts |= {"底模": card.base_model, "訓練資料": card.dataset}
-    page = report.Report(facts, {}, {}, notes=notes, labels={split: metrics})
-    folder = target_folder(flags)
-    report.write(folder, page)
-    _write_predictions(folder / "predictions.jsonl", rows, dataset, predictor, probabilities)
-    record = {"facts": facts, "notes": notes, split: metrics}
-    for line in summary_lines(flags, folder, [*verdict(page.labels), *notes], record):
-        print_result(line)
-    log_page(folder)
+    return Measured(metrics, _records(rows, dataset, predictor, probabilities), notes)
 
 
 def _read_texts(flags: InferenceArgs, predictor: ClassifierPredictor) -> LabelledDataset:
@@ -107,18 +103,6 @@ def _trained_columns(source: str, columns: object) -> str:
     return ",".join(names) if {*names} <= {*first} else ""
 
 
-def _select_split(dataset: LabelledDataset, split: str) -> tuple[str, list[Labelled]]:
-    """Return the name of a split, and its rows. A file without splits is one. Raises UserError."""
-    splits = {name: rows for name, rows in dataset.rows.items() if rows}
-    if split == "all" or set(splits) == {""}:
-        return "all", [row for rows in splits.values() for row in rows]
-    name = SPLITS[split]
-    if name not in splits:
-        known = "、".join(f"{known or '不分'}（{len(rows)} 列）" for known, rows in splits.items())
-        raise UserError(f"--split {split}：這份資料沒有這一部分，有的是 {known}；或用 all")
-    return name, splits[name]
-
-
 def _map_labels(data_names: list[str], model_names: list[str]) -> tuple[dict[int, int], str]:
     """Map the labels of the data to the classes of the model, as far as it knows them.
 
@@ -136,21 +120,16 @@ def _map_labels(data_names: list[str], model_names: list[str]) -> tuple[dict[int
     return by_number, f"資料的標籤是編號，照模型的順序：{shown}"
 
 
-def _write_predictions(
-    path: Path,
-    rows: list[Labelled],
+def _records(
+    rows: Sequence[Labelled],
     dataset: LabelledDataset,
     predictor: ClassifierPredictor,
     probabilities: list[list[float]],
-) -> None:
-    """Write predictions.jsonl: the texts of each row, the true label, the model's and its probabilities."""
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of predictions.jsonl: texts, the true label, the model's and its probabilities."""
     key = "labels" if predictor.multi else "label"
-    with atomic_open(path) as stream:
-        for row, shares in zip(rows, probabilities, strict=True):
-            names = [dataset.names[label] for label in row.labels]
-            record: dict[str, Any] = {"id": row.id, "text": row.text} | (
-                {"pair": row.pair} if row.pair else {}
-            )
-            record[f"true_{key}"] = names if predictor.multi else names[0]
-            record |= predictor.to_record(predictor.ranked(shares))
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+    for row, shares in zip(rows, probabilities, strict=True):
+        names = [dataset.names[label] for label in row.labels]
+        record: dict[str, Any] = {"id": row.id, "text": row.text} | ({"pair": row.pair} if row.pair else {})
+        record[f"true_{key}"] = names if predictor.multi else names[0]
+        yield record | predictor.to_record(predictor.ranked(shares))
