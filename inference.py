@@ -288,12 +288,15 @@ def run(flags: InferenceArgs) -> int | None:
 
 
 def inspect_data(flags: InferenceArgs) -> int:
-    """Print an inspection of the data of --inspect: labelled texts, plain texts or questions."""
+    """Print an inspection of the data of --inspect: pairs, labelled texts, plain texts or questions."""
     from finetune.data import corpus, corpus_report
     from finetune.predict.inspect_exam import show_exam
     from finetune.predict.inspect_labels import holds_labels, show_labels_report
+    from finetune.predict.inspect_pairs import holds_pairs, show_pairs_report
 
     source, text, label = required(flags.inspect), flags.text_column, flags.label_column
+    if holds_pairs(source, text, label):
+        return show_pairs_report(source, flags.json, text, label)
     if label or holds_labels(source, text):
         return show_labels_report(source, flags.json, text, label)
     if text or corpus.holds_texts(source):

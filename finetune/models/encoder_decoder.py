@@ -21,7 +21,7 @@ from finetune.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-# Special tokens by which `generate` begins and ends: attributes of a configuration, and of a generation_config
+# Special tokens by which `generate` begins and ends: attributes of config and generation_config
 SPECIAL = (
     "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
     "forced_eos_token_id",
@@ -40,7 +40,9 @@ def target_ids(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -
     eos_id = tokenizer.eos_token_id
     whole: Any = tokenizer(text_target=text, split_special_tokens=True, verbose=False)
     ids = list(whole["input_ids"])
-    appended = [] if eos_id in ids[-2:] else [eos_id]  # before the last one stands mBART's, before the language
+    appended = (
+        [] if eos_id in ids[-2:] else [eos_id]
+    )  # before the last one stands mBART's, before the language
     length = max(1, max_length - len(appended))
     if len(ids) <= length:
         return [*ids, *appended], False
@@ -63,8 +65,8 @@ def shifted_right(target: Sequence[int], config: PreTrainedConfig) -> list[int]:
 def complete_config(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write into a configuration the special tokens it lacks, by which training and `generate` begin and end.
 
-    A target language is the tokenizer's `tgt_lang` where that is set, else that of the configuration, else the
-    tokenizer's source language.
+    A target language is the tokenizer's `tgt_lang` where that is set, else that of the configuration, else
+    the tokenizer's source language.
     """
     values: Any = config
     for name in ("pad_token_id", "eos_token_id"):
@@ -113,8 +115,10 @@ def generation_config(config: PreTrainedConfig, longest: int = 0) -> GenerationC
     """
     import transformers
 
-    values = {name: getattr(config, name, None) for name in SPECIAL}
-    values |= {"max_length": longest + 1} if longest else {}  # the first token is the decoder's start
+    values: dict[str, Any] = {name: getattr(config, name, None) for name in SPECIAL}
+    positions = getattr(config, "max_position_embeddings", None) or longest + 1
+    if longest:  # the first token is the decoder's start
+        values["max_length"] = min(longest + 1, positions)
     return transformers.GenerationConfig(**values)
 
 
@@ -271,10 +275,14 @@ def _agrees(
     try:
         for batch in batches:
             begins = [written[row][:2] for row in batch]
-            reader = EncoderDecoderReader(model, [texts[row] for row in batch], [3] * len(batch), 0, mode, begins)
+            reader = EncoderDecoderReader(
+                model, [texts[row] for row in batch], [3] * len(batch), 0, mode, begins
+            )
             rows = batch
             for length in (2, 3, 4):
-                ids = reader.ids if length == 2 else torch.tensor([[written[row][length - 1]] for row in rows])
+                ids = (
+                    reader.ids if length == 2 else torch.tensor([[written[row][length - 1]] for row in rows])
+                )
                 found.append(reader.read(ids.to(reader.device)))
                 wanted.append(torch.stack([expected[row][length - 1] for row in rows]))
                 order = [*reversed(range(len(rows))), *([0] if length == 2 else [])]

@@ -1,9 +1,10 @@
-"""Text generation with a causal language model or an encoder-decoder: greedy, sampling or beam search, in batches.
+"""Text generation with causal language models and encoder-decoders: greedy, sampling, beam search, batched.
 
 Keys and values are cached where the model's family supports it (models/kv_cache.py). An encoder-decoder reads
-the prompt with its encoder, and the reply is all that its decoder writes (models/encoder_decoder.py). The results are those of
-transformers' `generate`, token for token; of a sampled row the distributions are the same. The continuation
-of a prompt does not depend on the prompts beside it, up to the rounding of the model's own sums.
+the prompt with its encoder, and the reply is all that its decoder writes (models/encoder_decoder.py). The
+results are those of transformers' `generate`, token for token; of a sampled row the distributions are the
+same. The continuation of a prompt does not depend on the prompts beside it, up to the rounding of the model's
+own sums.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from finetune.models.forward import config_of
 from finetune.models.kinds import is_seq2seq
 from finetune.models.kv_cache import DecodeMode, Reader, TokenReader, decode_mode
 from finetune.models.logits import check_choice, filtered, processed
-from finetune.models.streaming import STOPS, Reply, ReplyStream, Writer, special_tokens
+from finetune.models.streaming import STOPS, Reply, ReplyStream, Writer, chinese_decoder, special_tokens
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Generator:
 
     def _pieces(self, batch: _Batch) -> Iterator[tuple[int, str]]:
         """Yield (row, text) of one batch, as the texts become certain, and note which rows are complete."""
-        first = Writer(self.tokenizer, (*self.stops, *self.decoding.stop))
+        decode = chinese_decoder(self.tokenizer) if is_seq2seq(config_of(self.model)) else None
+        first = Writer(self.tokenizer, (*self.stops, *self.decoding.stop), decode)
         writers = [copy(first) for _ in batch.rows]
         if first.stops:  # beams are searched for them
             batch.writers = [copy(first) for _ in batch.rows]
@@ -194,7 +196,8 @@ def generation_mode(model: nn.Module) -> DecodeMode:
 def _check(model: nn.Module, rows: Rows) -> None:
     """Raise UserError for prompts that are empty or leave the model no room."""
     if is_seq2seq(config_of(model)):
-        return _check_texts(model, rows)
+        _check_texts(model, rows)
+        return
     limit = _positions(model)
     problems = []
     for number, row in enumerate(rows, 1):

@@ -29,9 +29,9 @@ RANGE = re.compile(r"([0-9]{1,9})(?: *[-–~] *([0-9]{1,9}))?")
 class LayerGroups:
     """Parts of a model of transformers from bottom to top: `embeddings`, `0`, `1`, …, `head`.
 
-    ALBERT has `embeddings`, `shared`, `head`; an encoder with a decoder (T5, BART) has `embeddings`, `encoder`,
-    `decoder`, `head`; another model whose layers are no single stack (Funnel) has `body`, `head`. Layers of peft may be put in before or after; parameters may be on
-    the meta device.
+    ALBERT has `embeddings`, `shared`, `head`; an encoder with a decoder (T5, BART) has `embeddings`,
+    `encoder`, `decoder`, `head`; another model whose layers are no single stack (Funnel) has `body`, `head`.
+    Layers of peft may be put in before or after; parameters may be on the meta device.
 
     Attributes:
         names: names of the parts, bottom to top.
@@ -205,7 +205,8 @@ def parse_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
             problems.append(f"{flag} {word}：這個模型的 {layers.count} 層共用一組權重，不能分開；{available}")
         elif match and ENCODER in layers.names:
             problems.append(
-                f"{flag} {word}：編碼器與解碼器各有自己的層，不能以層號分開；{available}，body 是 head 以外的全部"
+                f"{flag} {word}：編碼器與解碼器各有自己的層，不能以層號分開；{available}，"
+                "body 是 head 以外的全部"
             )
         elif match and BODY in layers.names:
             problems.append(f"{flag} {word}：這個模型的層不是單純的一疊，不能分開；{available}")

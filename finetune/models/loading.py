@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from finetune.models import bert, weight_files
-from finetune.models.forward import HEADS, PACKABLE, config_of
 from finetune.models.encoder_decoder import SPECIAL, take_over_special_tokens
+from finetune.models.forward import HEADS, PACKABLE, config_of
 from finetune.models.kinds import CLASSES, FINE_TUNED_AS, NEW_HEAD, is_decoder, kind_of, mismatch_reason
 from finetune.models.lora import with_adapter
 from finetune.models.source_checks import (

@@ -12,7 +12,15 @@ from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.predict.classifier import ClassifierPredictor, TextOrPair
 from finetune.predict.label_truth import TrueLabels, log_numeric_labels
-from finetune.predict.row_handler import Record, Row, RowHandler, is_text, storable_text
+from finetune.predict.row_handler import (
+    Record,
+    Row,
+    RowHandler,
+    columns_of,
+    copied_columns,
+    is_text,
+    storable_text,
+)
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
 
@@ -32,7 +40,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
         self.text_columns = _text_columns(source, flags.text_column, predictor.trained_columns)
         predictor.warn_of_count(len(self.text_columns))
         self.label_key, label_type = ("labels", "list") if predictor.multi else ("label", "text")
-        first_rows, file_columns = _columns_of(source)
+        first_rows, file_columns = columns_of(source)
         trained = str(predictor.card.flags.get("label_column") or "") if predictor.card else ""
         label_column = flags.label_column or (trained if {*column_names(trained)} <= {*file_columns} else "")
         self.truth = TrueLabels(
@@ -48,10 +56,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
             "error": "text",
         }
         true = {f"true_{self.label_key}": label_type} if self.truth else {}
-        # Other columns of the file are copied by their own name, or where that is taken as input_…
-        self.copied = {
-            name if name not in {*columns, *true} else f"input_{name}": name for name in file_columns
-        }
+        self.copied = copied_columns(file_columns, {*columns, *true})
         for name in ("id", "ID", *(name for name in self.text_columns if name in ("text", "pair"))):
             self.copied.pop(f"input_{name}" if name in columns else name, None)  # it is in the record already
         if len(self.truth.columns.labels) == 1:
@@ -116,17 +121,6 @@ def _text_columns(source: Path, requested: str, trained: tuple[str, ...]) -> tup
     if not requested and trained and {*trained} <= {*columns}:
         return trained
     return find_texts(columns, requested, f"--input {source}")
-
-
-def _columns_of(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the first rows, and every column that a row of the file has, in the order they come."""
-    first: list[dict[str, Any]] = []
-    columns: dict[str, None] = {}
-    for _, row in read_table(source):
-        if isinstance(row, dict):
-            columns |= dict.fromkeys(map(str, row))
-            first += [row] if len(first) < LOOKED else []
-    return first, list(columns)
 
 
 def _text_of(row: Row, column: str) -> str:

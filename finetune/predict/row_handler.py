@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from finetune.cli.inference_args import InferenceArgs
 from finetune.data.bad_rows import Unreadable
+from finetune.data.label_columns import LOOKED
+from finetune.data.tables import read_table
 from finetune.predict.predictor import AnyPredictor
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import dumps
@@ -59,7 +61,7 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
             rows.update(self.flags.encoding.encode())
         return {
             "input": rows.hexdigest()[:16], "model": self.predictor.digest(), "scoring": self.method,
-            "decoding": str(self.flags.decoding) if self.predictor.is_causal else "",
+            "decoding": str(self.flags.decoding) if self.predictor.kind in ("causal", "seq2seq") else "",
             **{name: getattr(self.flags, name) for name in same},
             "system_prompt": self.flags.system_prompt,  # None as in the runs of earlier versions, which go on
         }  # fmt: skip
@@ -129,6 +131,22 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
         text = storable_text(values.get(self.text))
         record |= {"row": number, "id": None if name is None else storable_text(name), self.text: text}
         return record
+
+
+def columns_of(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the first rows of a file, and every column that a row of it has, in the order they come."""
+    first: list[dict[str, Any]] = []
+    columns: dict[str, None] = {}
+    for _, row in read_table(source):
+        if isinstance(row, dict):
+            columns |= dict.fromkeys(map(str, row))
+            first += [row] if len(first) < LOOKED else []
+    return first, list(columns)
+
+
+def copied_columns(columns: Iterable[str], taken: Collection[str]) -> dict[str, str]:
+    """Return the columns to copy by their names in the output: their own, or input_… where that is taken."""
+    return {name if name not in taken else f"input_{name}": name for name in columns}
 
 
 def storable_text(value: object) -> str:

@@ -16,6 +16,7 @@ from finetune.data.labelled import LabelledDataset
 from finetune.data.row_dataset import RowDataset
 from finetune.training.classification_task import ClassificationTask
 from finetune.training.language_tasks import CausalLMTask, ExamTask, InstructionTask, MaskedLMTask
+from finetune.training.seq2seq_task import Seq2SeqTask
 from finetune.training.task import Task
 
 # what a task reads its rows from
@@ -23,5 +24,5 @@ Source = Exam | Corpus | InstructionDataset | LabelledDataset | RowDataset
 
 TASKS: dict[str, Task] = {
     "exam": ExamTask(), "mlm": MaskedLMTask(), "classify": ClassificationTask(), "cpt": CausalLMTask(),
-    "sft": InstructionTask(),
+    "sft": InstructionTask(), "seq2seq": Seq2SeqTask(),
 }  # fmt: skip
