@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 # Special tokens by which `generate` begins and ends: attributes of config and generation_config
-SPECIAL = (
-    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
-    "forced_eos_token_id",
-)  # fmt: skip
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
 LAST_FIRST = ("mbart",)  # families whose decoder begins with the last token of the target, its language
 
 
@@ -65,38 +62,46 @@ def shifted_right(target: Sequence[int], config: PreTrainedConfig) -> list[int]:
 def complete_config(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write into a configuration the special tokens it lacks, by which training and `generate` begin and end.
 
-    A target language is the tokenizer's `tgt_lang` where that is set, else that of the configuration, else
-    the tokenizer's source language.
+    mBART begins with the language of the target: the tokenizer's `tgt_lang` where that is set, else that of
+    the configuration, else the tokenizer's source language.
     """
     values: Any = config
     for name in ("pad_token_id", "eos_token_id"):
         if getattr(config, name, None) is None:
             setattr(config, name, getattr(tokenizer, name))
-    languages: Any = tokenizer
-    known = getattr(config, "forced_bos_token_id", None)
+    start = getattr(config, "decoder_start_token_id", None)
     if config.model_type in LAST_FIRST:
-        known = values.decoder_start_token_id
-    chosen = getattr(languages, "tgt_lang", None)
-    if chosen is None and known is not None and hasattr(languages, "tgt_lang"):
-        code = tokenizer.convert_ids_to_tokens(known)
-        if code in (getattr(languages, "lang_code_to_id", None) or tokenizer.all_special_tokens):
-            languages.tgt_lang = code
-    empty, _ = target_ids(tokenizer, "", 1 << 20)
-    usual = {tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id}
-    if config.model_type in LAST_FIRST:
-        if values.decoder_start_token_id is None or (chosen and empty[-1] not in usual):
-            values.decoder_start_token_id = empty[-1]
-    elif len(empty) > 1 and empty[0] not in usual and (known is None or chosen):
-        values.forced_bos_token_id = empty[0]
-    if getattr(config, "decoder_start_token_id", None) is None:
+        _choose_language(start, tokenizer)
+        last = target_ids(tokenizer, "", 1 << 20)[0][-1]
+        if start is None or last != tokenizer.eos_token_id:  # mBART-50 has the language at the other end
+            values.decoder_start_token_id = last
+    elif start is None:
         begins = tokenizer.bos_token_id if "t5" not in config.model_type else None
         values.decoder_start_token_id = config.pad_token_id if begins is None else begins
+
+
+def _choose_language(start: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the tokenizer's target language to the start of a decoder, where it has no language of its own."""
+    languages: Any = tokenizer
+    if start is None or getattr(languages, "tgt_lang", "") is not None:
+        return
+    code = tokenizer.convert_ids_to_tokens(start)
+    if code in (getattr(languages, "lang_code_to_id", None) or ()):
+        languages.tgt_lang = code
+
+
+def first_language(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the language token that a target begins with (mBART-50, NLLB); None without languages."""
+    ids, _ = target_ids(tokenizer, "", 1 << 20)
+    usual = {tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id}
+    return ids[0] if len(ids) > 1 and ids[0] not in usual else None
 
 
 def take_over_special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a model's configuration and its generation_config name the same special tokens, all of them.
 
-    Those of the generation_config count first, as in `generate`.
+    Those of the generation_config count first, as in `generate`. A forced first token stands in it alone:
+    `generate` refuses a configuration that has one.
     """
     config, generation = config_of(model), cast(Any, model).generation_config
     for name in SPECIAL:
@@ -105,9 +110,13 @@ def take_over_special_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBas
     complete_config(config, tokenizer)
     for name in SPECIAL:
         setattr(generation, name, getattr(config, name, None))
+    if generation.forced_bos_token_id is None:
+        generation.forced_bos_token_id = first_language(tokenizer)
 
 
-def generation_config(config: PreTrainedConfig, longest: int = 0) -> GenerationConfig:
+def generation_config(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, longest: int = 0
+) -> GenerationConfig:
     """Return the generation_config of a model, by which transformers' `generate` writes as this program does.
 
     Args:
@@ -116,6 +125,7 @@ def generation_config(config: PreTrainedConfig, longest: int = 0) -> GenerationC
     import transformers
 
     values: dict[str, Any] = {name: getattr(config, name, None) for name in SPECIAL}
+    values["forced_bos_token_id"] = first_language(tokenizer)
     positions = getattr(config, "max_position_embeddings", None) or longest + 1
     if longest:  # the first token is the decoder's start
         values["max_length"] = min(longest + 1, positions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from finetune.runtime.errors import RunError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-FIRST = "forced_bos_token_id"
 
 
 def save_model(
@@ -51,7 +48,7 @@ def save_model(
     if kind_of(config) == "causal":
         _align_special_tokens(config, tokenizer)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
-    save_config(folder, config, longest)
+    save_config(folder, config, tokenizer, longest)
     if ends:
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
         transformers.GenerationConfig(
@@ -66,24 +63,13 @@ def save_model(
     compare_saved(folder, model)
 
 
-def save_config(folder: Path, config: PreTrainedConfig, longest: int = 0) -> None:
-    """Write config.json and, of an encoder-decoder, generation_config.json.
-
-    transformers keeps a forced first token in the latter alone; `take_over_special_tokens` reads it back.
-    """
-    if not is_seq2seq(config):
-        config.save_pretrained(folder)
-        return
-    generation_config(config, longest).save_pretrained(folder)
-    first = getattr(config, FIRST, None)
-    declared = FIRST in {field.name for field in fields(config)}
-    if first is not None and not declared:
-        delattr(config, FIRST)
-    try:
-        config.save_pretrained(folder)
-    finally:
-        if first is not None:
-            setattr(config, FIRST, first)
+def save_config(
+    folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, longest: int = 0
+) -> None:
+    """Write config.json and, of an encoder-decoder, generation_config.json; arguments as `save_model`."""
+    config.save_pretrained(folder)
+    if is_seq2seq(config):
+        generation_config(config, tokenizer, longest).save_pretrained(folder)
 
 
 def _align_special_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

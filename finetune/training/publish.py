@@ -43,7 +43,7 @@ def write_model(folder: Path, run: Run, weights: dict, step: int) -> None:
     else:
         save_adapter(folder, info.adapter, weights)
         if data.kind in (*NEW_HEAD, "seq2seq"):  # which head, with which labels: the base does not know
-            save_config(folder, info.config, run.args.max_target_length)
+            save_config(folder, info.config, data.tokenizer, run.args.max_target_length)
         save_tokenizer(folder, data.tokenizer)
     run.run_card(step, weights_hash(folder)).write(folder)
 
