@@ -134,8 +134,8 @@ def test_the_decoder_reads_what_transformers_makes_of_the_labels(models, family)
 
 @pytest.mark.parametrize("model_type", ["pegasus", "marian"])
 def test_other_families_that_shift_by_their_start_token_read_the_same(model_type):
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
     from encoder_decoders import BART
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     config = AutoConfig.for_model(
         model_type, vocab_size=50, **BART, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0
