@@ -292,6 +292,7 @@ def inspect_data(flags: InferenceArgs) -> int:
     from finetune.data import corpus, corpus_report
     from finetune.predict.inspect_exam import show_exam
     from finetune.predict.inspect_labels import holds_labels, show_labels_report
+    from finetune.predict.inspect_pairs import holds_pairs, show_pairs_report
     from finetune.predict.inspect_spans import holds_spans, show_spans_report
     from finetune.predict.inspect_tags import holds_tags, show_tags_report
 
@@ -300,6 +301,8 @@ def inspect_data(flags: InferenceArgs) -> int:
         return show_spans_report(source, flags.json, text, label)
     if holds_tags(source, label):
         return show_tags_report(source, flags.json, text, label)
+    if holds_pairs(source, text, label):
+        return show_pairs_report(source, flags.json, text, label)
     if label or holds_labels(source, text):
         return show_labels_report(source, flags.json, text, label)
     if text or corpus.holds_texts(source):

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from finetune.models import bert, weight_files
+from finetune.models.encoder_decoder import SPECIAL, take_over_special_tokens
 from finetune.models.forward import HEADS, PACKABLE, config_of
-from finetune.models.kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, mismatch_reason
+from finetune.models.kinds import CLASSES, FINE_TUNED_AS, NEW_HEAD, is_decoder, kind_of, mismatch_reason
 from finetune.models.lora import with_adapter
 from finetune.models.source_checks import (
     IN_PICKLE,
@@ -48,7 +49,7 @@ class LoadOptions:
     Attributes:
         from_scratch: initialise the weights at random, from the configuration alone.
         seed: fixes everything that is initialised at random.
-        kind: one of CLASSES; "" is the kind that the model was saved as. `load` finds the kind by itself.
+        kind: one of CLASSES; "" is the kind that the model was saved as.
         allow_pickle: read weights from a pickle where there are no safetensors. An adapter's own weights are
             never read from a pickle, those of its base may be.
         single_use: this project alone uses the model, for a few prompts; see models/bert.py.
@@ -139,6 +140,8 @@ def load_model(
 
     saved_as = kind_of(config)
     kind = options.kind or saved_as
+    if kind == "seq2seq" and saved_as != kind:  # BART, which fills [MASK] unless this says otherwise
+        setattr(config, FINE_TUNED_AS, kind)
     auto_class = getattr(transformers, CLASSES[kind])
     torch.manual_seed(options.seed)
     new: set[str] = set()
@@ -173,6 +176,8 @@ def load_model(
     if kind in NEW_HEAD and (is_decoder(config) or getattr(config, "pad_token_id", None) is None):
         # By it a decoder finds the last token of a row. Encoders that have one may count positions from it.
         model.config.pad_token_id = tokenizer.pad_token_id
+    if kind == "seq2seq":
+        take_over_special_tokens(model, tokenizer)
     model.new_weights = frozenset(new)
     model.config.architectures = [type(model).__name__]
     return model
@@ -333,12 +338,15 @@ def load(
         UserError: the model cannot be fetched or read, or an adapter does not belong to its base.
     """
     base = check_base(name, flag, options.allow_pickle)
-    config = load_config(base or name, flag)
-    kind = kind_of(config)
+    config = load_config(base or name, flag, options.kind)
+    kind = options.kind or kind_of(config)
     if base and (Path(name).expanduser() / "config.json").is_file():  # a head that the base does not have
         head = load_config(name, flag)  # its vocabulary may have a row for padding, which the base has not
         kind, config.problem_type = kind_of(head), head.problem_type
         config.id2label, config.label2id = head.id2label, head.label2id
+        for name in (FINE_TUNED_AS, *SPECIAL):
+            if getattr(head, name, None) is not None:
+                setattr(config, name, getattr(head, name))
     if kind == "masked":
         load_config(base or name, flag, kind)  # refuses a model whose head cannot fill blanks
     has_tokenizer = any((Path(name).expanduser() / vocabulary).is_file() for vocabulary in VOCABULARIES)

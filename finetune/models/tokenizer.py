@@ -1,4 +1,4 @@
-"""Load tokenizers of masked and causal models, and repair those that do not match their model."""
+"""Load tokenizers of models of all kinds, and repair those that do not match their model."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
             has a mask token, else as causal.
 
     Raises:
-        UserError: the tokenizer cannot be fetched or read, or has no mask token (masked) or no end of text
-            (causal).
+        UserError: the tokenizer cannot be fetched or read, or has no mask token (masked), no end of text
+            (causal, seq2seq) or no padding (seq2seq).
     """
     from transformers import AutoTokenizer
 
@@ -50,7 +50,7 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
         try_tokenizer(tokenizer, f"{flag} {name}")
         if kind in NEW_HEAD:
             kind = "causal" if tokenizer.mask_token_id is None else "masked"
-        if kind == "masked" and lacks_capitals(tokenizer):
+        if kind in ("masked", "seq2seq") and lacks_capitals(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
     except UserError:
         raise
@@ -72,6 +72,9 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
             )
         if added := separate_padding(tokenizer):
             log(f"  tokenizer 沒有 padding token，改用 {added}")
+        return tokenizer
+    if kind == "seq2seq":
+        _check_text_ends(tokenizer, name, flag)
         return tokenizer
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
@@ -104,6 +107,31 @@ def _set_eos_from_config(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(token)
                 log(f"  tokenizer 沒有註明結束符號，照 {file} 用 {tokenizer.eos_token}")
                 return
+
+
+def _check_text_ends(tokenizer: PreTrainedTokenizerBase, name: str, flag: str) -> None:
+    """Check that the tokenizer of an encoder-decoder has padding and an end of text.
+
+    BERT's tokenizer, which fnlp/bart-base-chinese has, ends a text with [SEP].
+
+    Raises:
+        UserError: one of them is missing, or both are the same.
+    """
+    if tokenizer.eos_token_id is None:
+        _set_eos_from_config(tokenizer, name)
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+    missing = {"eos_token（結束符號）": tokenizer.eos_token_id, "pad_token（補齊用）": tokenizer.pad_token_id}
+    if lacking := [title for title, token in missing.items() if token is None]:
+        raise UserError(
+            f"{flag} {name}：tokenizer 沒有 {'、'.join(lacking)}，不能用來轉換文字；"
+            "請在 tokenizer_config.json 寫明，或換 google/mt5-small、fnlp/bart-base-chinese 這類模型"
+        )
+    if tokenizer.eos_token_id == tokenizer.pad_token_id:
+        raise UserError(
+            f"{flag} {name}：tokenizer 的 eos_token 與 pad_token 是同一個（{tokenizer.eos_token}），"
+            "模型學不會停；請在 tokenizer_config.json 寫成兩個不同的 token"
+        )
 
 
 def separate_padding(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {  # kind of an example -> its title when shown
     "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
-    "cloze": "選項填空", "tag": "標註", "span": "問答",
+    "cloze": "選項填空", "tag": "標註", "span": "問答", "pair": "轉換",
 }  # fmt: skip
 
 
@@ -114,6 +114,9 @@ def format_example(
     if names:
         written = " ".join(names[target] for target in example.targets)
         return f"{format_tokens(tokenizer, example.ids, ())}\n    → {written}"
+    if example.decoder_ids:
+        source, target = (str(tokenizer.decode(list(ids)))[:400] for ids in (example.ids, example.targets))
+        return f"{source}\n    → {target}"
     if example.by_token and tokenizer.mask_token_id is None:
         return readable_reply(tokenizer, example)
     targets = [example.candidates[t] if example.candidates else t for t in example.targets]

@@ -16,6 +16,7 @@ from finetune.data.span_rows import SpanColumns, SpanParser, SpanRow, flat_quest
 from finetune.data.tables import read_table
 from finetune.evaluation.span_rules import rule_for
 from finetune.predict.extractor import ExtractorPredictor, checked_pair
+from finetune.predict.file_columns import copied_columns, copy_of
 from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
 from finetune.runtime.errors import UserError
 
@@ -59,8 +60,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         read = {
             value for value in vars(self.span_columns).values() if value and value != self.span_columns.title
         }
-        others = [name for name in names if name not in read]
-        self.copied = {name if name not in columns else f"input_{name}": name for name in others}
+        self.copied = copied_columns((name for name in names if name not in read), {*columns}, ())
         self.columns = columns | dict.fromkeys(self.copied, "text")
         self.scored = self.unscored = 0
         self.sums = [0.0, 0.0]  # EM, F1
@@ -87,9 +87,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
             "row": number, "id": None if name is None else storable_text(name),
             "question": storable_text(values.get(self.span_columns.question)),
         }  # fmt: skip
-        return record | {
-            name: storable_text(values[column]) for name, column in self.copied.items() if column in values
-        }
+        return record | copy_of(row, self.copied)
 
     def read_row(self, record: Record, row: Row) -> SpanRow:
         """Read a question and its passage; a right answer that is not in it leaves the record unmeasured."""

@@ -124,7 +124,8 @@ def load_comparison_model(name: str, predictor: Predictor, flags: InferenceArgs)
         path = predictor.name if from_scratch else card.base_model
         if from_scratch:
             console.log("  微調前的底模是隨機初始化的權重（--from_scratch），依 run_card.json 的種子重建")
-    options = LoadOptions(from_scratch, seed, allow_pickle=flags.allow_pickle)
+    kind = "seq2seq" if predictor.kind == "seq2seq" else ""  # BART's base would fill [MASK]
+    options = LoadOptions(from_scratch, seed, kind, flags.allow_pickle)
     where = "cpu" if flags.cpu else None if is_server(flags.model_path) else predictor.device
     model, tokenizer, device = load_for_use(path, where, "--compare_with", options)
     if name == BASE_MODEL:

@@ -60,7 +60,7 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
             rows.update(self.flags.encoding.encode())
         return {
             "input": rows.hexdigest()[:16], "model": self.predictor.digest(), "scoring": self.method,
-            "decoding": str(self.flags.decoding) if self.predictor.is_causal else "",
+            "decoding": str(self.flags.decoding) if self.predictor.kind in ("causal", "seq2seq") else "",
             **{name: getattr(self.flags, name) for name in same},
             "system_prompt": self.flags.system_prompt,  # None as in the runs of earlier versions, which go on
         }  # fmt: skip

@@ -233,7 +233,9 @@ class BeforeAfter:
             if isinstance(objective, MaskedLMObjective):
                 figures["restored"] = stats.accuracy
             self.sets.setdefault(name, {})[which] = figures
-        if run.world.is_main:
+        if run.world.is_main and not isinstance(
+            data.validation, RowObjective
+        ):  # which has samples of its own
             if isinstance(data.validation, MaskedLMObjective):
                 self._fill_samples(which, model, run)
             else:
