@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.bad_rows import Unreadable
 from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.predict.classifier import ClassifierPredictor, TextOrPair
 from finetune.predict.label_truth import TrueLabels, log_numeric_labels
-from finetune.predict.row_handler import Record, Row, RowHandler, is_text, storable_text
+from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
+from finetune.predict.text_rows import text_of
 from finetune.runtime.errors import UserError
-from finetune.runtime.strict_json import too_long
 
 
 class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
@@ -90,7 +89,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
 
     def read_row(self, record: Record, row: Row) -> TextOrPair:
         """Read the text, or the pair of texts."""
-        texts = tuple(_text_of(row, column) for column in self.text_columns)
+        texts = tuple(text_of(row, column) for column in self.text_columns)
         return (texts[0], texts[1]) if len(texts) > 1 else texts[0]
 
     def predict(self, pending: list[tuple[Record, TextOrPair]]) -> None:
@@ -127,21 +126,3 @@ def _columns_of(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
             columns |= dict.fromkeys(map(str, row))
             first += [row] if len(first) < LOOKED else []
     return first, list(columns)
-
-
-def _text_of(row: Row, column: str) -> str:
-    """Return the text of a column. Raises ValueError with the reason why there is none."""
-    if isinstance(row, Unreadable):
-        raise ValueError(row)
-    if not isinstance(row, dict):
-        raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
-    value = row.get(column)
-    if value is not None and not isinstance(value, (str, int, float)):
-        raise ValueError(f"{column} 應該是文字，得到 {type(value).__name__}")
-    if value is None or value != value or not str(value).strip():  # NaN is not itself
-        raise ValueError(f"{column} 是空的" if column in row else f"沒有 {column} 欄")
-    if not is_text(str(value)):
-        raise ValueError("有落單的代理字元（surrogate），不是合法的 UTF-8")
-    if reason := too_long(str(value)):
-        raise ValueError(f"{column} {reason}")
-    return str(value)
