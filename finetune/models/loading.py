@@ -206,8 +206,8 @@ def _auto_class(config: PreTrainedConfig, kind: str) -> Any:
     """Return the class of transformers that loads a model of this kind."""
     import transformers
 
-    if kind == "encoder" and config.is_encoder_decoder and kind_of(config) == "encoder":
-        return transformers.AutoModelForTextEncoding  # AutoModel would want a decoder too
+    if kind == "encoder" and kind_of(config) == "encoder":
+        return transformers.AutoModelForTextEncoding  # of T5 the encoder; AutoModel would want a decoder too
     return getattr(transformers, CLASSES[kind])
 
 

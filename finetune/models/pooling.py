@@ -42,6 +42,7 @@ MODEL_CONFIG = "config_sentence_transformers.json"
 WEIGHTS = "model.safetensors"
 MOST_MODULES = 16
 VECTOR = "sentence_embedding"  # name of the vector of a text among the outputs of the parts
+READ = {"method": "forward", "method_output_name": "last_hidden_state"}  # how texts become hidden states
 SMALL = 1e-9  # least denominator, as sentence-transformers has it
 
 
@@ -410,6 +411,11 @@ class _Parts:
             "token_embeddings"
         ):
             raise self.problem(file, f"的 transformer_task 是 {shown(task)}，這裡只讀 feature-extraction")
+        inputs = config.get("modality_config", {"text": READ})
+        if not isinstance(inputs, dict) or "message" in inputs or inputs.get("text") != READ:
+            raise self.problem(
+                file, f"的 modality_config 是 {shown(inputs)}，這裡只讀 text（不經對話樣板、各 token 的輸出）"
+            )
         longest, lower_case = config.get("max_seq_length"), config.get("do_lower_case", False)
         if longest is not None and not (type(longest) is int and longest > 0):
             raise self.problem(file, f"的 max_seq_length 是 {shown(longest)}，應為正整數")

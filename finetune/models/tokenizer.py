@@ -137,5 +137,8 @@ def prompt_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, 
 
 def positions(config: PreTrainedConfig, wanted: int) -> int:
     """Return how many tokens a model has positions for; `wanted` where it has no limit."""
-    count = getattr(config, "max_position_embeddings", None) or wanted
+    try:
+        count = getattr(config, "max_position_embeddings", None) or wanted
+    except NotImplementedError:  # XLNet's configuration says so that it has no limit
+        return wanted
     return count - config.pad_token_id - 1 if config.model_type in AFTER_PADDING else count

@@ -92,10 +92,10 @@ def load_embedder(flags: InferenceArgs, world: Distributed | None, origin: Origi
         origin: of vectors to be compared with; their pooling is taken where --pooling is not given.
     """
     model, tokenizer, device, bf16 = load_body(flags, world)
-    pooling = flags.pooling
-    if origin is not None and pooling == "auto" and origin.pooling in POOLINGS:
-        pooling = origin.pooling
-    embedder = Embedder(model, tokenizer, device, pooling, bf16)
+    embedder = Embedder(model, tokenizer, device, flags.pooling, bf16)
+    asked = origin is not None and flags.pooling == "auto" and origin.pooling in POOLINGS
+    if asked and origin and embedder.digest != origin.digest:
+        embedder = Embedder(model, tokenizer, device, origin.pooling, bf16)
     brought = (
         "模型附的" if embedder.pooling.brought else "模型沒有附" if flags.pooling == "auto" else "--pooling"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy
@@ -13,9 +14,9 @@ from torch import Tensor
 from finetune.cli.inference_args import POOLINGS
 from finetune.evaluation.queries import BATCH_TOKENS
 from finetune.models import encoder
-from finetune.models.forward import NOT_NUMBERS, body_of, config_of
+from finetune.models.forward import LEAK, NOT_NUMBERS, body_of, config_of
 from finetune.models.loading import POOLER
-from finetune.models.padding import padded, padded_width
+from finetune.models.padding import padded_width
 from finetune.models.pooling import DEFAULT, Pooling, pool, read_pooling
 from finetune.models.run_card import hash_texts
 from finetune.models.tokenizer import positions, prompt_length
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 UNLIMITED = 1 << 30  # tokens
+ROUNDING = 1e-4  # as a share of the spread of hidden states: more than fp32 rounds
 
 
 class EncoderPredictor(LocalPredictor):
@@ -77,7 +79,7 @@ class Embedder:
     """A model's body with its pooling.
 
     The vector of a text does not depend on the texts beside it: padding stands on the right, is never
-    attended to and is never pooled. Families that know no attention mask get texts of the same length
+    attended to and is never pooled. Families in which it would be seen all the same get texts of one length
     together.
 
     Args:
@@ -107,16 +109,16 @@ class Embedder:
         self.bf16 = bf16 and self._encoder is not None
         self._parameters = inspect.signature(self._body.forward).parameters
         config = config_of(model)
+        self._positions = positions(config, UNLIMITED)
         self.max_length = (
             prompt_length(config, tokenizer, UNLIMITED)
             if self.pooling.max_length is None  # else it stands in for the tokenizer's own
-            else min(self.pooling.max_length, positions(config, UNLIMITED))
+            else min(self.pooling.max_length, self._positions)
         )
         ids = getattr(config, "pad_token_id", None), tokenizer.pad_token_id
         self._pad_id = next((number for number in ids if isinstance(number, int) and number >= 0), 0)
         self._skipped = 0 if self.pooling.include_prompt else self._count_prompt()
         self._cut_logged = False
-        self._digest = ""
 
     @classmethod
     def of(
@@ -144,19 +146,17 @@ class Embedder:
             return numpy.zeros((0, self.dimension), dtype=numpy.float32)
         return self.vectors(rows)
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """Numbers of a vector."""
         return self.vectors(self.encode(["1"])).shape[1]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of the weights and the pooling: vectors of another digest cannot be compared."""
-        if not self._digest:
-            weights = [part for part in weight_checksums(self._body) if not part.startswith(POOLER)]
-            settings = [*self.pooling.settings(), str(self.max_length), str(len(self.tokenizer))]
-            self._digest = hash_texts([*weights, *settings])
-        return self._digest
+        weights = [part for part in weight_checksums(self._body) if not part.startswith(POOLER)]
+        settings = [*self.pooling.settings(), str(self.max_length), str(len(self.tokenizer))]
+        return hash_texts([*weights, *settings])
 
     def encode(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         """Tokenize texts, each as `input_ids` and whatever else the body takes.
@@ -199,12 +199,11 @@ class Embedder:
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Group the numbers of rows of similar length, within BATCH_TOKENS padded tokens a batch."""
-        mixed = self._encoder is not None or "attention_mask" in self._parameters
         batches: list[list[int]] = []
         for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
             longest = lengths[batches[-1][0]] if batches else 0
             full = not batches or (len(batches[-1]) + 1) * padded_width(longest) > BATCH_TOKENS
-            if full or (not mixed and lengths[number] != longest):
+            if full or (not self._ignores_padding and lengths[number] != longest):
                 batches.append([])
             batches[-1].append(number)
         return batches
@@ -213,11 +212,10 @@ class Embedder:
         """Return the pooled hidden states of a batch, (B, ·)."""
         ids = [row["input_ids"] for row in rows]
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
-        input_ids, mask = padded(ids, self._pad_id)
-        inputs = {"input_ids": input_ids, "attention_mask": mask}
-        if any(any(row.get("token_type_ids", ())) for row in rows):
-            inputs["token_type_ids"] = padded([row["token_type_ids"] for row in rows], 0)[0]
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        width = len(ids[0])  # the first is the longest
+        if self._ignores_padding:
+            width = min(padded_width(width), self._positions)
+        inputs = self._inputs(rows, width)
         if not self.pooling.single:
             places, cols = inputs["attention_mask"].nonzero(as_tuple=True)
             return pool(self._hidden(inputs, places, cols), lengths, self.pooling.modes, self._skipped)
@@ -225,14 +223,46 @@ class Embedder:
         cols = torch.tensor([self.pooling.place(len(row), self._skipped) for row in ids], device=self.device)
         return self._hidden(inputs, places, cols).float()
 
+    def _inputs(self, rows: Sequence[dict[str, list[int]]], width: int) -> dict[str, Tensor]:
+        """Return rows as tensors (B, width), with padding on the right."""
+        inputs = {"input_ids": [row["input_ids"] for row in rows], "attention_mask": []}
+        inputs["attention_mask"] = [[1] * len(ids) for ids in inputs["input_ids"]]
+        if any(any(row.get("token_type_ids", ())) for row in rows):
+            inputs["token_type_ids"] = [row["token_type_ids"] for row in rows]
+        filled = {
+            name: [
+                [*row, *[self._pad_id if name == "input_ids" else 0] * (width - len(row))] for row in values
+            ]
+            for name, values in inputs.items()
+        }
+        return {name: torch.tensor(values, device=self.device) for name, values in filled.items()}
+
+    @cached_property
+    @torch.no_grad()
+    def _ignores_padding(self) -> bool:
+        """Whether padding changes no hidden state of this family, tried on one text.
+
+        Convolutions and Fourier transforms see it, whatever the attention mask says.
+        """
+        if self._encoder is not None:
+            return True
+        if "attention_mask" not in self._parameters:
+            return False
+        row = self.encode(["1 2 3"])
+        count = len(row[0]["input_ids"])
+        places = torch.zeros(count, dtype=torch.long, device=self.device)
+        cols = torch.arange(count, device=self.device)
+        alone, beside = (self._hidden(self._inputs(row, width), places, cols) for width in (count, count + 5))
+        least = LEAK if alone.dtype != torch.float32 else ROUNDING
+        return bool((alone - beside).abs().max() <= least * alone.std())
+
     def _hidden(self, inputs: dict[str, Tensor], rows: Tensor, cols: Tensor) -> Tensor:
         """Return the hidden states (M, H) of the last layer at M tokens."""
         if self._encoder is not None:
             segments = inputs.get("token_type_ids")
             return self._encoder(inputs["input_ids"], inputs["attention_mask"], rows, cols, segments)
-        if "attention_mask" not in self._parameters:  # all rows are of one length
-            longest = int(inputs.pop("attention_mask").sum(1).max())
-            inputs = {name: tensor[:, :longest] for name, tensor in inputs.items()}
+        if "attention_mask" not in self._parameters:
+            inputs = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
         if "use_cache" in self._parameters:  # keys and values would not be used
             return self._body(**inputs, use_cache=False)[0][rows, cols]
         return self._body(**inputs)[0][rows, cols]
