@@ -61,6 +61,8 @@ def kind_of(config: PreTrainedConfig) -> str:
             return kind
     if any(name.endswith(CAUSAL_CLASSES) for name in names):
         return "causal"
+    if names and all(name.endswith("EncoderModel") for name in names):  # T5's encoder by itself
+        return "encoder"
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if is_seq2seq(config):
@@ -68,6 +70,14 @@ def kind_of(config: PreTrainedConfig) -> str:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+
+
+def names_no_head(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration names no class with a head: its weights may be those of a body alone.
+
+    They may also have the head of a language model: BART's were saved as BartModel, and fill masks.
+    """
+    return all(name.endswith("Model") for name in config.architectures or [])
 
 
 def is_seq2seq(config: PreTrainedConfig) -> bool:

@@ -36,7 +36,7 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
         name: a folder or a name on the hub.
         flag: the flag that named it, for messages.
         kind: one of CLASSES. A model with a new head is treated as its base: as masked where the tokenizer
-            has a mask token, else as causal.
+            has a mask token, else as causal. That of an encoder stays as it is.
 
     Raises:
         UserError: the tokenizer cannot be fetched or read, or has no mask token (masked), no end of text
@@ -62,6 +62,8 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
             ) from error
         raise hub.cannot_fetch("tokenizer", name, flag, error) from error
     _log_ignored_code(name, flag)
+    if kind == "encoder":
+        return tokenizer  # padding is masked, whatever its token is
     if kind == "causal":
         if tokenizer.eos_token_id is None:
             _set_eos_from_config(tokenizer, name)
@@ -158,7 +160,13 @@ def lacks_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def prompt_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
     """Return the longest prompt in tokens: the wanted length, or what the model's positions allow."""
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    if config.model_type in AFTER_PADDING:
-        positions -= config.pad_token_id + 1
-    return min(wanted, positions, tokenizer.model_max_length)
+    return min(wanted, positions(config, wanted), tokenizer.model_max_length)
+
+
+def positions(config: PreTrainedConfig, wanted: int) -> int:
+    """Return how many tokens a model has positions for; `wanted` where it has no limit."""
+    try:
+        count = getattr(config, "max_position_embeddings", None) or wanted
+    except NotImplementedError:  # XLNet's configuration says so that it has no limit
+        return wanted
+    return count - config.pad_token_id - 1 if config.model_type in AFTER_PADDING else count

@@ -45,7 +45,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         found = columns_of([DataFile(source)], named, options, need_answer=False)
         self.nested, self.span_columns = found is None, found or FLAT
         self.parser = SpanParser(self.span_columns, need_answers=False)
-        first = [row for _, row in islice(self.rows(source), LOOKED) if isinstance(row, dict)]
+        first = [row for _, row in islice(self.read(source), LOOKED) if isinstance(row, dict)]
         self.rule = rule_for(str(row.get(self.span_columns.question) or "") for row in first)
         names = list(dict.fromkeys(str(name) for row in first for name in row))
         self.has_answers = bool(self.span_columns.answer) and self.span_columns.answer in names
@@ -65,7 +65,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         self.scored = self.unscored = 0
         self.sums = [0.0, 0.0]  # EM, F1
 
-    def rows(self, source: Path) -> Rows:
+    def read(self, source: Path) -> Rows:
         """Yield the rows of a file; of a nested one a row for each question."""
         for line, row in read_table(source, nested=True):
             if isinstance(row, dict) and is_nested(row):

@@ -64,6 +64,7 @@ def load_for_use(
     model, tokenizer = load(path, flag, options)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     model.run_card = RunCard.read(path)
+    model.loaded_from = str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
     return model, tokenizer, device
 
 

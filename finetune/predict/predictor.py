@@ -78,6 +78,15 @@ def kind_of_model(model: torch.nn.Module) -> str:
     return "encoder" if name.endswith("Model") else "masked"
 
 
+def weight_checksums(model: torch.nn.Module) -> list[str]:
+    """Return the name and the checksum of every parameter; the same wherever the model's folder lies."""
+    checksums = []
+    for name, tensor in model.named_parameters():
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        checksums.append(f"{name}{zlib.crc32(data)}")
+    return checksums
+
+
 class Predictor(ABC):
     """Base of all predictors: what evaluation, files and sessions ask of a model, wherever it runs.
 
@@ -275,11 +284,7 @@ class LocalPredictor(Predictor):
 
     def digest(self) -> str:
         """Hash the weights and the prompt settings; the same wherever the folder lies."""
-        checksums = []
-        for name, tensor in self.model.named_parameters():
-            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            checksums.append(f"{name}{zlib.crc32(data)}")
-        return hash_texts([*checksums, *self._prompt_settings(), *["bf16"] * self.bf16])
+        return hash_texts([*weight_checksums(self.model), *self._prompt_settings(), *["bf16"] * self.bf16])
 
     def environment(self) -> dict[str, Any]:
         """Return the precision that the forward pass computes in, and the kind of device."""
