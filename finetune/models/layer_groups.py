@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -55,6 +55,9 @@ class LayerGroups:
             self._sides = {self._under(name): part for name, part in _sides(body, stacks).items()}
             known = MISPLACED.get(config.model_type, {})
             self._sides |= {self._under(name): part for name, part in known.items()}
+        elif not self._body:  # T5, whose class with a head has no base model of its own
+            output = cast(Any, model).get_output_embeddings()
+            self._sides = {name: HEAD for name, module in model.named_modules() if module is output}
         self._aliases: dict[str, str] = {}  # a name of a Parameter that has several -> its lowest part
         self._find_ties()
 
@@ -85,7 +88,7 @@ class LayerGroups:
         if self._body and self._body not in paths:
             return HEAD
         if not self._layers:
-            return BODY
+            return next((self._sides[path] for path in paths if path in self._sides), BODY)
         for path, step in zip(paths[1:], reversed(steps[1:]), strict=False):
             if path in self._layers:
                 return SHARED if self._shared else step
