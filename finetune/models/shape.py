@@ -228,10 +228,13 @@ def _decoder_layers(config: Any) -> int:
 
 def _feed_forward(config: Any, hidden: int) -> int:
     """Return the width inside the feed-forward network; GPT-2 writes None for four times the hidden size."""
-    names = ("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "d_ff", "ffn_hidden_size",
-             "hidden_dim", "moe_intermediate_size")  # fmt: skip
-    found = _number(config, *names)
-    return found or (4 * hidden if hasattr(config, "n_inner") else 0)
+    if hasattr(config, "n_inner"):
+        return _number(config, "n_inner") or 4 * hidden
+    names = (
+        "intermediate_size", "ffn_dim", "encoder_ffn_dim", "d_ff", "ffn_hidden_size", "hidden_dim",
+        "moe_intermediate_size",
+    )  # fmt: skip
+    return _number(config, *names)
 
 
 def _activation(config: Any) -> str:

@@ -84,6 +84,9 @@ def _subject(flags: InferenceArgs) -> Subject | None:
         check_source(read, what, config_only=True)
     hub.prepare_for(read)
     config = load_config(read, what, "encoder")  # any family; what cannot be drawn is said
-    is_folder = Path(path).expanduser().is_dir()
-    name = Path(path).expanduser().resolve().name if is_folder else path
-    return Subject(config, name, f"{name} 的 config.json", RunCard.read(path) if is_folder else None)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return Subject(config, path, f"{path} 的 config.json")
+    steps = folder.resolve().parts
+    name = "/".join(steps[-2:]) if steps[-1] == "model" else steps[-1]  # a run has its own name above it
+    return Subject(config, name, f"{name} 的 config.json", RunCard.read(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,13 @@ def default_subject(column: str) -> Subject:
     return Subject(getattr(transformers, name)(), f"{name}()", f"transformers {name}() 的預設值")
 
 
+@functools.cache
+def default_shape(column: str) -> ModelShape:
+    """Return the shape of `default_subject`."""
+    subject = default_subject(column)
+    return shape_of(subject.config, subject.name)
+
+
 def draw(subject: Subject | None) -> Figures:
     """Draw the five figures.
 
@@ -85,7 +93,7 @@ def draw(subject: Subject | None) -> Figures:
     """
     figures = Figures()
     subjects = {column: default_subject(column) for column in COLUMNS}
-    shapes = {column: shape_of(one.config, one.name) for column, one in subjects.items()}
+    shapes = {column: default_shape(column) for column in COLUMNS}
     shown = BERT  # the column whose model the last two figures are of
     if subject is not None and (shape := _shape(subject, figures)):
         shown = column_of(shape)
@@ -96,8 +104,7 @@ def draw(subject: Subject | None) -> Figures:
             figures.notes.append(
                 f"{one.config.model_type} 沒有自注意力：{name}.svg 照 {DEFAULTS[name]}() 的預設值畫"
             )
-            one = default_subject(name)
-            shape = shape_of(one.config, one.name)
+            one, shape = default_subject(name), default_shape(name)
         figures.files[name] = architecture_figure(shape, one.source)
         figures.facts[name] = _facts(shape, one)
     sources = {column: one.source for column, one in subjects.items()}

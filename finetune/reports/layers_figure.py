@@ -118,7 +118,8 @@ def _runs(choice: LayerChoice) -> list[tuple[str, str, int, int]]:
     def look(part: str) -> tuple[bool | str, str, int]:
         size, trained = choice.sizes[part], choice.trained[part]
         state = FROZEN if not trained else TRAINED if trained == size else "violet"
-        return part.isdigit() and (layers > MOST or part), state, choice.steps.get(part, 0)
+        together = part.isdigit() and layers > MOST
+        return together or part, state, choice.steps.get(part, 0)
 
     found = []
     for (_, state, step), run in groupby((part for part in choice.sizes if choice.sizes[part]), key=look):

@@ -40,8 +40,7 @@ def transfer_figure(
     y = _sum(drawing, y + 18, body, heads)
     if card is not None and card.lineage:
         drawing.text(MARGIN, y + 20, "這個模型的來歷 Lineage", "small")
-        line = f"{as_line(card.lineage)} → {card.task}"
-        y = drawing.paragraph(MARGIN, y + 44, line, WIDTH - 2 * MARGIN, "note") - 14
+        y = drawing.paragraph(MARGIN, y + 44, as_line(card.lineage), WIDTH - 2 * MARGIN, "note") - 14
     return drawing.render(y + 20)
 
 
