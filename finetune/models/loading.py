@@ -131,15 +131,13 @@ def check_layers(config: PreTrainedConfig, kind: str, flags: Any) -> None:
     Raises:
         UserError: some layers do not exist; the message says which ones do.
     """
-    import transformers
-
     from finetune.models.layer_groups import LayerGroups
     from finetune.models.layer_schedule import build_schedule
+    from finetune.models.shape import build_empty
 
     if flags.freeze or flags.train_only:
-        with torch.device("meta"):
-            model = getattr(transformers, CLASSES[kind]).from_config(config)
-        build_schedule(flags.freeze, flags.train_only, 0, 1.0, LayerGroups(model))
+        layers = LayerGroups(build_empty(config, kind))
+        build_schedule(flags.freeze, flags.train_only, 0, 1.0, layers)
 
 
 def load_model(

@@ -67,11 +67,7 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
     """
     head = cast(Any, model).get_output_embeddings()
     body: nn.Module = model if body_of(model) is None else body_of(model)  # T5 has its layers beside the head
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in body.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
-    }
+    linear = {name.rpartition(".")[2] for name, module in body.named_modules() if _is_linear(module, head)}
     if wanted == "auto":
         return sorted(linear)
     heads = {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
@@ -91,6 +87,30 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
     if problems or not names:
         raise UserError(problems or ["--lora_target_modules 是空的；請用 auto 或層的名稱"])
     return names
+
+
+def _is_linear(module: nn.Module, head: nn.Module | None) -> bool:
+    """Return whether a layer takes an adapter: a linear one that is not the output head."""
+    return module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+
+
+def adapter_sizes(model: nn.Module, rank: int) -> dict[str, int]:
+    """Return the parameters that adapters of a rank add to each layer of the body, by name of the layer.
+
+    The layers are those of `attach` with targets `auto`; each gets two matrices, rank × (inputs + outputs)
+    (arXiv:2106.09685, section 4.1).
+
+    Args:
+        model: of transformers, possibly on the meta device.
+        rank: of the matrices.
+    """
+    targets, new = target_modules(model, "auto"), _new_modules(model)
+    outside, head = {*_head_modules(model, targets, new), *new}, cast(Any, model).get_output_embeddings()
+    return {
+        name: rank * sum(cast(Any, module).weight.shape)
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in targets and name not in outside and _is_linear(module, head)
+    }
 
 
 def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
