@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from finetune.data.span_rows import SpanRow
-from finetune.evaluation.cluster_bootstrap import cluster_interval
+from finetune.evaluation.bootstrap import cluster_interval
 from finetune.evaluation.span_baselines import baseline_answers
 from finetune.evaluation.span_rules import Rule, rule_for
 

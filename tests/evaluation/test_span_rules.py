@@ -12,7 +12,7 @@ import pytest
 from nltk import word_tokenize
 
 from finetune.data.span_rows import Answer, SpanRow
-from finetune.evaluation.cluster_bootstrap import cluster_interval
+from finetune.evaluation.bootstrap import cluster_interval
 from finetune.evaluation.span_baselines import most_shared_sentence, random_sentence, sentences
 from finetune.evaluation.span_metrics import add_span_baselines, compute_span_metrics, span_samples
 from finetune.evaluation.span_rules import RULES, rule_for
