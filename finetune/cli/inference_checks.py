@@ -275,7 +275,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
         raise UserError(problems)
     if is_causal and args.question is not None and args.prompt is None and args.scoring != GENERATE:
         warn_of_unused_generation_flags(args)
-    if is_causal and "top_k" in args.given and not args.do_sample:
+    if kind in ("causal", "seq2seq") and "top_k" in args.given and not args.do_sample:
         console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
     if kind not in ("causal", "seq2seq") and args.top_k == 0:
         raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")

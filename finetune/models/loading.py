@@ -390,9 +390,9 @@ def load(
         head = load_config(name, flag)  # its vocabulary may have a row for padding, which the base has not
         kind, config.problem_type = kind_of(head), head.problem_type
         config.id2label, config.label2id = head.id2label, head.label2id
-        for name in (FINE_TUNED_AS, *SPECIAL):
-            if getattr(head, name, None) is not None:
-                setattr(config, name, getattr(head, name))
+        for attribute in (FINE_TUNED_AS, *SPECIAL):
+            if getattr(head, attribute, None) is not None:
+                setattr(config, attribute, getattr(head, attribute))
     if kind in WITHOUT_HEAD and not base and _may_lack_head(name, config):
         loaded = _load_body(name, config, flag, replace(options, kind=kind))
         if loaded is not None:

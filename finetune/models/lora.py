@@ -306,12 +306,9 @@ def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
     rows = [torch.tensor([list(ids)[:PROMPT_TOKENS]], device=view.device) for ids in prompts]
     if kind_of(view.config) == "choice":  # (questions, options, T)
         rows = [ids[:, None] for ids in rows]
-    inputs = [{"input_ids": ids} for ids in rows]
-    if is_seq2seq(view.config):
-        inputs = [{"input_ids": ids, "decoder_input_ids": ids} for ids in rows]
-    apart = [view(**row).logits.float() for row in inputs]
+    apart = [_logits(view.get_base_model(), ids) for ids in rows]
     model = view.merge_and_unload(safe_merge=True).eval()
-    together = [model(**row).logits.float() for row in inputs]
+    together = [_logits(model, ids) for ids in rows]
     worst = max((float((a - b).abs().max()) for a, b in zip(apart, together, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
         raise RunError(
@@ -321,6 +318,17 @@ def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
     compared = f"在 {len(rows)} 段文字上，logits 最多差 {worst:.1e}（容許 {TOLERANCE:g}）"
     log(f"LoRA 已合併進完整的權重：{compared}")
     return model
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return all logits of a row, whatever the head; a decoder reads the row too."""
+    inputs = (
+        {"input_ids": ids, "decoder_input_ids": ids} if is_seq2seq(config_of(model)) else {"input_ids": ids}
+    )
+    output = model(**inputs)
+    if not hasattr(output, "start_logits"):
+        return output.logits.float()
+    return torch.stack((output.start_logits, output.end_logits)).float()
 
 
 def check_4bit() -> None:

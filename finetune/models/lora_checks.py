@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.forward import config_of
-from finetune.models.kinds import kind_of
+from finetune.models.kinds import is_seq2seq, kind_of
 from finetune.models.kv_cache import probe_ids
 from finetune.runtime.errors import UserError
 
@@ -41,9 +41,12 @@ def check_fit(model: nn.Module, flag: str) -> None:
     model.eval()
     ids = probe_ids(model)[:1]
     ids = ids[:, None] if kind_of(config_of(model)) == "choice" else ids  # (questions, options, T)
+    inputs = {"input_ids": ids}
+    if is_seq2seq(config_of(model)):
+        inputs["decoder_input_ids"] = ids
 
     def logits() -> Tensor:
-        return model(input_ids=ids).logits.float()
+        return model(**inputs).logits.float()
 
     try:
         before, used = _used_layers(layers, logits)

@@ -44,10 +44,18 @@ def run_seq2seq_exam(flags: InferenceArgs, predictor: Seq2SeqPredictor, world: D
         metrics |= {"rows": len(rows), "truncated": sum(reply.truncated for reply in outputs)}
         notes = [f"寫法：{_described(decoding)}"]
         if other:
-            notes.append(f"「微調前」是 --compare_with {flags.compare_with}：{other.name}")
+            notes.append(f"「微調前」是 --compare_with {flags.compare_with}{_shown(other, predictor)}")
         return Measured(metrics, _records(rows, outputs, before), notes)
 
     run_row_exam(flags, predictor, world, "seq2seq", measure, dataset)
+
+
+def _shown(other: Seq2SeqPredictor, predictor: Seq2SeqPredictor) -> str:
+    """Return what stands behind --compare_with base: the name of the base, "" for another model."""
+    if other.card is not predictor.card or predictor.card is None:
+        return ""
+    scratch = "，隨機初始化的權重" if predictor.card.flags.get("from_scratch") else ""
+    return f"（{predictor.card.base_model}{scratch}）"
 
 
 def _described(decoding: Any) -> str:

@@ -49,7 +49,7 @@ def test_an_instruction_goes_before_its_input_which_may_be_empty(tmp_path):
     rows = [
         {"instruction": "翻譯", "input": "甲", "output": "乙"},
         {"instruction": "寫詩", "input": "", "output": "丙"},
-    ]  # fmt: skip
+    ]
     dataset = read(write_rows(tmp_path / "a.csv", rows))
     assert pairs_of(dataset) == [("翻譯\n甲", "乙"), ("寫詩", "丙")]
     assert dataset.columns.named == ("", "")
