@@ -299,3 +299,8 @@ def test_the_same_text_never_stands_in_two_splits(tmp_path):
         row.text for part in (splits.fit, splits.validation, splits.held_out, splits.test) for row in part
     ]
     assert len(texts) == len(set(texts)) == 30 and len(splits.test) == 3 and splits.duplicates == 3
+
+
+def test_a_label_of_the_whole_text_is_taken_for_no_tag(tmp_path):
+    message = problems(write_rows(tmp_path / "x.csv", [{"text": "天地玄黃", "label": "甲"}] * 3))
+    assert "看不出哪一欄是標記" in message and "--task classify" in message
