@@ -134,6 +134,7 @@ def test_columns_of_conll_2003_are_read_and_another_one_by_its_number(tmp_path):
     words = read_tagged(str(file), options=TaggedOptions(label_column="2"))
     assert words.scheme == "plain" and found(words)[0][1][:2] == [("EU", "NNP"), ("rejects", "VBZ")]
     assert "沒有第 9 欄" in problems(file, label_column="9")
+    assert "欄位請寫第幾欄" in problems(file, label_column="ner_tags")
 
 
 @pytest.mark.parametrize("suffix", [".bio", ".conll", ".iob", ".txt", ".tsv"])
