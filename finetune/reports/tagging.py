@@ -30,6 +30,8 @@ def sentence(metrics: Metrics, figure: Figure) -> str:
         return text + "。"
     least, most = baseline["difference_interval_95"]
     verb = "高於" if least > 0 else "不如" if most < 0 else "看不出勝過"
+    if metrics["gold"] < FEW:  # a bootstrap of so few is no evidence
+        verb = "標記太少，看不出勝過"
     return text + f"，{verb}只看字面的基準（{BASELINE}）的 {figure(baseline['f1'])}。"
 
 

@@ -291,6 +291,21 @@ def test_a_column_that_is_not_there_is_named_and_the_nearest_offered(tmp_path):
     assert "看不出哪一欄是文字" in message and "看不出哪一欄是標記" in message
 
 
+def test_official_splits_of_files_in_columns_are_used_as_such(tmp_path):
+    for number, split in enumerate(("train", "dev", "test")):
+        lines = "".join(f"天 B-A\n{c} I-A\n\n" for c in "地玄黃宇宙洪荒日月盈昃"[: 9 - 3 * number])
+        (tmp_path / f"{split}.conll").write_text(lines, encoding="utf-8")
+    (tmp_path / "README.md").write_text("一份資料", encoding="utf-8")
+    dataset = read_tagged(str(tmp_path))
+    assert {split: len(rows) for split, rows in dataset.rows.items()} == {
+        "train": 9,
+        "validation": 6,
+        "test": 3,
+    }
+    splits = split_rows(dataset, (0.8, 0.1, 0.1), 1)
+    assert len(splits.test) == 3 and not splits.held_out and splits.duplicates == 6 + 3
+
+
 def test_the_same_text_never_stands_in_two_splits(tmp_path):
     rows = [{"text": f"天地玄黃{n}", "entities": [[0, 1, "A"]]} for n in range(30)]
     write_rows(tmp_path / "d/train.jsonl", rows)
