@@ -320,3 +320,15 @@ def test_the_same_text_never_stands_in_two_splits(tmp_path):
 def test_a_label_of_the_whole_text_is_taken_for_no_tag(tmp_path):
     message = problems(write_rows(tmp_path / "x.csv", [{"text": "天地玄黃", "label": "甲"}] * 3))
     assert "看不出哪一欄是標記" in message and "--task classify" in message
+
+
+def test_a_split_without_any_tags_is_left_out_and_one_row_without_is_a_bad_row(tmp_path, capsys):
+    row = {"text": TEXT, "label": [[0, 3, "PER"]]}
+    write_rows(tmp_path / "d/train.jsonl", [row] * 3)
+    write_rows(tmp_path / "d/test.jsonl", [{"id": n, "text": TEXT} for n in range(4)])
+    assert {*read_tagged(str(tmp_path / "d")).rows} == {"train"}
+    assert "略過 test：4 句都沒有標記" in capsys.readouterr().err
+    message = problems(write_rows(tmp_path / "x.jsonl", [row, {"text": TEXT, "label": None}]))
+    assert "x.jsonl:2：label 是空的" in message
+    (tmp_path / "y.conll").write_text("天\n地\n", encoding="utf-8")
+    assert "每行只有一欄" in problems(tmp_path / "y.conll")
