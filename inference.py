@@ -47,6 +47,7 @@ __all__ = [
     "classify",
     "embed",
     "generate_text",
+    "hidden_states",
     "interactive_mode",
     "load_model",
     "parse_options",
@@ -206,13 +207,30 @@ def embed(model, tokenizer, texts, device, pooling=None):
         pooling: `mean`, `cls`, `max` or `lasttoken`; None as the model brings it, else `mean`.
 
     Raises:
-        finetune.runtime.errors.UserError: a single text that is in no list; what is no text.
+        finetune.runtime.errors.UserError: a single text that is in no list; what is no text, or empty; a
+            model that brings a pooling which is not known here.
     """
     from finetune.predict.embedder import embed_texts
 
     if isinstance(texts, str):
         raise UserError("embed 要一串文字；只有一段就寫成 [文字]")
     return embed_texts(model, tokenizer, texts, device, pooling)
+
+
+def hidden_states(model, tokenizer, text, device):
+    """Return what every layer of a model's body makes of each of the T tokens of a text.
+
+    Returns:
+        dict: `tokens` and `input_ids`, lists of T; `last_hidden_state`, float32 [T, H], as transformers'
+        AutoModel computes it (of an encoder-decoder its encoder); `layers`, a list of float32 [T, H]: the
+        embeddings, then the output of each layer.
+
+    Raises:
+        finetune.runtime.errors.UserError: what is no text, or empty; a model that keeps no hidden states.
+    """
+    from finetune.predict.hidden_states import hidden_states as compute
+
+    return compute(model, tokenizer, text, device)
 
 
 def qa_inference(  # noqa: PLR0913  a public name: its parameters stay
@@ -282,21 +300,26 @@ def run(flags: InferenceArgs) -> int | None:
         if flags.embed is not None or flags.hidden_states:
             from finetune.predict.embed_command import run_embed_command
 
-            run_embed_command(flags)
-            return None
+            return run_embed_command(flags)
         return inspect_data(flags) if flags.inspect is not None else predict(flags)
 
 
 def inspect_data(flags: InferenceArgs) -> int:
-    """Print an inspection of the data of --inspect: tagged, labelled or plain texts, or questions."""
+    """Print an inspection of --inspect: passages, tagged texts, labelled or plain ones, or questions."""
     from finetune.data import corpus, corpus_report
     from finetune.predict.inspect_exam import show_exam
     from finetune.predict.inspect_labels import holds_labels, show_labels_report
+    from finetune.predict.inspect_pairs import holds_pairs, show_pairs_report
+    from finetune.predict.inspect_spans import holds_spans, show_spans_report
     from finetune.predict.inspect_tags import holds_tags, show_tags_report
 
     source, text, label = required(flags.inspect), flags.text_column, flags.label_column
+    if holds_spans(source, text, label):
+        return show_spans_report(source, flags.json, text, label)
     if holds_tags(source, label):
         return show_tags_report(source, flags.json, text, label)
+    if holds_pairs(source, text, label):
+        return show_pairs_report(source, flags.json, text, label)
     if label or holds_labels(source, text):
         return show_labels_report(source, flags.json, text, label)
     if text or corpus.holds_texts(source):

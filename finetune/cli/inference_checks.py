@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from finetune.cli.embed_checks import check_embed
 from finetune.cli.exam_checks import check_repeats
+from finetune.cli.file_checks import is_same_file, source_problems, target_problems
 from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
 from finetune.data.bad_rows import reset_log_once
@@ -16,8 +17,7 @@ from finetune.prompts.protocol import OURS, load_protocol
 from finetune.prompts.scoring_methods import GENERATE, SHORT
 from finetune.runtime import console, hub
 from finetune.runtime.errors import Problems, UserError
-from finetune.runtime.file_types import CONVERSION_HINTS, READABLE, SUFFIXES, is_readable
-from finetune.runtime.files import LONGEST_NAME, writable
+from finetune.runtime.file_types import SUFFIXES
 from finetune.runtime.server_address import api_key, checked_address, is_server
 from finetune.runtime.strict_json import too_long
 
@@ -148,7 +148,7 @@ def _check_comparison(args: InferenceArgs) -> None:
     if len(args.compare) != 2:
         given = "、".join(args.compare)
         raise UserError(f"--compare 要剛好兩份作答，得到 {len(args.compare)} 份：{given}")
-    if _samefile(*args.compare):
+    if is_same_file(*args.compare):
         raise UserError(f"--compare：{args.compare[0]} 與 {args.compare[1]} 是同一份作答；請給兩個模型的作答")
 
 
@@ -184,37 +184,14 @@ def _check_question(args: InferenceArgs) -> None:
 def _check_files(args: InferenceArgs) -> None:
     if args.input is None:
         return
-    problems = []
-    if args.output is None:
-        problems.append("--input 要與 --output 一起給")
-    for name in ("input", "output"):
-        path = Path(getattr(args, name) or "x.csv")
-        if name == "input" and not path.is_file():
-            problems.append(f"--input {path}：沒有這個檔案")
-        elif name == "input" and (way := CONVERSION_HINTS.get(path.suffix.lower())):
-            problems.append(f"--input {path}：{way}")
-        elif not is_readable(path, ".txt") if name == "input" else path.suffix.lower() not in SUFFIXES:
-            suffix, accepted = path.suffix or "沒有副檔名", READABLE if name == "input" else SUFFIXES
-            problems.append(f"--{name} {path}：不認得 {suffix} 檔，要 {'、'.join(accepted)}")
-        elif name == "output" and path.is_dir():
-            problems.append(f"--output {path} 是一個資料夾，應為檔案")
-        elif name == "output" and not writable(path.parent):
-            problems.append(f"--output {path}：{path.parent} 不能寫入（唯讀、沒有權限，或不是資料夾）")
-        elif name == "output" and len(os.fsencode(path.name)) > LONGEST_NAME - len(".part"):
-            problems.append(f"--output {path}：檔名太長，作答時還要在後面加 .part")
-    same = args.output and os.path.realpath(args.output) == os.path.realpath(args.input)
-    if same or (args.output and _samefile(args.input, args.output)):
-        problems.append(f"--output 與 --input 是同一個檔案：{args.input}")
+    problems = [] if args.output is not None else ["--input 要與 --output 一起給"]
+    problems += source_problems("--input", Path(args.input))
+    if args.output is not None:
+        problems += target_problems("--output", Path(args.output), SUFFIXES)
+        if is_same_file(args.input, args.output):
+            problems.append(f"--output 與 --input 是同一個檔案：{args.input}")
     if problems:
         raise UserError(problems)
-
-
-def _samefile(one: str, other: str) -> bool:
-    """Return whether two paths lead to one file, by hard links too; False where one does not exist."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
 
 
 def _check_writing(args: InferenceArgs) -> None:
@@ -270,7 +247,7 @@ def _check_server(args: InferenceArgs) -> None:
 
 
 CHECKS = (
-    _check_job, _check_revisions, _check_prompt, _check_question, _check_files, _check_writing,
+    _check_job, _check_revisions, _check_prompt, _check_question, _check_files, check_embed, _check_writing,
     _check_asking, _check_hardware,
     _check_server,
 )  # fmt: skip

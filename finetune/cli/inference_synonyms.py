@@ -38,6 +38,8 @@ USING = {
     **for_names(ignored(), "greedy stream interactive chat predict_with_generate do_predict do_eval"),
     **for_names(alias("batch_size"), "bs batch per_device_eval_batch_size eval_batch_size per_gpu_eval_batch_size"),
     **for_names(alias("exam_limit"), "limit max_samples max_eval_samples"),
+    **for_names(alias("pooling"), "pooling_mode pooling_strategy"),
+    **for_names(switch("hidden_states"), "output_hidden_states"),
     **for_names(alias("text_column"), "text_field text_column_name"),
     **for_names(rejected("評測用哪一份題庫，請用 --exam 路徑或 hub 名稱"), "tasks benchmark eval_dataset"),
     **for_names(rejected("模型是哪一種由它的資料夾決定，不必說"), "task model_type task_type"),

@@ -50,6 +50,7 @@ TASK_DEFAULTS: dict[str, dict[str, object]] = {  # task -> defaults of flags tha
         "learning_rate": 3e-4,
         "train_batch_size": 16,
         "num_epochs": 3,
+        "exam_limit": 200,
     },
     "cpt": {**CAUSAL_DEFAULTS, "dataset": "", "learning_rate": 2e-4, "num_epochs": 1},
     "sft": {**CAUSAL_DEFAULTS, "learning_rate": 1e-5, "num_epochs": 3},
@@ -310,7 +311,8 @@ def build_parser() -> Parser:
         help="模型的資料夾；曲線、紀錄、報告寫在它旁邊（預設 %(default)s）")
 
     add = parser.add_argument_group("觀察與記錄").add_argument
-    add("--exam_limit", type=int_in(0), default=0, help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部")
+    add("--exam_limit", type=int_in(0), default=0,
+        help="訓練後每份題庫最多評測幾題（固定抽樣）；0 = 全部（預設；seq2seq 要一字一字寫，預設 200 列）")
     add("--exam_orders", type=choice(*ORDERS), default="1",
         help="letter 作答的選項順序：1 照原順序，與公布成績的做法相同（預設）；cyclic 輪換取平均")
     add("--report_to", type=choice("none", *TRACKERS), default="none",

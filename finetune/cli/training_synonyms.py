@@ -257,6 +257,6 @@ TRAINING = {
             "restore_callback_states_from_checkpoint parallelism_config dataloader_persistent_workers "
             "dataloader_multiprocessing_context dataloader_in_order label_names train_sampling_strategy ddp_broadcast_buffers "
             "ddp_static_graph length_column_name past_index accelerator_config average_tokens_across_devices neat_packing "
-            "special_tokens max_target_length hub_always_push line_by_line s2_attention shuffle_merged_datasets bf16_backend half_precision_backend "
+            "special_tokens hub_always_push line_by_line s2_attention shuffle_merged_datasets bf16_backend half_precision_backend "
             "use_mps_device"),
 }  # fmt: skip

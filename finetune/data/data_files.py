@@ -61,9 +61,9 @@ class DataFile:
     subject: str = ""
     part: str = ""
 
-    def rows(self, required: Sequence[Sequence[str]] = ()) -> Rows:
+    def rows(self, required: Sequence[Sequence[str]] = (), nested: bool = False) -> Rows:
         """Read the rows; see `tables.read_table`."""
-        return read_table(self.path, required, self.part)
+        return read_table(self.path, required, self.part, nested)
 
 
 def split_of(name: str) -> str:

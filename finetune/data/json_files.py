@@ -51,11 +51,12 @@ class _Member:
     inner: list[str] = field(default_factory=list)
 
 
-def read_json(file: Path, part: str = "") -> Rows:
+def read_json(file: Path, part: str = "", nested: bool = False) -> Rows:
     """Read the rows of a .json or .jsonl.
 
     Args:
         part: the name in an object whose rows to read; "" for all.
+        nested: rows may be articles as SQuAD nests them; else such a row is its reason, and the last one.
     """
     if _is_json_lines(file):
         yield from _read_lines(file)
@@ -69,7 +70,7 @@ def read_json(file: Path, part: str = "") -> Rows:
             stat = file.stat()
             members = _members(file, stat.st_size, stat.st_mtime_ns)
             if isinstance(members, Unreadable):
-                yield from _number_rows(iter([members]), file)
+                yield from _number_rows(iter([members]), file, nested)
                 return
             rows = _read_object(values, members, part, file)
         else:
@@ -80,7 +81,7 @@ def read_json(file: Path, part: str = "") -> Rows:
                 ),
             )
             return
-        yield from _number_rows(rows, file)
+        yield from _number_rows(rows, file, nested)
 
 
 def parts_of(file: Path) -> list[str]:
@@ -99,7 +100,7 @@ def parts_of(file: Path) -> list[str]:
     return lists if len(lists) > 1 else []
 
 
-def _number_rows(rows: Iterator[Any], file: Path) -> Rows:
+def _number_rows(rows: Iterator[Any], file: Path, nested: bool) -> Rows:
     """Yield rows with their numbers, from 1; arrays get column names.
 
     Raises:
@@ -121,7 +122,7 @@ def _number_rows(rows: Iterator[Any], file: Path) -> Rows:
                 row = Unreadable(row)
             elif isinstance(row, list) and len(row) == len(names):
                 row = dict(zip(names, row, strict=True))
-            elif isinstance(row, dict) and _is_nested(row):
+            elif not nested and isinstance(row, dict) and _is_nested(row):
                 yield number, Unreadable(NESTED)
                 return
             yield number, row

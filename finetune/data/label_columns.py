@@ -90,7 +90,7 @@ def find_label_columns(
     """
     present = list(dict.fromkeys(name for row in rows for name in row))
     labels = column_names(label_column)
-    problems = _missing_columns(named, "--label_column", label_column, present)
+    problems = missing_columns(named, "--label_column", label_column, present)
     if shared := {*column_names(text_column)} & {*labels}:
         problems.append(f"--text_column 與 --label_column 都是 {shared.pop()}，要是不同的欄")
     if not labels:
@@ -130,7 +130,7 @@ def find_texts(there: list[str], wanted: str, named: str, labels: Sequence[str] 
     Raises:
         UserError: a column is missing or ambiguous.
     """
-    problems = _missing_columns(named, "--text_column", wanted, there)
+    problems = missing_columns(named, "--text_column", wanted, there)
     texts = column_names(wanted)
     if len(texts) > 2:
         problems.append(f"--text_column {wanted}：最多兩欄（一對句子），得到 {len(texts)} 欄")
@@ -152,7 +152,7 @@ def column_names(column: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in re.split(r"[,，、]", column) if name.strip())
 
 
-def _missing_columns(named: str, flag: str, column: str, columns: list[str]) -> list[str]:
+def missing_columns(named: str, flag: str, column: str, columns: list[str]) -> list[str]:
     """Return a message for each column named in a flag that the data do not have."""
     problems = []
     for name in column_names(column):

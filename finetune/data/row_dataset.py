@@ -88,24 +88,34 @@ def find_row_files(
 
 
 def rows_of(
-    files: list[DataFile], folder: Path, problems: list[str], parse: Callable[[Any, str], Iterable[Row]]
+    files: list[DataFile],
+    folder: Path,
+    problems: list[str],
+    parse: Callable[[Any, str], Iterable[Row | Unreadable]],
+    nested: bool = False,
 ) -> dict[str, list[Row]]:
     """Return the rows of files by split; the reason of each row that cannot be used goes to `problems`.
 
     Args:
-        parse: (row of the file, its id) -> rows; raises ValueError with the reason, in Chinese.
+        parse: (row of the file, its id) -> rows, and the reasons of those that cannot be used; raises
+            ValueError with the reason, in Chinese, where that is the whole row.
+        nested: see `json_files.read_json`.
     """
     found: dict[str, list[Row]] = {}
     for file in files:
         rows = found.setdefault(file.split, [])
-        for line, row in file.rows():
+        for line, row in file.rows(nested=nested):
             name = row.get("id", row.get("ID")) if isinstance(row, dict) else None
             if not isinstance(name, (str, int)) or name == "":
                 name = f"{file.path.relative_to(folder)}:{line}"
             try:
                 if isinstance(row, Unreadable):
                     raise ValueError(row)
-                rows += parse(row, str(name))
+                for parsed in parse(row, str(name)):
+                    if isinstance(parsed, Unreadable):
+                        problems.append(f"{where(file.path, line)}：{parsed}")
+                    else:
+                        rows.append(parsed)
             except ValueError as error:
                 problems.append(f"{where(file.path, line)}：{error}")
     return found

@@ -38,7 +38,9 @@ SIGNS = (  # the first bytes of files, whatever their name
 )  # fmt: skip
 
 
-def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "") -> Rows:
+def read_table(
+    file: Path, required: Sequence[Sequence[str]] = (), part: str = "", nested: bool = False
+) -> Rows:
     """Yield (line, row) of each row, in constant memory.
 
     A row that cannot be read is replaced by Unreadable, with line 0 where it is the file itself.
@@ -48,6 +50,7 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
             header is one.
         required: columns a csv, tsv or sheet must have, each by any one of its names.
         part: the sheet of a workbook, or the name of a list in a JSON object; "" is the only one, or all.
+        nested: see `json_files.read_json`.
 
     Raises:
         UserError: the file breaks off after some rows.
@@ -60,7 +63,7 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
         return
     number, line = 0, 0
     try:
-        for line, row in _reader(file, required, part):
+        for line, row in _reader(file, required, part, nested):
             number += 1
             yield line, row if isinstance(row, str) or _has_clean_names(row) else _with_clean_names(row)
     except UnknownEncodingError as error:
@@ -73,7 +76,7 @@ def read_table(file: Path, required: Sequence[Sequence[str]] = (), part: str = "
         yield 0, Unreadable(f"讀不到（{error.strerror or error or type(error).__name__}）")
 
 
-def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
+def _reader(file: Path, required: Sequence[Sequence[str]], part: str, nested: bool) -> Rows:
     """Return the rows of a file by the reader for its kind."""
     suffix = suffix_of(file)
     if suffix in (*READABLE, ".txt"):
@@ -84,8 +87,8 @@ def _reader(file: Path, required: Sequence[Sequence[str]], part: str) -> Rows:
     if suffix in DELIMITERS:
         return read_delimited(file, DELIMITERS[suffix], required)
     readers: dict[str, Callable[[], Rows]] = {
-        ".json": lambda: read_json(file, part),
-        ".jsonl": lambda: read_json(file, part),
+        ".json": lambda: read_json(file, part, nested),
+        ".jsonl": lambda: read_json(file, part, nested),
         ".parquet": lambda: read_parquet(file),
         ".arrow": lambda: read_arrow(file),
         ".xlsx": lambda: read_excel(file, required, part),
@@ -142,7 +145,7 @@ def write_table(
     """Write records, in constant memory, in the format of `suffix`; the file appears once it is complete.
 
     Args:
-        columns: name -> "whole", "text", "truth" (a bool), "list" of texts, "numbers" (a list), "scores"
+        columns: name -> "whole", "number", "text", "truth" (a bool), "list" of texts, "numbers", "scores"
             (text -> number) or "spans" (objects with start, end, label, text and score). In csv and tsv, a
             value that is no text or number is written as JSON, and a text that begins like a formula has a
             ' before it, which a spreadsheet takes for the sign of a text.
@@ -195,6 +198,7 @@ def _write_parquet(file: Path, records: Iterable[dict], columns: dict[str, str])
 
     types = {
         "whole": pyarrow.int64(),
+        "number": pyarrow.float64(),
         "text": pyarrow.string(),
         "truth": pyarrow.bool_(),
         "list": pyarrow.list_(pyarrow.string()),

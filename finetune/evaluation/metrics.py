@@ -31,6 +31,7 @@ class Repeated:
 
 Prediction = int | tuple[int, ...] | Repeated
 RESAMPLES = 10_000  # bootstrap samples: the ends of the interval then move by a fiftieth of its width
+MOST_DRAWN = 1 << 24  # counts of a bootstrap that are held at a time
 BINS = 15  # equal-width bins of confidence (arXiv:1706.04599, section 2)
 INTERVAL = (2.5, 97.5)  # percentiles
 SIGNIFICANT, CERTAIN = 0.05, 1e-4  # p-values
@@ -273,7 +274,12 @@ def resampled(rng: numpy.random.Generator, differences: Sequence[float]) -> nump
     """Return means of RESAMPLES draws with replacement: multinomial counts of the few values there are."""
     values, counts = numpy.unique(numpy.round(differences, 9), return_counts=True)
     count = len(differences)
-    return rng.multinomial(count, counts / count, RESAMPLES) @ values / count
+    size = max(1, MOST_DRAWN // len(values))  # in parts: of thousands of values they would take gigabytes
+    parts = [
+        rng.multinomial(count, counts / count, min(size, RESAMPLES - start)) @ values / count
+        for start in range(0, RESAMPLES, size)
+    ]
+    return numpy.concatenate(parts)
 
 
 # ---- letters and orders ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import nn
 from finetune.data.tag_schemes import OUTSIDE, TagSet
 from finetune.data.tagged import TaggedRow
 from finetune.data.text_units import Span
-from finetune.evaluation.intervals import f1, f1_difference_interval, f1_interval
+from finetune.evaluation.bootstrap import f1, f1_difference_interval, f1_interval
 from finetune.evaluation.queries import Forward, LogprobQuery, LogprobRunner
 from finetune.evaluation.tagging_samples import samples_of
 from finetune.evaluation.viterbi import decode

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from finetune.models.decoding import Decoding
-from finetune.models.kv_cache import Reader
+from finetune.models.kv_cache import TokenReader
 from finetune.models.logits import processed
 from finetune.models.streaming import Writer
 
 
 def beam_search(
-    reader: Reader, decoding: Decoding, eos_ids: set[int], writers: Sequence[Writer] = ()
+    reader: TokenReader, decoding: Decoding, eos_ids: set[int], writers: Sequence[Writer] = ()
 ) -> list[list[int]]:
     """Return the best finished beam of each row, by summed log-probability / length ** length_penalty.
 
@@ -48,7 +48,7 @@ def beam_search(
         log_probs = reader.read(ids).log_softmax(-1)
         previous = torch.cat((reader.previous, running.flatten(0, 1)), 1)
         banned = eos_ids if step <= decoding.min_new_tokens else ()
-        log_probs = processed(log_probs, previous, decoding, banned)
+        log_probs = processed(log_probs, previous, decoding, banned, reader.forced(step - 1))
         vocab_size = log_probs.shape[-1]
         totals = (log_probs.view(batch_size, -1, vocab_size) + scores[..., None]).flatten(1)
         totals, index = totals.topk(min(num_candidates, totals.shape[1]))  # (B, num_candidates)

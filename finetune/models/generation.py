@@ -1,8 +1,10 @@
-"""Text generation with a causal language model: greedy, sampling or beam search, in batches.
+"""Text generation with causal language models and encoder-decoders: greedy, sampling, beam search, batched.
 
-Keys and values are cached where the model's family supports it (models/kv_cache.py). The results are those of
-transformers' `generate`, token for token; of a sampled row the distributions are the same. The continuation
-of a prompt does not depend on the prompts beside it, up to the rounding of the model's own sums.
+Keys and values are cached where the model's family supports it (models/kv_cache.py). An encoder-decoder reads
+the prompt with its encoder, and the reply is all that its decoder writes (models/encoder_decoder.py). The
+results are those of transformers' `generate`, token for token; of a sampled row the distributions are the
+same. The continuation of a prompt does not depend on the prompts beside it, up to the rounding of the model's
+own sums.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from torch import Tensor, nn
 
 from finetune.models.beam_search import beam_search
 from finetune.models.decoding import GREEDY, Decoding
+from finetune.models.encoder_decoder import EncoderDecoderReader, mode_of
 from finetune.models.forward import config_of
-from finetune.models.kv_cache import Reader, decode_mode
+from finetune.models.kinds import is_seq2seq
+from finetune.models.kv_cache import DecodeMode, Reader, TokenReader, decode_mode
 from finetune.models.logits import check_choice, filtered, processed
-from finetune.models.streaming import STOPS, Reply, ReplyStream, Writer, special_tokens
+from finetune.models.streaming import STOPS, Reply, ReplyStream, Writer, chinese_decoder, special_tokens
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,7 +108,8 @@ class Generator:
 
     def _pieces(self, batch: _Batch) -> Iterator[tuple[int, str]]:
         """Yield (row, text) of one batch, as the texts become certain, and note which rows are complete."""
-        first = Writer(self.tokenizer, (*self.stops, *self.decoding.stop))
+        decode = chinese_decoder(self.tokenizer) if is_seq2seq(config_of(self.model)) else None
+        first = Writer(self.tokenizer, (*self.stops, *self.decoding.stop), decode)
         writers = [copy(first) for _ in batch.rows]
         if first.stops:  # beams are searched for them
             batch.writers = [copy(first) for _ in batch.rows]
@@ -114,7 +119,7 @@ class Generator:
                 yield row, writers[row].write(token)
                 if writers[row].over:
                     batch.finished.add(row)
-                if token in end_ids:
+                if token in end_ids and row not in batch.forced:
                     batch.complete.add(row)
         for row, writer in enumerate(writers):
             yield row, writer.finish()
@@ -149,6 +154,7 @@ class _Batch:
         finished: rows that have ended; the reader may add to it, and that row gets no more tokens.
         complete: those of them that an EOS or a stop string ended, and not the room for new tokens.
         writers: of each row, with the stop strings that finish a beam.
+        forced: rows that an EOS ended which had to come, since there was no more room.
     """
 
     rows: Rows
@@ -156,6 +162,7 @@ class _Batch:
     finished: set[int] = field(default_factory=set)
     complete: set[int] = field(default_factory=set)
     writers: Sequence[Writer] = ()
+    forced: set[int] = field(default_factory=set)
 
 
 def generate_ids(
@@ -168,7 +175,7 @@ def generate_ids(
     """
     new_ids: list[list[int]] = [[] for _ in rows]
     numbers = range(len(rows))
-    batches = [numbers] if decode_mode(model).batched else [numbers[at : at + 1] for at in numbers]
+    batches = [numbers] if generation_mode(model).batched else [numbers[at : at + 1] for at in numbers]
     for batch in batches:
         part = _Batch([rows[number] for number in batch], batch)
         for step in _steps(model, part, decoding, eos_ids, pad_id):
@@ -177,8 +184,20 @@ def generate_ids(
     return new_ids
 
 
+def generation_mode(model: nn.Module) -> DecodeMode:
+    """Return how a model is decoded, see `kv_cache.decode_mode` and `encoder_decoder.mode_of`.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    return mode_of(model) if is_seq2seq(config_of(model)) else decode_mode(model)
+
+
 def _check(model: nn.Module, rows: Rows) -> None:
     """Raise UserError for prompts that are empty or leave the model no room."""
+    if is_seq2seq(config_of(model)):
+        _check_texts(model, rows)
+        return
     limit = _positions(model)
     problems = []
     for number, row in enumerate(rows, 1):
@@ -194,6 +213,19 @@ def _check(model: nn.Module, rows: Rows) -> None:
         raise UserError(problems)
 
 
+def _check_texts(model: nn.Module, rows: Rows) -> None:
+    """Raise UserError for texts that are empty or longer than the encoder can read."""
+    limit, problems = _positions(model), []
+    for number, row in enumerate(rows, 1):
+        label = f"第 {number} 段文字" if len(rows) > 1 else "這段文字"
+        if not len(row):
+            problems.append(f"{label}是空的（沒有任何 token）；請給至少一個字")
+        elif len(row) > limit:
+            problems.append(f"{label}有 {len(row)} 個 token，這個模型最多讀 {limit} 個；請縮短它")
+    if problems:
+        raise UserError(problems)
+
+
 def _positions(model: nn.Module) -> int:
     """Return the number of tokens that the model can read."""
     config = config_of(model).get_text_config(decoder=True)
@@ -203,7 +235,7 @@ def _positions(model: nn.Module) -> int:
 def _batches(model: nn.Module, rows: Rows, decoding: Decoding, batch_tokens: int) -> Iterator[list[int]]:
     """Yield numbers of rows of similar length, the longest first, so that too little memory shows at once."""
     batch: list[int] = []
-    size, batched = 0, decode_mode(model).batched
+    size, batched = 0, generation_mode(model).batched
     for number in sorted(range(len(rows)), key=lambda number: -len(rows[number])):
         if len(batch) == size:
             if batch:
@@ -215,10 +247,13 @@ def _batches(model: nn.Module, rows: Rows, decoding: Decoding, batch_tokens: int
         yield batch
 
 
-def _reader(model: nn.Module, rows: Rows, decoding: Decoding, pad_id: int) -> Reader:
+def _reader(model: nn.Module, rows: Rows, decoding: Decoding, pad_id: int) -> TokenReader:
     """Return the reader of a batch, with as many new tokens a row as the model has room for."""
     _check(model, rows)
     limit = _positions(model)
+    if is_seq2seq(config_of(model)):
+        room = [max(1, min(decoding.max_new_tokens, limit - 1))] * len(rows)  # after the decoder's start
+        return EncoderDecoderReader(model, rows, room, pad_id, mode_of(model))
     room = [min(decoding.max_new_tokens, limit - len(row)) for row in rows]
     return Reader(model, rows, room, pad_id, decode_mode(model))
 
@@ -232,19 +267,21 @@ def _steps(
     reader = _reader(model, rows, decoding, pad_id)
     if decoding.num_beams > 1:
         for row, row_ids in enumerate(beam_search(reader, decoding, eos_ids, batch.writers)):
+            batch.forced |= {row} if reader.forces_end and len(row_ids) == reader.limits[row] else set()
             yield [(row, token) for token in row_ids]
         return
     draws = _draws(decoding.seed, batch.numbers, reader.steps).to(reader.device) if decoding.samples else None
     ids, active = reader.ids, list(range(len(rows)))
     for step in range(reader.steps):
         banned = eos_ids if step < decoding.min_new_tokens else ()
-        scores = processed(reader.read(ids), reader.previous, decoding, banned)
+        scores = processed(reader.read(ids), reader.previous, decoding, banned, reader.forced(step))
         check_choice(scores, decoding)
         if draws is not None:
             chosen = _sample(filtered(scores, decoding), draws[:, step : step + 1])
         else:
             chosen = scores.argmax(-1)
         tokens = chosen.tolist()
+        batch.forced |= {row for row in active if reader.forces_end and step + 1 == reader.limits[row]}
         yield [(row, tokens[row]) for row in active]
         finished |= {row for row in active if tokens[row] in eos_ids or step + 1 == reader.limits[row]}
         active = [row for row in active if row not in finished]

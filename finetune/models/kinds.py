@@ -36,6 +36,8 @@ TITLES = {
 # Attribute of a configuration: the kind that this project fine-tuned a model to be, where its class does not
 # tell: BART's fills [MASK] and writes summaries.
 FINE_TUNED_AS = "fine_tuned_as"
+# Attribute of a configuration: an extractor was trained on passages without an answer too, and may give none.
+FINDS_NO_ANSWER = "finds_no_answer"
 HINTS = {
     "masked": "請換 bert-base-chinese 這類有 MLM 輸出層的模型",
     "causal": "請換 Qwen/Qwen2.5-0.5B 這類模型；遮罩語言模型用 --task exam、mlm 或 classify 訓練",
@@ -59,6 +61,8 @@ def kind_of(config: PreTrainedConfig) -> str:
             return kind
     if any(name.endswith(CAUSAL_CLASSES) for name in names):
         return "causal"
+    if names and all(name.endswith("EncoderModel") for name in names):  # T5's encoder by itself
+        return "encoder"
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if is_seq2seq(config):
@@ -66,6 +70,14 @@ def kind_of(config: PreTrainedConfig) -> str:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ""
+
+
+def names_no_head(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration names no class with a head: its weights may be those of a body alone.
+
+    They may also have the head of a language model: BART's were saved as BartModel, and fill masks.
+    """
+    return all(name.endswith("Model") for name in config.architectures or [])
 
 
 def is_seq2seq(config: PreTrainedConfig) -> bool:
@@ -80,6 +92,11 @@ def is_seq2seq(config: PreTrainedConfig) -> bool:
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return False
     return type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, FINE_TUNED_AS, "") == "seq2seq"
+
+
+def finds_no_answer(config: PreTrainedConfig) -> bool:
+    """Return whether an extractor was trained on passages without an answer, and so may give none."""
+    return bool(getattr(config, FINDS_NO_ANSWER, False))
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,29 @@ class DecodeMode:
 
 BEST = DecodeMode()
 MODES = (BEST, DecodeMode(batched=False), DecodeMode(cached=False), DecodeMode(False, False))  # fastest first
+
+
+class TokenReader(Protocol):
+    """A batch of B rows that are continued: `Reader`, or `encoder_decoder.EncoderDecoderReader`."""
+
+    ids: Tensor
+    previous: Tensor
+    limits: list[int]
+    steps: int
+    device: torch.device
+
+    def forced(self, step: int) -> list[int]:
+        """Return the tokens of which one must come as the new token `step`, from 0; none where any may."""
+
+    @property
+    def forces_end(self) -> bool:
+        """True when a reply without room for more ends with an EOS that the decoder had no choice about."""
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Read the next tokens (B, n) of every row and return logits (B, V) of the token after them."""
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows (R,) of the batch; a row may occur several times."""
 
 
 class Reader:
@@ -113,6 +136,15 @@ class Reader:
             self._kwargs[name] = self._cache
         if "use_cache" in self._parameters:
             self._kwargs["use_cache"] = mode.cached
+
+    def forced(self, step: int) -> list[int]:
+        """Return []: after a prompt any token may come."""
+        return []
+
+    @property
+    def forces_end(self) -> bool:
+        """False: a reply may end anywhere."""
+        return False
 
     def read(self, ids: Tensor) -> Tensor:
         """Read the next tokens (B, n) of every row and return logits (B, V) of the token after them, in fp32.

@@ -15,6 +15,7 @@ from finetune.runtime.errors import UserError, nearest
 EMBEDDINGS, HEAD = "embeddings", "head"
 SHARED = "shared"  # the one set of weights that all of ALBERT's layers use
 BODY = "body"  # all before the head, in a model whose layers are no single stack
+ENCODER, DECODER = "encoder", "decoder"  # of a model that has both
 ALL_BUT_HEAD = "all_but_head"
 # Modules of the base model that are defined on one side of the layers and used on the other.
 MISPLACED = {
@@ -28,9 +29,9 @@ RANGE = re.compile(r"([0-9]{1,9})(?: *[-–~] *([0-9]{1,9}))?")
 class LayerGroups:
     """Parts of a model of transformers from bottom to top: `embeddings`, `0`, `1`, …, `head`.
 
-    ALBERT has `embeddings`, `shared`, `head`; a model whose layers are no single stack (an encoder with a
-    decoder, Funnel) has `body`, `head`. Layers of peft may be put in before or after; parameters may be on
-    the meta device.
+    ALBERT has `embeddings`, `shared`, `head`; an encoder with a decoder (T5, BART) has `embeddings`,
+    `encoder`, `decoder`, `head`; another model whose layers are no single stack (Funnel) has `body`, `head`.
+    Layers of peft may be put in before or after; parameters may be on the meta device.
 
     Attributes:
         names: names of the parts, bottom to top.
@@ -41,15 +42,19 @@ class LayerGroups:
     def __init__(self, model: nn.Module):
         self._model = model
         body = getattr(model, str(model.base_model_prefix), model)
+        both = config_of(model).is_encoder_decoder and {ENCODER, DECODER} <= {*dict(body.named_children())}
         self._body = next(name for name, module in model.named_modules() if module is body)
         config: Any = config_of(model).get_text_config()
         self.count = getattr(config, "num_hidden_layers", None) or 0
         groups = getattr(config, "num_hidden_groups", None) or self.count  # ALBERT's
+        self._both = bool(both)
         stacks = {} if config_of(model).is_encoder_decoder else _stacks(body, min(groups, self.count))
         self._layers = {self._under(name): len(stack) for name, stack in stacks.items()}
         self._shared = bool(stacks) and groups < self.count
         middle = [SHARED] if self._shared else [str(number) for number in range(self.count)]
-        self.names = [EMBEDDINGS, *middle, HEAD] if stacks else [BODY, HEAD]
+        if both:
+            middle = [ENCODER, DECODER]
+        self.names = [EMBEDDINGS, *middle, HEAD] if stacks or both else [BODY, HEAD]
         self._sides: dict[str, str] = {}  # module path -> part, of modules beside the stack
         if stacks:
             self._sides = {self._under(name): part for name, part in _sides(body, stacks).items()}
@@ -84,6 +89,8 @@ class LayerGroups:
         paths = [".".join(steps[:length]) for length in range(len(steps), 0, -1)]  # the longest first
         if self._body and self._body not in paths:
             return HEAD
+        if self._both:
+            return _part_of_both(name.removeprefix(f"{self._body}." if self._body else ""))
         if not self._layers:
             return BODY
         for path, step in zip(paths[1:], reversed(steps[1:]), strict=False):
@@ -112,6 +119,18 @@ class LayerGroups:
         for name, parameter in parameters:
             sizes[self.group_of(name)] += parameter.numel()
         return sizes
+
+
+def _part_of_both(path: str) -> str:
+    """Return the part of a parameter of an encoder with a decoder, by its path in the base model.
+
+    What stands beside the layers and has to do with embeddings is theirs: BART's positions and the norm after
+    them, the table that both share.
+    """
+    first, _, rest = path.partition(".")
+    if first in (ENCODER, DECODER):
+        return EMBEDDINGS if "embed" in rest.partition(".")[0] else first
+    return EMBEDDINGS if first == SHARED or "embed" in first else HEAD
 
 
 def _stacks(body: nn.Module, length: int) -> dict[str, nn.ModuleList]:
@@ -180,8 +199,15 @@ def parse_layers(spec: str, flag: str, layers: LayerGroups) -> frozenset[str]:
             chosen |= set(layers.names) - {HEAD}
         elif word in layers.names:
             chosen.add(word)
+        elif word == BODY and ENCODER in layers.names:
+            chosen |= {EMBEDDINGS, ENCODER, DECODER}
         elif match and SHARED in layers.names:
             problems.append(f"{flag} {word}：這個模型的 {layers.count} 層共用一組權重，不能分開；{available}")
+        elif match and ENCODER in layers.names:
+            problems.append(
+                f"{flag} {word}：編碼器與解碼器各有自己的層，不能以層號分開；{available}，"
+                "body 是 head 以外的全部"
+            )
         elif match and BODY in layers.names:
             problems.append(f"{flag} {word}：這個模型的層不是單純的一疊，不能分開；{available}")
         elif match:

@@ -16,8 +16,17 @@ import torch
 from torch import nn
 
 from finetune.models import bert, weight_files
+from finetune.models.encoder_decoder import SPECIAL, take_over_special_tokens
 from finetune.models.forward import HEADS, PACKABLE, config_of
-from finetune.models.kinds import CLASSES, NEW_HEAD, is_decoder, kind_of, mismatch_reason
+from finetune.models.kinds import (
+    CLASSES,
+    FINE_TUNED_AS,
+    NEW_HEAD,
+    is_decoder,
+    kind_of,
+    mismatch_reason,
+    names_no_head,
+)
 from finetune.models.lora import with_adapter
 from finetune.models.source_checks import (
     IN_PICKLE,
@@ -37,6 +46,8 @@ from finetune.runtime.hub import quiet_libraries
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+MODULES = "modules.json"  # the parts of a model as sentence-transformers saves it
+POOLER = "pooler."  # weights on top of BERT's first token: no language model has them, no vector needs them
 # Exceptions that libraries raise over files and numbers that make no sense.
 SPOILT = (OSError, ValueError, ArithmeticError, RuntimeError, AssertionError, TypeError, LookupError)
 
@@ -48,9 +59,10 @@ class LoadOptions:
     Attributes:
         from_scratch: initialise the weights at random, from the configuration alone.
         seed: fixes everything that is initialised at random.
-        kind: one of CLASSES; "" is the kind that the model was saved as. `load` finds the kind by itself.
+        kind: one of CLASSES; "" is the kind that the model was saved as.
         allow_pickle: read weights from a pickle where there are no safetensors. An adapter's own weights are
             never read from a pickle, those of its base may be.
+        any_head: only the body is used: a head that cannot do what its kind does is no reason to refuse.
         single_use: this project alone uses the model, for a few prompts; see models/bert.py.
         from_pretrained: keyword arguments for transformers' `from_pretrained`: dtype, quantization, device
             map.
@@ -60,11 +72,22 @@ class LoadOptions:
     seed: int = 0
     kind: str = ""
     allow_pickle: bool = False
+    any_head: bool = False
     single_use: bool = False
     from_pretrained: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = LoadOptions()
+WITHOUT_HEAD = {  # kind that was asked for -> what to do with a model that has only the body
+    "masked": "權重只有編碼器（{classes}），沒有填 [MASK] 的輸出層；可用 --task classify、tag 或 span 訓練"
+    "（輸出層另外換上），或以 inference.py --embed 得到向量；要填空請換有 MLM 輸出層的模型",
+    "causal": "權重只有本體（{classes}），沒有語言模型的輸出層，不能生成文字；可用 --task classify 訓練"
+    "（輸出層另外換上），或以 inference.py --embed 得到向量；要生成請換有輸出層的模型",
+}
+
+
+class NoHeadError(UserError):
+    """The weights are those of a body alone, without the language model's head that was asked for."""
 
 
 def load_config(name: str, flag: str, kind: str = "") -> PreTrainedConfig:
@@ -108,15 +131,13 @@ def check_layers(config: PreTrainedConfig, kind: str, flags: Any) -> None:
     Raises:
         UserError: some layers do not exist; the message says which ones do.
     """
-    import transformers
-
     from finetune.models.layer_groups import LayerGroups
     from finetune.models.layer_schedule import build_schedule
+    from finetune.models.shape import build_empty
 
     if flags.freeze or flags.train_only:
-        with torch.device("meta"):
-            model = getattr(transformers, CLASSES[kind]).from_config(config)
-        build_schedule(flags.freeze, flags.train_only, 0, 1.0, LayerGroups(model))
+        layers = LayerGroups(build_empty(config, kind))
+        build_schedule(flags.freeze, flags.train_only, 0, 1.0, layers)
 
 
 def load_model(
@@ -135,11 +156,11 @@ def load_model(
         UserError: weights that are missing or do not fit: a language model's head that was never trained
             must not pass silently.
     """
-    import transformers
-
     saved_as = kind_of(config)
     kind = options.kind or saved_as
-    auto_class = getattr(transformers, CLASSES[kind])
+    if kind == "seq2seq" and saved_as != kind:  # BART, which fills [MASK] unless this says otherwise
+        setattr(config, FINE_TUNED_AS, kind)
+    auto_class = _auto_class(config, kind)
     torch.manual_seed(options.seed)
     new: set[str] = set()
     if options.from_scratch:
@@ -154,6 +175,10 @@ def load_model(
         missing = set(report["missing_keys"]) - _tied_keys(model)
         if kind in NEW_HEAD and saved_as != kind:
             new = missing & _head_of(model)
+        if kind == "encoder":  # what is no part of its vectors
+            missing = {key for key in missing if not key.startswith(POOLER)}
+        if kind in WITHOUT_HEAD and missing and missing <= _head_of(model) and _may_lack_head(name, config):
+            raise NoHeadError(f"{flag} {name}：{WITHOUT_HEAD[kind].format(classes=_classes(config))}")
         if missing - new:
             raise UserError(f"{flag} {name}：{_describe_missing(model, kind, missing - new)}")
         if mismatched := report.get("mismatched_keys"):
@@ -161,7 +186,8 @@ def load_model(
         if reason := _untied(model):
             raise UserError(f"{flag} {name}：{reason}")
     if (
-        tokenizer.mask_token_id is None
+        kind != "encoder"
+        and tokenizer.mask_token_id is None
         and len(tokenizer) == config.vocab_size + 1 == tokenizer.pad_token_id + 1
     ):
         _add_row(model)  # for the padding token that `separate_padding` added
@@ -173,9 +199,34 @@ def load_model(
     if kind in NEW_HEAD and (is_decoder(config) or getattr(config, "pad_token_id", None) is None):
         # By it a decoder finds the last token of a row. Encoders that have one may count positions from it.
         model.config.pad_token_id = tokenizer.pad_token_id
+    if kind == "seq2seq":
+        take_over_special_tokens(model, tokenizer)
     model.new_weights = frozenset(new)
     model.config.architectures = [type(model).__name__]
     return model
+
+
+def _auto_class(config: PreTrainedConfig, kind: str) -> Any:
+    """Return the class of transformers that loads a model of this kind."""
+    import transformers
+
+    if kind == "encoder" and kind_of(config) == "encoder":
+        return transformers.AutoModelForTextEncoding  # of T5 the encoder; AutoModel would want a decoder too
+    return getattr(transformers, CLASSES[kind])
+
+
+def _may_lack_head(name: str, config: PreTrainedConfig) -> bool:
+    """Return whether the weights of a language model may be those of its body alone.
+
+    sentence-transformers saves the body, and has left the name of the whole model in config.json.
+    """
+    folder = Path(name).expanduser()
+    beside = (folder / MODULES).is_file() if folder.is_dir() else hub.cached(name, MODULES) is not None
+    return names_no_head(config) or beside
+
+
+def _classes(config: PreTrainedConfig) -> str:
+    return "、".join(config.architectures or []) or "未註明架構"
 
 
 def _from_pretrained(
@@ -333,12 +384,21 @@ def load(
         UserError: the model cannot be fetched or read, or an adapter does not belong to its base.
     """
     base = check_base(name, flag, options.allow_pickle)
-    config = load_config(base or name, flag)
-    kind = kind_of(config)
+    config = load_config(base or name, flag, options.kind)
+    kind = options.kind or kind_of(config)
     if base and (Path(name).expanduser() / "config.json").is_file():  # a head that the base does not have
         head = load_config(name, flag)  # its vocabulary may have a row for padding, which the base has not
         kind, config.problem_type = kind_of(head), head.problem_type
         config.id2label, config.label2id = head.id2label, head.label2id
+        for name in (FINE_TUNED_AS, *SPECIAL):
+            if getattr(head, name, None) is not None:
+                setattr(config, name, getattr(head, name))
+    if kind in WITHOUT_HEAD and not base and _may_lack_head(name, config):
+        loaded = _load_body(name, config, flag, replace(options, kind=kind))
+        if loaded is not None:
+            return loaded
+    if kind == "masked" and options.any_head and mismatch_reason(config, kind, base or name):
+        kind = "encoder"
     if kind == "masked":
         load_config(base or name, flag, kind)  # refuses a model whose head cannot fill blanks
     has_tokenizer = any((Path(name).expanduser() / vocabulary).is_file() for vocabulary in VOCABULARIES)
@@ -351,3 +411,20 @@ def load(
     if base:
         model = cast("PreTrainedModel", with_adapter(model, name, flag).get_base_model())
     return model, tokenizer
+
+
+def _load_body(
+    name: str, config: PreTrainedConfig, flag: str, options: LoadOptions
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
+    """Load a model that has no head, as an encoder; None for one whose weights hold the head after all.
+
+    Args:
+        options: their `kind` is that of the head the model would have.
+    """
+    tokenizer = load_tokenizer(name, flag, "encoder")
+    try:
+        load_model(name, config, tokenizer, flag, options)
+        return None
+    except NoHeadError:
+        log(f"{flag} {name}：權重只有本體（{_classes(config)}），沒有輸出層；當作編碼器載入，可得到向量")
+    return load_model(name, config, tokenizer, flag, replace(options, kind="encoder")), tokenizer

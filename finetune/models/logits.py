@@ -18,7 +18,11 @@ from finetune.runtime.errors import UserError
 
 
 def processed(
-    scores: Tensor, previous_ids: Tensor, decoding: Decoding, banned: Collection[int] = ()
+    scores: Tensor,
+    previous_ids: Tensor,
+    decoding: Decoding,
+    banned: Collection[int] = (),
+    forced: Collection[int] = (),
 ) -> Tensor:
     """Return scores (B, V) after repetition penalty, repeated n-grams and banned tokens, in fp32.
 
@@ -28,12 +32,16 @@ def processed(
         scores: logits, or in beam search log-probabilities.
         previous_ids: (B, T) of prompt and reply; an id outside the vocabulary counts for nothing.
         banned: the ends of a reply, while it has fewer than `min_new_tokens`.
+        forced: tokens of which one must come, whatever the rest says; none where any may.
     """
     scores = _penalised(scores.float(), previous_ids, decoding.repetition_penalty)
     if decoding.no_repeat_ngram_size:
         scores = _without_repeats(scores, previous_ids, decoding.no_repeat_ngram_size)
     if ids := [i for i in banned if i < scores.shape[-1]]:
         scores = scores.index_fill(1, torch.tensor(ids, device=scores.device), -torch.inf)
+    if forced:
+        wanted = torch.tensor(list(forced), device=scores.device)
+        scores = torch.full_like(scores, -torch.inf).index_fill(1, wanted, 0.0)
     return scores
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from finetune.models.forward import config_of
-from finetune.models.kinds import DTYPES, kind_of
+from finetune.models.forward import body_of, config_of
+from finetune.models.kinds import DTYPES, is_seq2seq, kind_of
 from finetune.models.lora_checks import check_fit
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
 from finetune.models.tokenizer_checks import try_patterns
@@ -66,12 +66,8 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
             it, since merging there would change the embeddings too.
     """
     head = cast(Any, model).get_output_embeddings()
-    body: nn.Module = getattr(model, cast(str, model.base_model_prefix))
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in body.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    }
+    body: nn.Module = model if body_of(model) is None else body_of(model)  # T5 has its layers beside the head
+    linear = {name.rpartition(".")[2] for name, module in body.named_modules() if _is_linear(module, head)}
     if wanted == "auto":
         return sorted(linear)
     heads = {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
@@ -91,6 +87,30 @@ def target_modules(model: nn.Module, wanted: str) -> list[str]:
     if problems or not names:
         raise UserError(problems or ["--lora_target_modules 是空的；請用 auto 或層的名稱"])
     return names
+
+
+def _is_linear(module: nn.Module, head: nn.Module | None) -> bool:
+    """Return whether a layer takes an adapter: a linear one that is not the output head."""
+    return module is not head and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+
+
+def adapter_sizes(model: nn.Module, rank: int) -> dict[str, int]:
+    """Return the parameters that adapters of a rank add to each layer of the body, by name of the layer.
+
+    The layers are those of `attach` with targets `auto`; each gets two matrices, rank × (inputs + outputs)
+    (arXiv:2106.09685, section 4.1).
+
+    Args:
+        model: of transformers, possibly on the meta device.
+        rank: of the matrices.
+    """
+    targets, new = target_modules(model, "auto"), _new_modules(model)
+    outside, head = {*_head_modules(model, targets, new), *new}, cast(Any, model).get_output_embeddings()
+    return {
+        name: rank * sum(cast(Any, module).weight.shape)
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in targets and name not in outside and _is_linear(module, head)
+    }
 
 
 def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
@@ -126,7 +146,7 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
         exclude_modules=outside if lora.targets == "auto" and outside else None,
         bias="none",
         modules_to_save=new or None,
-        task_type="CAUSAL_LM" if cast(Any, model).can_generate() else None,
+        task_type=_task_type(model),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's about transformers
@@ -149,6 +169,13 @@ def attach(model: nn.Module, lora: Lora, base: str, seed: int = 0) -> PeftModel:
     return view
 
 
+def _task_type(model: nn.Module) -> str | None:
+    """Return the name that peft's configuration has for what the model does."""
+    if is_seq2seq(config_of(model)):
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if cast(Any, model).can_generate() else None
+
+
 def _head_modules(model: nn.Module, targets: Sequence[str], new: Sequence[str]) -> list[str]:
     """Return layers of the head that have the name of one of the body, as BERT's transform.dense.
 
@@ -157,7 +184,8 @@ def _head_modules(model: nn.Module, targets: Sequence[str], new: Sequence[str]) 
         targets: names of the body's layers that get an adapter.
         new: as `_new_modules` returns it.
     """
-    body, tops = f"{model.base_model_prefix}.", tuple(f"{name}." for name in new)
+    body = f"{model.base_model_prefix}." if body_of(model) is not None else ""
+    tops = tuple(f"{name}." for name in new)
     return [
         name
         for name, _ in model.named_modules()
@@ -278,9 +306,12 @@ def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
     rows = [torch.tensor([list(ids)[:PROMPT_TOKENS]], device=view.device) for ids in prompts]
     if kind_of(view.config) == "choice":  # (questions, options, T)
         rows = [ids[:, None] for ids in rows]
-    apart = [view(input_ids=ids).logits.float() for ids in rows]
+    inputs = [{"input_ids": ids} for ids in rows]
+    if is_seq2seq(view.config):
+        inputs = [{"input_ids": ids, "decoder_input_ids": ids} for ids in rows]
+    apart = [view(**row).logits.float() for row in inputs]
     model = view.merge_and_unload(safe_merge=True).eval()
-    together = [model(input_ids=ids).logits.float() for ids in rows]
+    together = [model(**row).logits.float() for row in inputs]
     worst = max((float((a - b).abs().max()) for a, b in zip(apart, together, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
         raise RunError(

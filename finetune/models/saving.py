@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from finetune.models.kinds import CLASSES, kind_of
+from finetune.models.encoder_decoder import generation_config
+from finetune.models.kinds import CLASSES, is_seq2seq, kind_of
 from finetune.runtime.errors import RunError
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     weights: dict[str, Tensor],
     ends: Iterable[int] = (),
+    longest: int = 0,
 ) -> None:
     """Write a complete Hugging Face folder, then read it back and compare every tensor.
 
     Args:
         weights: the full state, on the CPU. Tied tensors may be there once or twice.
         ends: for a causal model: ids of the tokens that end a reply, for its generation_config.json.
+        longest: for an encoder-decoder: tokens of an output, for its generation_config.json.
 
     Raises:
         RunError: weights are missing, or what was read back differs.
@@ -45,7 +48,7 @@ def save_model(
     if kind_of(config) == "causal":
         _align_special_tokens(config, tokenizer)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
-    config.save_pretrained(folder)
+    save_config(folder, config, tokenizer, longest)
     if ends:
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
         transformers.GenerationConfig(
@@ -58,6 +61,15 @@ def save_model(
     )
     save_tokenizer(folder, tokenizer)
     compare_saved(folder, model)
+
+
+def save_config(
+    folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, longest: int = 0
+) -> None:
+    """Write config.json and, of an encoder-decoder, generation_config.json; arguments as `save_model`."""
+    config.save_pretrained(folder)
+    if is_seq2seq(config):
+        generation_config(config, tokenizer, longest).save_pretrained(folder)
 
 
 def _align_special_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

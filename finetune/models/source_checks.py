@@ -23,7 +23,12 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", 
 
 
 def check_source(
-    name: str, flag: str, from_scratch: bool = False, allow_pickle: bool = False, whole: bool = False
+    name: str,
+    flag: str,
+    from_scratch: bool = False,
+    allow_pickle: bool = False,
+    whole: bool = False,
+    config_only: bool = False,
 ) -> None:
     """Check a model's folder before anything is loaded; of a hub's name only whether it looks like a folder.
 
@@ -33,6 +38,7 @@ def check_source(
         from_scratch: no weights are needed.
         allow_pickle: weights may be in a pickle.
         whole: an adapter is refused.
+        config_only: neither weights nor a tokenizer are needed.
 
     Raises:
         UserError: a folder that does not exist, has no config.json or no weights, or holds an adapter where
@@ -47,6 +53,8 @@ def check_source(
         raise UserError(f"{flag} {name}：{hub.no_snapshot(folder)}")
     untrusted.check_folder(name, flag)
     if (folder / ADAPTER).is_file():
+        if config_only:
+            return
         if whole:
             raise UserError(f"{flag} {name}：這裡只有 LoRA 的權重，不是完整的模型")
         if flag == "--model_name_or_path":
@@ -61,6 +69,9 @@ def check_source(
         inside = [path.parent for path in sorted(folder.glob("*/config.json"))]
         guess = f"；是不是 {inside[0]}？" if inside else ""
         raise UserError(f"{flag} {name}：資料夾裡沒有 config.json，不是 Hugging Face 格式的模型{guess}")
+    if config_only:
+        _check_code(folder, f"{flag} {name}")
+        return
     if not any((folder / vocabulary).is_file() for vocabulary in VOCABULARIES):
         raise UserError(f"{flag} {name}：沒有 tokenizer（要有 {'、'.join(VOCABULARIES[:2])} 之類的檔案）")
     _check_code(folder, f"{flag} {name}")

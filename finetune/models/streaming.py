@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Decode = Callable[[list[int]], str]
 STOPS = ("<|im_end|>", "\nUser:")  # strings that end a reply where the model did not stop
 
 
@@ -74,14 +75,20 @@ class Writer:
     Two things are held back: bytes of an incomplete character, and text that may begin a stop string. A copy
     (`copy.copy`) goes on by itself.
 
+    Args:
+        stops: strings that end the text.
+        decode: returns the text of token ids; None is the tokenizer's own.
+
     Attributes:
         over: a stop string has been written; it and what follows are dropped.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], decode: Decode | None = None
+    ):
         self.stops = stops
         self.over = False
-        self._decode: Callable[[list[int]], str] = tokenizer.decode  # type: ignore[assignment]  # one text
+        self._decode: Decode = decode or tokenizer.decode  # type: ignore[assignment]  # one text
         self._longest_stop = max(map(len, stops), default=0)
         self._special = special_tokens(tokenizer)
         # Replaced, never changed in place: copies share it.
@@ -132,6 +139,19 @@ class Writer:
 
     def _clear(self) -> None:
         self._ids, self._context_length, self._context_text, self._held = [], 0, "", ""
+
+
+def chinese_decoder(tokenizer: PreTrainedTokenizerBase) -> Decode | None:
+    """Return what decodes texts without the spaces that BERT's tokenizer puts between Chinese characters.
+
+    None for a tokenizer that puts none there: spaces in its texts were written.
+    """
+    from finetune.prompts.exam import read_back
+
+    probe = tokenizer("一一", add_special_tokens=False)["input_ids"]
+    if " " not in str(tokenizer.decode(probe)).strip():
+        return None
+    return lambda ids: read_back(tokenizer, ids)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Load tokenizers of masked and causal models, and repair those that do not match their model."""
+"""Load tokenizers of models of all kinds, and repair those that do not match their model."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
         name: a folder or a name on the hub.
         flag: the flag that named it, for messages.
         kind: one of CLASSES. A model with a new head is treated as its base: as masked where the tokenizer
-            has a mask token, else as causal.
+            has a mask token, else as causal. That of an encoder stays as it is.
 
     Raises:
-        UserError: the tokenizer cannot be fetched or read, or has no mask token (masked) or no end of text
-            (causal).
+        UserError: the tokenizer cannot be fetched or read, or has no mask token (masked), no end of text
+            (causal, seq2seq) or no padding (seq2seq).
     """
     from transformers import AutoTokenizer
 
@@ -50,7 +50,7 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
         try_tokenizer(tokenizer, f"{flag} {name}")
         if kind in NEW_HEAD:
             kind = "causal" if tokenizer.mask_token_id is None else "masked"
-        if kind == "masked" and lacks_capitals(tokenizer):
+        if kind in ("masked", "seq2seq") and lacks_capitals(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, do_lower_case=True)
     except UserError:
         raise
@@ -62,6 +62,8 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
             ) from error
         raise hub.cannot_fetch("tokenizer", name, flag, error) from error
     _log_ignored_code(name, flag)
+    if kind == "encoder":
+        return tokenizer  # padding is masked, whatever its token is
     if kind == "causal":
         if tokenizer.eos_token_id is None:
             _set_eos_from_config(tokenizer, name)
@@ -72,6 +74,9 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
             )
         if added := separate_padding(tokenizer):
             log(f"  tokenizer 沒有 padding token，改用 {added}")
+        return tokenizer
+    if kind == "seq2seq":
+        _check_text_ends(tokenizer, name, flag)
         return tokenizer
     if tokenizer.mask_token_id is None:
         raise UserError(f"{flag} {name}：tokenizer 沒有 [MASK]，不能用來填空")
@@ -106,6 +111,31 @@ def _set_eos_from_config(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
                 return
 
 
+def _check_text_ends(tokenizer: PreTrainedTokenizerBase, name: str, flag: str) -> None:
+    """Check that the tokenizer of an encoder-decoder has padding and an end of text.
+
+    BERT's tokenizer, which fnlp/bart-base-chinese has, ends a text with [SEP].
+
+    Raises:
+        UserError: one of them is missing, or both are the same.
+    """
+    if tokenizer.eos_token_id is None:
+        _set_eos_from_config(tokenizer, name)
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+    missing = {"eos_token（結束符號）": tokenizer.eos_token_id, "pad_token（補齊用）": tokenizer.pad_token_id}
+    if lacking := [title for title, token in missing.items() if token is None]:
+        raise UserError(
+            f"{flag} {name}：tokenizer 沒有 {'、'.join(lacking)}，不能用來轉換文字；"
+            "請在 tokenizer_config.json 寫明，或換 google/mt5-small、fnlp/bart-base-chinese 這類模型"
+        )
+    if tokenizer.eos_token_id == tokenizer.pad_token_id:
+        raise UserError(
+            f"{flag} {name}：tokenizer 的 eos_token 與 pad_token 是同一個（{tokenizer.eos_token}），"
+            "模型學不會停；請在 tokenizer_config.json 寫成兩個不同的 token"
+        )
+
+
 def separate_padding(tokenizer: PreTrainedTokenizerBase) -> str:
     """Give the tokenizer a padding token that is not its end of text.
 
@@ -130,7 +160,13 @@ def lacks_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def prompt_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
     """Return the longest prompt in tokens: the wanted length, or what the model's positions allow."""
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    if config.model_type in AFTER_PADDING:
-        positions -= config.pad_token_id + 1
-    return min(wanted, positions, tokenizer.model_max_length)
+    return min(wanted, positions(config, wanted), tokenizer.model_max_length)
+
+
+def positions(config: PreTrainedConfig, wanted: int) -> int:
+    """Return how many tokens a model has positions for; `wanted` where it has no limit."""
+    try:
+        count = getattr(config, "max_position_embeddings", None) or wanted
+    except NotImplementedError:  # XLNet's configuration says so that it has no limit
+        return wanted
+    return count - config.pad_token_id - 1 if config.model_type in AFTER_PADDING else count

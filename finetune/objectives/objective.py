@@ -7,7 +7,7 @@ and `Seq2SeqObjective` satisfy `RowObjective` too: their outputs are measured ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from finetune.evaluation.queries import Forward
@@ -139,4 +139,17 @@ class RowObjective(Objective, Protocol):
             evaluated: by name of the set its objective and what `predict` returned.
             train: objective of the training rows.
         """
+        ...
+
+
+@runtime_checkable
+class RecordedObjective(Protocol):
+    """A `RowObjective` whose outputs are written to predictions.jsonl, and can be shown in words."""
+
+    def records(self, outputs: Any, config: PreTrainedConfig) -> Iterable[dict[str, Any]]:
+        """Yield the rows of predictions.jsonl of what `predict` returned."""
+        ...
+
+    def show(self, index: int) -> str:
+        """Return an example and its target in words, for --show_examples."""
         ...

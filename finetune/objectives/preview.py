@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {  # kind of an example -> its title when shown
     "reply": "回答", "text": "文字", "answer": "作答", "mlm": "填空", "label": "分類", "choice": "選擇",
-    "cloze": "選項填空", "tag": "標註",
+    "cloze": "選項填空", "tag": "標註", "span": "問答", "pair": "轉換",
 }  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def log_row_lengths(title: str, objective: Objective) -> None:
     is_exam = any(isinstance(row, Question) for row in objective.rows[:1])
     unit = "回答" if objective.name == "sft" else "文字"
     cut, misfit = ("題幹的中段", "連選項都放不下") if is_exam else (f"{unit}的尾端", "提示本身就放不下")
+    misfit = "問題太長，放不下文章" if objective.name == "span" else misfit
     if objective.truncated:
         log(f"  {title}：{objective.truncated} 列太長，縮短了{cut}")
     if objective.too_long:
@@ -113,6 +114,9 @@ def format_example(
     if names:
         written = " ".join(names[target] for target in example.targets)
         return f"{format_tokens(tokenizer, example.ids, ())}\n    → {written}"
+    if example.decoder_ids:
+        source, target = (str(tokenizer.decode(list(ids)))[:400] for ids in (example.ids, example.targets))
+        return f"{source}\n    → {target}"
     if example.by_token and tokenizer.mask_token_id is None:
         return readable_reply(tokenizer, example)
     targets = [example.candidates[t] if example.candidates else t for t in example.targets]

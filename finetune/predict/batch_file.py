@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,18 +22,17 @@ from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.bad_rows import Unreadable
 from finetune.data.instructions import is_question
 from finetune.data.question_columns import find_question_columns
-from finetune.data.tables import read_table, write_table
+from finetune.data.tables import read_table
 from finetune.data.turns import is_answered, is_answered_chat, is_chat
 from finetune.predict.abilities import ability
 from finetune.predict.batch_rows import (
     PROMPT_FIELDS,
-    SUBMISSION,
     FillMaskRows,
     GenerationRows,
     McqRows,
 )
 from finetune.predict.generative import GenerativePredictor
-from finetune.predict.predictor import SERVER, MaskedLMPredictor, Predictor
+from finetune.predict.predictor import MaskedLMPredictor, Predictor
 from finetune.predict.row_handler import Block, RowHandler
 from finetune.runtime.console import as_json, log, print_optional
 from finetune.runtime.errors import RunError, Stopped, UserError, listed, reason
@@ -43,7 +42,6 @@ from finetune.runtime.journal import Journal
 if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
 
-ROUND = 64  # rows a rank answers between two writes
 SHOWN = 3  # problems logged at the end
 
 
@@ -53,19 +51,34 @@ def answer_file(flags: InferenceArgs, predictor: Predictor, world: Distributed) 
     Raises:
         UserError: a file that cannot be read at all, or an unfinished one of another run.
     """
-    source, output = Path(required(flags.input)), Path(required(flags.output))
+    source = Path(required(flags.input))
+    return process_file(flags, source, lambda: _row_handler(source, flags, predictor), world)
+
+
+def process_file(
+    flags: InferenceArgs, source: Path, make_handler: Callable[[], RowHandler], world: Distributed
+) -> int:
+    """Process the rows of a file into --output. Returns the exit code, see `answer_file`.
+
+    Args:
+        make_handler: returns what turns rows into records, and those into the output.
+
+    Raises:
+        UserError: see `answer_file`.
+    """
+    output = Path(required(flags.output))
     part = output.with_name(output.name + ".part")
     if output.exists() and not part.exists() and not flags.overwrite:
         raise UserError(f"--output {output} 已經存在；換一個名字，或加 --overwrite 重新作答")
     state = _file_state(source)  # before its rows are read and hashed
-    handler = _row_handler(source, flags, predictor)
-    total = sum(1 for _ in read_table(source))
+    handler = make_handler()
+    total = sum(1 for _ in handler.read(source))
     journal = Journal(part, handler.identity(source) if world.is_main else {}, "--output")
-    size = flags.batch_size or (max(ROUND, 4 * flags.concurrency) if predictor.device == SERVER else ROUND)
+    size = flags.batch_size or handler.round_size
     run = BatchRun(source, output, handler, journal, state, size)
     done = world.on_main(run.open)
     if done:
-        log(f"從 {output.name}.part 接著做：已答 {done}/{total} 列")
+        log(f"從 {output.name}.part 接著做：已{handler.did.removesuffix('了')} {done}/{total} 列")
     try:
         run.answer_rows(done, total, world)
     except (KeyboardInterrupt, Stopped) as stop:
@@ -103,7 +116,7 @@ class BatchRun:
     @property
     def resume_hint(self) -> str:
         """Hint for messages: how to continue."""
-        return f"答好的存於 {self.journal.path}，同一個指令會接著做"
+        return f"{self.handler.kept}存於 {self.journal.path}，同一個指令會接著做"
 
     def open(self) -> int:
         """Open the journal, on rank 0. Returns how many rows were answered before."""
@@ -119,10 +132,10 @@ class BatchRun:
         """Answer the rows after the first `done`, one round per rank at a time."""
         from tqdm import tqdm
 
-        rows = enumerate(read_table(self.source), 1)
+        rows = enumerate(self.handler.read(self.source), 1)
         next(islice(rows, done, done), None)  # those already answered
         bar = tqdm(
-            desc="作答", unit="列", total=total, initial=done, dynamic_ncols=True,
+            desc=self.handler.doing, unit="列", total=total, initial=done, dynamic_ncols=True,
             disable=not (world.is_main and sys.stderr.isatty()),
         )  # fmt: skip
         size = self.round_size
@@ -137,9 +150,11 @@ class BatchRun:
         """Add the records of a round to the journal, on rank 0."""
         path = self.journal.path
         if _file_state(self.source) != self.state:
+            kept = f"{self.handler.kept}留在 {path}"
+            changed = f"{self.handler.flag} {self.source} 在{self.handler.doing}途中變了"
             raise RunError(
-                f"--input {self.source} 在作答途中變了，答案不知道是哪一份的；答好的留在 {path}："
-                f"改回原來的內容就能接著做，要答新的內容請刪掉 {path.name}"
+                f"{changed}，不知道是哪一份的；{kept}："
+                f"改回原來的內容就能接著做，要做新的內容請刪掉 {path.name}"
             )
         with write_errors(f"--output {self.output}：{path} 寫不進去", f"清出空間後，{self.resume_hint}"):
             self.journal.add(records)
@@ -166,10 +181,7 @@ def _finish(journal: Journal, output: Path, handler: RowHandler, in_json: bool) 
                     shown.append(f"  第 {record['row']} 列：{record['error']}")
             yield record
 
-    suffix = output.suffix.lower()
-    columns = handler.columns_in(suffix)
-    records = map(handler.formatter(suffix), counted())
-    write_table(output, records, columns, suffix, columns is not SUBMISSION)
+    handler.write(output, counted())
     journal.remove()
     lines, metrics = handler.summary()
     if in_json:
@@ -177,14 +189,14 @@ def _finish(journal: Journal, output: Path, handler: RowHandler, in_json: bool) 
     else:
         for line in lines:
             print_optional(line)
-    log(f"{output}：{count} 列，答了 {count - errors} 列" + (f"，{errors} 列答不了：" if errors else ""))
+    failed = f"，{errors} 列{handler.failed}：" if errors else ""
+    log(f"{output}：{count} 列，{handler.did} {count - errors} 列{failed}")
     for line in shown:
         log(line)
     for remark, number in handler.remarks.items():
         log(f"  {remark}（{number} 列）")
     if errors > len(shown):
-        where = f"{output} 的 error 欄" if "error" in columns else "error 欄：--output 改用 .jsonl 就會寫出來"
-        log(f"  … 其餘見 {where}")
+        log(f"  … 其餘見 {handler.where_errors(output)}")
     return errors
 
 

@@ -76,6 +76,10 @@ class McqRows(RowHandler[Predictor, Question]):
             return super().formatter(suffix)
         return lambda record: {"ID": record["id"] or record["row"], "Answer": record["answer"]}
 
+    def for_excel(self, suffix: str) -> bool:
+        """Return False for a submission, which a program reads."""
+        return not self._submits(suffix)
+
     def _submits(self, suffix: str) -> bool:
         return self.predictor.is_causal and suffix == ".csv"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
-from shlex import quote
 
 from finetune.data.instructions import Message
 from finetune.models.generation import Decoding
+from finetune.predict.decoding_repl import DecodingRepl
 from finetune.predict.generative import GenerativePredictor
-from finetune.predict.repl import Answer, Repl, decode_entry, int_between
+from finetune.predict.repl import Answer, decode_entry
 from finetune.prompts.chat import user
 from finetune.runtime.console import log, print_result
 from finetune.runtime.errors import UserError, shown
@@ -31,23 +30,18 @@ GOES_ON_HELP = """
   一段文字        模型續寫；每次重新開始，不保留先前的內容"""
 HELP = """
   qa              問一題選擇題
-  sample on|off   抽樣，或每次都選最可能的字（現在 {sample}）
-  temperature N   抽樣的溫度，0 到 5（現在 {temperature:g}）
-  tokens N        最多生成幾個 token（現在 {tokens}）
+{decoding}
   method M        選擇題的作答方式（現在 {method}）：letter、generate、prior
   orders O        letter 的選項順序（現在 {orders}）：1、cyclic、all{others}
   quit            離開（也可按 Ctrl-D；Ctrl-C 取消這一行，或中止正在寫的回答）
 """
 
-OTHERS = """
-  （{flags}：開始時給的，在這裡一樣有作用）"""
-COMMANDED = {"max_new_tokens", "do_sample", "temperature"}  # options of decoding that a command sets
 SYSTEM = re.compile(r"(?P<mark>[/:\\]?)system(?:\s*[=:：]\s*|\s+|$)(?P<text>.*)", re.IGNORECASE)
 
 ROOM = 64  # tokens left for a reply before the oldest turns are dropped
 
 
-class ChatRepl(Repl[GenerativePredictor]):
+class ChatRepl(DecodingRepl[GenerativePredictor]):
     """Session with a causal model.
 
     Args: as `Repl`; `decoding`, `system_prompt`: how replies are generated, at first.
@@ -65,18 +59,14 @@ class ChatRepl(Repl[GenerativePredictor]):
         decoding: Decoding,
         system_prompt: str | None = None,
     ):
-        super().__init__(predictor, answer, 1, method, orders)
-        self.decoding = decoding
+        super().__init__(predictor, answer, decoding, method, orders)
         self.system_prompt: str | None = None
         if system_prompt is not None:
             self._set_system(system_prompt)
         self.messages: list[Message] = []
         self.has_chat_template = predictor.has_chat_template
         self.greeting = GREETING.format(what=CHATS if self.has_chat_template else GOES_ON)
-        self.commands = {
-            "sample": self._sample, "temperature": self._temperature, "tokens": self._tokens,
-            "method": self._method, "orders": self._orders,
-        }  # fmt: skip
+        self.commands |= {"method": self._method, "orders": self._orders}
 
     def handle(self, entry: str) -> None:
         """Handle one entry as `Repl.handle`; `reset` clears the conversation, `system` takes a text."""
@@ -95,23 +85,12 @@ class ChatRepl(Repl[GenerativePredictor]):
         """Return the list of commands with the current settings."""
         return ((CHATS_HELP if self.has_chat_template else GOES_ON_HELP) + HELP).format(
             turns=len(self.messages) // 2,
-            sample="on" if self.decoding.samples else "off",
-            temperature=self.decoding.temperature,
-            tokens=self.decoding.max_new_tokens,
             method=self.method,
             orders=self.orders,
             system=shown(self.system_prompt) if self.system_prompt else "沒有",
-            others=OTHERS.format(flags="、".join(flags)) if (flags := self._other_flags()) else "",
+            decoding=self.decoding_help(),
+            others=self.other_flags(),
         )
-
-    def _other_flags(self) -> list[str]:
-        """Return the options of decoding that no command sets, where they are not the default, as flags."""
-        return [
-            f"--{option.name}" if value is True else f"--{option.name} {_as_flag(value)}"
-            for option in fields(Decoding)
-            if option.name not in COMMANDED
-            and (value := getattr(self.decoding, option.name)) != option.default
-        ]
 
     def respond(self, entry: str) -> None:
         """Print the reply to an entry as it is generated; Ctrl-C stops it there.
@@ -127,27 +106,9 @@ class ChatRepl(Repl[GenerativePredictor]):
             messages = messages[2:]
             ids = self._encode(messages)
             print_result("  （對話太長，捨去最早的一個來回）")
-        pieces: list[str] = []
-        truncated = False
-        stream = self.predictor.stream(ids, self.decoding)
-        try:
-            for piece in stream:
-                print_result(piece if pieces else f"\n🤖 {piece}", end="")
-                pieces.append(piece)
-            if not pieces:
-                print_result("\n🤖 （模型沒有輸出）", end="")
-            truncated = stream.truncated
-        except KeyboardInterrupt:
-            print_result("…（已中止）", end="")
-            if not pieces:
-                return  # no reply to keep
-        finally:
-            print_result("\n")
-        if truncated:
-            longer = f"要更長就輸入 tokens {2 * self.decoding.max_new_tokens}"
-            log(self.predictor.truncation_note(ids, self.decoding, "tokens", longer))
-        if self.has_chat_template:
-            self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+        reply = self.print_reply(ids)
+        if self.has_chat_template and reply is not None:
+            self.messages = [*messages, {"role": "assistant", "content": reply}]
 
     def _encode(self, messages: list[Message]) -> list[int]:
         """Return the token ids of the conversation with the system prompt, or of the text to go on from."""
@@ -183,30 +144,3 @@ class ChatRepl(Repl[GenerativePredictor]):
         for remark in sorted(self.predictor.remarks(messages)):
             log(remark)
         self.system_prompt = text
-
-    def _sample(self, value: str) -> None:
-        if value not in ("on", "off"):
-            raise UserError(f"sample {value}：應為 on 或 off")
-        self.decoding = replace(self.decoding, do_sample=value == "on", num_beams=1)
-        print_result(f"  抽樣 {value}")
-
-    def _temperature(self, value: str) -> None:
-        try:
-            number = float(value)
-        except ValueError:
-            number = -1.0
-        if not 0 <= number <= 5:
-            raise UserError(f"temperature {value[:20]}：應為 0 到 5 的數，例如 temperature 0.7")
-        self.decoding = replace(self.decoding, temperature=number)
-        print_result(f"  溫度 {number:g}" + ("" if self.decoding.do_sample else "（sample on 之後才有作用）"))
-
-    def _tokens(self, value: str) -> None:
-        self.decoding = replace(self.decoding, max_new_tokens=int_between("tokens", value, 1, 100_000))
-        print_result(f"  最多 {self.decoding.max_new_tokens} 個 token")
-
-
-def _as_flag(value: object) -> str:
-    """Write the value of an option as the command line takes it."""
-    if isinstance(value, tuple):
-        return " ".join(quote(text.replace("\n", "\\n").replace("\t", "\\t")) for text in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

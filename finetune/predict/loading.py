@@ -64,6 +64,7 @@ def load_for_use(
     model, tokenizer = load(path, flag, options)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     model.run_card = RunCard.read(path)
+    model.loaded_from = str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
     return model, tokenizer, device
 
 
@@ -95,6 +96,7 @@ def open_predictor(flags: InferenceArgs, world: Distributed | None) -> Predictor
     options = LoadOptions(single_use=single_use, allow_pickle=flags.allow_pickle)
     model, tokenizer, device = load_for_use(flags.model_path, where, FLAG, options)
     predictor = predictor_for(model, tokenizer, device, flags.precision, flags.model_path)
+    predictor.use_flags(flags)
     if predictor.bf16 and not single_use:
         console.log(cpu.choose_precision(model.config.hidden_size)[1])
     return predictor
@@ -123,7 +125,8 @@ def load_comparison_model(name: str, predictor: Predictor, flags: InferenceArgs)
         path = predictor.name if from_scratch else card.base_model
         if from_scratch:
             console.log("  微調前的底模是隨機初始化的權重（--from_scratch），依 run_card.json 的種子重建")
-    options = LoadOptions(from_scratch, seed, allow_pickle=flags.allow_pickle)
+    kind = "seq2seq" if predictor.kind == "seq2seq" else ""  # BART's base would fill [MASK]
+    options = LoadOptions(from_scratch, seed, kind, flags.allow_pickle)
     where = "cpu" if flags.cpu else None if is_server(flags.model_path) else predictor.device
     model, tokenizer, device = load_for_use(path, where, "--compare_with", options)
     if name == BASE_MODEL:

@@ -36,6 +36,7 @@ from finetune.runtime.journal import AnswerJournal
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from finetune.cli.inference_args import InferenceArgs
     from finetune.runtime.distributed import Distributed
 
 CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
@@ -75,6 +76,15 @@ def kind_of_model(model: torch.nn.Module) -> str:
     if is_seq2seq(config_of(model)):
         return "seq2seq"
     return "encoder" if name.endswith("Model") else "masked"
+
+
+def weight_checksums(model: torch.nn.Module) -> list[str]:
+    """Return the name and the checksum of every parameter; the same wherever the model's folder lies."""
+    checksums = []
+    for name, tensor in model.named_parameters():
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        checksums.append(f"{name}{zlib.crc32(data)}")
+    return checksums
 
 
 class Predictor(ABC):
@@ -244,6 +254,9 @@ class LocalPredictor(Predictor):
         if fast and cpu.choose_precision(self.model.config.hidden_size)[0] == "bf16":
             self.forward, self.bf16 = bf16_forward(self.model), True
 
+    def use_flags(self, flags: InferenceArgs) -> None:
+        """Take over flags of inference that settle how a kind of model is used; most have none."""
+
     @abstractmethod
     def _prompt_settings(self) -> list[str]:
         """Return what decides how inputs are written for the model, for `digest`."""
@@ -271,11 +284,7 @@ class LocalPredictor(Predictor):
 
     def digest(self) -> str:
         """Hash the weights and the prompt settings; the same wherever the folder lies."""
-        checksums = []
-        for name, tensor in self.model.named_parameters():
-            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            checksums.append(f"{name}{zlib.crc32(data)}")
-        return hash_texts([*checksums, *self._prompt_settings(), *["bf16"] * self.bf16])
+        return hash_texts([*weight_checksums(self.model), *self._prompt_settings(), *["bf16"] * self.bf16])
 
     def environment(self) -> dict[str, Any]:
         """Return the precision that the forward pass computes in, and the kind of device."""

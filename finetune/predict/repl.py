@@ -134,7 +134,7 @@ class Repl(ABC, Generic[AnyPredictor]):
             QuitError, EOFError: it was the last one.
         """
         try:
-            entry = _typed(self.input_prompt).strip()
+            entry = typed_line(self.input_prompt).strip()
             if decode_entry(entry) in LEAVE:
                 raise QuitError
             self.handle(entry)
@@ -199,7 +199,7 @@ class Repl(ABC, Generic[AnyPredictor]):
 
     def _ask_question(self) -> None:
         """Ask for a multiple-choice question and its options, and print the ranking."""
-        question = _typed("❓ 問題: ").strip()
+        question = typed_line("❓ 問題: ").strip()
         if decode_entry(question) in LEAVE:
             raise QuitError
         if not question:
@@ -227,13 +227,13 @@ class Repl(ABC, Generic[AnyPredictor]):
         Returns:
             label -> text; {} when there is nothing but empty lines.
         """
-        first = _typed("選項: ")
+        first = typed_line("選項: ")
         if decode_entry(first) in LEAVE:
             raise QuitError
         if first.strip() and len(labelled(first)) != 1:
             return parse_options(first)
         lines = [first] if first.strip() else []
-        while (line := _typed("  下一個選項（空行結束）: ")).strip():
+        while (line := typed_line("  下一個選項（空行結束）: ")).strip():
             lines.append(line)
         return from_lines(lines) if lines else {}
 
@@ -294,7 +294,7 @@ class McqRepl(Repl[Predictor]):
         raise UserError("這是選擇題模型，只答選擇題；輸入 qa 問一題")
 
 
-def _typed(prompt: str) -> str:
+def typed_line(prompt: str) -> str:
     """Read a line from the terminal.
 
     Raises:

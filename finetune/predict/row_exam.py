@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.cli.inference_args import InferenceArgs
@@ -21,8 +20,6 @@ from finetune.reports import classification, report, row_report
 from finetune.reports.classification import title_of
 from finetune.runtime.console import print_result
 from finetune.runtime.errors import UserError
-from finetune.runtime.files import atomic_open
-from finetune.runtime.strict_json import dumps
 
 if TYPE_CHECKING:
     from finetune.runtime.distributed import Distributed
@@ -111,7 +108,7 @@ def run_row_exam(
         lines = row_report.verdict(task, metrics)
     folder = target_folder(flags)
     report.write(folder, page)
-    write_predictions(folder / "predictions.jsonl", measured.records)
+    row_report.write_predictions(folder / "predictions.jsonl", measured.records)
     record = {"facts": facts, "notes": notes, split: measured.metrics}
     for line in summary_lines(flags, folder, [*lines, *notes], record):
         print_result(line)
@@ -138,10 +135,3 @@ def select_rows(flags: InferenceArgs, dataset: EvaluatedDataset) -> tuple[str, l
     if flags.exam_limit:
         rows = sorted(rows, key=lambda row: seeded_hash(0, row.fingerprint))[: flags.exam_limit]
     return name, rows
-
-
-def write_predictions(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write predictions.jsonl."""
-    with atomic_open(path) as stream:
-        for record in records:
-            stream.write(dumps(record) + "\n")

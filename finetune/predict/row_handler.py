@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from finetune.cli.inference_args import InferenceArgs
-from finetune.data.bad_rows import Unreadable
-from finetune.predict.predictor import AnyPredictor
+from finetune.data.bad_rows import Rows, Unreadable
+from finetune.data.tables import read_table, write_table
+from finetune.predict.predictor import SERVER, AnyPredictor
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import dumps
 
@@ -29,16 +30,24 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
         columns: columns of the output: name -> type, as `tables.write_table` takes them.
         text: the column that the model reads.
         method: the scoring method of questions.
+        flag: the flag that names the file, for messages.
+        doing, did, failed, kept: words for what is done with a row, for messages.
+        round_size: rows a rank answers between two writes.
         remarks: how rows were read, where a person may not expect it -> how many rows.
     """
 
     columns: dict[str, str]
     text = "prompt"
     method = ""
+    flag = "--input"
+    doing, did, failed, kept = "作答", "答了", "答不了", "答好的"
+    round_size = 64
     remarks: Mapping[str, int] = {}
 
     def __init__(self, flags: InferenceArgs, predictor: AnyPredictor):
         self.flags, self.predictor = flags, predictor
+        if predictor.device == SERVER:  # enough to keep its requests going
+            self.round_size = max(self.round_size, 4 * flags.concurrency)
 
     def columns_in(self, suffix: str) -> dict[str, str]:
         """Return the columns of an output of this format, a suffix."""
@@ -48,18 +57,41 @@ class RowHandler(ABC, Generic[AnyPredictor, Item]):
         """Return how a record is written into an output of this format."""
         return lambda record: record
 
-    def identity(self, source: Path) -> dict[str, Any]:
-        """Return what must be the same for a run to continue: the rows, the model, the settings."""
+    def read(self, source: Path) -> Rows:
+        """Yield (line, row) of the file."""
+        return read_table(source)
+
+    def write(self, output: Path, records: Iterable[Record]) -> None:
+        """Write all records into the output, which appears once it is complete."""
+        suffix = output.suffix.lower()
+        formatted = map(self.formatter(suffix), records)
+        write_table(output, formatted, self.columns_in(suffix), suffix, self.for_excel(suffix))
+
+    def for_excel(self, suffix: str) -> bool:
+        """Return whether an output of this format is opened by Excel, see `tables.write_table`."""
+        return True
+
+    def where_errors(self, output: Path) -> str:
+        """Return where the errors of all rows are found, for a message."""
+        has_column = "error" in self.columns_in(output.suffix.lower())
+        return f"{output} 的 error 欄" if has_column else "error 欄：--output 改用 .jsonl 就會寫出來"
+
+    def digest_of(self, source: Path) -> str:
+        """Return a hash of the bytes of the file and of how they are read."""
         rows = hashlib.sha256()
         with source.open("rb") as stream:
             while block := stream.read(1 << 20):
                 rows.update(block)
-        same = ("top_k", "word_length", "candidates", "orders", "precision", "answer_format")
         if self.flags.encoding:
             rows.update(self.flags.encoding.encode())
+        return rows.hexdigest()[:16]
+
+    def identity(self, source: Path) -> dict[str, Any]:
+        """Return what must be the same for a run to continue: the rows, the model, the settings."""
+        same = ("top_k", "word_length", "candidates", "orders", "precision", "answer_format")
         return {
-            "input": rows.hexdigest()[:16], "model": self.predictor.digest(), "scoring": self.method,
-            "decoding": str(self.flags.decoding) if self.predictor.is_causal else "",
+            "input": self.digest_of(source), "model": self.predictor.digest(), "scoring": self.method,
+            "decoding": str(self.flags.decoding) if self.predictor.kind in ("causal", "seq2seq") else "",
             **{name: getattr(self.flags, name) for name in same},
             "system_prompt": self.flags.system_prompt,  # None as in the runs of earlier versions, which go on
         }  # fmt: skip

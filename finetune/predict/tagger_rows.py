@@ -9,7 +9,7 @@ from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.label_columns import find_texts
 from finetune.data.tagged import TaggedDataset, TaggedOptions, TaggedRow, read_tagged
 from finetune.data.tagged_columns import SPANS, TAGS
-from finetune.evaluation.intervals import f1, f1_interval
+from finetune.evaluation.bootstrap import f1, f1_interval
 from finetune.evaluation.tagging import predicted_spans
 from finetune.predict.file_columns import columns_of, copied_columns, copy_of, text_of
 from finetune.predict.row_handler import Record, Row, RowHandler, storable_text

@@ -31,12 +31,16 @@ class ReportFiles:
         pattern: of all that may be.
         summary: the JSON file, an object with `facts`, by which a report of this kind is known.
         title: what messages call it.
+        noun: what they call its files.
+        signature: words near the beginning of each file, by which it is known where there is no summary.
     """
 
     names: tuple[str, ...]
     pattern: re.Pattern[str]
-    summary: str
+    summary: str = ""
     title: str = "這支程式寫的報告"
+    noun: str = "報告"
+    signature: str = ""
 
 
 def check_folder(folder: Path, flag: str, kind: ReportFiles) -> None:
@@ -55,7 +59,11 @@ def check_folder(folder: Path, flag: str, kind: ReportFiles) -> None:
     if not writable(folder):
         raise UserError(f"{flag} {folder} 不能寫入（唯讀、沒有權限，或連結繞成一圈）；請換一個資料夾")
     existing = [name for name in kind.names if os.path.lexists(folder / name)]
-    if existing and not is_report(folder, kind):
+    if kind.signature:
+        existing = [name for name in existing if not _is_signed(folder / name, kind.signature)]
+    elif is_report(folder, kind):
+        return
+    if existing:
         names = "、".join(existing)
         raise UserError(
             f"{flag} {folder} 裡已有 {names}，而且不是{kind.title}，會被換掉；請換一個資料夾或先移開"
@@ -64,11 +72,22 @@ def check_folder(folder: Path, flag: str, kind: ReportFiles) -> None:
 
 def is_report(folder: Path, kind: ReportFiles) -> bool:
     """Return whether a report of this kind is in a folder."""
+    if kind.signature:
+        return any(_is_signed(folder / name, kind.signature) for name in kind.names)
     try:
         summary = json.loads((folder / kind.summary).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(summary, dict) and "facts" in summary
+
+
+def _is_signed(path: Path, signature: str) -> bool:
+    """Return whether a file was written by this program: it says so near its beginning."""
+    try:
+        with path.open("rb") as stream:
+            return signature.encode() in stream.read(4096)
+    except OSError:
+        return False
 
 
 def write(folder: Path, kind: ReportFiles, write_files: Callable[[Path], None], hint: str) -> None:
@@ -84,8 +103,8 @@ def write(folder: Path, kind: ReportFiles, write_files: Callable[[Path], None], 
         RunError: it cannot be written; the former report is as it was.
     """
     folder = Path(os.path.realpath(folder))
-    kept = "；先前的報告沒有動" if is_report(folder, kind) else ""
-    with write_errors(f"報告寫不進 {folder}", hint + kept):
+    kept = f"；先前的{kind.noun}沒有動" if is_report(folder, kind) else ""
+    with write_errors(f"{kind.noun}寫不進 {folder}", hint + kept):
         whole = _is_replaced(folder, kind)
         staging = hidden(folder, "half") if whole else folder / ".report.half"
         try:

@@ -10,12 +10,15 @@ text, and looks are those of LOOKS.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from finetune.evaluation.set_names import in_order
 from finetune.reports.classification import CHOSEN_BY, title_of
+from finetune.runtime.files import atomic_open
+from finetune.runtime.strict_json import dumps
 
 Figure = Callable[[float], str]
 Metrics = dict[str, Any]
@@ -148,6 +151,13 @@ def verdict(task: str, metrics: dict[str, Metrics]) -> list[str]:
         lines.append(f"  {title_of(name)} {words.screen_line(of_set)}")
         lines += [f"  {note}" for note in row_notes(task, name, of_set)]
     return lines
+
+
+def write_predictions(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write predictions.jsonl: an object for each row."""
+    with atomic_open(path) as stream:
+        for record in records:
+            stream.write(dumps(record) + "\n")
 
 
 def summary(task: str, metrics: Metrics) -> dict[str, float]:

@@ -139,6 +139,11 @@ def stays_inside(file: object) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return True where a file in or below a model's folder does not lead out of it by links."""
+    return _resolve(path).is_relative_to(_root(folder))
+
+
 def is_name(text: object) -> bool:
     """Return True for a possible name of a model, or a path: safe for the file system and the terminal."""
     return (

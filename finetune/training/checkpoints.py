@@ -39,9 +39,10 @@ CHANGEABLE = {
 LABELS = {  # names in messages of the keys of `identity` that are not flags
     "total_steps": "總步數（--num_epochs、--max_steps）", "questions": "資料",
     "base": "底模的權重", "model": "底模的設定",
-    "written": "--template、--train_on_prompt", "lora": "--lora_rank 等",
+    "written": "--template、--train_on_prompt、--prefix、--max_target_length", "lora": "--lora_rank 等",
     "masks": "--masking、--mask_rate 等", "engine": "引擎", "precision": "--precision",
     "layers": "--freeze、--train_only、--unfreeze_every、--layer_lr_decay", "labels": "標籤、--class_weights",
+    "windows": "--stride、--max_answer_length",
 }  # fmt: skip
 NO_CHECKPOINT = (
     "這個資料夾裡一個完整的檢查點（step100 之類）也沒有；要從頭訓練請不加 --load_dir，"

@@ -26,7 +26,7 @@ from finetune.objectives.batching import (
     split_micro_batches,
 )
 from finetune.objectives.loss import correct, loss_stats, token_losses
-from finetune.objectives.objective import ExampleKey, Objective
+from finetune.objectives.objective import ExampleKey, Objective, RecordedObjective
 from finetune.objectives.preview import KINDS, format_example, log_row_lengths
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import ExamPrompts
@@ -230,7 +230,11 @@ def setup_data(
         hint = "請加長，或換上下文更長的模型"
         raise UserError(f"--max_length {args.max_length}：沒有一{row}放得下{limit}，{hint}")
     for kind, index in train.epoch(0)[: args.show_examples]:
-        shown = format_example(tokenizer, train.example(kind, index, 0), getattr(train, "target_names", ()))
+        shown = (
+            train.show(index)
+            if isinstance(train, RecordedObjective)
+            else format_example(tokenizer, train.example(kind, index, 0))
+        )
         log(f"  樣本（{KINDS.get(kind, kind)}）{shown}")
     steps_per_epoch = math.ceil(len(train.epoch(0)) / args.train_batch_size)
     total_steps = args.max_steps or args.num_epochs * steps_per_epoch

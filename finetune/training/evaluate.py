@@ -34,7 +34,7 @@ from finetune.models.heads import forward_of
 from finetune.objectives.batching import Example
 from finetune.objectives.causal_lm import CausalLMObjective
 from finetune.objectives.masked_lm import MaskedLMObjective
-from finetune.objectives.objective import RowObjective
+from finetune.objectives.objective import RecordedObjective, RowObjective
 from finetune.objectives.preview import mark_masked
 from finetune.prompts.causal_exam import CausalExamPrompts
 from finetune.prompts.exam import read_back
@@ -106,6 +106,7 @@ class FinalEvaluation:
     exam_results: dict[str, list[ExamResult]] = field(default_factory=dict)
     calibration_result: ExamResult | str = ""
     row_metrics: dict[str, dict] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)  # rows of predictions.jsonl
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # model -> set -> of `predict`
 
     @classmethod
@@ -188,6 +189,8 @@ class FinalEvaluation:
         for name, objective in self.rows.items():
             outputs = self.outputs["tuned"][name]
             self.row_metrics[name] = objective.metrics(outputs, config, before.get(name))
+            if isinstance(objective, RecordedObjective):
+                self.predictions += [{"set": name, **row} for row in objective.records(outputs, config)]
         evaluated = {name: (objective, self.outputs["tuned"][name]) for name, objective in self.rows.items()}
         next(iter(self.rows.values())).add_baselines(self.row_metrics, evaluated, self.run.data.train, config)
 
@@ -230,7 +233,9 @@ class BeforeAfter:
             if isinstance(objective, MaskedLMObjective):
                 figures["restored"] = stats.accuracy
             self.sets.setdefault(name, {})[which] = figures
-        if run.world.is_main:
+        if run.world.is_main and not isinstance(
+            data.validation, RowObjective
+        ):  # which has samples of its own
             if isinstance(data.validation, MaskedLMObjective):
                 self._fill_samples(which, model, run)
             else:

@@ -21,6 +21,7 @@ from finetune.training.deepspeed_engine import import_deepspeed
 CPU_TOKENS, GPU_TOKENS = 2048, 32768
 FP32_SHARE = 0.7  # share of a GPU's free memory that fp32 weights may take when a model is evaluated
 OPTIONS = 4
+WRITING = ("cpt", "sft", "seq2seq")  # tasks of models that predict every token
 CAUSAL_SHARE = 4  # a causal model gets a fourth of GPU_TOKENS, since every position has 150,000 logits
 
 
@@ -62,18 +63,23 @@ def choose_hardware(args: TrainArgs, given: frozenset[str]) -> tuple[Distributed
     micro = args.micro_batch_size or deepspeed_config.micro_batch_in(ds, args.train_batch_size, world.size)
     tokens = CPU_TOKENS
     if world.device.type == "cuda":
-        tokens = GPU_TOKENS // CAUSAL_SHARE if args.task in ("cpt", "sft") else GPU_TOKENS
+        tokens = GPU_TOKENS // CAUSAL_SHARE if args.task in WRITING else GPU_TOKENS
     if args.task == "exam" and args.objective in ("cloze", "choice"):
         tokens //= OPTIONS  # each of which is a row
     by_rows = engine == "deepspeed" or bool(micro)
-    micro = choose_micro_batch(args.train_batch_size, micro, max(1, tokens // args.max_length), world)
+    micro = choose_micro_batch(args.train_batch_size, micro, max(1, tokens // longest_row(args)), world)
     log(why_engine)
     log(f"{why_precision}裝置：{world.device}；rank 數：{world.size}")
     if engine == "torch" and "deepspeed_config" in given:
         log("  --deepspeed_config 沒有用到：這次不由 DeepSpeed 訓練（要用請加 --engine deepspeed）")
-    tokens = micro * args.max_length if by_rows else tokens
+    tokens = micro * longest_row(args) if by_rows else tokens
     passes = args.train_batch_size // (micro * world.size)
     return world, Hardware(engine, precision, micro, passes, tokens, by_rows, ds)
+
+
+def longest_row(args: TrainArgs) -> int:
+    """Return the most tokens of a row; those of an encoder-decoder are input and output."""
+    return args.max_length + args.max_target_length * (args.task == "seq2seq")
 
 
 def retry_with_smaller_micro_batch(
@@ -85,7 +91,7 @@ def retry_with_smaller_micro_batch(
         RunError: --auto_micro_batch was not given, or halving is not possible; the message says what is.
     """
     now, share = hardware.micro_batch, args.train_batch_size // world.size
-    rows = now if hardware.by_rows else min(share, max(1, hardware.tokens // args.max_length))
+    rows = now if hardware.by_rows else min(share, max(1, hardware.tokens // longest_row(args)))
     size_then = f"一次 {rows} 列" if hardware.by_rows else f"一次 {hardware.tokens:,} 個 token"
     message = f"GPU 記憶體不足：{size_then}放不下（{first_line(error)[:160]}）"
     if rows == 1:
@@ -100,7 +106,7 @@ def retry_with_smaller_micro_batch(
         auto = "" if world.size > 1 else "，或加 --auto_micro_batch 讓程式自己減半重試"
         raise RunError(f"{message}；改用 {instead}{auto}")
     hardware.micro_batch, hardware.accumulation, hardware.by_rows = smaller, share // smaller, True
-    hardware.tokens = smaller * args.max_length
+    hardware.tokens = smaller * longest_row(args)
     log(f"⚠ {message}；自動改為 {instead}，從最近的檢查點接續")
 
 

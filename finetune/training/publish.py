@@ -12,7 +12,7 @@ from finetune.evaluation import evaluator
 from finetune.models.kinds import NEW_HEAD
 from finetune.models.lora import merged, save_adapter, with_adapter
 from finetune.models.run_card import RunCard, as_line, weights_hash
-from finetune.models.saving import save_model, save_tokenizer
+from finetune.models.saving import save_config, save_model, save_tokenizer
 from finetune.reports import model_card, perplexity, report, row_report
 from finetune.reports.classification import verdict
 from finetune.reports.plots import plot_curve
@@ -39,11 +39,11 @@ def write_model(folder: Path, run: Run, weights: dict, step: int) -> None:
     """
     data, info = run.data, run.loaded
     if info.adapter is None:
-        save_model(folder, info.config, data.tokenizer, weights, info.end_ids)
+        save_model(folder, info.config, data.tokenizer, weights, info.end_ids, run.args.max_target_length)
     else:
         save_adapter(folder, info.adapter, weights)
-        if data.kind in NEW_HEAD:  # which head, with which labels: the base does not know
-            info.config.save_pretrained(folder)
+        if data.kind in (*NEW_HEAD, "seq2seq"):  # which head, with which labels: the base does not know
+            save_config(folder, info.config, data.tokenizer, run.args.max_target_length)
         save_tokenizer(folder, data.tokenizer)
     run.run_card(step, weights_hash(folder)).write(folder)
 
@@ -75,7 +75,8 @@ def _publish(best: Path, staging: Path, target: Path, run: Run, merge_into) -> N
         view = with_adapter(merge_into, best, "--save_dir")
         model = merged(view, run.data.held_out_prompts(PARITY_PROMPTS))
         config: Any = model.config
-        save_model(staging, config, run.data.tokenizer, model.state_dict(), run.loaded.end_ids)
+        longest = run.args.max_target_length
+        save_model(staging, config, run.data.tokenizer, model.state_dict(), run.loaded.end_ids, longest)
         card = RunCard.read(best)
         run.run_card(card.step if card else 0, weights_hash(staging)).write(staging)
     if former := _former_card(target):
@@ -129,6 +130,9 @@ def write_results(
     if run.loaded.new_head:
         written.other += "（輸出層還是隨機初始化的）"
     report.write(folder / "report", written, hint)
+    if evaluation.predictions:
+        with write_errors("評測的結果寫不進去", hint):
+            row_report.write_predictions(folder / "report" / "predictions.jsonl", evaluation.predictions)
     lines = perplexity.verdict(card.growth) if evaluation.before_after else []
     lines += verdict(card.labels) if card.task == "classify" else row_report.verdict(card.task, card.metrics)
     return card, [*lines, *report.verdict(written)]

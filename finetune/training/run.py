@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from finetune.cli.train_args import TrainArgs
 from finetune.data.splits import Splits
 from finetune.models import layer_schedule, run_card
+from finetune.models.encoder_decoder import mode_of
 from finetune.models.forward import attention_leaks_across_documents
 from finetune.models.generation import eos_ids
 from finetune.models.kv_cache import decode_mode
@@ -126,6 +127,8 @@ class Run:
                 decode_mode(model)
             chat = data.prompts.chat if isinstance(data.prompts, CausalExamPrompts) else None
             end_ids = eos_ids(model, data.tokenizer) | {chat.end if chat else data.tokenizer.eos_token_id}
+        if data.kind == "seq2seq" and not getattr(model, "is_loaded_in_4bit", False):
+            mode_of(model)
         self.model = ModelInfo(model.config, model.num_parameters(), bool(model.new_weights), end_ids)
 
     def freeze_layers(self, model) -> LayerSchedule:

@@ -16,6 +16,8 @@ from finetune.data.labelled import LabelledDataset
 from finetune.data.row_dataset import RowDataset
 from finetune.training.classification_task import ClassificationTask
 from finetune.training.language_tasks import CausalLMTask, ExamTask, InstructionTask, MaskedLMTask
+from finetune.training.seq2seq_task import Seq2SeqTask
+from finetune.training.span_task import SpanTask
 from finetune.training.tag_task import TagTask
 from finetune.training.task import Task
 
@@ -24,5 +26,6 @@ Source = Exam | Corpus | InstructionDataset | LabelledDataset | RowDataset
 
 TASKS: dict[str, Task] = {
     "exam": ExamTask(), "mlm": MaskedLMTask(), "classify": ClassificationTask(), "cpt": CausalLMTask(),
-    "sft": InstructionTask(), "tag": TagTask(),
+    "sft": InstructionTask(), "tag": TagTask(), "span": SpanTask(),
+    "seq2seq": Seq2SeqTask(),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from seqeval.scheme import IOB2, IOBES
 from finetune.data.tag_schemes import TagSet, tag_names
 from finetune.data.tagged import TaggedRow
 from finetune.data.text_units import Span, text_units
-from finetune.evaluation.intervals import f1_difference_interval, f1_interval
+from finetune.evaluation.bootstrap import f1_difference_interval, f1_interval
 from finetune.evaluation.tagging import MostFrequentTag, Tagging, compute_metrics, gold_tags, text_spans
 from finetune.models.unit_tokens import EncodedText
 

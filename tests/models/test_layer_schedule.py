@@ -156,17 +156,48 @@ def test_output_weights_are_of_the_head_unless_they_are_the_embeddings(tied):
 def test_a_model_without_one_stack_of_layers_has_a_body_and_a_head():
     import transformers
 
-    config = transformers.BartConfig(
-        vocab_size=50, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32,
-    )  # fmt: skip
-    model = transformers.BartForSequenceClassification(config)
-    layers = LayerGroups(model)
+    config = transformers.FunnelConfig(
+        vocab_size=50, block_sizes=[2, 1], d_model=16, n_head=2, d_head=8, d_inner=32, num_decoder_layers=1
+    )
+    layers = LayerGroups(transformers.FunnelForSequenceClassification(config))
     assert layers.names == ["body", HEAD]
-    for name, _ in model.named_parameters():
-        assert layers.group_of(name) == ("body" if name.startswith("model.") else HEAD)
     (problem,) = problems("0-1", "--freeze", layers)
     assert "--freeze 0-1" in problem and "body、head" in problem
+
+
+ENCODER_DECODERS = {
+    "t5": {"d_model": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2, "d_ff": 32},
+    "bart": {
+        "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+        "max_position_embeddings": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_an_encoder_with_a_decoder_has_these_parts_and_every_parameter_lies_in_one(family):
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, vocab_size=50, **ENCODER_DECODERS[family])
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    layers = LayerGroups(model)
+    assert layers.names == [EMBED, "encoder", "decoder", HEAD] and layers.tied
+    assert sum(layers.sizes().values()) == model.num_parameters()
+    for name, _ in model.named_parameters():
+        wanted = "encoder" if ".layer" in name and "encoder." in name.split(".layer")[0] else None
+        wanted = "decoder" if ".layer" in name and "decoder." in name.split(".layer")[0] else wanted
+        assert wanted is None or "embedding" in name or layers.group_of(name) == wanted
+    assert layers.group_of(next(name for name, _ in model.named_parameters() if "shared" in name)) == EMBED
+    schedule = layer_schedule.build_schedule("encoder,embeddings", "", 0, 1.0, layers)
+    layer_schedule.freeze(model, layers, schedule)
+    trained = {
+        name.removeprefix("model.").split(".")[0] for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert trained == {"decoder"}
+    assert parse_layers("body", "--freeze", layers) == {EMBED, "encoder", "decoder"}
+    (problem,) = problems("0-1", "--freeze", layers)
+    assert "embeddings、encoder、decoder、head" in problem and "body" in problem
 
 
 def test_groups_of_albert_layers_are_still_shared_until_each_layer_has_its_own():

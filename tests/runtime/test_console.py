@@ -106,10 +106,10 @@ def test_bytes_that_are_no_text_spoil_one_line_of_stdin_and_no_other(tmp_path):
     """They would take the lines after them along, up to 8 KB."""
     body = (
         "from finetune.runtime.errors import UserError\n"
-        "    from finetune.predict.repl import _typed\n"
+        "    from finetune.predict.repl import typed_line\n"
         "    for _ in range(3):\n"
         "        try:\n"
-        "            console.print_result(_typed(''))\n"
+        "            console.print_result(typed_line(''))\n"
         "        except UserError:\n"
         "            console.print_result('看不懂')\n"
     )

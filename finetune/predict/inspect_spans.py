@@ -1,0 +1,161 @@
+"""Inspect questions about passages before training (--inspect): splits, lengths, duplicates, bad rows."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from finetune.data.answer_spans import SpanOptions, read_spans
+from finetune.data.bad_rows import summarize_problems
+from finetune.data.data_files import data_file, data_files
+from finetune.data.headers import LOOKED
+from finetune.data.question_columns import looks_like_question
+from finetune.data.row_dataset import RowDataset
+from finetune.data.span_rows import SpanRow, find_span_columns, is_nested
+from finetune.evaluation.span_metrics import rule_of
+from finetune.predict.inspect_exam import ROWS_SHOWN, table
+from finetune.runtime.console import as_json, print_result
+from finetune.runtime.errors import UserError
+from finetune.runtime.file_types import is_readable
+
+SHORT = 40  # characters: from here on a median passage is one, and no short text
+
+
+def holds_spans(source: str, text_column: str = "", label_column: str = "") -> bool:
+    """Return True for a local file or folder of passages, questions and answers without options.
+
+    Args:
+        text_column, label_column: columns of passages and answers; "" finds them.
+    """
+    path = Path(source).expanduser()
+    files = data_files(path) if path.is_dir() else data_file(path) if is_readable(path) else []
+    for file in files:
+        rows = [row for _, row in islice(file.rows(nested=True), LOOKED) if isinstance(row, dict)]
+        if not rows:
+            continue
+        if any(map(is_nested, rows)):
+            return True
+        if any(map(looks_like_question, rows)):
+            return False
+        names = list(dict.fromkeys(str(name) for row in rows for name in row))
+        try:
+            columns = find_span_columns(names, text_column, label_column)
+        except UserError:
+            return False
+        return median(len(str(row.get(columns.context) or "")) for row in rows) >= SHORT
+    return False
+
+
+def show_spans_report(source: str, in_json: bool, text_column: str = "", label_column: str = "") -> int:
+    """Print the inspection of questions about passages. Returns the exit code, 2 when rows are unusable.
+
+    Args:
+        text_column, label_column: columns of passages and answers, see `answer_spans.SpanOptions`.
+
+    Raises:
+        UserError: what `answer_spans.read_spans` cannot read at all.
+    """
+    dataset = read_spans(source, None, SpanOptions(text_column, label_column), "skip", "--inspect")
+    inspection = inspect_spans(dataset)
+    print_result(as_json(inspection) if in_json else format_span_inspection(inspection))
+    return 2 if inspection["unusable"] else 0
+
+
+def inspect_spans(dataset: RowDataset[SpanRow]) -> dict[str, Any]:
+    """Inspect questions about passages without a model. Rows are named by their ids, or file and line."""
+    splits = {split or "all": rows for split, rows in dataset.rows.items()}
+    rows = [row for part in splits.values() for row in part]
+    return {
+        "origin": dataset.origin,
+        "questions": len(dataset),
+        "rule": rule_of(rows).title,
+        "splits": {
+            split: {
+                "questions": len(part), "articles": len({row.group for row in part}),
+                "passages": len({row.context for row in part}),
+                "unanswerable": sum(not row.answers for row in part),
+                "several_answers": sum(len(row.texts) > 1 for row in part),
+            }
+            for split, part in splits.items()
+        },
+        "characters": {
+            "context": _lengths([len(row.context) for row in rows]),
+            "question": _lengths([len(row.question) for row in rows]),
+            "answer": _lengths([len(text) for row in rows for text in row.texts]),
+        },
+        "remarks": dict(dataset.remarks),
+        "unusable": dataset.skipped,
+        **_duplicates(splits),
+    }  # fmt: skip
+
+
+def _lengths(counts: Sequence[int]) -> dict[str, Any]:
+    """Return median, 90 % and maximum; zeros without any."""
+    ordered = sorted(counts) or [0]
+    return {"median": median(ordered), "p90": ordered[int(len(ordered) * 0.9)], "longest": ordered[-1]}
+
+
+def _duplicates(splits: dict[str, list[SpanRow]]) -> dict[str, list[list[str]]]:
+    """Group the ids of the same question, and of passages that stand in several splits."""
+    questions: dict[str, list[tuple[str, SpanRow]]] = defaultdict(list)
+    passages: dict[str, dict[str, str]] = defaultdict(dict)  # passage -> split -> an id
+    for split, rows in splits.items():
+        for row in rows:
+            questions[row.fingerprint].append((split, row))
+            passages[row.context].setdefault(split, row.id)
+    found: dict[str, list[list[str]]] = {
+        "same_within": [], "same_across": [], "contradict": [], "passages_across": [],
+    }  # fmt: skip
+    for group in questions.values():
+        ids = [f"{split}/{row.id}" for split, row in group]
+        if max(Counter(split for split, _ in group).values()) > 1:
+            found["same_within"].append(ids)
+        if len({split for split, _ in group}) > 1:
+            found["same_across"].append(ids)
+        if len({tuple(sorted(row.texts)) for _, row in group}) > 1:
+            found["contradict"].append(ids)
+    for places in passages.values():
+        if len(places) > 1:
+            found["passages_across"].append([f"{split}/{name}" for split, name in places.items()])
+    return found
+
+
+def format_span_inspection(inspection: dict[str, Any]) -> str:
+    """Format an inspection as tables for the screen (they are Markdown too)."""
+    lines = [
+        f"文章問答 {inspection['origin']}：{inspection['questions']} 題",
+        f"計分規則：{inspection['rule']}（由問題的文字判斷）",
+        "",
+    ]
+    head = ["部分", "題數", "文章", "段落", "沒有答案", "幾個答案"]
+    rows = [[split, *map(str, counts.values())] for split, counts in inspection["splits"].items()]
+    lines += table(head, rows)
+    titles = {"context": "段落", "question": "問題", "answer": "答案"}
+    rows = [
+        [titles[name], f"{one['median']:g}", str(one["p90"]), str(one["longest"])]
+        for name, one in inspection["characters"].items()
+    ]
+    lines += table(["長度（字）", "中位數", "九成以下", "最長"], rows)
+    lines += [f"{remark}：{count} 題" for remark, count in inspection["remarks"].items()]
+    lines += [""] if inspection["remarks"] else []
+    checks = [
+        ("用不了的列", inspection["unusable"]),
+        ("同一部分裡重複的題目", [" = ".join(group) for group in inspection["same_within"]]),
+        (
+            "跨部分重複的題目（訓練與測驗會互相洩題）",
+            [" = ".join(group) for group in inspection["same_across"]],
+        ),
+        ("題目相同、答案不同", [" ≠ ".join(group) for group in inspection["contradict"]]),
+        ("跨部分的同一段文章", [" = ".join(group) for group in inspection["passages_across"]]),
+    ]
+    lines += table(["檢查", "筆數"], [[name, len(found)] for name, found in checks])
+    for name, found in checks:
+        if found:
+            shown = summarize_problems(found) if name == checks[0][0] else found[:ROWS_SHOWN]
+            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(found) > ROWS_SHOWN else ""
+            lines += [f"{name}{more}：", *(f"  - {one}" for one in shown), ""]
+    return "\n".join(lines).rstrip()
