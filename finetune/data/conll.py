@@ -97,6 +97,9 @@ def read_columns(file: Path, token: int = 0, tag: int = 0) -> Rows:
 
 def _sentences(file: Path, token: int, tag: int) -> Rows:
     columns = _find_columns(_head(file))
+    if columns.width < 2:
+        yield 0, Unreadable("每行只有一欄：要有兩欄，字與它的標記" if columns.width else "空的檔案")
+        return
     if max(token, tag) > columns.width:
         yield 0, Unreadable(f"每行 {columns.width} 欄，沒有第 {max(token, tag)} 欄")
         return

@@ -139,6 +139,10 @@ def read_tagged(
     return dataset
 
 
+class _UntaggedError(ValueError):
+    """A row has a text, and nothing about its spans."""
+
+
 @dataclass
 class _Draft:
     """A row before the whole dataset is known.
@@ -165,6 +169,7 @@ class _Reader:
     def __init__(self, folder: Path, options: TaggedOptions, named: str):
         self.folder, self.options, self.named = folder, options, named
         self.drafts: dict[str, list[_Draft]] = {}
+        self.untagged: dict[str, list[tuple[_Draft, str]]] = {}  # rows without tags, by split
         self.count = 0
         self.problems: list[tuple[int, str]] = []  # number of the row, reason
         self.remarks: Counter[str] = Counter()
@@ -198,6 +203,8 @@ class _Reader:
                 draft.id = str(name)
                 _fill(draft, fields, columns, classes)
                 drafts.append(draft)
+            except _UntaggedError as error:
+                self.untagged.setdefault(file.split, []).append((draft, str(error)))
             except ValueError as error:
                 self._bad(draft, error)
 
@@ -227,24 +234,41 @@ class _Reader:
     # ---- the whole dataset ---------------------------------------------------------------------------------
 
     def dataset(self, origin: str) -> TaggedDataset:
-        """Interpret all rows together.
-
-        Raises:
-            UserError: tags that are numbers without names and are no tags, for example.
-        """
+        """Interpret all rows together."""
+        self._drop_untagged()
         every = [draft for drafts in self.drafts.values() for draft in drafts]
-        inclusive = _is_inclusive(every)
-        letters, outside, scheme = {"B": "B", "I": "I"}, True, BIO
         by_token = [draft for draft in every if draft.tokens]
         counts = Counter(tag for draft in by_token for tag in draft.tags)
-        style = style_of(counts) if by_token else PLAIN
-        if by_token:
-            outside, letters = OUTSIDE in counts or len(by_token) < len(every), letters_of(counts, style)
-        tags = TagReading(style, [draft.tags for draft in by_token])
-        scheme = BIO if not by_token else PLAIN if style == PLAIN else BIOES if tags.scheme == BIOES else BIO
+        tags = TagReading(style_of(counts) if by_token else PLAIN, [draft.tags for draft in by_token])
+        rows = self._rows(_is_inclusive(every), tags, TokenJoiner(draft.tokens for draft in by_token))
         if tags.scheme == IOB1:
             self.remarks[ONE_BASED] = len(by_token)
-        joiner = TokenJoiner(draft.tokens for draft in by_token)
+        problems = [problem for _, problem in sorted(self.problems)]
+        columns = self.columns or TaggedColumns("", "")
+        found = TaggedDataset(rows, origin, "句", problems, +self.remarks)
+        found.text_column, found.label_column = columns.text, columns.tags
+        letters, outside = {"B": "B", "I": "I"}, True
+        if by_token:
+            letters = letters_of(counts, tags.style)
+            outside = OUTSIDE in counts or len(by_token) < len(every)
+            found.scheme = tags.scheme if tags.scheme in (PLAIN, BIOES) else BIO
+        found.names = tag_names(found.labels, letters, outside)
+        if {*self.classes} >= {*found.names}:  # their order is the one that people know
+            found.names = [name for name in self.classes if name in found.names]
+        elif by_token and tags.style == PLAIN and all(name.isdecimal() for name in counts):
+            log(f"⚠️ {self.named}：標記是編號（{listed(found.names, 5)}），沒有它們的名稱，就以編號當名稱")
+        return found
+
+    def _drop_untagged(self) -> None:
+        """Drop splits without any tag, as competitions have for their test; elsewhere such rows are bad."""
+        for split, rows in self.untagged.items():
+            if self.drafts[split]:
+                self.problems += [(draft.number, f"{draft.place}：{reason}") for draft, reason in rows]
+            else:
+                log(f"略過 {split or '資料'}：{len(rows)} 句都沒有標記")
+
+    def _rows(self, inclusive: bool, tags: TagReading, joiner: TokenJoiner) -> dict[str, list[TaggedRow]]:
+        """Return the rows by split; note the reason of each that cannot be used."""
         rows: dict[str, list[TaggedRow]] = {}
         for split, drafts in self.drafts.items():
             part = rows.setdefault(split, [])
@@ -256,27 +280,9 @@ class _Reader:
                     part.append(row)
                 except ValueError as error:
                     self._bad(draft, error)
-        if inclusive:
-            self.remarks[INCLUSIVE] = sum(bool(draft.spans) for draft in every)
-        columns = self.columns or TaggedColumns("", "")
-        found = TaggedDataset(
-            rows,
-            origin,
-            "句",
-            [problem for _, problem in sorted(self.problems)],
-            +self.remarks,
-            [],
-            scheme,
-            columns.text,
-            columns.tags,
-        )
-        found.names = tag_names(found.labels, letters, outside)
-        given = [*self.classes]
-        if {*given} >= {*found.names}:  # their order is the one that people know
-            found.names = [name for name in given if name in found.names]
-        elif by_token and style == PLAIN and all(name.isdecimal() for name in counts):
-            log(f"⚠️ {self.named}：標記是編號（{listed(found.names, 5)}），沒有它們的名稱，就以編號當名稱")
-        return found
+                else:
+                    self.remarks[INCLUSIVE] += inclusive and bool(draft.spans)
+        return {split: part for split, part in rows.items() if part}
 
     def _row(self, draft: _Draft, inclusive: bool, tags: TagReading, joiner: TokenJoiner) -> TaggedRow:
         """Return a row.
@@ -313,8 +319,10 @@ def _fill(draft: _Draft, fields: dict[str, Any], columns: TaggedColumns, classes
     """
     for column in (columns.text, columns.tags):
         if is_blank(fields.get(column)):
-            hint = "；沒有標記請寫 []" if column == columns.tags else ""
-            raise ValueError(f"{column} 是空的{hint}" if column in fields else f"沒有 {column} 這一欄")
+            reason = f"{column} 是空的" if column in fields else f"沒有 {column} 這一欄"
+            if column == columns.text:
+                raise ValueError(reason)
+            raise _UntaggedError(f"{reason}；沒有標記請寫 []")
     text, tags = fields[columns.text], fields[columns.tags]
     text = str(text) if isinstance(text, (int, float)) else text
     if columns.spans:

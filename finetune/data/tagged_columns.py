@@ -120,7 +120,7 @@ def find_columns(
     if not label:
         problems.append(
             f"{named}：看不出哪一欄是標記，有的是 {listed(present)}；要有 entities（[{{start, end, label}}]）"
-            "或 tags（每個字一個標記），或用 --label_column 指出來"
+            f"或 tags（每個字一個標記），或用 --label_column 指出來{_classification_hint(present, cells)}"
         )
     if not problems and text == label:
         problems.append(f"{named}：文字欄與標記欄都是 {text}，要是不同的欄")
@@ -131,6 +131,18 @@ def find_columns(
     written = [value for cell in cells[label] if (value := cell_value(cell))]
     has_spans = any(map(is_spans, written)) if written else text not in tokens
     return TaggedColumns(text, label, has_spans), "" if label_column else remark
+
+
+def _classification_hint(present: Sequence[str], cells: dict[str, list[Any]]) -> str:
+    """Return a hint where a column holds one value a row, as the label of a whole text."""
+    single = [name for name in _named(TAGS, present) if cells[name] and all(map(_is_single, cells[name]))]
+    return f"。{single[0]} 一列只有一個值，像是整段文字的類別：那是 --task classify" if single else ""
+
+
+def _is_single(cell: object) -> bool:
+    return isinstance(cell, (int, float)) or (
+        isinstance(cell, str) and not isinstance(cell_value(cell), (list, dict))
+    )
 
 
 def _named(known: Sequence[str], present: Sequence[str]) -> list[str]:
@@ -163,7 +175,7 @@ def is_spans(cell: object) -> bool:
 def _is_tags(cell: object) -> bool:
     value = cell_value(cell)
     if isinstance(value, str):
-        return True
+        return len(value.split()) > 1
     return isinstance(value, list) and all(isinstance(item, (str, int)) for item in value)
 
 

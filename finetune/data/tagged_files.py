@@ -13,6 +13,7 @@ from finetune.data.data_files import DataFile
 from finetune.data.encodings import UnknownEncodingError, open_text
 from finetune.data.label_columns import TEXTS
 from finetune.data.tagged_columns import TOKENS
+from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import suffix_of
 
 LARGEST_ROW = 1 << 20  # bytes of a file that may be one row
@@ -28,10 +29,17 @@ def file_rows(file: DataFile, text_column: str = "", label_column: str = "") -> 
 
     Args:
         text_column, label_column: values of the flags: of a file of columns numbers from 1.
+
+    Raises:
+        UserError: a file of columns, and the name of one.
     """
     if in_columns(file):
-        token, tag = (int(name) if name.isdecimal() else 0 for name in (text_column, label_column))
-        return conll.read_columns(file.path, token, tag)
+        for flag, name in (("--text_column", text_column), ("--label_column", label_column)):
+            if name and not (name.isdecimal() and int(name)):
+                raise UserError(
+                    f"{flag} {name}：{file.path} 一行一個字、沒有欄名，欄位請寫第幾欄（1 是第一欄）"
+                )
+        return conll.read_columns(file.path, int(text_column or 0), int(label_column or 0))
     if not file.part and suffix_of(file.path) in (".json", ".jsonl") and file.path.is_file():
         stat = file.path.stat()
         if row := _lone_row(file.path, stat.st_size, stat.st_mtime_ns):

@@ -23,13 +23,15 @@ def sentence(metrics: Metrics, figure: Figure) -> str:
     what, (low, high) = _unit(metrics), metrics["interval_95"]
     text = (
         f"{metrics['n']} 句有 {metrics['gold']} 個{what}，模型找到 {metrics['predicted']} 個，"
-        f"其中 {metrics['right']} 個{'標記正確' if metrics['plain'] else '位置與類型都對'}："
+        f"其中 {metrics['right']} 個{_right(metrics)}："
         f"F1 {figure(metrics['f1'])}（95 % 區間 {figure(low)}–{figure(high)}）"
     )
     if not (baseline := metrics.get("baseline")):
         return text + "。"
     least, most = baseline["difference_interval_95"]
     verb = "高於" if least > 0 else "不如" if most < 0 else "看不出勝過"
+    if metrics["gold"] < FEW:  # a bootstrap of so few is no evidence
+        verb = "標記太少，看不出勝過"
     return text + f"，{verb}只看字面的基準（{BASELINE}）的 {figure(baseline['f1'])}。"
 
 
@@ -122,6 +124,13 @@ def summary(metrics: Metrics) -> dict[str, float]:
 def _unit(metrics: Metrics) -> str:
     """Return what is counted."""
     return "標記（逐詞）" if metrics["plain"] else "標記"
+
+
+def _right(metrics: Metrics) -> str:
+    """Return what it takes to be right."""
+    if metrics["plain"]:
+        return "標記正確"
+    return "位置正確" if {*metrics["per_label"]} <= {UNTYPED} else "位置與類型都對"
 
 
 def _shown(label: str) -> str:

@@ -86,7 +86,9 @@ def _describe_labels(source: TaggedDataset, splits: Splits) -> None:
     columns = f"文字欄 {source.text_column}，標記欄 {source.label_column}；" if source.text_column else ""
     log(f"  {columns}標記的寫法 {'一字一個（不分頭尾）' if source.scheme == 'plain' else source.scheme}")
     counts = Counter(span.label for row in splits.fit for span in row.spans).most_common()
-    named = "、".join(f"{'' if label == UNTYPED else label + ' '}{count}" for label, count in counts[:SHOWN])
+    named = "、".join(
+        f"{'不分類型' if label == UNTYPED else label}（{count}）" for label, count in counts[:SHOWN]
+    )
     more = f"…（共 {len(counts)} 種）" if len(counts) > SHOWN else ""
     log(f"  訓練的標記：{named}{more}")
     trained = {label for label, _ in counts}

@@ -134,6 +134,7 @@ def test_columns_of_conll_2003_are_read_and_another_one_by_its_number(tmp_path):
     words = read_tagged(str(file), options=TaggedOptions(label_column="2"))
     assert words.scheme == "plain" and found(words)[0][1][:2] == [("EU", "NNP"), ("rejects", "VBZ")]
     assert "沒有第 9 欄" in problems(file, label_column="9")
+    assert "欄位請寫第幾欄" in problems(file, label_column="ner_tags")
 
 
 @pytest.mark.parametrize("suffix", [".bio", ".conll", ".iob", ".txt", ".tsv"])
@@ -290,6 +291,21 @@ def test_a_column_that_is_not_there_is_named_and_the_nearest_offered(tmp_path):
     assert "看不出哪一欄是文字" in message and "看不出哪一欄是標記" in message
 
 
+def test_official_splits_of_files_in_columns_are_used_as_such(tmp_path):
+    for number, split in enumerate(("train", "dev", "test")):
+        lines = "".join(f"天 B-A\n{c} I-A\n\n" for c in "地玄黃宇宙洪荒日月盈昃"[: 9 - 3 * number])
+        (tmp_path / f"{split}.conll").write_text(lines, encoding="utf-8")
+    (tmp_path / "README.md").write_text("一份資料", encoding="utf-8")
+    dataset = read_tagged(str(tmp_path))
+    assert {split: len(rows) for split, rows in dataset.rows.items()} == {
+        "train": 9,
+        "validation": 6,
+        "test": 3,
+    }
+    splits = split_rows(dataset, (0.8, 0.1, 0.1), 1)
+    assert len(splits.test) == 3 and not splits.held_out and splits.duplicates == 6 + 3
+
+
 def test_the_same_text_never_stands_in_two_splits(tmp_path):
     rows = [{"text": f"天地玄黃{n}", "entities": [[0, 1, "A"]]} for n in range(30)]
     write_rows(tmp_path / "d/train.jsonl", rows)
@@ -299,3 +315,20 @@ def test_the_same_text_never_stands_in_two_splits(tmp_path):
         row.text for part in (splits.fit, splits.validation, splits.held_out, splits.test) for row in part
     ]
     assert len(texts) == len(set(texts)) == 30 and len(splits.test) == 3 and splits.duplicates == 3
+
+
+def test_a_label_of_the_whole_text_is_taken_for_no_tag(tmp_path):
+    message = problems(write_rows(tmp_path / "x.csv", [{"text": "天地玄黃", "label": "甲"}] * 3))
+    assert "看不出哪一欄是標記" in message and "--task classify" in message
+
+
+def test_a_split_without_any_tags_is_left_out_and_one_row_without_is_a_bad_row(tmp_path, capsys):
+    row = {"text": TEXT, "label": [[0, 3, "PER"]]}
+    write_rows(tmp_path / "d/train.jsonl", [row] * 3)
+    write_rows(tmp_path / "d/test.jsonl", [{"id": n, "text": TEXT} for n in range(4)])
+    assert {*read_tagged(str(tmp_path / "d")).rows} == {"train"}
+    assert "略過 test：4 句都沒有標記" in capsys.readouterr().err
+    message = problems(write_rows(tmp_path / "x.jsonl", [row, {"text": TEXT, "label": None}]))
+    assert "x.jsonl:2：label 是空的" in message
+    (tmp_path / "y.conll").write_text("天\n地\n", encoding="utf-8")
+    assert "每行只有一欄" in problems(tmp_path / "y.conll")

@@ -95,6 +95,7 @@ def test_a_span_that_ends_inside_a_unit_is_trained_whole_and_counts_as_wrong():
     assert not exact and [BIO.names[tag] for tag in gold] == ["O", "B-PER", "O"]
     found, _, _ = measured([row], [gold], BIO)
     assert (found["right"], found["predicted"], found["gold"]) == (0, 1, 1) and found["inexpressible"] == 1
+    assert gold_tags(TaggedRow("天", (Span(0, 1, "PER"),)), [], BIO) == ([], False)  # no token shows it
 
 
 def test_the_baseline_gives_each_unit_its_commonest_tag_and_decodes_it_as_the_model_is():

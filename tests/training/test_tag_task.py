@@ -93,6 +93,7 @@ def trained(tmp_path_factory, wide_dir):
     return home
 
 
+@pytest.mark.slow
 def test_a_trained_tagger_finds_what_the_rule_does_not_and_its_report_says_so(trained):
     card = json.loads((trained / NAME / "run_card.json").read_text(encoding="utf-8"))
     test = card["metrics"]["test"]
@@ -109,6 +110,7 @@ def test_a_trained_tagger_finds_what_the_rule_does_not_and_its_report_says_so(tr
     assert "token-classification" in readme
 
 
+@pytest.mark.slow
 def test_the_saved_tagger_is_transformers_own_and_tags_as_python_is_told(trained):
     from transformers import AutoModelForTokenClassification
 
@@ -139,6 +141,7 @@ def test_the_saved_tagger_is_transformers_own_and_tags_as_python_is_told(trained
     assert right == card["metrics"]["test"]["right"] > 0
 
 
+@pytest.mark.slow
 def test_a_long_text_is_tagged_in_windows_to_its_end(trained):
     model, tokenizer, device = inference.load_model(trained / NAME, "cpu")
     text = "宇宙天玄洪荒。" * 60
@@ -148,6 +151,7 @@ def test_a_long_text_is_tagged_in_windows_to_its_end(trained):
     assert spans[0][-1]["start"] > len(text) - 10
 
 
+@pytest.mark.slow
 def test_a_tagger_that_knows_all_labels_is_trained_on_in_its_own_scheme(trained, train, tmp_path, capsys):
     rows = [
         {**row, "entities": [one for one in row["entities"] if one["label"] == "PER"]}
@@ -163,6 +167,7 @@ def test_a_tagger_that_knows_all_labels_is_trained_on_in_its_own_scheme(trained,
     assert list(config["id2label"].values()) == NAMES
 
 
+@pytest.mark.slow
 def test_a_tagger_with_other_labels_is_refused_with_both_lists(trained, train, tmp_path, capsys):
     write_rows(
         tmp_path / "x.jsonl", [{"text": f"天玄宇{n}", "entities": [[0, 2, "公司"]]} for n in range(12)]
