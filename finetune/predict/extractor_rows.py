@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.answer_spans import SpanOptions, columns_of
+from finetune.data.answer_spans import columns_of
 from finetune.data.bad_rows import Rows, Unreadable
-from finetune.data.cells import cell_text
+from finetune.data.cells import cell_text, is_blank
 from finetune.data.data_files import DataFile
 from finetune.data.headers import LOOKED
 from finetune.data.span_rows import SpanColumns, SpanParser, SpanRow, flat_questions, is_nested
 from finetune.data.tables import read_table
 from finetune.evaluation.span_rules import rule_for
-from finetune.predict.extractor import ExtractorPredictor, checked_pair
+from finetune.predict.extractor import ExtractorPredictor, checked_pair, columns_for
 from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
 from finetune.runtime.errors import UserError
 
@@ -40,14 +40,15 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         super().__init__(flags, predictor)
         source, named = Path(required(flags.input)), f"--input {flags.input}"
         self.top_k = flags.top_k if "top_k" in flags.given else 0
-        options = SpanOptions(flags.text_column, flags.label_column)
+        options = columns_for(flags, predictor.card, str(source))
         found = columns_of([DataFile(source)], named, options, need_answer=False)
         self.nested, self.span_columns = found is None, found or FLAT
         self.parser = SpanParser(self.span_columns, need_answers=False)
         first = [row for _, row in islice(self.rows(source), LOOKED) if isinstance(row, dict)]
         self.rule = rule_for(str(row.get(self.span_columns.question) or "") for row in first)
         names = list(dict.fromkeys(str(name) for row in first for name in row))
-        self.has_answers = bool(self.span_columns.answer) and self.span_columns.answer in names
+        answer = self.span_columns.answer  # a column that is empty throughout is to be filled in
+        self.has_answers = any(not is_blank(row.get(answer)) for row in first) if answer else False
         columns = {
             "row": "whole", "id": "text", "question": "text", "answer": "text", "start": "whole",
             "end": "whole", "score": "number", "error": "text",

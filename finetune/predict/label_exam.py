@@ -70,7 +70,7 @@ def _read_texts(flags: InferenceArgs, predictor: ClassifierPredictor) -> Labelle
     source, card = required(flags.exam), predictor.card
     hub.prepare_for(source)
     trained_column = card.flags.get("text_column") if card else None
-    text_column = flags.text_column or _trained_columns(source, trained_column)
+    text_column = flags.text_column or trained_columns(source, trained_column)
     options = LabelledOptions(text_column, flags.label_column, predictor.multi)
     revision = flags.revision if "revision" in flags.given else None
     try:
@@ -92,7 +92,7 @@ def _unknown_note(unknown: Counter[str], total: int, metrics: dict[str, Any]) ->
     return f"{left} 列的標籤是模型沒有的（{names}），沒有列入；算它們答錯的話是 {worst:.3f}"
 
 
-def _trained_columns(source: str, columns: object) -> str:
+def trained_columns(source: str, columns: object) -> str:
     """Return the text columns of the training data, where a file's first row has them; else ""."""
     from finetune.data.tables import read_table
 
