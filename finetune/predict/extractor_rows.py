@@ -12,16 +12,12 @@ from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.cells import cell_text, is_blank
 from finetune.data.data_files import DataFile
 from finetune.data.headers import LOOKED
-from finetune.data.span_rows import SpanColumns, SpanParser, SpanRow, flat_questions, is_nested
+from finetune.data.span_rows import NESTED, SpanParser, SpanRow, is_nested, nested_questions
 from finetune.data.tables import read_table
 from finetune.evaluation.span_rules import rule_for
 from finetune.predict.extractor import ExtractorPredictor, checked_pair, columns_for
 from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
 from finetune.runtime.errors import UserError
-
-FLAT = SpanColumns(
-    "context", "question", "answers", "", "title", "is_impossible", "id"
-)  # see `flat_questions`
 
 
 class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
@@ -42,7 +38,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         self.top_k = flags.top_k if "top_k" in flags.given else 0
         options = columns_for(flags, predictor.card, str(source))
         found = columns_of([DataFile(source)], named, options, need_answer=False)
-        self.nested, self.span_columns = found is None, found or FLAT
+        self.nested, self.span_columns = found is None, found or NESTED
         self.parser = SpanParser(self.span_columns, need_answers=False)
         first = [row for _, row in islice(self.rows(source), LOOKED) if isinstance(row, dict)]
         self.rule = rule_for(str(row.get(self.span_columns.question) or "") for row in first)
@@ -70,7 +66,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         """Yield the rows of a file; of a nested one a row for each question."""
         for line, row in read_table(source, nested=True):
             if isinstance(row, dict) and is_nested(row):
-                yield from ((line, flat) for flat in flat_questions(row))
+                yield from ((line, flat) for _, flat in nested_questions(row))
             elif not (isinstance(row, dict) and {*row} == {"header"}):
                 yield line, row
 
