@@ -11,7 +11,8 @@ from finetune.data.data_files import DataFile
 from finetune.data.headers import LOOKED
 from finetune.data.question_columns import looks_like_question
 from finetune.data.row_dataset import RowDataset, check_rows, find_row_files, rows_of
-from finetune.data.span_rows import SpanColumns, SpanParser, SpanRow, find_span_columns, is_nested
+from finetune.data.span_columns import SpanColumns, find_span_columns
+from finetune.data.span_rows import SpanParser, SpanRow, is_nested
 from finetune.runtime.errors import UserError
 
 

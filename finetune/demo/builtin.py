@@ -79,6 +79,37 @@ def write_labels(path: str | Path, several: bool = False) -> None:
         csv.writer(stream).writerows([("text", "label"), *rows])
 
 
+def write_passages(path: str | Path, count: int = 300) -> None:
+    """Write passages of the facts with questions about them, for extractive question answering.
+
+    The file is a csv with the columns `title`, `context` (four facts of different subjects), `question`,
+    `answer` (a part of the context) and `answer_start`; two questions to a passage.
+
+    Args:
+        path: the file to write.
+        count: passages.
+    """
+    source = exam()
+    questions = {question.id: question for rows in source.questions.values() for question in rows}
+    told: dict[str, list[Statement]] = {}
+    for statement in source.statements:
+        told.setdefault(statement.subject, []).append(statement)
+    rng = random.Random("passages")
+    rows = []
+    for number in range(count):
+        subjects = rng.sample(sorted(told), 4)
+        facts = [rng.choice(told[subject]) for subject in subjects]
+        context = "".join(fact.text for fact in facts)
+        for at in sorted(rng.sample(range(len(facts)), 2)):
+            fact, before = facts[at], sum(len(one.text) for one in facts[:at])
+            question = questions[fact.id.partition("/")[2]]
+            answer = fact.text[fact.start : fact.end]
+            rows.append((f"文章 {number + 1}", context, question.stem, answer, before + fact.start))
+    with Path(path).open("w", encoding="utf-8", newline="") as stream:
+        header = ("title", "context", "question", "answer", "answer_start")
+        csv.writer(stream).writerows([header, *rows])
+
+
 def _split_of(quantile: float) -> str:
     """Return the split that a question belongs to, by its position among those of its subject in (0, 1)."""
     for split, ratio in RATIOS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.answer_spans import SpanOptions
 from finetune.data.cells import is_blank
 from finetune.data.span_rows import SpanRow
 from finetune.evaluation.extraction import MAX_ANSWER_LENGTH, STRIDE, EncodedQuestions, SpanSettings
@@ -12,6 +13,7 @@ from finetune.evaluation.span_search import Candidate, SpanAnswers, SpanSearch
 from finetune.models.kinds import finds_no_answer
 from finetune.models.run_card import RunCard
 from finetune.models.tokenizer import prompt_length
+from finetune.predict.file_columns import trained_columns
 from finetune.predict.predictor import LocalPredictor
 from finetune.runtime.errors import UserError
 from finetune.runtime.strict_json import too_long
@@ -120,6 +122,15 @@ class ExtractorPredictor(LocalPredictor):
 
     def _prompt_settings(self) -> list[str]:
         return [str(self.settings), str(self.may_be_none)]
+
+
+def columns_for(flags: InferenceArgs, card: RunCard | None, source: str) -> SpanOptions:
+    """Return the columns of passages and answers: the flags', else those of training that the file has."""
+    trained = card.flags if card else {}
+    return SpanOptions(
+        flags.text_column or trained_columns(source, trained.get("text_column")),
+        flags.label_column or trained_columns(source, trained.get("label_column")),
+    )
 
 
 def checked_pair(question: object, context: object) -> tuple[str, str]:

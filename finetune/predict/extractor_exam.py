@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.answer_spans import SpanOptions, read_spans
+from finetune.data.answer_spans import read_spans
 from finetune.data.span_rows import SpanRow
 from finetune.evaluation.span_metrics import add_span_baselines
-from finetune.predict.extractor import ExtractorPredictor
+from finetune.predict.extractor import ExtractorPredictor, columns_for
 from finetune.predict.row_exam import Measured, run_row_exam
 from finetune.runtime import hub
 from finetune.runtime.errors import UserError
@@ -27,8 +27,8 @@ def run_extractor_exam(flags: InferenceArgs, predictor: ExtractorPredictor, worl
     source = required(flags.exam)
     hub.prepare_for(source)
     revision = flags.revision if "revision" in flags.given else None
-    options = SpanOptions(flags.text_column, flags.label_column)
     try:
+        options = columns_for(flags, predictor.card, source)
         dataset = read_spans(source, revision, options, flags.on_bad_rows, "--exam")
     except UserError as error:
         needed = (

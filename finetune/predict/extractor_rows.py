@@ -7,22 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.answer_spans import SpanOptions, columns_of
+from finetune.data.answer_spans import columns_of
 from finetune.data.bad_rows import Rows, Unreadable
-from finetune.data.cells import cell_text
+from finetune.data.cells import cell_text, is_blank
 from finetune.data.data_files import DataFile
 from finetune.data.headers import LOOKED
-from finetune.data.span_rows import SpanColumns, SpanParser, SpanRow, flat_questions, is_nested
+from finetune.data.span_rows import NESTED, SpanParser, SpanRow, is_nested, nested_questions
 from finetune.data.tables import read_table
 from finetune.evaluation.span_rules import rule_for
-from finetune.predict.extractor import ExtractorPredictor, checked_pair
+from finetune.predict.extractor import ExtractorPredictor, checked_pair, columns_for
 from finetune.predict.file_columns import copied_columns, copy_of
 from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
 from finetune.runtime.errors import UserError
-
-FLAT = SpanColumns(
-    "context", "question", "answers", "", "title", "is_impossible", "id"
-)  # see `flat_questions`
 
 
 class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
@@ -41,14 +37,15 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         super().__init__(flags, predictor)
         source, named = Path(required(flags.input)), f"--input {flags.input}"
         self.top_k = flags.top_k if "top_k" in flags.given else 0
-        options = SpanOptions(flags.text_column, flags.label_column)
+        options = columns_for(flags, predictor.card, str(source))
         found = columns_of([DataFile(source)], named, options, need_answer=False)
-        self.nested, self.span_columns = found is None, found or FLAT
+        self.nested, self.span_columns = found is None, found or NESTED
         self.parser = SpanParser(self.span_columns, need_answers=False)
         first = [row for _, row in islice(self.read(source), LOOKED) if isinstance(row, dict)]
         self.rule = rule_for(str(row.get(self.span_columns.question) or "") for row in first)
         names = list(dict.fromkeys(str(name) for row in first for name in row))
-        self.has_answers = bool(self.span_columns.answer) and self.span_columns.answer in names
+        answer = self.span_columns.answer  # a column that is empty throughout is to be filled in
+        self.has_answers = any(not is_blank(row.get(answer)) for row in first) if answer else False
         columns = {
             "row": "whole", "id": "text", "question": "text", "answer": "text", "start": "whole",
             "end": "whole", "score": "number", "error": "text",
@@ -69,7 +66,7 @@ class ExtractorRows(RowHandler[ExtractorPredictor, SpanRow]):
         """Yield the rows of a file; of a nested one a row for each question."""
         for line, row in read_table(source, nested=True):
             if isinstance(row, dict) and is_nested(row):
-                yield from ((line, flat) for flat in flat_questions(row))
+                yield from ((line, flat) for _, flat in nested_questions(row))
             elif not (isinstance(row, dict) and {*row} == {"header"}):
                 yield line, row
 

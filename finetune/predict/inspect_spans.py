@@ -15,7 +15,8 @@ from finetune.data.data_files import data_file, data_files
 from finetune.data.headers import LOOKED
 from finetune.data.question_columns import looks_like_question
 from finetune.data.row_dataset import RowDataset
-from finetune.data.span_rows import SpanRow, find_span_columns, is_nested
+from finetune.data.span_columns import find_span_columns
+from finetune.data.span_rows import SpanRow, is_nested
 from finetune.evaluation.span_metrics import rule_of
 from finetune.predict.inspect_exam import ROWS_SHOWN, table
 from finetune.runtime.console import as_json, print_result

@@ -15,6 +15,7 @@ from finetune.evaluation.extraction import SpanSettings
 from finetune.models.kinds import FINDS_NO_ANSWER
 from finetune.objectives.objective import Objective
 from finetune.objectives.span import SpanObjective
+from finetune.runtime.errors import UserError
 from finetune.training.task import NoLabels, TaskContext
 
 
@@ -28,9 +29,19 @@ class SpanTask(NoLabels):
         return "extractor"
 
     def read(self, args: TrainArgs) -> RowDataset[SpanRow]:
-        """Read passages, questions and answers."""
+        """Read passages, questions and answers.
+
+        Raises:
+            UserError: no question has an answer.
+        """
         options = SpanOptions(args.text_column, args.label_column, args.dataset_config_name)
-        return read_spans(args.dataset, args.revision, options, args.on_bad_rows)
+        dataset = read_spans(args.dataset, args.revision, options, args.on_bad_rows)
+        if not any(row.answers for rows in dataset.rows.values() for row in rows):
+            raise UserError(
+                f"--dataset {args.dataset}：{len(dataset)} 題都沒有答案，沒有東西可學；"
+                "答案在別的欄位的話，用 --label_column 指出來"
+            )
+        return dataset
 
     def split(self, source: RowDataset[SpanRow], args: TrainArgs) -> Splits:
         """Split the questions; an article is never divided."""

@@ -183,3 +183,15 @@ def test_two_zero_processes_reach_the_same_accuracy(tmp_path, demo_run):
     found, alone = results(tmp_path), results(demo_run[0])
     assert found["test_accuracy"] >= 0.90
     assert found["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.05)
+
+
+def test_the_passages_are_read_as_they_were_written(tmp_path):
+    from finetune.data.answer_spans import read_spans
+
+    builtin.write_passages(tmp_path / "x.csv", 30)
+    dataset = read_spans(str(tmp_path / "x.csv"))
+    rows = dataset.rows[""]
+    assert len(rows) == 60 and len({row.group for row in rows}) == 30 and not dataset.remarks
+    assert all(
+        row.context[answer.start : answer.end] == answer.text for row in rows for answer in row.answers
+    )

@@ -16,7 +16,7 @@ from test_readme import commands, python_blocks
 
 from finetune.cli import inference_checks, train_args
 
-PAGES = ("own_exam", "own_texts", "classify", "layers", "machines", "trust")
+PAGES = ("own_exam", "own_texts", "classify", "span", "layers", "machines", "trust")
 LARGEST = 120_000  # bytes of a picture
 LONGEST = 120  # lines of a page
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")

@@ -96,11 +96,13 @@ def _whole_words(text: str, start: int, end: int) -> bool:
 
 
 def test_single_characters_are_told_apart_wherever_an_answer_ends(lower_casing):
-    """Of scripts without words, emoji and full-width letters, any two characters can be divided."""
-    text = "甲😀👨‍👩‍👧ＡＢ２０𠮷𰻞𰻞，「乙」"
+    """Of scripts without words, emoji, full-width letters and unknown words, any two can be divided."""
+    text = "甲😀👨‍👩‍👧ＡＢ２０𠮷𰻞𰻞，「乙」 Москва 1️⃣"
     tokens = SpanWindows(lower_casing, 64, 8)("何？", text)[0].tokens
     for start in range(len(text)):
         for end in range(start + 1, len(text) + 1):
+            if text[start].isspace() or text[end - 1].isspace():
+                continue
             first, last = tokens.cover(start, end)
             assert (tokens.starts[first], tokens.ends[last]) == (start, end)
 

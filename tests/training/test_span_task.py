@@ -68,6 +68,14 @@ def test_an_article_stays_in_one_split_and_bad_rows_stop_the_run_together(train,
     assert span(train, source, "--dry_run", "--on_bad_rows", "skip") == 0
 
 
+def test_data_without_any_answer_are_refused_with_the_way_out(train, tmp_path, capsys):
+    source = write_rows(
+        tmp_path / "x.csv", [{"context": "天地", "question": "何？", "answer": "", "y": "天"}]
+    )
+    assert span(train, source, "--dry_run") == 2
+    assert "1 題都沒有答案" in (err := capsys.readouterr().err) and "--label_column" in err
+
+
 def test_a_question_without_room_is_left_out_and_counted(train, tmp_path, capsys):
     rows = make_spans(30)
     rows[4]["question"] = "天" * 70
