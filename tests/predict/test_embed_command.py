@@ -206,11 +206,8 @@ def test_the_nearest_rows_are_those_of_the_largest_cosine(run, folders, texts, k
     assert ("2 列沒有向量" in err) == (kept == "t.jsonl")
     _, out, _ = run(which, "--embed", kept, "--nearest", "天地", "--top_k", 1)
     row = found[0]["row"]
-    assert (
     text = console.plain(found[0]["text"], lines=False)
     assert f"1. {cosines[best[0]]:.4f}  {text}（第 {row} 列，id {found[0]['id']}）" in out
-        in out
-    )
 
 
 def test_the_pooling_of_the_vectors_is_taken_where_none_is_given(run, texts):
