@@ -1,11 +1,13 @@
 """Files of vectors, one for each row of a file: parquet, or npy with two small files beside it.
 
-    vectors.parquet      row, id, text, embedding (a fixed-size list of float32; null for a bad row), error
-    vectors.npy          float32 (rows, dimension); NaN for a bad row
+    vectors.parquet      row, id, text, embedding (a fixed-size list of float32), error
+    vectors.npy          float32 (rows, dimension)
     vectors.ids.jsonl    row, id, text, error of each row of vectors.npy, in its order
     vectors.json         what the vectors are, as the metadata of the parquet file
 
-Both say which model they are of, since the vectors of two models cannot be compared.
+The vector of a bad row is NaN: a null in a column of fixed-size lists is written by pyarrow, but not read
+back ("Expected all lists to be of size"). Both formats say which model the vectors are of, since those of two
+models cannot be compared.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def write_vectors(output: Path, records: Iterable[Record], origin: Origin) -> No
 
 def _write_npy(output: Path, records: Iterable[Record], origin: Origin) -> None:
     """Write a npy file; it appears last, so that where it is the others are too."""
-    missing, count = numpy.full(origin.dimension, numpy.nan, dtype="<f4"), 0
+    missing, count = _missing(origin), 0
     with atomic_open(output, "wb") as stream:
         stream.write(_npy_header(0, origin.dimension))
         with atomic_open(_ids_file(output)) as ids:
@@ -89,6 +91,11 @@ def _write_npy(output: Path, records: Iterable[Record], origin: Origin) -> None:
         stream.seek(0)
         stream.write(_npy_header(count, origin.dimension))
         atomic_write(output.with_suffix(".json"), dumps({**asdict(origin), "rows": count}, indent=2) + "\n")
+
+
+def _missing(origin: Origin) -> numpy.ndarray:
+    """Return the vector of a bad row."""
+    return numpy.full(origin.dimension, numpy.nan, dtype="<f4")
 
 
 def _npy_header(count: int, dimension: int) -> bytes:
@@ -108,12 +115,15 @@ def _write_parquet(output: Path, records: Iterable[Record], origin: Origin) -> N
     }  # fmt: skip
     noted = {name: str(value) for name, value in asdict(origin).items()}
     schema = pyarrow.schema(list(columns.items()), metadata=noted)
-    rows = iter(records)
+    rows, missing = iter(records), _missing(origin)
     with atomic_open(output, "wb") as stream, pyarrow.parquet.ParquetWriter(stream, schema) as writer:
         while block := list(islice(rows, BLOCK)):
             values = {name: [record[name] for record in block] for name in columns}
-            values[VECTOR] = [unpacked(text) for text in values[VECTOR]]
-            arrays = [pyarrow.array(values[name], type=columns[name]) for name in columns]
+            vectors = [unpacked(text) for text in values[VECTOR]]
+            numbers = numpy.concatenate([missing if vector is None else vector for vector in vectors])
+            arrays = [pyarrow.array(values[name], type=columns[name]) for name in columns if name != VECTOR]
+            embedding = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(numbers), type=kind)
+            arrays.insert(list(columns).index(VECTOR), embedding)
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
 
 
@@ -242,13 +252,10 @@ class ParquetVectors(VectorFile):
     def blocks(self) -> Iterator[numpy.ndarray]:
         """Yield the vectors, see `VectorFile.blocks`."""
         for batch in self._batches([VECTOR]):
-            column = batch.column(0)
-            vectors = numpy.full((len(column), self.origin.dimension), numpy.nan, dtype=numpy.float32)
-            numbers = column.drop_null().flatten().to_numpy(zero_copy_only=False)
-            vectors[column.is_valid().to_numpy(zero_copy_only=False)] = numbers.reshape(
-                -1, self.origin.dimension
-            )
-            yield vectors
+            numbers = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            if len(numbers) != len(batch) * self.origin.dimension:
+                raise self.damaged("有空的向量")
+            yield numbers.reshape(len(batch), self.origin.dimension)
 
     def rows(self, numbers: Iterable[int]) -> dict[int, Record]:
         """Return rows, see `VectorFile.rows`."""
