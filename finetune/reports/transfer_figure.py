@@ -60,7 +60,7 @@ def _corpus(drawing: Drawing, y: float, shape: ModelShape) -> float:
 def _flow(drawing: Drawing, y: float, shape: ModelShape, body: int, heads: Sequence[Head]) -> float:
     """Draw the body, and an arrow to each head; return the place below."""
     tall = max(len(heads) * (ROW + 10) - 10, SHORTEST)
-    between = (tall - len(heads) * ROW) / max(1, len(heads) - 1)
+    top = y + (tall - len(heads) * (ROW + 10) + 10) / 2
     place = Box(BODY.x, y, BODY.width, tall)
     drawing.box(place, "green")
     room = place.width - 20
@@ -74,7 +74,7 @@ def _flow(drawing: Drawing, y: float, shape: ModelShape, body: int, heads: Seque
         drawing.text(place.middle, middle + 30 * number, words, look, anchor="middle", room=room)
     _slabs(drawing, Box(place.x + 22, middle + 142, place.width - 44, place.bottom - middle - 160), shape)
     for number, head in enumerate(heads):
-        box = Box(RIGHT, y + number * (ROW + between), WIDTH - MARGIN - RIGHT, ROW)
+        box = Box(RIGHT, top + number * (ROW + 10), WIDTH - MARGIN - RIGHT, ROW)
         bend = place.right + 36
         drawing.line(
             [(place.right, place.center), (bend, place.center), (bend, box.center), (box.x - 3, box.center)],
