@@ -181,7 +181,7 @@ def _stack(drawing: Drawing, place: Box, choice: LayerChoice, steps: bool = Fals
 
 def _words(slab: _Slab, steps: bool) -> str:
     if steps and slab.opens[1]:
-        return f"{slab.name}：{'–'.join(map(str, sorted(set(slab.opens))))} 步起"
+        return f"{PART_TITLES.get(slab.name, slab.name)}：{'–'.join(map(str, sorted(set(slab.opens))))} 步起"
     if not slab.layers:
         return f"{PART_TITLES.get(slab.name, slab.name)} {slab.name}"
     return f"{slab.name}（× {slab.layers}）" if slab.layers > 1 else slab.name

@@ -108,30 +108,18 @@ def test_a_figure_is_small_sound_and_says_what_it_shows(drawn, title):
         root = ElementTree.fromstring(svg)
         assert len(svg.encode()) < LARGEST and root.get("viewBox") == f"0 0 {WIDTH} {root.get('height')}"
         assert root.get("role") == "img" and root.find(f"{SVG}title").text and root.find(f"{SVG}desc").text
-        assert all(
-            float(one.get(side)) >= 0 for one in root.iter(f"{SVG}rect") for side in ("width", "height")
-        )
+        for one in root.iter(f"{SVG}rect"):
+            assert float(one.get("width")) >= 0 and float(one.get("height")) >= 0
+            assert float(one.get("y") or 0) + float(one.get("height")) <= float(root.get("height"))
         tags = {one.tag.removeprefix(SVG) for one in root.iter()}
-        assert tags <= {
-            "svg",
-            "title",
-            "desc",
-            "style",
-            "defs",
-            "marker",
-            "g",
-            "rect",
-            "circle",
-            "path",
-            "text",
-        }
+        assert tags <= set("svg title desc style defs marker g rect circle path text".split())
         assert "url(" not in re.sub(r"url\(#tip\)", "", svg) and "http" not in svg.split("xmlns=", 1)[1][30:]
 
 
-@pytest.mark.parametrize("title", ["default", "48 layers", "t5", "shared"])
+@pytest.mark.parametrize("title", ["default", "48 layers", "t5", "shared", "unfrozen layer by layer"])
 def test_only_names_are_shortened(drawn, title):
     for name, svg in drawn(title).files.items():
-        assert not [text for text, *_ in texts_of(svg) if "…" in text], name
+        assert not [text for text, *_ in texts_of(svg) if "…" in text and "script" not in text], name
 
 
 @pytest.mark.parametrize("title", ["default", "one layer"])
@@ -166,6 +154,11 @@ def test_a_family_without_attention_is_drawn_where_it_can_be(drawn):
     made = drawn("mamba")
     assert any("mamba 沒有自注意力" in note for note in made.notes)
     assert made.facts["gpt"]["model"] == "GPT2Config()" and made.facts["layers"]["model"] == "mamba"
+
+
+def test_of_many_layers_that_are_unfrozen_one_by_one_the_steps_are_written(drawn):
+    words = [text for text, *_ in texts_of(drawn("unfrozen layer by layer").files["layers"])]
+    assert {"39：100 步起", "38：200 步起", "1–37：300–3900 步起", "0：4000 步起"} <= set(words)
 
 
 def test_names_from_outside_stay_text():
