@@ -21,6 +21,7 @@ HOSTILE = (
     "\x1b[31m\u202e\ufffe"
 )
 LARGEST = 60_000  # bytes
+DRAWN = {"svg", "title", "desc", "style", "defs", "marker", "g", "rect", "circle", "path", "text"}
 GRADUAL = RunCard(
     task="classify", scoring="", step=4000, flags={"unfreeze_every": 100},
     parameters={"all": 5, "trained": 4},
@@ -112,7 +113,7 @@ def test_a_figure_is_small_sound_and_says_what_it_shows(drawn, title):
             assert float(one.get("width")) >= 0 and float(one.get("height")) >= 0
             assert float(one.get("y") or 0) + float(one.get("height")) <= float(root.get("height"))
         tags = {one.tag.removeprefix(SVG) for one in root.iter()}
-        assert tags <= set("svg title desc style defs marker g rect circle path text".split())
+        assert tags <= DRAWN
         assert "url(" not in re.sub(r"url\(#tip\)", "", svg) and "http" not in svg.split("xmlns=", 1)[1][30:]
 
 
