@@ -322,10 +322,8 @@ def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Return all logits of a row, whatever the head; a decoder reads the row too."""
-    inputs = (
-        {"input_ids": ids, "decoder_input_ids": ids} if is_seq2seq(config_of(model)) else {"input_ids": ids}
-    )
-    output = model(**inputs)
+    decoder = {"decoder_input_ids": ids} if is_seq2seq(config_of(model)) else {}
+    output = model(input_ids=ids, **decoder)
     if not hasattr(output, "start_logits"):
         return output.logits.float()
     return torch.stack((output.start_logits, output.end_logits)).float()

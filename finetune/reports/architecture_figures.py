@@ -151,7 +151,7 @@ def _sublayer(drawing: Drawing, room: Box, draw: Sublayer, shape: ModelShape) ->
 
 def _forward(drawing: Drawing, place: Box, shape: ModelShape) -> None:
     widths = " → ".join(count(n) for n in (shape.hidden, shape.feed_forward, shape.hidden) if n)
-    gate = "，門控 gated" if shape.gated else ""
+    gate = "，門控" if shape.gated else ""
     experts = f"，{shape.experts} 個專家 MoE" if shape.experts > 1 else ""
     how = f"{widths}{'，' if shape.activation else ''}{shape.activation}{gate}{experts}"
     drawing.box(place, "green", [("前饋網路 Feed-forward", "bold"), (how, "small")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -111,8 +112,25 @@ def _adapted(choice: LayerChoice) -> bool:
     return any(0 < choice.trained[part] < size for part, size in choice.sizes.items())
 
 
-def _runs(choice: LayerChoice) -> list[tuple[str, str, int, int]]:
-    """Return (name, look, layers, first step) of what is drawn as one box, top to bottom."""
+@dataclass(frozen=True)
+class _Slab:
+    """What is drawn as one box of a stack.
+
+    Attributes:
+        name: of the part, or a range of layers.
+        look: of the box.
+        layers: how many are in it; 0 for a part that is no layer.
+        opens: first and last step from which its parts are trained; 0 is the beginning.
+    """
+
+    name: str
+    look: str
+    layers: int
+    opens: tuple[int, int]
+
+
+def _slabs(choice: LayerChoice, most: int) -> list[_Slab]:
+    """Return the boxes of a stack, top to bottom: alike layers of a tall stack in one, at most `most`."""
     layers = sum(part.isdigit() for part in choice.sizes)
 
     def look(part: str) -> tuple[bool | str, str, int]:
@@ -124,8 +142,17 @@ def _runs(choice: LayerChoice) -> list[tuple[str, str, int, int]]:
     found = []
     for (_, state, step), run in groupby((part for part in choice.sizes if choice.sizes[part]), key=look):
         parts = list(run)
-        found.append((format_ranges(parts), state, len(parts), step))
-    return found[::-1]
+        count_of_layers = len(parts) if parts[0].isdigit() else 0
+        found.append(_Slab(format_ranges(parts), state, count_of_layers, (step, step)))
+    found.reverse()
+    return found if len(found) <= most else [*found[:3], _joined(found[3:-2]), *found[-2:]]
+
+
+def _joined(slabs: Sequence[_Slab]) -> _Slab:
+    """Return neighbours as one box, top to bottom."""
+    low, high = slabs[-1].name.split("–")[0], slabs[0].name.split("–")[-1]
+    opens = [step for slab in slabs for step in slab.opens]
+    return _Slab(f"{low}–{high}", slabs[0].look, sum(slab.layers for slab in slabs), (min(opens), max(opens)))
 
 
 def _stack(drawing: Drawing, place: Box, choice: LayerChoice, steps: bool = False) -> None:
@@ -135,44 +162,29 @@ def _stack(drawing: Drawing, place: Box, choice: LayerChoice, steps: bool = Fals
         drawing: to draw into.
         place: of the stack.
         choice: what is trained.
-        steps: write when a part is unfrozen.
+        steps: write when a part is unfrozen; then no box is too low for its words.
     """
-    runs = _shortened(_runs(choice))
-    layers = sum(number for name, _, number, _ in runs if name[0].isdigit()) or 1
-    fixed = sum(1 for name, *_ in runs if not name[0].isdigit())
-    inner = [number for name, _, number, _ in runs if name[0].isdigit()]
+    slabs = _slabs(choice, 8 if steps else MOST + 2)
+    inner = sum(slab.layers > 0 for slab in slabs)
+    fixed = len(slabs) - inner
     each = 44 if inner else place.height / max(1, fixed) - 5
-    room = place.height - fixed * (each + 5) - 3 * len(inner)
-    y = place.y
-    for name, state, number, step in runs:
-        is_layers = name[0].isdigit()
-        height = max(26 if len(inner) <= 8 else 8, room * number / layers) if is_layers else each
-        if is_layers and len(inner) <= 8:  # a short run still has room for its words
-            height = (room - 26 * len(inner)) * number / layers + 26
-        box = Box(place.x, y, place.width, height)
-        title = name if is_layers else f"{PART_TITLES.get(name, name)} {name}"
-        words = f"{title}（× {number}）" if number > 1 else title
-        if steps and step:
-            words = f"{name}：{step} 步起"
+    lowest = 26 if inner <= 8 else 8
+    room = place.height - fixed * (each + 5) - 3 * inner - lowest * inner
+    y, layers = place.y, sum(slab.layers for slab in slabs) or 1
+    for slab in slabs:
+        height = lowest + room * slab.layers / layers if slab.layers else each
+        words = _words(slab, steps)
         lines = [(fitted(words, place.width - 8, "tiny"), "tiny")] if height >= 15 else []
-        drawing.box(box, state, lines, 5)
-        y += height + (3 if is_layers else 5)
+        drawing.box(Box(place.x, y, place.width, height), slab.look, lines, 5)
+        y += height + (3 if slab.layers else 5)
 
 
-def _shortened(runs: list[tuple[str, str, int, int]]) -> list[tuple[str, str, int, int]]:
-    """Return at most 16 boxes: what is between the first and the last ones becomes one."""
-    if len(runs) <= 16:
-        return runs
-    between = runs[8:-7]
-    names = [name for name, *_ in between]
-    step = between[0][3]
-    joined = (
-        f"{names[-1].split('–')[0]}–{names[0].split('–')[-1]}",
-        between[0][1],
-        sum(r[2] for r in between),
-        step,
-    )
-    return [*runs[:8], joined, *runs[-7:]]
+def _words(slab: _Slab, steps: bool) -> str:
+    if steps and slab.opens[1]:
+        return f"{PART_TITLES.get(slab.name, slab.name)}：{'–'.join(map(str, sorted(set(slab.opens))))} 步起"
+    if not slab.layers:
+        return f"{PART_TITLES.get(slab.name, slab.name)} {slab.name}"
+    return f"{slab.name}（× {slab.layers}）" if slab.layers > 1 else slab.name
 
 
 # ---- what a run trained ------------------------------------------------------------------------------------

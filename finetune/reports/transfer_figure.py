@@ -13,6 +13,7 @@ from finetune.reports.svg import MARGIN, WIDTH, Box, Drawing
 
 BODY = Box(MARGIN, 0, 188, 0)
 ROW = 106  # height of a head
+SHORTEST = 380  # height of the body
 RIGHT = MARGIN + 188 + 76  # left edge of the heads
 LOOKS = {"masked": "blue", "causal": "blue", "seq2seq": "blue"}  # heads that pre-training used
 
@@ -58,7 +59,8 @@ def _corpus(drawing: Drawing, y: float, shape: ModelShape) -> float:
 
 def _flow(drawing: Drawing, y: float, shape: ModelShape, body: int, heads: Sequence[Head]) -> float:
     """Draw the body, and an arrow to each head; return the place below."""
-    tall = max(len(heads) * (ROW + 10) - 10, 2 * ROW)
+    tall = max(len(heads) * (ROW + 10) - 10, SHORTEST)
+    top = y + (tall - len(heads) * (ROW + 10) + 10) / 2
     place = Box(BODY.x, y, BODY.width, tall)
     drawing.box(place, "green")
     room = place.width - 20
@@ -72,7 +74,7 @@ def _flow(drawing: Drawing, y: float, shape: ModelShape, body: int, heads: Seque
         drawing.text(place.middle, middle + 30 * number, words, look, anchor="middle", room=room)
     _slabs(drawing, Box(place.x + 22, middle + 142, place.width - 44, place.bottom - middle - 160), shape)
     for number, head in enumerate(heads):
-        box = Box(RIGHT, y + number * (ROW + 10), WIDTH - MARGIN - RIGHT, ROW)
+        box = Box(RIGHT, top + number * (ROW + 10), WIDTH - MARGIN - RIGHT, ROW)
         bend = place.right + 36
         drawing.line(
             [(place.right, place.center), (bend, place.center), (bend, box.center), (box.x - 3, box.center)],

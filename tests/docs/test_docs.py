@@ -16,7 +16,8 @@ from test_readme import commands, python_blocks
 
 from finetune.cli import inference_checks, train_args
 
-PAGES = ("own_exam", "own_texts", "classify", "span", "layers", "machines", "trust")
+PAGES = ("own_exam", "own_texts", "classify", "span", "layers", "textbook", "machines", "trust")
+BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<svg "}  # of pictures
 LARGEST = 120_000  # bytes of a picture
 LONGEST = 120  # lines of a page
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
@@ -62,15 +63,26 @@ def test_every_picture_is_there_small_described_and_every_link_leads_somewhere(n
         for described, path in PICTURE.findall(text_of(one)):
             assert described.strip()
             file = ROOT / "docs" / path
-            assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size < LARGEST
+            assert file.read_bytes().startswith(BEGINNINGS[file.suffix]) and file.stat().st_size < LARGEST
         for link in LINK.findall(text_of(one)):
             assert link.startswith("https://") or (ROOT / "docs" / link).is_file(), link
 
 
 def test_no_picture_is_without_a_page():
     shown = {path for name in PAGES for _, path in PICTURE.findall(text_of(page(name)))}
-    there = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs/pictures").rglob("*.png")}
-    assert there == shown
+    files = [file for file in (ROOT / "docs/pictures").rglob("*") if file.suffix in BEGINNINGS]
+    assert {file.relative_to(ROOT / "docs").as_posix() for file in files} == shown
+
+
+def test_the_figures_of_the_textbook_are_those_that_its_command_draws():
+    from transformers import BertConfig
+
+    from finetune.reports import figures
+
+    name = "bert-base-chinese"
+    drawn = figures.draw(figures.Subject(BertConfig(vocab_size=21128), name, f"{name} 的 config.json"))
+    folder = ROOT / "docs/pictures/textbook/my_figures"
+    assert {file.stem: file.read_text(encoding="utf-8") for file in folder.iterdir()} == drawn.files
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -15,6 +15,7 @@ def project(tmp_path):
     folder.mkdir()
     for name in ("fine_tuning_llm.py", "inference.py"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "finetune").symlink_to(ROOT / "finetune")
     shutil.copytree(ROOT / "examples", folder / "examples")
     return folder
 
@@ -46,6 +47,18 @@ def test_the_alpaca_example_answers_three_ways(project, tmp_path):
     assert done.stdout.count("回答: ") == 3
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_textbook_example_trains_all_some_none_and_lora(project):
+    done = run(project, "textbook.sh")
+    assert done.returncode == 0, done.stderr[-2000:]
+    *_, whole, some, none, lora = done.stdout.splitlines()
+    trained = [int(line.split()[1].replace(",", "")) for line in (whole, some, none, lora)]
+    assert trained[0] > trained[1] > trained[3] > trained[2] > 0
+    assert all("held-out rows" in line for line in (whole, some, none, lora))
+    assert len(list((project / "textbook/figures").glob("*.svg"))) == 5
+
+
 @pytest.mark.parametrize(
     "script, said",
     [
@@ -57,6 +70,7 @@ def test_the_alpaca_example_answers_three_ways(project, tmp_path):
             "--lora_rank 16 --lora_alpha 32 --lora_dropout 0.1|--learning_rate 1e-5|--max_steps 100",
         ),
         ("alpaca.sh", "Qwen/Qwen2.5-0.5B"),
+        ("textbook.sh", "--freeze all_but_head|SOME:-embeddings,0-1|--lora_rank 8|--task mlm|--draw"),
     ],
 )
 def test_the_examples_hold_the_published_settings(script, said):

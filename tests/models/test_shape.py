@@ -114,8 +114,8 @@ def test_a_body_and_each_head_make_the_model_of_that_task(title):
     assert config.num_labels == config_of(title).num_labels  # left as it was
 
 
-def test_untied_output_weights_are_the_head_of_t5():
-    config = config_of("umt5, untied")
+def test_untied_output_weights_are_the_head_of_a_t5_like_model():
+    config = AutoConfig.for_model("switch_transformers", **T5, num_experts=2, tie_word_embeddings=False)
     sizes = LayerGroups(whole(config, "seq2seq")).sizes()
     assert sizes[HEAD] == shape_of(config, "x").sizes[HEAD] == 96 * 32
 
