@@ -216,3 +216,18 @@ def forward_of(model: nn.Module, packed: bool = False) -> nn.Module:
     if name.endswith(SPAN_CLASS):
         return SpanLogits(model)
     return Seq2SeqLogits(model) if is_seq2seq(config_of(model)) else TokenLogits(model, packed)
+
+
+def all_logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return all logits of one row (1, T) in fp32, whatever the head, to compare two states of a model.
+
+    A decoder beside an encoder reads the same row; a multiple-choice head takes it as the only option.
+    """
+    ids = (
+        ids[:, None] if type(model).__name__.endswith("ForMultipleChoice") else ids
+    )  # (questions, options, T)
+    decoder = {"decoder_input_ids": ids} if is_seq2seq(config_of(model)) else {}
+    output = model(input_ids=ids, **decoder)
+    if hasattr(output, "start_logits"):
+        return torch.stack((output.start_logits, output.end_logits)).float()
+    return output.logits.float()

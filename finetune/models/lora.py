@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.forward import body_of, config_of
-from finetune.models.kinds import DTYPES, is_seq2seq, kind_of
+from finetune.models.heads import all_logits
+from finetune.models.kinds import DTYPES, is_seq2seq
 from finetune.models.lora_checks import check_fit
 from finetune.models.source_checks import ADAPTER, ADAPTER_WEIGHTS
 from finetune.models.tokenizer_checks import try_patterns
@@ -304,11 +305,9 @@ def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
     """
     view.eval()
     rows = [torch.tensor([list(ids)[:PROMPT_TOKENS]], device=view.device) for ids in prompts]
-    if kind_of(view.config) == "choice":  # (questions, options, T)
-        rows = [ids[:, None] for ids in rows]
-    apart = [_logits(view.get_base_model(), ids) for ids in rows]
+    apart = [all_logits(view.get_base_model(), ids) for ids in rows]
     model = view.merge_and_unload(safe_merge=True).eval()
-    together = [_logits(model, ids) for ids in rows]
+    together = [all_logits(model, ids) for ids in rows]
     worst = max((float((a - b).abs().max()) for a, b in zip(apart, together, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
         raise RunError(
@@ -318,15 +317,6 @@ def merged(view: PeftModel, prompts: Sequence[Sequence[int]]) -> nn.Module:
     compared = f"在 {len(rows)} 段文字上，logits 最多差 {worst:.1e}（容許 {TOLERANCE:g}）"
     log(f"LoRA 已合併進完整的權重：{compared}")
     return model
-
-
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return all logits of a row, whatever the head; a decoder reads the row too."""
-    decoder = {"decoder_input_ids": ids} if is_seq2seq(config_of(model)) else {}
-    output = model(input_ids=ids, **decoder)
-    if not hasattr(output, "start_logits"):
-        return output.logits.float()
-    return torch.stack((output.start_logits, output.end_logits)).float()
 
 
 def check_4bit() -> None:

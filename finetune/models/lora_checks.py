@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.forward import config_of
-from finetune.models.kinds import is_seq2seq, kind_of
+from finetune.models.heads import all_logits
 from finetune.models.kv_cache import probe_ids
 from finetune.runtime.errors import UserError
 
@@ -40,13 +40,9 @@ def check_fit(model: nn.Module, flag: str) -> None:
     training = [module for module in model.modules() if module.training]
     model.eval()
     ids = probe_ids(model)[:1]
-    ids = ids[:, None] if kind_of(config_of(model)) == "choice" else ids  # (questions, options, T)
-    inputs = {"input_ids": ids}
-    if is_seq2seq(config_of(model)):
-        inputs["decoder_input_ids"] = ids
 
     def logits() -> Tensor:
-        return model(**inputs).logits.float()
+        return all_logits(model, ids)
 
     try:
         before, used = _used_layers(layers, logits)

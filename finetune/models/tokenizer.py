@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.models.kinds import NEW_HEAD
+from finetune.models.padding import MULTIPLE
 from finetune.models.tokenizer_checks import try_tokenizer
 from finetune.runtime import hub, limits, untrusted
 from finetune.runtime.console import log
@@ -159,8 +160,13 @@ def lacks_capitals(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def prompt_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
-    """Return the longest prompt in tokens: the wanted length, or what the model's positions allow."""
-    return min(wanted, positions(config, wanted), tokenizer.model_max_length)
+    """Return the longest prompt in tokens: the wanted length, or what the model's positions allow.
+
+    Rows are padded to a MULTIPLE of tokens, for which there must be positions too.
+    """
+    limit = positions(config, 0)
+    room = max(limit - limit % MULTIPLE, min(limit, MULTIPLE)) or wanted
+    return min(wanted, room, tokenizer.model_max_length)
 
 
 def positions(config: PreTrainedConfig, wanted: int) -> int:

@@ -154,6 +154,11 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "model.safetensors")
 
 
+def learnt_weights(folder: Path) -> dict:
+    """Weights but those whose gradient is rounding alone: a bias of logits that a softmax over tokens ignores."""
+    return {name: value for name, value in weights(folder).items() if name != "qa_outputs.bias"}
+
+
 def test_every_task_is_in_these_laws_or_has_laws_of_its_own():
     from finetune.training.tasks import TASKS
 
@@ -183,7 +188,7 @@ def test_rows_one_by_one_are_the_same_step_as_four_at_a_time(run, tmp_path, task
         more = ["--micro_batch_size", micro, "--output_dir", f"m{micro}/model", "--save_dir", f"m{micro}/ck"]
         assert run(task, "--max_steps", 3, *more, still=True) == 0
     assert losses(tmp_path / "m1") == pytest.approx(losses(tmp_path / "m4"), rel=1e-5)
-    first, second = (weights(tmp_path / name / "model") for name in ("m1", "m4"))
+    first, second = (learnt_weights(tmp_path / name / "model") for name in ("m1", "m4"))
     assert_same_weights(first, second, atol=2e-5, rtol=1e-3)
 
 
@@ -236,7 +241,7 @@ def test_zero_trains_what_plain_pytorch_does(run, tmp_path, bases, task, stage):
     base, data = bases(task, still=True), tmp_path / f"{task}.jsonl"
     zero = on_ranks(tmp_path / "zero", task, base, data, *flags)
     assert losses(tmp_path) == pytest.approx(zero, rel=1e-3)
-    first, second = weights(tmp_path / NAME), weights(tmp_path / "zero" / NAME)
+    first, second = learnt_weights(tmp_path / NAME), learnt_weights(tmp_path / "zero" / NAME)
     assert_same_weights(first, second, atol=2e-4, rtol=1e-2)
 
 
