@@ -223,9 +223,8 @@ def all_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
     A decoder beside an encoder reads the same row; a multiple-choice head takes it as the only option.
     """
-    ids = (
-        ids[:, None] if type(model).__name__.endswith("ForMultipleChoice") else ids
-    )  # (questions, options, T)
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        ids = ids[:, None]  # (questions, options, T)
     decoder = {"decoder_input_ids": ids} if is_seq2seq(config_of(model)) else {}
     output = model(input_ids=ids, **decoder)
     if hasattr(output, "start_logits"):
