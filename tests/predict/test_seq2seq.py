@@ -129,8 +129,8 @@ def test_an_adapter_beside_its_base_writes_as_the_merged_model(world, tmp_path, 
         code = fine_tuning_llm.main(
             ["--task", "seq2seq", "--dataset", str(world / "pairs.jsonl"), "--model_name_or_path", str(base),
              "--cpu", "--max_length", "32", "--max_target_length", "9", "--max_steps", "2",
-             "--lora_rank", "2", "--lora_dropout", "0", "--exam_limit", "1", "--engine", "torch", "--output_dir", "out/model",
-             "--save_dir", "ck", *merge]
+             "--lora_rank", "2", "--lora_dropout", "0", "--exam_limit", "1", "--engine", "torch",
+             "--output_dir", "out/model", "--save_dir", "ck", *merge]
         )  # fmt: skip
         assert code == 0
         model, tokenizer, device = inference.load_model(folder / "out" / "model", "cpu")
