@@ -57,7 +57,7 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
     except Exception as error:  # the hub's, its HTTP client's, or files that make no sense: each its own
         if "tiktoken" in str(error):  # what transformers asks for where the two libraries below are missing
             raise UserError(
-                f"{flag} {name}：這個 tokenizer 是 SentencePiece 的檔案（spiece.model），沒有 tokenizer.json；"
+                f"{flag} {name}：tokenizer 是 SentencePiece 的檔案（spiece.model），沒有 tokenizer.json；"
                 "讀它要 pip install sentencepiece protobuf"
             ) from error
         if Path(name).expanduser().is_dir():
