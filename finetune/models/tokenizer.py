@@ -56,6 +56,11 @@ def load_tokenizer(name: str, flag: str, kind: str = "masked") -> PreTrainedToke
     except UserError:
         raise
     except Exception as error:  # the hub's, its HTTP client's, or files that make no sense: each its own
+        if "tiktoken" in str(error):  # what transformers asks for where the two libraries below are missing
+            raise UserError(
+                f"{flag} {name}：tokenizer 是 SentencePiece 的檔案（spiece.model），沒有 tokenizer.json；"
+                "讀它要 pip install sentencepiece protobuf"
+            ) from error
         if Path(name).expanduser().is_dir():
             reason = " ".join(str(error).split())[:200]
             raise UserError(
