@@ -155,8 +155,8 @@ def weights(folder: Path) -> dict:
 
 
 def learnt_weights(folder: Path) -> dict:
-    """Weights but biases whose gradient is rounding alone: the softmax over tokens ignores them."""
-    ignored = ("attention.self.key.bias", "qa_outputs.bias")
+    """Weights but those whose gradient is rounding alone: a softmax over tokens ignores such a bias."""
+    ignored = ("attention.self.key.bias", "layer.1.output.LayerNorm.bias", "qa_outputs.bias")
     return {name: value for name, value in weights(folder).items() if not name.endswith(ignored)}
 
 
