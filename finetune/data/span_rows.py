@@ -57,9 +57,11 @@ class SpanRow:
 
 def is_nested(row: object) -> bool:
     """Return whether a row is an article or a passage with its questions."""
-    return isinstance(row, dict) and (
-        isinstance(row.get("paragraphs"), list) or isinstance(row.get("qas"), list)
-    )
+    if not isinstance(row, dict):
+        return False
+    paragraphs = row.get("paragraphs")  # of an article for pre-training they are texts
+    inside = isinstance(paragraphs, list) and any(isinstance(one, dict) for one in paragraphs)
+    return inside or isinstance(row.get("qas"), list)
 
 
 def nested_questions(article: dict) -> Iterator[tuple[str, dict[str, Any] | Unreadable]]:

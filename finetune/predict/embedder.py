@@ -107,7 +107,7 @@ class Embedder:
         self._body = body_for_vectors(model)
         self._encoder = encoder.Encoder(self._body, bf16) if encoder.is_supported(self._body) else None
         self.bf16 = bf16 and self._encoder is not None
-        self._parameters = inspect.signature(self._body.forward).parameters
+        self._parameters = frozenset(inspect.signature(self._body.forward).parameters)
         config = config_of(model)
         self._positions = positions(config, UNLIMITED)
         self.max_length = (

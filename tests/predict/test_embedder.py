@@ -172,7 +172,7 @@ def test_a_text_that_is_too_long_loses_its_end_and_that_is_said_once(body_dir, c
     loaded, text = load(body_dir), "天" * 500
     capsys.readouterr()
     found = embed(loaded, [text, "天" * 138, text + "地"])
-    assert capsys.readouterr().err.count("超過 140 個 token") == 1
+    assert capsys.readouterr().err.count("超過 136 個 token") == 1
     np.testing.assert_allclose(found[0], found[1], **CLOSE)
     np.testing.assert_allclose(found[0], found[2], **CLOSE)
 
