@@ -3,29 +3,24 @@
 A token stands for characters of the text as it was given, whatever the tokenizer changes: lower case, width,
 accents. WordPiece reads a word that it does not know as one [UNK], such as a run of emoji or 「Ａ級🙂」: an
 answer that ends within it would have no token of its own. Where a tokenizer reads Chinese characters one by
-one anyway, the text is therefore given to it in units (words of letters, else single characters), and an
-unknown unit character by character.
+one anyway, the text is therefore given to it in units (data/text_units.py), and an unknown unit character
+by character.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.text_units import text_units
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CACHED = 512  # texts: the questions about one passage follow one another
-# Characters of scripts that write no spaces, or that WordPiece takes one by one: no parts of words here.
-SINGLE = re.compile(
-    "[\u1100-\u11ff\u2e80-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"
-    "\U0001f000-\U0001faff\U00020000-\U0003ffff]"
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class OffsetTokenizer:
         return OffsetTokens(array("l", encoding["input_ids"]), starts, ends)
 
     def _by_units(self, text: str) -> OffsetTokens:
-        units = split_units(text)
+        units = text_units(text)
         ids, starts, ends = array("l"), array("l"), array("l")
         for (start, end), tokens in zip(units, self._encode([text[a:b] for a, b in units]), strict=True):
             if _is_merged(tokens, end - start, self._tokenizer.unk_token_id):
@@ -127,40 +122,6 @@ def splits_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
     if type(model).__name__ != "WordPiece" or tokenizer.unk_token_id is None:
         return False
     return len(tokenizer("天地", add_special_tokens=False)["input_ids"]) == 2
-
-
-def split_units(text: str) -> list[tuple[int, int]]:
-    """Return (start, end) of the units of a text: words of letters and digits, else single characters.
-
-    White space belongs to none. Marks and invisible characters within a word, such as accents and soft
-    hyphens, are part of it; marks at its end too.
-    """
-    units: list[tuple[int, int]] = []
-    at = 0
-    while at < len(text):
-        if text[at].isspace():
-            at += 1
-            continue
-        end = at + 1
-        if _is_letter(text[at]):
-            reach = end
-            while reach < len(text) and (_is_letter(text[reach]) or _joins(text[reach])):
-                reach += 1
-                if unicodedata.category(text[reach - 1]) != "Cf":
-                    end = reach
-        units.append((at, end))
-        at = end
-    return units
-
-
-def _is_letter(char: str) -> bool:
-    """Return whether a character is a letter or digit of a script that writes words."""
-    return char.isalnum() and not SINGLE.match(char)
-
-
-def _joins(char: str) -> bool:
-    """Return whether a character belongs to the letter before it: an accent, or an invisible one."""
-    return unicodedata.category(char) in ("Mn", "Mc", "Me", "Cf")
 
 
 def _is_merged(tokens: Sequence[tuple[int, int, int]], length: int, unknown: int | None) -> bool:

@@ -89,9 +89,9 @@ def test_10000_spans_with_emoji_and_rare_characters_are_the_characters_that_were
 
 def _whole_words(text: str, start: int, end: int) -> bool:
     """Whether no word of letters is divided: what lies within a word has no token of its own anywhere."""
-    from finetune.models.offset_tokens import split_units
+    from finetune.data.text_units import text_units
 
-    borders = {border for unit in split_units(text) for border in unit}
+    borders = {border for unit in text_units(text) for border in unit}
     return start in borders and end in borders
 
 
