@@ -8,7 +8,7 @@ tokenizer, so that English gets the very same figures. chrF and BLEU are sacrebl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from statistics import fmean, median
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 import numpy
 
 from finetune.data.punctuation import HAN
+from finetune.data.text_pairs import TextPair
 from finetune.evaluation.metrics import INTERVAL, mean_difference, resampled, share
+from finetune.models.streaming import Reply
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 BY_ROW = (*ROUGE, "chrf_rows")  # means of a figure that every row has
@@ -194,3 +196,16 @@ def flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if untuned := metrics.get("untuned"):
         numbers |= {f"untuned_{name}": untuned[name] for name in (*ROUGE, "chrf", "bleu")}
     return numbers
+
+
+def overlap_records(
+    rows: Sequence[TextPair], outputs: Sequence[Reply], before: Sequence[Reply] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of predictions.jsonl: source, wanted text, output, its figures, and the other output."""
+    for at, row in enumerate(rows):
+        record = {
+            "id": row.id, "input": row.source, "target": row.target, "response": str(outputs[at]),
+            "truncated": outputs[at].truncated,
+        }  # fmt: skip
+        record |= {name: round(value, 6) for name, value in row_figures(row.target, outputs[at]).items()}
+        yield record | ({"untuned_response": str(before[at])} if before else {})

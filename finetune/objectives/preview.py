@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from finetune.data.question import Question
@@ -98,25 +98,11 @@ def log_row_lengths(title: str, objective: Objective) -> None:
         log(f"  {title}：{remark}（{count} 列）")
 
 
-def format_example(
-    tokenizer: PreTrainedTokenizerBase,
-    example: Example | MultipleChoiceExample,
-    names: Sequence[str] = (),
-) -> str:
-    """Return an example as the model sees it, and its targets.
-
-    Args:
-        names: of the targets, by number, where they are no tokens.
-    """
+def format_example(tokenizer: PreTrainedTokenizerBase, example: Example | MultipleChoiceExample) -> str:
+    """Return an example as the model sees it, and its targets."""
     if isinstance(example, MultipleChoiceExample):
         rows = (format_tokens(tokenizer, ids, ()) for ids in example.rows)
         return "\n    ".join(rows) + f"\n    → 第 {example.answer + 1} 個選項"
-    if names:
-        written = " ".join(names[target] for target in example.targets)
-        return f"{format_tokens(tokenizer, example.ids, ())}\n    → {written}"
-    if example.decoder_ids:
-        source, target = (str(tokenizer.decode(list(ids)))[:400] for ids in (example.ids, example.targets))
-        return f"{source}\n    → {target}"
     if example.by_token and tokenizer.mask_token_id is None:
         return readable_reply(tokenizer, example)
     targets = [example.candidates[t] if example.candidates else t for t in example.targets]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from finetune.data.question import seeded_hash
 from finetune.data.text_pairs import TextPair
 from finetune.evaluation.classification import encode
 from finetune.evaluation.queries import Forward
-from finetune.evaluation.text_overlap import compute_metrics, flat
+from finetune.evaluation.text_overlap import compute_metrics, flat, overlap_records
 from finetune.models.decoding import Decoding
 from finetune.models.encoder_decoder import complete_config, shifted_right, target_ids
 from finetune.models.generation import Generator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from finetune.objectives.objective import BaselineLoss
     from finetune.runtime.distributed import Distributed
+
+SHOWN = 400  # characters of an example
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,16 @@ class Seq2SeqObjective:
             "rows": len(self.rows), "truncated": sum(reply.truncated for reply in outputs),
             "sources_cut": sum(self.sources[at].cut for at in self.written),
         }  # fmt: skip
+
+    def records(self, outputs: Sequence[Reply], config: PreTrainedConfig) -> Iterable[dict[str, Any]]:
+        """Yield the rows of predictions.jsonl."""
+        return overlap_records([self.rows[at] for at in self.written], outputs)
+
+    def show(self, index: int) -> str:
+        """Return a row as the model reads and writes it, for --show_examples."""
+        source, target = self.sources[index].ids, self.targets[index]
+        read, wanted = (str(self.tokenizer.decode(list(ids)))[:SHOWN] for ids in (source, target))
+        return f"{read}\n    → {wanted}"
 
     def validation_metrics(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return those that the log of an epoch may show; the loss, by token, is measured without them."""

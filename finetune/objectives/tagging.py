@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.tag_schemes import TagSet
 from finetune.data.tagged import TaggedRow
 from finetune.evaluation.queries import Forward
+from finetune.evaluation.tag_records import tag_records
 from finetune.evaluation.tagging import MostFrequentTag, Tagger, Tagging, compute_metrics, gold_tags
 from finetune.models.unit_tokens import EncodedText, UnitTokenizer, Window
 from finetune.objectives.batching import Example
@@ -35,9 +36,6 @@ class TaggingObjective:
         max_length: longest window, in tokens.
         stride: tokens that two windows of a text share.
         names: the model's tags, by number.
-
-    Attributes:
-        target_names: these, for messages.
     """
 
     name = "tag"
@@ -55,7 +53,6 @@ class TaggingObjective:
         names: Sequence[str],
     ):
         self.rows, self.tags = list(rows), TagSet(tuple(names))
-        self.target_names = list(names)
         self.too_long: list[str] = []
         self.pad_id = tokenizer.pad_token_id
         self.encoded: list[EncodedText] = UnitTokenizer(tokenizer, max_length, stride).encode(
@@ -112,6 +109,21 @@ class TaggingObjective:
     ) -> dict[str, Any]:
         """Compute the metrics of tags, see `evaluation.tagging`."""
         return compute_metrics(self.rows, self.encoded, outputs, self.tags)
+
+    def records(self, outputs: Sequence[Tagging], config: PreTrainedConfig) -> Iterable[dict[str, Any]]:
+        """Yield the rows of predictions.jsonl."""
+        return tag_records(self.rows, self.encoded, outputs, self.tags)
+
+    def show(self, index: int) -> str:
+        """Return a window with its tags in words, for --show_examples."""
+        row, window = self._parts[index]
+        text, units = self.rows[row].text, self.encoded[row].units
+        written = (
+            f"{text[slice(*units[unit])]}／{self.tags.names[self.gold[row][unit]]}"
+            for unit in window.units
+            if self.gold[row][unit] >= 0
+        )
+        return "　".join(written)
 
     def validation_metrics(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return those that the log of an epoch shows."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.text_pairs import PairOptions, TextPair, TextPairDataset, read_text_pairs
-from finetune.evaluation.text_overlap import compute_metrics, row_figures
-from finetune.models.streaming import Reply
+from finetune.evaluation.text_overlap import compute_metrics, overlap_records
 from finetune.predict.loading import load_comparison_model
 from finetune.predict.row_exam import Measured, run_row_exam
 from finetune.predict.seq2seq import Seq2SeqPredictor
@@ -45,7 +44,7 @@ def run_seq2seq_exam(flags: InferenceArgs, predictor: Seq2SeqPredictor, world: D
         notes = [f"寫法：{_described(decoding)}"]
         if other:
             notes.append(f"「微調前」是 --compare_with {flags.compare_with}{_shown(other, predictor)}")
-        return Measured(metrics, _records(rows, outputs, before), notes)
+        return Measured(metrics, overlap_records(rows, outputs, before), notes)
 
     run_row_exam(flags, predictor, world, "seq2seq", measure, dataset)
 
@@ -100,16 +99,3 @@ def _other_model(flags: InferenceArgs, predictor: Seq2SeqPredictor) -> Seq2SeqPr
             f"--compare_with {flags.compare_with}：不是文字轉換模型，無從比較；請給 T5、BART 這類模型"
         )
     return other
-
-
-def _records(
-    rows: Sequence[TextPair], outputs: Sequence[Reply], before: Sequence[Reply] | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of predictions.jsonl: source, wanted text, output, its figures, and the other output."""
-    for at, row in enumerate(rows):
-        record = {
-            "id": row.id, "input": row.source, "target": row.target, "response": str(outputs[at]),
-            "truncated": outputs[at].truncated,
-        }  # fmt: skip
-        record |= {name: round(value, 6) for name, value in row_figures(row.target, outputs[at]).items()}
-        yield record | ({"untuned_response": str(before[at])} if before else {})

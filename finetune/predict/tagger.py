@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 from finetune.data.tag_schemes import TagSet
 from finetune.data.tagged import TaggedRow
-from finetune.data.text_units import Span
-from finetune.evaluation.tagging import Tagger, Tagging, gold_tags, text_spans
+from finetune.evaluation.tag_records import Entity, entities_of
+from finetune.evaluation.tagging import Tagger, Tagging, gold_tags
 from finetune.models.kinds import names_of
 from finetune.models.run_card import RunCard
 from finetune.models.tokenizer import prompt_length
@@ -22,22 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune.runtime.distributed import Distributed
-
-
-class Entity(TypedDict):
-    """A span of a text.
-
-    Attributes:
-        start, end: characters of the text, `end` excluded.
-        text: what stands there.
-        score: the lowest probability among its tags.
-    """
-
-    start: int
-    end: int
-    label: str
-    text: str
-    score: float
 
 
 class TaggerPredictor(LocalPredictor):
@@ -99,13 +83,7 @@ class TaggerPredictor(LocalPredictor):
 
     def entities(self, text: str, encoded: EncodedText, tagging: Tagging) -> list[Entity]:
         """Return the spans that the tags of a text write."""
-        return [
-            Entity(
-                start=span.start, end=span.end, label=span.label, text=text[span.start : span.end],
-                score=round(float(tagging.probabilities[units.start : units.stop].min()), 6),
-            )
-            for span, units in text_spans(text, encoded.units, tagging.tags, self.tags)
-        ]  # fmt: skip
+        return entities_of(text, encoded, tagging, self.tags)
 
     def method(self, requested: str = "auto") -> str:
         """Raise UserError: a tagger does not answer questions."""
@@ -113,11 +91,6 @@ class TaggerPredictor(LocalPredictor):
 
     def _prompt_settings(self) -> list[str]:
         return [*self.tags.names, str(self.max_length), str(self.stride)]
-
-
-def as_object(text: str, span: Span) -> dict[str, Any]:
-    """Return a gold span of a text, or one without a score, as an object like `Entity`."""
-    return {"start": span.start, "end": span.end, "label": span.label, "text": text[span.start : span.end]}
 
 
 def _as_text(text: object) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.tagged import TaggedDataset, TaggedOptions, TaggedRow, read_tagged
-from finetune.evaluation.tagging import Tagging, compute_metrics, predicted_spans
-from finetune.models.unit_tokens import EncodedText
+from finetune.evaluation.tag_records import tag_records
+from finetune.evaluation.tagging import compute_metrics
 from finetune.predict.file_columns import trained_columns
 from finetune.predict.row_exam import Measured, run_row_exam
-from finetune.predict.tagger import TaggerPredictor, as_object
+from finetune.predict.tagger import TaggerPredictor
 from finetune.runtime import hub
 from finetune.runtime.errors import UserError, listed
 
@@ -42,7 +42,7 @@ def run_tagger_exam(flags: InferenceArgs, predictor: TaggerPredictor, world: Dis
         if unknown:
             names = "、".join(f"{name} {count}" for name, count in unknown.most_common(10))
             notes.append(f"有 {unknown.total()} 個標記的標籤是模型沒有的（{names}），都算漏掉")
-        return Measured(metrics, _records(rows, encoded, taggings, predictor), notes)
+        return Measured(metrics, tag_records(rows, encoded, taggings, predictor.tags), notes)
 
     run_row_exam(flags, predictor, world, "tag", measure, dataset)
 
@@ -64,22 +64,3 @@ def _read_texts(flags: InferenceArgs, predictor: TaggerPredictor) -> TaggedDatas
             f"{predictor.name} 是序列標註模型，只會標註：--exam 要有標記的文字（entities，或 tokens 與 tags）"
         )
         raise UserError([*error.problems, needed]) from error
-
-
-def _records(
-    rows: Sequence[TaggedRow],
-    encoded: Sequence[EncodedText],
-    taggings: Sequence[Tagging],
-    predictor: TaggerPredictor,
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of predictions.jsonl: the text, the gold spans and those of the model."""
-    for row, parts, tagging in zip(rows, encoded, taggings, strict=True):
-        entities: list[Any] = [*predictor.entities(row.text, parts, tagging)]
-        if predictor.tags.plain and row.tokens:
-            spans = predicted_spans(row, parts.units, tagging.tags, predictor.tags)
-            entities = [as_object(row.text, span) for span in spans]
-        yield {
-            "id": row.id, "text": row.text,
-            "true_entities": [as_object(row.text, span) for span in row.spans],
-            "entities": entities,
-        }  # fmt: skip

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.tag_schemes import UNTYPED
+from finetune.evaluation.tag_records import Entity
 from finetune.predict.repl import Repl
 from finetune.predict.session import SessionSettings
-from finetune.predict.tagger import Entity, TaggerPredictor
+from finetune.predict.tagger import TaggerPredictor
 from finetune.runtime.console import as_json, plain, print_result, shows_colour
 from finetune.runtime.errors import UserError
 from finetune.runtime.text_width import align_table

@@ -10,10 +10,11 @@ from finetune.data.label_columns import find_texts
 from finetune.data.tagged import TaggedDataset, TaggedOptions, TaggedRow, read_tagged
 from finetune.data.tagged_columns import SPANS, TAGS
 from finetune.evaluation.bootstrap import f1, f1_interval
+from finetune.evaluation.tag_records import as_object
 from finetune.evaluation.tagging import predicted_spans
 from finetune.predict.file_columns import columns_of, copied_columns, copy_of, text_of
 from finetune.predict.row_handler import Record, Row, RowHandler, storable_text
-from finetune.predict.tagger import TaggerPredictor, as_object
+from finetune.predict.tagger import TaggerPredictor
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
 
