@@ -4,6 +4,9 @@ python fine_tuning_llm.py --demo                          # built-in exam, two m
 python fine_tuning_llm.py                                 # bert-base-chinese on TMMLU+
 python fine_tuning_llm.py --task mlm --dataset texts.txt  # its adaptation to texts of a domain
 python fine_tuning_llm.py --task classify --dataset x.csv # text classification
+python fine_tuning_llm.py --task tag --dataset x.jsonl    # named entities, words, parts of speech
+python fine_tuning_llm.py --task span --dataset DRCD.json # answers that are parts of a passage
+python fine_tuning_llm.py --task seq2seq --dataset x.csv  # texts from texts: T5, BART
 python fine_tuning_llm.py --task cpt --dataset texts.json # continued pre-training of a causal model
 python fine_tuning_llm.py --task sft --dataset alpaca.csv # its instruction tuning
 deepspeed --num_gpus=2 fine_tuning_llm.py --deepspeed_config ds_config.json

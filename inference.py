@@ -1,12 +1,16 @@
-"""Predict with a model: fill [MASK], chat, classify, answer questions, evaluate on exams, process files.
+"""Predict with a model: fill [MASK], chat, classify, tag, answer questions, evaluate on exams, process files.
 
     python inference.py --prompt "今天天氣很[MASK]。" --word_length 2
     python inference.py --question "太陽系最大的行星是？" --options "A:地球 B:木星 C:火星"
     python inference.py --model_path my_causal_model --prompt "請介紹臺灣的夜市。" --do_sample
     python inference.py --model_path my_classifier --prompt "這家店的服務很好。"
+    python inference.py --model_path my_tagger --prompt "王小明住在臺北。"
+    python inference.py --model_path my_reader --question "誰住在臺北？" --context "王小明住在臺北。"
     python inference.py --input questions.csv --output answers.jsonl
+    python inference.py --embed texts.csv --output vectors.parquet
     python inference.py --exam ikala/tmmluplus --split test --report report
     python inference.py --inspect my_exam.csv
+    python inference.py --draw figures               # the model as five figures
     python inference.py --compare report_a report_b  # two evaluations, question by question
     python inference.py                              # without any of these: an interactive session
 

@@ -127,15 +127,6 @@ def test_labels_are_learnt_with_adapters_and_frozen_layers_too(train, tmp_path, 
     assert found["macro_f1"] > found["macro_f1_majority"] + 0.2
 
 
-@pytest.mark.slow
-def test_a_classifier_run_stopped_in_the_middle_goes_on_as_if_it_never_was(train, tmp_path):
-    more = ["--save_interval", 3, "--save_total_limit", 0, "--max_steps", 8]
-    assert classify(train, tmp_path, *more, "--save_dir", "a") == 0
-    found = losses(tmp_path)
-    assert classify(train, tmp_path, *more, "--load_dir", "a", "--ckpt_id", "step3", "--save_dir", "b") == 0
-    assert losses(tmp_path)[-5:] == found[3:]
-
-
 def test_official_test_rows_are_only_ever_scored(train, tmp_path):
     for split, count in (("train", 60), ("dev", 30), ("test", 45)):
         write_labelled(tmp_path / f"data/{split}.csv", count, seed=len(split))
