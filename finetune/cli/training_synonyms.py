@@ -147,6 +147,9 @@ TASKS = {
     "sequence-classification": "classify", "sequence_classification": "classify", "seq_cls": "classify",
     "fill-mask": "mlm", "masked_lm": "mlm", "masked-lm": "mlm", "multiple-choice": "exam", "mcq": "exam",
     "multiple_choice": "exam", "instruction": "sft",
+    **dict.fromkeys(("ner", "pos", "token-classification", "token_classification", "tagging", "chunk", "cws"), "tag"),
+    **dict.fromkeys(("qa", "squad", "mrc", "question-answering", "question_answering", "extractive-qa"), "span"),
+    **dict.fromkeys(("summarization", "translation", "seq2seq_lm", "text2text-generation", "t5"), "seq2seq"),
 }  # fmt: skip
 ONE_FOLDER = "請把它與訓練資料放進同一個資料夾，由檔名分辨（train、validation、test），再給 --dataset 那個資料夾；或由 --split_ratio 切出來"
 LAUNCHER = "這是啟動器的旗標，寫在腳本名稱之前：deepspeed --num_gpus=2 fine_tuning_llm.py …，或 torchrun --nproc_per_node 2 fine_tuning_llm.py …"
@@ -220,7 +223,7 @@ TRAINING = {
     **for_names(rejected("量化的底模只有 4 位元：--load_in_4bit"), "load_in_8bit use_8bit int8"),
     **for_names(Rule(_bits), "quantization_bit bits quant_bits quantization"),
     **for_names(switch("load_in_4bit"), "use_4bit qlora use_qlora"),
-    **for_names(mapped("task", {**TASKS, "sft": "sft", "cpt": "cpt"}, "這裡有的是 --task exam、mlm、classify、cpt、sft；"
+    **for_names(mapped("task", {**TASKS, "sft": "sft", "cpt": "cpt"}, "這裡有的是 --task exam、mlm、classify、tag、span、seq2seq、cpt、sft；"
                   "沒有 dpo、rm、ppo、kto"), "stage training_stage"),
     "task": mapped("task", TASKS),
     "template": Rule(_template),
@@ -237,8 +240,15 @@ TRAINING = {
     **for_names(alias("early_stopping_patience"), "patience early_stop early_stopping"),
     **for_names(alias("mask_rate"), "mlm_probability mask_prob mlm_prob masking_ratio mask_ratio"),
     **for_names(switch("masking", "word"), "wwm whole_word_mask whole_word_masking"),
-    **for_names(alias("text_column"), "text_field text_column_name dataset_text_field text_key"),
-    **for_names(alias("label_column"), "label_field label_column_name label_key"),
+    **for_names(alias("text_column"), "text_field text_column_name dataset_text_field text_key context_column"),
+    **for_names(alias("label_column"), "label_field label_column_name label_key summary_column answer_column"),
+    "doc_stride": alias("stride"),
+    **for_names(alias("prefix"), "source_prefix"),
+    **for_names(alias("max_target_length"), "val_max_target_length generation_max_length max_output_length"),
+    **for_names(ignored("有沒有答案由資料看出來"), "version_2_with_negative null_score_diff_threshold"),
+    **for_names(ignored("一個詞的標記記在它的第一個 token；各類的成績一定會列出來"), "label_all_tokens return_entity_level_metrics"),
+    **for_names(ignored("補齊的 token 不算損失"), "ignore_pad_token_for_loss"),
+    **for_names(rejected("tgt_lang 寫在 tokenizer_config.json"), "source_lang target_lang forced_bos_token"),
     **for_names(ignored("有幾類由資料數出來"), "num_labels num_classes"),
     "class_weight": switch("class_weights"),
     "train_on_inputs": switch("train_on_prompt"),
