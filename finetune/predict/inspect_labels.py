@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from finetune.data.bad_rows import summarize_problems
 from finetune.data.data_files import data_file, data_files
 from finetune.data.label_columns import LABELS, LOOKED, find_label_columns
-from finetune.data.labelled import Labelled, LabelledDataset, LabelledOptions, read_labelled
+from finetune.data.labelled import LabelledDataset, LabelledOptions, read_labelled
 from finetune.data.question_columns import looks_like_question
-from finetune.predict.inspect_exam import ROWS_SHOWN, table
+from finetune.predict.inspect_exam import table
+from finetune.predict.inspect_rows import check_lines, duplicates, joined, quantiles
 from finetune.runtime.console import as_json, print_result
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_readable
@@ -75,33 +72,9 @@ def inspect_labels(dataset: LabelledDataset) -> dict[str, Any]:
             for index, name in enumerate(dataset.names)
         },
         "splits": {split: len(rows) for split, rows in splits.items()},
-        "characters": _lengths([row for rows in splits.values() for row in rows]),
-        **_duplicates(splits),
+        "characters": quantiles([len(row.text) + len(row.pair) for rows in splits.values() for row in rows]),
+        **duplicates(splits, lambda row: row.labels),
     }
-
-
-def _lengths(rows: Sequence[Labelled]) -> dict[str, Any]:
-    """Return median, 90 % and maximum of the characters of a row's texts together."""
-    counts = sorted(len(row.text) + len(row.pair) for row in rows)
-    return {"median": median(counts), "p90": counts[int(len(counts) * 0.9)], "longest": counts[-1]}
-
-
-def _duplicates(splits: dict[str, list[Labelled]]) -> dict[str, list[list[str]]]:
-    """Group the ids of rows with the same texts: within one split, across several, with other labels."""
-    groups: dict[str, list[tuple[str, Labelled]]] = defaultdict(list)
-    for split, rows in splits.items():
-        for row in rows:
-            groups[row.fingerprint].append((split, row))
-    duplicates: dict[str, list[list[str]]] = {"same_within": [], "same_across": [], "contradict": []}
-    for group in groups.values():
-        ids = [f"{split}/{row.id}" for split, row in group]
-        if max(Counter(split for split, _ in group).values()) > 1:
-            duplicates["same_within"].append(ids)
-        if len({split for split, _ in group}) > 1:
-            duplicates["same_across"].append(ids)
-        if len({row.labels for _, row in group}) > 1:
-            duplicates["contradict"].append(ids)
-    return duplicates
 
 
 def format_label_inspection(inspection: dict[str, Any]) -> str:
@@ -122,17 +95,11 @@ def format_label_inspection(inspection: dict[str, Any]) -> str:
     lines += [f"一列的長度：中位數 {length['median']:g}，{most}", ""]
     checks = [
         ("用不了的列", inspection["unusable"]),
-        ("同一部分裡重複的文字", [" = ".join(group) for group in inspection["same_within"]]),
+        ("同一部分裡重複的文字", joined(inspection["same_within"])),
         (
             "跨部分重複的文字（訓練與測驗會互相洩題）",
-            [" = ".join(group) for group in inspection["same_across"]],
+            joined(inspection["same_across"]),
         ),
-        ("文字相同、標籤不同", [" ≠ ".join(group) for group in inspection["contradict"]]),
+        ("文字相同、標籤不同", joined(inspection["contradict"], "≠")),
     ]
-    lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
-    for name, rows in checks:
-        if rows:
-            shown = summarize_problems(rows) if name == checks[0][0] else rows[:ROWS_SHOWN]
-            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(rows) > ROWS_SHOWN else ""
-            lines += [f"{name}{more}：", *(f"  - {row}" for row in shown), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, *check_lines(checks)]).rstrip()

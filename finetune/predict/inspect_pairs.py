@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from finetune.data.bad_rows import summarize_problems
 from finetune.data.data_files import data_file, data_files
 from finetune.data.label_columns import LOOKED
 from finetune.data.question_columns import looks_like_question
 from finetune.data.text_pairs import (
     PairOptions,
-    TextPair,
     TextPairDataset,
     find_pair_columns,
     read_text_pairs,
 )
-from finetune.predict.inspect_exam import ROWS_SHOWN, table
+from finetune.predict.inspect_exam import table
+from finetune.predict.inspect_rows import check_lines, duplicates, joined, quantiles
 from finetune.runtime.console import as_json, print_result
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_readable
@@ -73,35 +70,11 @@ def inspect_pairs(dataset: TextPairDataset) -> dict[str, Any]:
         "output_column": dataset.columns.target,
         "unusable": dataset.skipped,
         "splits": {split: len(rows) for split, rows in splits.items()},
-        "input_characters": _lengths([row.source for row in whole]),
-        "output_characters": _lengths([row.target for row in whole]),
+        "input_characters": quantiles([len(row.source) for row in whole]),
+        "output_characters": quantiles([len(row.target) for row in whole]),
         "copied": [row.id for row in whole if row.source.split() == row.target.split()],
-        **_duplicates(splits),
+        **duplicates(splits, lambda row: row.target),
     }
-
-
-def _lengths(texts: Sequence[str]) -> dict[str, Any]:
-    """Return median, 90 % and maximum of the characters of texts."""
-    counts = sorted(map(len, texts))
-    return {"median": median(counts), "p90": counts[int(len(counts) * 0.9)], "longest": counts[-1]}
-
-
-def _duplicates(splits: dict[str, list[TextPair]]) -> dict[str, list[list[str]]]:
-    """Group the ids of rows with the same source: within one split, across several, with other targets."""
-    groups: dict[str, list[tuple[str, TextPair]]] = defaultdict(list)
-    for split, rows in splits.items():
-        for row in rows:
-            groups[row.fingerprint].append((split, row))
-    found: dict[str, list[list[str]]] = {"same_within": [], "same_across": [], "several_outputs": []}
-    for group in groups.values():
-        ids, in_splits = [f"{split}/{row.id}" for split, row in group], [split for split, _ in group]
-        if len({*in_splits}) < len(in_splits):
-            found["same_within"].append(ids)
-        if len({*in_splits}) > 1:
-            found["same_across"].append(ids)
-        if len({row.target for _, row in group}) > 1:
-            found["several_outputs"].append(ids)
-    return found
 
 
 def format_pair_inspection(inspection: dict[str, Any]) -> str:
@@ -118,15 +91,9 @@ def format_pair_inspection(inspection: dict[str, Any]) -> str:
     lines += table(["字數", "中位數", "九成以下", "最長"], shape)
     checks = [
         ("用不了的列", inspection["unusable"]),
-        ("同一部分裡重複的輸入", [" = ".join(ids) for ids in inspection["same_within"]]),
-        ("跨部分重複的輸入（訓練與測驗會互相洩題）", [" = ".join(ids) for ids in inspection["same_across"]]),
-        ("輸入相同、輸出不同", [" ≠ ".join(ids) for ids in inspection["several_outputs"]]),
+        ("同一部分裡重複的輸入", joined(inspection["same_within"])),
+        ("跨部分重複的輸入（訓練與測驗會互相洩題）", joined(inspection["same_across"])),
+        ("輸入相同、輸出不同", joined(inspection["contradict"], "≠")),
         ("輸出與輸入完全相同", inspection["copied"]),
     ]
-    lines += table(["檢查", "筆數"], [[name, len(rows)] for name, rows in checks])
-    for name, rows in checks:
-        if rows:
-            shown = summarize_problems(rows) if name == checks[0][0] else rows[:ROWS_SHOWN]
-            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(rows) > ROWS_SHOWN else ""
-            lines += [f"{name}{more}：", *(f"  - {row}" for row in shown), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, *check_lines(checks)]).rstrip()

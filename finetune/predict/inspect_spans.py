@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from finetune.data.answer_spans import SpanOptions, read_spans
-from finetune.data.bad_rows import summarize_problems
 from finetune.data.data_files import data_file, data_files
 from finetune.data.headers import LOOKED
 from finetune.data.question_columns import looks_like_question
@@ -18,7 +16,8 @@ from finetune.data.row_dataset import RowDataset
 from finetune.data.span_columns import find_span_columns
 from finetune.data.span_rows import SpanRow, is_nested
 from finetune.evaluation.span_metrics import rule_of
-from finetune.predict.inspect_exam import ROWS_SHOWN, table
+from finetune.predict.inspect_exam import table
+from finetune.predict.inspect_rows import check_lines, duplicates, joined, quantiles
 from finetune.runtime.console import as_json, print_result
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_readable
@@ -84,45 +83,28 @@ def inspect_spans(dataset: RowDataset[SpanRow]) -> dict[str, Any]:
             for split, part in splits.items()
         },
         "characters": {
-            "context": _lengths([len(row.context) for row in rows]),
-            "question": _lengths([len(row.question) for row in rows]),
-            "answer": _lengths([len(text) for row in rows for text in row.texts]),
+            "context": quantiles([len(row.context) for row in rows]),
+            "question": quantiles([len(row.question) for row in rows]),
+            "answer": quantiles([len(text) for row in rows for text in row.texts]),
         },
         "remarks": dict(dataset.remarks),
         "unusable": dataset.skipped,
-        **_duplicates(splits),
+        **duplicates(splits, lambda row: tuple(sorted(row.texts))),
+        "passages_across": _passages_across(splits),
     }  # fmt: skip
 
 
-def _lengths(counts: Sequence[int]) -> dict[str, Any]:
-    """Return median, 90 % and maximum; zeros without any."""
-    ordered = sorted(counts) or [0]
-    return {"median": median(ordered), "p90": ordered[int(len(ordered) * 0.9)], "longest": ordered[-1]}
-
-
-def _duplicates(splits: dict[str, list[SpanRow]]) -> dict[str, list[list[str]]]:
-    """Group the ids of the same question, and of passages that stand in several splits."""
-    questions: dict[str, list[tuple[str, SpanRow]]] = defaultdict(list)
+def _passages_across(splits: dict[str, list[SpanRow]]) -> list[list[str]]:
+    """Group the ids of passages that stand in several splits."""
     passages: dict[str, dict[str, str]] = defaultdict(dict)  # passage -> split -> an id
     for split, rows in splits.items():
         for row in rows:
-            questions[row.fingerprint].append((split, row))
             passages[row.context].setdefault(split, row.id)
-    found: dict[str, list[list[str]]] = {
-        "same_within": [], "same_across": [], "contradict": [], "passages_across": [],
-    }  # fmt: skip
-    for group in questions.values():
-        ids = [f"{split}/{row.id}" for split, row in group]
-        if max(Counter(split for split, _ in group).values()) > 1:
-            found["same_within"].append(ids)
-        if len({split for split, _ in group}) > 1:
-            found["same_across"].append(ids)
-        if len({tuple(sorted(row.texts)) for _, row in group}) > 1:
-            found["contradict"].append(ids)
-    for places in passages.values():
-        if len(places) > 1:
-            found["passages_across"].append([f"{split}/{name}" for split, name in places.items()])
-    return found
+    return [
+        [f"{split}/{name}" for split, name in places.items()]
+        for places in passages.values()
+        if len(places) > 1
+    ]
 
 
 def format_span_inspection(inspection: dict[str, Any]) -> str:
@@ -145,18 +127,12 @@ def format_span_inspection(inspection: dict[str, Any]) -> str:
     lines += [""] if inspection["remarks"] else []
     checks = [
         ("用不了的列", inspection["unusable"]),
-        ("同一部分裡重複的題目", [" = ".join(group) for group in inspection["same_within"]]),
+        ("同一部分裡重複的題目", joined(inspection["same_within"])),
         (
             "跨部分重複的題目（訓練與測驗會互相洩題）",
-            [" = ".join(group) for group in inspection["same_across"]],
+            joined(inspection["same_across"]),
         ),
-        ("題目相同、答案不同", [" ≠ ".join(group) for group in inspection["contradict"]]),
-        ("跨部分的同一段文章", [" = ".join(group) for group in inspection["passages_across"]]),
+        ("題目相同、答案不同", joined(inspection["contradict"], "≠")),
+        ("跨部分的同一段文章", joined(inspection["passages_across"])),
     ]
-    lines += table(["檢查", "筆數"], [[name, len(found)] for name, found in checks])
-    for name, found in checks:
-        if found:
-            shown = summarize_problems(found) if name == checks[0][0] else found[:ROWS_SHOWN]
-            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(found) > ROWS_SHOWN else ""
-            lines += [f"{name}{more}：", *(f"  - {one}" for one in shown), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, *check_lines(checks)]).rstrip()

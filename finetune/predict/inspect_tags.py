@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from finetune.data import conll
-from finetune.data.bad_rows import summarize_problems
 from finetune.data.cells import is_blank
 from finetune.data.data_files import data_file, data_files
 from finetune.data.label_columns import LOOKED, TEXTS
@@ -17,7 +15,8 @@ from finetune.data.tag_schemes import UNTYPED
 from finetune.data.tagged import TaggedDataset, TaggedOptions, TaggedRow, read_tagged
 from finetune.data.tagged_columns import SPANS, TAGS, TOKENS, as_object, cell_value, is_spans, is_tokens
 from finetune.data.tagged_files import file_rows, in_columns
-from finetune.predict.inspect_exam import ROWS_SHOWN, table
+from finetune.predict.inspect_exam import table
+from finetune.predict.inspect_rows import check_lines, duplicates, joined, quantiles
 from finetune.runtime.console import as_json, print_result
 from finetune.runtime.file_types import is_readable
 
@@ -114,34 +113,15 @@ def inspect_tags(dataset: TaggedDataset) -> dict[str, Any]:
         "without_spans": {split: sum(not row.spans for row in rows) for split, rows in splits.items()},
         "labels": {label: {split: of[label] for split, of in counts.items()} for label in dataset.labels},
         "untrained": [label for label in dataset.labels if "train" in counts and not trained[label]],
-        "characters": _quantiles([len(row.text) for row in every]),
-        "span_characters": _quantiles([span.end - span.start for row in every for span in row.spans]),
-        **_duplicates(splits),
+        "characters": quantiles([len(row.text) for row in every]),
+        "span_characters": quantiles([span.end - span.start for row in every for span in row.spans]),
+        **duplicates(splits, _written_spans),
     }
 
 
-def _quantiles(lengths: list[int]) -> dict[str, Any]:
-    """Return median, 90 % and maximum; zeros without any."""
-    counts = sorted(lengths) or [0]
-    return {"median": median(counts), "p90": counts[int(len(counts) * 0.9)], "longest": counts[-1]}
-
-
-def _duplicates(splits: dict[str, list[TaggedRow]]) -> dict[str, list[list[str]]]:
-    """Group the ids of rows with the same text: within one split, across several, with other spans."""
-    groups: dict[str, list[tuple[str, TaggedRow]]] = defaultdict(list)
-    for split, rows in splits.items():
-        for row in rows:
-            groups[row.fingerprint].append((split, row))
-    found: dict[str, list[list[str]]] = {"same_within": [], "same_across": [], "contradict": []}
-    for group in groups.values():
-        ids = [f"{split}/{row.id}" for split, row in group]
-        if max(Counter(split for split, _ in group).values()) > 1:
-            found["same_within"].append(ids)
-        if len({split for split, _ in group}) > 1:
-            found["same_across"].append(ids)
-        if len({row.spans for _, row in group if row.text == group[0][1].text}) > 1:
-            found["contradict"].append(ids)
-    return found
+def _written_spans(row: TaggedRow) -> tuple[tuple[str, str], ...]:
+    """Return the spans of a row as texts and labels, whatever white space stands between them."""
+    return tuple((row.text[span.start : span.end], span.label) for span in row.spans)
 
 
 def format_tag_inspection(inspection: dict[str, Any]) -> str:
@@ -168,17 +148,11 @@ def format_tag_inspection(inspection: dict[str, Any]) -> str:
     checks = [
         ("用不了的列", inspection["unusable"]),
         ("訓練資料裡沒有的標籤", inspection["untrained"]),
-        ("同一部分裡重複的文字", [" = ".join(group) for group in inspection["same_within"]]),
+        ("同一部分裡重複的文字", joined(inspection["same_within"])),
         (
             "跨部分重複的文字（訓練與測驗會互相洩題）",
-            [" = ".join(group) for group in inspection["same_across"]],
+            joined(inspection["same_across"]),
         ),
-        ("文字相同、標記不同", [" ≠ ".join(group) for group in inspection["contradict"]]),
+        ("文字相同、標記不同", joined(inspection["contradict"], "≠")),
     ]
-    lines += table(["檢查", "筆數"], [[name, len(found)] for name, found in checks])
-    for name, found in checks:
-        if found:
-            listed = summarize_problems(found) if name == checks[0][0] else found[:ROWS_SHOWN]
-            more = f"（前 {ROWS_SHOWN} 筆，全部見 --json）" if len(found) > ROWS_SHOWN else ""
-            lines += [f"{name}{more}：", *(f"  - {row}" for row in listed), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, *check_lines(checks)]).rstrip()
