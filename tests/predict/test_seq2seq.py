@@ -118,6 +118,7 @@ def test_pairs_are_inspected(run, world, capsys):
     assert code == 0 and "輸入欄 input" in out and "輸入相同、輸出不同" in out
 
 
+@pytest.mark.nightly  # T5 is in tests/training/test_task_laws.py
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_an_adapter_beside_its_base_writes_as_the_merged_model(world, tmp_path, monkeypatch, family):
     base = save(tmp_path / "base", family, spread=0.1)

@@ -215,7 +215,7 @@ def on_ranks(folder: Path, task: str, base: Path, data: Path, *flags, ranks: int
 
 
 @pytest.mark.slow
-@every_task
+@pytest.mark.parametrize("task", [pytest.param("classify", marks=pytest.mark.nightly), *list(WORLDS)[1:]])
 def test_two_ranks_train_as_one_does_and_measure_the_same(run, tmp_path, bases, task):
     assert run(task, "--max_steps", 4, "--engine", "torch", still=True) == 0
     base, data = bases(task, still=True), tmp_path / f"{task}.jsonl"
