@@ -106,7 +106,7 @@ def build_parser() -> Parser:
         help="把檔案的每一列變成一個向量，寫到 --output（.parquet 或 .npy）；任何一種模型都可以")
     add("--pooling", type=choice("auto", *POOLINGS), default="auto",
         help="向量怎麼由各個 token 得來；auto 照模型附的設定，沒有就用 mean（預設）")
-    add("--nearest", metavar="TEXT", help="列出 --embed 的檔案裡意思最接近這段文字的列（--top_k 列）")
+    add("--nearest", metavar="TEXT", help="列出 --embed 的檔案裡最接近這段文字的列（--top_k 列）")
     add("--hidden_states", action="store_true",
         help="--prompt 的 last_hidden_state：形狀，與每個 token 的向量")
     add("--draw", type=path, metavar="FOLDER",
