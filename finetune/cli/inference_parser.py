@@ -51,7 +51,8 @@ def build_parser() -> Parser:
     add("--candidates", type=comma_list, help="只從這些詞裡挑，例如 好,晴朗,下雨")
 
     add = parser.add_argument_group("文字生成（因果模型、文字轉換模型）").add_argument
-    add("--max_new_tokens", type=int_in(1), default=256, help="最多生成幾個 token（預設 256）")
+    add("--max_new_tokens", type=int_in(1), default=256,
+        help="最多生成幾個 token（預設 256；文字轉換照訓練時的 --max_target_length）")
     add("--do_sample", action="store_true", help="抽樣；不加就每次選最可能的（greedy）")
     add("--temperature", type=float_in(0), default=1.0, help="抽樣的溫度；0 = greedy（預設 1）")
     add("--top_p", type=float_in(0, 1, above=True), default=1.0, help="只從合計這麼多機率的字裡抽（預設 1）")
@@ -105,7 +106,7 @@ def build_parser() -> Parser:
         help="把檔案的每一列變成一個向量，寫到 --output（.parquet 或 .npy）；任何一種模型都可以")
     add("--pooling", type=choice("auto", *POOLINGS), default="auto",
         help="向量怎麼由各個 token 得來；auto 照模型附的設定，沒有就用 mean（預設）")
-    add("--nearest", metavar="TEXT", help="列出 --embed 的檔案裡意思最接近這段文字的列（--top_k 列）")
+    add("--nearest", metavar="TEXT", help="列出 --embed 的檔案裡最接近這段文字的列（--top_k 列）")
     add("--hidden_states", action="store_true",
         help="--prompt 的 last_hidden_state：形狀，與每個 token 的向量")
     add("--draw", type=path, metavar="FOLDER",
@@ -166,7 +167,7 @@ def build_parser() -> Parser:
     add = parser.add_argument_group("檢查題庫").add_argument
     add("--inspect", type=path,
         help="題庫：列數、科目、答案分布、重複、可疑的列；給 --model_path 再看 [UNK] 與長度。"
-             "有標籤的文字：類別、重複、矛盾")
+             "有標籤或標註的文字、文章與問答、成對的文字：標籤、長度、重複、矛盾")
     add("--max_length", type=int_in(16), default=512, help="檢查長度時，一題最長幾個 token（預設 512）")
 
     add = parser.add_argument_group("輸出").add_argument

@@ -245,7 +245,7 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("步數").add_argument
     add("--num_epochs", type=int_in(1), default=40,
-        help="輪數上限（預設 40；mlm 10、classify 與 tag 5、span、seq2seq 與 sft 3、cpt 1）")
+        help="輪數上限（預設 40；mlm 10、classify、tag 5；span、seq2seq、sft 3；cpt 1）")
     add("--max_steps", type=int_in(0), default=0, help="最佳化步數；0 = 依 --num_epochs")
     add("--early_stopping_patience", type=int_in(0), default=5,
         help="驗證成績幾輪沒有進步就停；0 = 不停（預設 5；mlm 3；exam 與 mlm 以外 0）")

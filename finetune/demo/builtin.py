@@ -8,6 +8,7 @@ are about facts that the model has only seen as sentences.
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,21 @@ from finetune.data.cleaning import Text
 from finetune.data.corpus import Corpus
 from finetune.data.exam import Exam
 from finetune.data.question import Question, Statement
-from finetune.demo.facts import RELATIONS
+from finetune.demo.facts import RELATIONS, Relation
 from finetune.prompts.exam import ELLIPSIS, Template
 
 OPTIONS = 4
+# What the thing and the answer of a fact name, where it is something that one marks in a text.
+ENTITIES: dict[str, tuple[str | None, str | None]] = {
+    "首都": ("地名", "地名"),
+    "貨幣": ("地名", "貨幣"),
+    "元素符號": ("元素", None),
+    "作者": ("書名", "人名"),
+    "朝代": ("人名", "朝代"),
+    "動物分類": ("動物", None),
+    "器官系統": ("器官", None),
+    "臺灣地理": ("地名", "地名"),
+}
 RATIOS = {"train": 0.5, "validation": 0.1, "test": 0.4}  # shares of the questions, split subject by subject
 
 
@@ -110,6 +122,60 @@ def write_passages(path: str | Path, count: int = 300) -> None:
         csv.writer(stream).writerows([header, *rows])
 
 
+def write_entities(path: str | Path) -> None:
+    """Write a sentence of each fact with what it names marked, for tagging.
+
+    The file is jsonl with `text` and `entities`, a list of `start`, `end` (excluded) and `label`; the labels
+    are those of `ENTITIES`.
+
+    Args:
+        path: the file to write.
+    """
+    with Path(path).open("w", encoding="utf-8") as stream:
+        for relation, thing, answer, sentence in _told_once("entities"):
+            text = sentence.format(a=thing, b=answer)
+            starts = (sentence.index("{a}"), sentence.format(a=thing, b="{b}").index("{b}"))
+            named = zip(starts, (thing, answer), ENTITIES[relation.subject], strict=True)
+            entities = [
+                {"start": start, "end": start + len(name), "label": label}
+                for start, name, label in named
+                if label
+            ]
+            stream.write(json.dumps({"text": text, "entities": entities}, ensure_ascii=False) + "\n")
+
+
+def write_rewrites(path: str | Path) -> None:
+    """Write a sentence of each fact beside a question with its answer, for turning one text into another.
+
+    The file is a csv with the columns `input` (日本把首都設在東京。) and `output`
+    (日本的首都是哪一座城市？東京。).
+
+    Args:
+        path: the file to write.
+    """
+    rows = [
+        (sentence.format(a=thing, b=answer), f"{relation.question.format(a=thing)}{answer}。")
+        for relation, thing, answer, sentence in _told_once("rewrites")
+    ]
+    with Path(path).open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("input", "output"), *rows])
+
+
+def _told_once(seed: str) -> list[tuple[Relation, str, str, str]]:
+    """Return all facts (relation, thing, answer, template of one of its sentences) in a random order.
+
+    One sentence each: of two, one could be trained on and the other tested with.
+    """
+    rng = random.Random(seed)
+    facts = [
+        (relation, thing, answer, rng.choice(relation.sentences))
+        for relation in RELATIONS
+        for thing, answer in relation.pairs
+    ]
+    rng.shuffle(facts)
+    return facts
+
+
 def _split_of(quantile: float) -> str:
     """Return the split that a question belongs to, by its position among those of its subject in (0, 1)."""
     for split, ratio in RATIOS.items():
@@ -126,12 +192,10 @@ def base_model(folder: str | Path) -> Path:
     Returns:
         The path of the folder written.
     """
-    from transformers import BertConfig, BertTokenizer
+    from transformers import BertConfig
 
     path = Path(folder) / "demo_base"
-    path.mkdir(parents=True, exist_ok=True)
-    vocabulary = vocabulary_of(exam())
-    (path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    vocabulary = _write_tokenizer(path)
     # No dropout, and initial weights twice as large as BERT's: with these a model this small learns the facts
     # in two minutes.
     config = BertConfig(
@@ -140,10 +204,43 @@ def base_model(folder: str | Path) -> Path:
         attention_probs_dropout_prob=0.0, initializer_range=0.04, architectures=["BertForMaskedLM"],
     )  # fmt: skip
     config.save_pretrained(path)
+    return path
+
+
+def encoder_decoder(folder: str | Path) -> Path:
+    """Write the configuration and the tokenizer of a small BART without weights to `folder`.
+
+    Its tokenizer is that of the demo's base model, as Chinese BARTs have BERT's.
+
+    Returns:
+        The path of the folder written.
+    """
+    from transformers import BartConfig
+
+    path = Path(folder)
+    vocabulary = _write_tokenizer(path)
+    ends = vocabulary.index("[SEP]")
+    BartConfig(
+        vocab_size=len(vocabulary), d_model=128, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=512, decoder_ffn_dim=512,
+        max_position_embeddings=128, dropout=0.0, init_std=0.04, pad_token_id=vocabulary.index("[PAD]"),
+        eos_token_id=ends, bos_token_id=vocabulary.index("[CLS]"), decoder_start_token_id=ends,
+        forced_eos_token_id=ends, architectures=["BartForConditionalGeneration"],
+    ).save_pretrained(path)  # fmt: skip
+    return path
+
+
+def _write_tokenizer(path: Path) -> list[str]:
+    """Write the demo's tokenizer to a folder, which is made, and return its vocabulary."""
+    from transformers import BertTokenizer
+
+    path.mkdir(parents=True, exist_ok=True)
+    vocabulary = vocabulary_of(exam())
+    (path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, do_lower_case=True).save_pretrained(
         path
     )
-    return path
+    return vocabulary
 
 
 def vocabulary_of(source: Exam) -> list[str]:

@@ -128,6 +128,11 @@ class RowSection:
         """Texts with marked parts."""
         return self.metrics.get("samples", [])
 
+    @property
+    def marked(self) -> bool:
+        """Whether a part of a sample has a look, which a legend then explains."""
+        return any(look for one in self.samples for line in one["lines"] for *_, look in line["pieces"])
+
 
 def sections(task: str, metrics: dict[str, Metrics]) -> list[RowSection]:
     """Return a section for each set, the most trustworthy first."""

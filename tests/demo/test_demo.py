@@ -195,3 +195,56 @@ def test_the_passages_are_read_as_they_were_written(tmp_path):
     assert all(
         row.context[answer.start : answer.end] == answer.text for row in rows for answer in row.answers
     )
+
+
+def test_the_marked_sentences_name_the_thing_and_the_answer_of_each_fact_once(tmp_path):
+    from finetune.data.tagged import read_tagged
+
+    builtin.write_entities(tmp_path / "x.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = Counter(
+        (row["text"], tuple((row["text"][e["start"] : e["end"]], e["label"]) for e in row["entities"]))
+        for row in written
+    )
+    told = {
+        (sentence.format(a=thing, b=answer), named): (relation.subject, thing)
+        for relation in RELATIONS
+        for thing, answer in relation.pairs
+        for sentence in relation.sentences
+        for named in [
+            tuple(
+                (name, label)
+                for name, label in zip((thing, answer), builtin.ENTITIES[relation.subject], strict=True)
+                if label
+            )
+        ]
+    }
+    facts = Counter(told[row] for row in found.elements())
+    assert len(facts) == sum(len(r.pairs) for r in RELATIONS) and set(facts.values()) == {1}
+    dataset = read_tagged(str(tmp_path / "x.jsonl"))
+    assert len(dataset.rows[""]) == len(written) and not dataset.remarks
+
+
+def test_the_rewritten_sentences_are_each_fact_once_and_no_output_stands_twice(tmp_path):
+    from finetune.data.text_pairs import read_text_pairs
+
+    builtin.write_rewrites(tmp_path / "x.csv")
+    dataset = read_text_pairs(str(tmp_path / "x.csv"))
+    told = {
+        f"{r.question.format(a=a)}{b}。": {s.format(a=a, b=b) for s in r.sentences}
+        for r in RELATIONS
+        for a, b in r.pairs
+    }
+    rows = dataset.rows[""]
+    assert len(rows) == len(told) and not dataset.remarks
+    assert all(row.source in told.pop(row.target) for row in rows)
+
+
+def test_the_small_encoder_decoder_is_built_with_its_tokenizers_special_tokens(tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = builtin.encoder_decoder(tmp_path / "bart")
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert config.vocab_size == len(tokenizer) and config.is_encoder_decoder
+    assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.cls_token_id)
+    assert {config.eos_token_id, config.decoder_start_token_id} == {tokenizer.sep_token_id}
