@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from finetune.models.kinds import NEW_HEAD, kind_of
-from finetune.models.layer_groups import ALL_BUT_HEAD, BODY, EMBEDDINGS, HEAD, SHARED, LayerGroups
+from finetune.models.layer_groups import ALL_BUT_HEAD, BODY, EMBEDDINGS, ENCODER, HEAD, SHARED, LayerGroups
 from finetune.models.layer_schedule import build_schedule
 from finetune.models.lora import adapter_sizes
 from finetune.models.shape import CLASSES_SHOWN, build_empty, with_outputs
@@ -86,9 +86,14 @@ def choices(model: nn.Module) -> list[LayerChoice]:
 
 
 def _lower(layers: LayerGroups) -> str:
-    """Return what to freeze to train the upper sixth of the layers; "" where they cannot be named."""
+    """Return what to freeze to train the upper sixth of the layers, or of two stacks the decoder.
+
+    "" where the layers cannot be named.
+    """
     if BODY in layers.names:
         return ""
+    if ENCODER in layers.names:
+        return f"{EMBEDDINGS},{ENCODER}"
     if SHARED in layers.names or layers.count < 2:
         return EMBEDDINGS
     last = layers.count - max(1, layers.count // 6) - 1
