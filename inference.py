@@ -21,6 +21,7 @@ import finetune  # noqa: F401  refuses an older Python with a clear message, bef
 
 # isort: split
 import sys
+from collections.abc import Iterable, Mapping
 
 from finetune.cli.inference_args import (
     InferenceArgs,
@@ -142,6 +143,7 @@ def generate_text(model, tokenizer, prompts, device, system_prompt=None, **decod
     from finetune.models.generation import Decoding
 
     predictor = predictor_of_kind(("causal", "seq2seq"), model, tokenizer, device)
+    prompts = _listed("generate_text", prompts)
     ids = [predictor.encode(predictor.with_system(prompt, system_prompt)) for prompt in prompts]
     return predictor.generate(ids, Decoding(**decoding))
 
@@ -164,7 +166,14 @@ def classify(model, tokenizer, texts, device, top_k=None):
     predictor = predictor_of_kind("classifier", model, tokenizer, device)
     if isinstance(texts, (str, tuple)):  # its characters, or the halves of a pair, would be classified
         raise UserError("classify 要一串文字；只有一段就寫成 [文字]，一對句子寫成 [(甲, 乙)]")
-    return [ranked[:top_k] for ranked in predictor.classify(texts)]
+    return [ranked[:top_k] for ranked in predictor.classify(_listed("classify", texts))]
+
+
+def _listed(name, texts):
+    """Return texts as a list. Raises UserError for what is none, such as a single text."""
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise UserError(f"{name} 要一串文字；只有一段就寫成 [文字]")
+    return list(texts)
 
 
 def tag(model, tokenizer, texts, device):
@@ -181,9 +190,7 @@ def tag(model, tokenizer, texts, device):
         finetune.runtime.errors.UserError: no tagger; a single text that is in no list; what is no text.
     """
     predictor = predictor_of_kind("tagger", model, tokenizer, device)
-    if isinstance(texts, str):  # its characters would be tagged one by one
-        raise UserError("tag 要一串文字；只有一段就寫成 [文字]")
-    return predictor.tag(texts)
+    return predictor.tag(_listed("tag", texts))
 
 
 def answer_span(model, tokenizer, context, question, device):
@@ -216,9 +223,7 @@ def embed(model, tokenizer, texts, device, pooling=None):
     """
     from finetune.predict.embedder import embed_texts
 
-    if isinstance(texts, str):
-        raise UserError("embed 要一串文字；只有一段就寫成 [文字]")
-    return embed_texts(model, tokenizer, texts, device, pooling)
+    return embed_texts(model, tokenizer, _listed("embed", texts), device, pooling)
 
 
 def hidden_states(model, tokenizer, text, device):

@@ -9,6 +9,7 @@ from finetune.cli.exam_checks import check_repeats
 from finetune.cli.file_checks import is_same_file, source_problems, target_problems
 from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
+from finetune.data import conll
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
 from finetune.data.known_exams import default_revision
@@ -93,7 +94,8 @@ def _check_job(args: InferenceArgs) -> None:
     if len(jobs) > 1 or (jobs and single):
         raise UserError(f"{'、'.join(jobs + single)} 一次只能做一件")
     if args.json and not jobs and not single:
-        raise UserError("--json 要與 --prompt、--question、--input、--exam、--inspect 或 --compare 一起給")
+        ways = ["--prompt", "--question", *JOBS.values()]
+        raise UserError(f"--json 要與 {'、'.join(ways[:-1])} 或 {ways[-1]} 一起給")
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     problems = []
@@ -185,7 +187,7 @@ def _check_files(args: InferenceArgs) -> None:
     if args.input is None:
         return
     problems = [] if args.output is not None else ["--input 要與 --output 一起給"]
-    problems += source_problems("--input", Path(args.input))
+    problems += source_problems("--input", Path(args.input), *conll.SUFFIXES)
     if args.output is not None:
         problems += target_problems("--output", Path(args.output), SUFFIXES)
         if is_same_file(args.input, args.output):
@@ -271,6 +273,8 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
         if idle and kind not in fitting_kinds:
             others = "、".join(KINDS[fitting] for fitting in fitting_kinds)
             problems.append(f"{idle} 用於{others}；{args.model_path} 是{KINDS[kind]}{only}")
+    if args.exam == "demo" and kind in ROW_KINDS:
+        problems.append(f"--exam demo 是內建的選擇題；{args.model_path} 是{KINDS[kind]}{only}")
     if problems:
         raise UserError(problems)
     if is_causal and args.question is not None and args.prompt is None and args.scoring != GENERATE:
@@ -278,7 +282,7 @@ def check_kind(args: InferenceArgs, kind: str) -> None:
     if kind in ("causal", "seq2seq") and "top_k" in args.given and not args.do_sample:
         console.log("⚠️ --top_k 沒有作用：抽樣要加 --do_sample")
     if kind not in ("causal", "seq2seq") and args.top_k == 0:
-        raise UserError(f"--top_k 0：填空與分類要列出 1 到 {MOST_WORDS} 名")
+        raise UserError(f"--top_k 0：{KINDS[kind]}要列出 1 到 {MOST_WORDS} 名")
 
 
 def warn_of_unused_generation_flags(args: InferenceArgs) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from finetune.data.bad_rows import Unreadable, summarize_problems, where
+from finetune.data.bad_rows import Unreadable, log_once, summarize_problems, where
 from finetune.data.data_files import DataFile
 from finetune.data.headers import LOOKED
 from finetune.data.question_columns import looks_like_question
@@ -79,6 +79,7 @@ def columns_of(
         if rows:
             flat = [row for row in rows if not is_nested(row)]
             if not flat:
+                _warn_of_columns(options, named)
                 return None
             names = list(dict.fromkeys(str(name) for row in flat for name in row))
             if looks_like_question(flat[0]) and not options.label_column:
@@ -92,3 +93,11 @@ def columns_of(
             for line, row in looked
         ]
     raise UserError([*summarize_problems(problems), f"{named}：一列也沒有"])
+
+
+def _warn_of_columns(options: SpanOptions, named: str) -> None:
+    """Log that names of columns have no effect on nested rows."""
+    for flag, name in (("--text_column", options.text_column), ("--label_column", options.label_column)):
+        if name:
+            reason = f"{named} 是文章裡有問答的 json，沒有欄位可選"
+            log_once((named, flag), f"⚠️ {flag} {name} 沒有作用：{reason}")

@@ -30,6 +30,7 @@ from finetune.runtime.strict_json import (
 # usual names of the rows in an object
 AROUND = ("data", "rows", "examples", "records", "questions", "items", "instances")
 TEXTS = ("text", "content", "sentence")  # names of which a lone list is a column
+PASSAGES = ("context", "context_text", "question", "passage", "文章", "問題")  # single in a row
 HEAD = 1 << 16  # characters read to tell JSON lines from one value
 NO_ROWS = "空的檔案，或不是一串資料 [ {…}, {…} ]"
 LARGEST_TABLE = 1 << 28  # bytes of a file whose columns stand one after the other
@@ -72,7 +73,8 @@ def read_json(file: Path, part: str = "", nested: bool = False) -> Rows:
             if isinstance(members, Unreadable):
                 yield from _number_rows(iter([members]), file, nested)
                 return
-            rows = _read_object(values, members, part, file)
+            is_row = nested and _is_question(members)
+            rows = _read_values(values) if is_row else _read_object(values, members, part, file)
         else:
             yield (
                 0,
@@ -368,11 +370,21 @@ def _read_object(values: JsonStream, members: dict[str, _Member], part: str, fil
     elif _holds_columns(members):
         yield from _read_columns(values, file)
     else:
+        yield from _read_values(values)
+
+
+def _read_values(values: JsonStream) -> Iterator[Any]:
+    """Yield objects that were written one after the other: mostly there is one."""
+    yield values.value()
+    while values.peek() == "{":
         yield values.value()
-        while values.peek() == "{":  # objects that were written one after the other
-            yield values.value()
-        if values.peek():
-            raise JsonError("不是 JSON（} 之後還有別的東西）")
+    if values.peek():
+        raise JsonError("不是 JSON（} 之後還有別的東西）")
+
+
+def _is_question(members: dict[str, _Member]) -> bool:
+    """Return whether an object is a question about a passage itself, or a passage: its lists are no rows."""
+    return any(members[name].kind == "value" for name in PASSAGES if name in members)
 
 
 def _skip_list(values: JsonStream) -> None:

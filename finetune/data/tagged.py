@@ -31,6 +31,7 @@ from finetune.data.tagged_columns import (
     as_object,
     checked_spans,
     find_columns,
+    left_out,
     same_text,
     spans_in,
     tags_of,
@@ -172,6 +173,7 @@ class _Reader:
         self.untagged: dict[str, list[tuple[_Draft, str]]] = {}  # rows without tags, by split
         self.count = 0
         self.problems: list[tuple[int, str]] = []  # number of the row, reason
+        self.left_out: Counter[str] = Counter()  # rows that their annotation tool says not to use, by reason
         self.remarks: Counter[str] = Counter()
         self.columns: TaggedColumns | None = None
         self.classes: dict[str, None] = {}  # names that `datasets` gave, in their order
@@ -192,6 +194,9 @@ class _Reader:
         drafts = self.drafts.setdefault(file.split, [])
         for line, row in file_rows(file, self.options.text_column, self.options.label_column):
             self.count += 1
+            if reason := left_out(row):
+                self.left_out[reason] += 1
+                continue
             draft = _Draft(where(file.path, line), self.count)
             try:
                 if isinstance(row, Unreadable):
@@ -261,6 +266,8 @@ class _Reader:
 
     def _drop_untagged(self) -> None:
         """Drop splits without any tag, as competitions have for their test; elsewhere such rows are bad."""
+        for reason, count in self.left_out.items():
+            log(f"略過 {count} 句：{reason}")
         for split, rows in self.untagged.items():
             if self.drafts[split]:
                 self.problems += [(draft.number, f"{draft.place}：{reason}") for draft, reason in rows]

@@ -54,6 +54,10 @@ LABELS = (
 MENTIONS = ("text", "mention", "word", "name", "value", "surface", "entity", "文字")
 
 
+CANCELLED = "was_cancelled"  # Label Studio's mark of an annotation that was skipped
+ANSWER, REFUSED = "answer", ("reject", "ignore")  # Prodigy's verdict on the spans of a row
+
+
 class RawSpan(NamedTuple):
     """A span as it is written: `mention` is the text that it says to be, "" where it says none."""
 
@@ -112,6 +116,8 @@ def find_columns(
     # tokens go with tags; spans, whose tools may write tokens too, with the text
     by_token = bool(tokens) and (label not in spans or not texts)
     text = text_column or next(iter((tokens if by_token else texts) or tokens), "")
+    if not text and not label and (token_a_row := _token_a_row(present, cells)):
+        raise UserError(f"{named}：{token_a_row}")
     if not text:
         problems.append(
             f"{named}：看不出哪一欄是文字，有的是 {listed(present)}；要有 text（文字）或 tokens（一串字），"
@@ -137,6 +143,20 @@ def _classification_hint(present: Sequence[str], cells: dict[str, list[Any]]) ->
     """Return a hint where a column holds one value a row, as the label of a whole text."""
     single = [name for name in _named(TAGS, present) if cells[name] and all(map(_is_single, cells[name]))]
     return f"。{single[0]} 一列只有一個值，像是整段文字的類別：那是 --task classify" if single else ""
+
+
+def _token_a_row(present: Sequence[str], cells: dict[str, list[Any]]) -> str:
+    """Return what to do with a table that has a token and its tag a row; "" for another one."""
+    tokens, tags = (
+        [name for name in _named(known, present) if cells[name] and all(map(_is_single, cells[name]))]
+        for known in (TOKENS, TAGS)
+    )
+    if not tokens or not tags:
+        return ""
+    return (
+        f"一列只有一個字（{tokens[0]}）與它的標記（{tags[0]}），看不出一句到哪裡；"
+        "請存成 .conll：一行寫「字 標記」，兩句之間空一行"
+    )
 
 
 def _is_single(cell: object) -> bool:
@@ -194,13 +214,28 @@ def as_object(row: object) -> dict[str, Any]:
         raise ValueError(f"應該是一個物件，得到 {type(row).__name__}")
     data, annotations = row.get("data"), row.get("annotations")
     if isinstance(data, dict) and isinstance(annotations, list):  # Label Studio
-        results = [part.get("result") for part in annotations if isinstance(part, dict)]
-        found = next((result for result in results if isinstance(result, list)), [])
-        values = [
-            item["value"] for item in found if isinstance(item, dict) and isinstance(item.get("value"), dict)
+        results = [
+            part["result"]
+            for part in annotations
+            if isinstance(part, dict) and isinstance(part.get("result"), list) and not part.get(CANCELLED)
         ]
+        items = [item.get("value") for item in (results or [[]])[0] if isinstance(item, dict)]
+        values = [value for value in items if isinstance(value, dict) and {"start", "end"} <= value.keys()]
         return {**data, "id": row.get("id"), "entities": values}
     return row
+
+
+def left_out(row: object) -> str:
+    """Return why a row is not meant to be used, by what its annotation tool says; "" for one that is."""
+    if not isinstance(row, dict):
+        return ""
+    if row.get(ANSWER) in REFUSED and isinstance(row.get("text"), str):
+        return "answer 是 reject 或 ignore（Prodigy 裡沒有採用的）"
+    annotations = row.get("annotations")
+    if isinstance(row.get("data"), dict) and isinstance(annotations, list):
+        done = [part for part in annotations if not (isinstance(part, dict) and part.get(CANCELLED))]
+        return "" if done else "沒有人標註過（Label Studio 的 annotations 是空的，或都取消了）"
+    return ""
 
 
 def tokens_of(cell: object, column: str) -> list[str]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from finetune.data.bad_rows import summarize_problems
-from finetune.data.cells import is_blank, narrowed, written_list
+from finetune.data.cells import column_key, is_blank, narrowed, written_list
 from finetune.data.label_columns import first_rows, missing_columns
 from finetune.data.row_dataset import RowDataset, check_rows, find_row_files, rows_of
 from finetune.data.turns import INSTRUCTIONS
@@ -32,6 +32,8 @@ PAIRS = (  # (source, target), names in small letters
     ("問題", "回答"), ("输入", "输出"), ("内容", "摘要"), ("原文", "译文"), ("问题", "答案"),
 )  # fmt: skip
 SOURCES, TARGETS = ({pair[side] for pair in PAIRS} for side in (0, 1))
+QUESTIONS = ("question", "問題", "问题")  # sources that may be about a passage in a column of its own
+PASSAGES = ("context", "passage", "文章", "段落", "短文", "上下文")
 INPUTS = ("input", "輸入", "输入")  # columns beside an instruction, which may be empty
 OUTPUTS = ("output", "response", "輸出", "输出")
 TRANSLATION = "translation"  # the column of a dict: language -> text
@@ -191,7 +193,13 @@ def find_pair_columns(
         ways = "、".join(f"{a} → {b}" for a, b in found)
         raise UserError(f"{named}：{ways} 都像一對文字，{WAY}")
     if found:
-        return PairColumns((found[0][0],), found[0][1])
+        source, target = found[0]
+        if not text_column and narrowed(source).lower() in QUESTIONS and (beside := _passage(present)):
+            raise UserError(
+                f"{named}：有 {beside}、{source} 與 {target}，像是在文章裡找答案：那是 --task span；"
+                f"真的只用 {source} 寫 {target}，就給 --text_column {source} --label_column {target}"
+            )
+        return PairColumns((source,), target)
     if languages:
         return _direction(languages, text_column, label_column, named, need_target)
     sources = [text_column] if text_column else _known(by_name, SOURCES, label_column)
@@ -202,6 +210,11 @@ def find_pair_columns(
     if len(codes := [name for name in present if LANGUAGE.fullmatch(name) and name not in ("id", "ID")]) > 1:
         way += f"，例如 --text_column {codes[0]} --label_column {codes[1]}（由 {codes[0]} 譯成 {codes[1]}）"
     raise UserError(f"{named}：看不出哪兩欄是輸入與輸出，有的是 {listed(present)}；{way}")
+
+
+def _passage(present: Sequence[str]) -> str:
+    """Return the column that holds what a question is about; "" without one."""
+    return next((name for name in present if column_key(name) in PASSAGES), "")
 
 
 def _known(by_name: dict[str, str], known: set[str], other: str) -> list[str]:

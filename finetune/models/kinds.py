@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -106,6 +106,18 @@ def is_decoder(config: PreTrainedConfig) -> bool:
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
+def _takes_body(config: PreTrainedConfig, wanted: Any) -> bool:
+    """Return whether a class with a head finds the weights of its family's body in a file.
+
+    LlamaForQuestionAnswering and its kin look for `transformer.`, and every file of theirs has `model.`.
+    """
+    from transformers import MODEL_MAPPING
+
+    body: Any = MODEL_MAPPING.get(type(config), wanted)
+    body = body[0] if isinstance(body, (list, tuple)) else body
+    return bool(body.base_model_prefix == wanted.base_model_prefix)
+
+
 def mismatch_reason(config: PreTrainedConfig, kind: str, name: str) -> str:
     """Return why a model cannot be of the wanted kind; "" when it can."""
     import transformers
@@ -115,7 +127,8 @@ def mismatch_reason(config: PreTrainedConfig, kind: str, name: str) -> str:
     if kind in NEW_HEAD and saved_as != kind:
         if saved_as in NEW_HEAD:
             return f"{description}：已經是{TITLES[saved_as]}，不能改成{TITLES[kind]}；請換它的底模"
-        if type(config) not in getattr(transformers, CLASSES[kind])._model_mapping:
+        known = getattr(transformers, CLASSES[kind])._model_mapping
+        if type(config) not in known or not _takes_body(config, known[type(config)]):
             return f"{description}：這類模型不能當{TITLES[kind]}的底模；{HINTS[kind]}"
         return ""
     if kind == "encoder":

@@ -86,7 +86,10 @@ def choices(model: nn.Module) -> list[LayerChoice]:
 
 
 def _lower(layers: LayerGroups) -> str:
-    """Return what to freeze to train the upper sixth of the layers; "" where they cannot be named."""
+    """Return what to freeze to train the upper sixth of the layers, or of two stacks the decoder.
+
+    "" where the layers cannot be named.
+    """
     if BODY in layers.names:
         return ""
     if ENCODER in layers.names:

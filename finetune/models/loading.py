@@ -28,6 +28,7 @@ from finetune.models.kinds import (
     names_no_head,
 )
 from finetune.models.lora import with_adapter
+from finetune.models.shape import build_empty
 from finetune.models.source_checks import (
     IN_PICKLE,
     NO_PICKLE,
@@ -171,6 +172,10 @@ def load_model(
             raise UserError(f"{flag} {name}：照 config.json 建不出模型：{reason}") from error
         new = _head_of(model) if kind in NEW_HEAD else new
     else:
+        if kind in NEW_HEAD and (in_4bit := options.from_pretrained.get("quantization_config")):
+            # a head has no weights in the file yet, and random ones are not to be rounded
+            names = _head_of(build_empty(config, kind))
+            in_4bit.llm_int8_skip_modules = sorted({name.rpartition(".")[0] for name in names})
         model, report = _from_pretrained(auto_class, name, config, flag, options)
         missing = set(report["missing_keys"]) - _tied_keys(model)
         if kind in NEW_HEAD and saved_as != kind:
@@ -272,7 +277,7 @@ def _from_pretrained(
     return model, report
 
 
-def _head_of(model: PreTrainedModel) -> set[str]:
+def _head_of(model: Any) -> set[str]:
     """Return names of parameters on top of the base model, and of its pooler: no language model has one."""
     body = f"{model.base_model_prefix}."
     names = (name for name, _ in model.named_parameters())

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.bad_rows import Unreadable
+from finetune.data.bad_rows import Unreadable, where
 from finetune.data.instructions import is_question
 from finetune.data.question_columns import find_question_columns
 from finetune.data.tables import read_table
@@ -215,7 +215,7 @@ def _first_row(source: Path) -> dict[str, Any]:
         if len(problems) < SHOWN:
             columns = listed(row if isinstance(row, dict) else ())
             problem = f"沒有 question、prompt 或 instruction 欄，有的是 {columns}"
-            problems.append(f"{source}:{line}：{row if isinstance(row, Unreadable) else problem}")
+            problems.append(f"{where(source, line)}：{row if isinstance(row, Unreadable) else problem}")
     raise UserError(problems or [f"--input {source}：空的檔案"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
+from finetune.data.bad_rows import where
 from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.predict.classifier import ClassifierPredictor, TextOrPair
@@ -31,7 +32,7 @@ class ClassificationRows(RowHandler[ClassifierPredictor, TextOrPair]):
         self.text_columns = _text_columns(source, flags.text_column, predictor.trained_columns)
         predictor.warn_of_count(len(self.text_columns))
         self.label_key, label_type = ("labels", "list") if predictor.multi else ("label", "text")
-        first_rows, file_columns = columns_of(source)
+        first_rows, file_columns = columns_of(read_table(source))
         trained = str(predictor.card.flags.get("label_column") or "") if predictor.card else ""
         label_column = flags.label_column or (trained if {*column_names(trained)} <= {*file_columns} else "")
         self.truth = TrueLabels(
@@ -103,7 +104,7 @@ def _text_columns(source: Path, requested: str, trained: tuple[str, ...]) -> tup
     """
     rows = list(islice((row for _, row in read_table(source) if isinstance(row, dict)), LOOKED))
     if not rows:
-        problems = [f"{source}:{line}：{row}" for line, row in islice(read_table(source), 1)]
+        problems = [f"{where(source, line)}：{row}" for line, row in islice(read_table(source), 1)]
         raise UserError(problems or f"--input {source}：空的檔案")
     columns = list(dict.fromkeys(str(name) for row in rows for name in row))
     if not requested and trained and {*trained} <= {*columns}:

@@ -6,18 +6,18 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bad_rows import Unreadable
+from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.label_columns import LOOKED, column_names
 from finetune.data.tables import read_table
 from finetune.predict.row_handler import Record, Row, is_text, storable_text
 from finetune.runtime.strict_json import too_long
 
 
-def columns_of(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the first rows, and every column that a row of the file has, in the order they come."""
+def columns_of(rows: Rows) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the first rows, and every column that a row of a file has, in the order they come."""
     first: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
-    for _, row in read_table(source):
+    for _, row in rows:
         if isinstance(row, dict):
             columns |= dict.fromkeys(map(str, row))
             first += [row] if len(first) < LOOKED else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 CACHE_SIZE = 1 << 12  # texts whose token ids are kept: a file of questions seldom repeats one
 UNKNOWN_LENGTH = 1 << 30  # tokens: no limit that is known
+SHOWN = 40  # characters of a part that the model does not know
 SERVER = "server"  # device of a model that runs elsewhere
 DEFAULT_METHOD = "pll"  # works with any masked language model
 
@@ -299,7 +301,8 @@ class LocalPredictor(Predictor):
         """Log which characters of these texts the tokenizer does not know: it reads them all as [UNK]."""
         unknown = dict.fromkeys(part for text in texts for part in unknown_parts(self.tokenizer, text))
         if unknown:
-            log(f"⚠️ 這個模型不認得：{'、'.join(list(unknown)[:20])}（都讀成 [UNK]）")
+            some = [part if len(part) <= SHOWN else f"{part[:SHOWN]}…" for part in islice(unknown, 20)]
+            log(f"⚠️ 這個模型不認得：{'、'.join(some)}（都讀成 [UNK]）")
 
 
 AnyPredictor = TypeVar("AnyPredictor", bound=Predictor)

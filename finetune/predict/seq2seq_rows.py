@@ -10,6 +10,7 @@ from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.bad_rows import Unreadable
 from finetune.data.data_files import DataFile
 from finetune.data.label_columns import first_rows
+from finetune.data.tables import read_table
 from finetune.data.text_pairs import PairColumns, find_pair_columns, source_of, target_of
 from finetune.evaluation.text_overlap import summary_figures
 from finetune.predict.file_columns import columns_of, copied_columns, copy_of
@@ -30,7 +31,7 @@ class Seq2SeqRows(RowHandler[Seq2SeqPredictor, list[int]]):
         super().__init__(flags, predictor)
         source = Path(required(flags.input))
         self.decoding = predictor.decoding_of(flags)
-        rows, names = columns_of(source)
+        rows, names = columns_of(read_table(source))
         if not rows:
             first_rows([DataFile(source, "")], f"--input {flags.input}")  # says why
         self.pair = _columns(rows, flags, predictor)

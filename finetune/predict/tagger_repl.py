@@ -60,7 +60,8 @@ class TaggerRepl(Repl[TaggerPredictor]):
         """List the labels."""
         if value:
             raise UserError("labels 後面不用寫什麼")
-        print_result(plain("  " + "、".join(self.predictor.tags.labels), lines=False))
+        names = [_label(label) or "（不分類型）" for label in self.predictor.tags.labels]
+        print_result(plain("  " + "、".join(names), lines=False))
 
     def _ask_question(self) -> None:
         raise UserError("這是序列標註模型，不會答選擇題；請直接輸入要標註的文字")

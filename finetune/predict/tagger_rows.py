@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from finetune.cli.inference_args import InferenceArgs, required
-from finetune.data.label_columns import find_texts
+from finetune.data.bad_rows import Rows, Unreadable, where
+from finetune.data.conll import TAGS as LABELS
+from finetune.data.conll import TOKENS as TEXT
+from finetune.data.data_files import DataFile
+from finetune.data.label_columns import TEXTS, find_texts
 from finetune.data.tagged import TaggedDataset, TaggedOptions, TaggedRow, read_tagged
-from finetune.data.tagged_columns import SPANS, TAGS
+from finetune.data.tagged_columns import SPANS, TAGS, TOKENS, cell_value, is_tokens
+from finetune.data.tagged_columns import as_object as row_object
+from finetune.data.tagged_files import file_rows
+from finetune.data.token_tags import TokenJoiner
 from finetune.evaluation.bootstrap import f1, f1_interval
 from finetune.evaluation.tag_records import as_object
 from finetune.evaluation.tagging import predicted_spans
@@ -33,11 +41,15 @@ class TaggerRows(RowHandler[TaggerPredictor, Item]):
     def __init__(self, flags: InferenceArgs, predictor: TaggerPredictor):
         super().__init__(flags, predictor)
         source = Path(required(flags.input))
-        rows, file_columns = columns_of(source)
+        rows, file_columns = columns_of(self.read(source))
         gold = self._read_gold(str(source), file_columns)
         self.gold = {row.number: row for part in gold.rows.values() for row in part} if gold else {}
-        self.text_column = gold.text_column if gold else self._text_column(str(source), file_columns, rows)
-        self.label_column = gold.label_column if gold else ""
+        if gold:
+            self.text_column, self.label_column = gold.text_column or TEXT, gold.label_column or LABELS
+        else:
+            self.text_column, self.label_column = self._text_column(source, file_columns, rows), ""
+        cells = [cell_value(row.get(self.text_column)) for row in rows]
+        self.joiner = TokenJoiner(cell for cell in cells if isinstance(cell, list) and is_tokens(cell))
         columns = {"row": "whole", "id": "text", "text": "text", "entities": "spans"}
         columns |= {"true_entities": "spans"} if gold else {}
         columns["error"] = "text"
@@ -63,29 +75,43 @@ class TaggerRows(RowHandler[TaggerPredictor, Item]):
                 raise
             return None
         if not any(row.spans for part in gold.rows.values() for row in part):
-            return None
+            return None  # tags that are all O are to be filled in
         if gold.skipped:
             log(f"--input {source}：{len(gold.skipped)} 列的標記讀不懂，不計分（--inspect 可看原因）")
         return gold
 
-    def _text_column(self, source: str, file_columns: list[str], rows: list[dict[str, Any]]) -> str:
+    def _text_column(self, source: Path, file_columns: list[str], rows: list[dict[str, Any]]) -> str:
         """Return the column of the texts.
 
         Raises:
             UserError: there is none, or several.
         """
         if not rows:
-            raise UserError(f"--input {source}：空的檔案，或一列也讀不到")
+            problems = [f"{where(source, line)}：{row}" for line, row in islice(self.read(source), 1)]
+            raise UserError(problems or f"--input {source}：空的檔案，或一列也讀不到")
         card = self.predictor.card
         trained = str(card.flags.get("text_column") or "") if card else ""
         if not self.flags.text_column and trained in file_columns:
             return trained
+        tokens = [name for name in file_columns if any(is_tokens(row.get(name)) for row in rows)]
+        known = [name for name in tokens if name.strip().lower() in TOKENS]
+        if not self.flags.text_column and len(known) == 1 and not {*file_columns} & {*TEXTS}:
+            return known[0]
         found = find_texts(file_columns, self.flags.text_column, f"--input {source}")
         if len(found) > 1:
             raise UserError(
                 f"--input {source}：標註只讀一欄文字，{'、'.join(found)} 是兩欄；用 --text_column 選一欄"
             )
         return found[0]
+
+    def read(self, source: Path) -> Rows:
+        """Yield (line, row) of the file: of a table, of columns, or of JSON that is one row."""
+        flags = self.flags
+        for line, row in file_rows(DataFile(source), flags.text_column or "", flags.label_column or ""):
+            try:
+                yield line, row if isinstance(row, Unreadable) else row_object(row)
+            except ValueError:
+                yield line, row  # its record says what it is
 
     def identity(self, source: Path) -> dict[str, Any]:
         """Return what must be the same for a run to continue, with the columns read."""
@@ -97,7 +123,7 @@ class TaggerRows(RowHandler[TaggerPredictor, Item]):
         record = super().new_record(number, row) | copy_of(row, self.copied)
         values = row if isinstance(row, dict) else {}
         gold = self.gold.get(number)
-        record["text"] = gold.text if gold else storable_text(values.get(self.text_column))
+        record["text"] = gold.text if gold else storable_text(self._joined(values))
         if "true_entities" in self.columns:
             record["true_entities"] = (
                 None if gold is None else [as_object(gold.text, span) for span in gold.spans]
@@ -106,8 +132,19 @@ class TaggerRows(RowHandler[TaggerPredictor, Item]):
 
     def read_row(self, record: Record, row: Row) -> Item:
         """Read the text."""
-        gold = self.gold.get(record["row"])
-        return (gold.text if gold else text_of(row, self.text_column)), gold
+        if gold := self.gold.get(record["row"]):
+            return gold.text, gold
+        if isinstance(row, dict) and self.text_column in row:
+            row = {**row, self.text_column: self._joined(row)}
+        return text_of(row, self.text_column), None
+
+    def _joined(self, row: dict[str, Any]) -> Any:
+        """Return the text of a row; tokens are joined, other values stay as they are."""
+        cell = row.get(self.text_column)
+        tokens = cell_value(cell) if is_tokens(cell) else None
+        if isinstance(tokens, list):
+            return self.joiner.join(tokens)[0]
+        return "" if cell == [] else cell
 
     def predict(self, pending: list[tuple[Record, Item]]) -> None:
         """Tag the texts, and write the spans into the records."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from finetune.data.bad_rows import Rows, Unreadable
+from finetune.data.bad_rows import Rows, Unreadable, where
 from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.data.text_lines import read_lines
@@ -40,7 +40,8 @@ def find_text_column(file: Path, text_column: str, flag: str) -> str:
     """
     rows = [row for _, row in islice(read_text_rows(file, text_column), LOOKED) if isinstance(row, dict)]
     if not rows:
-        problems = [f"{file}:{line}：{row}" for line, row in islice(read_text_rows(file, text_column), 1)]
+        first = islice(read_text_rows(file, text_column), 1)
+        problems = [f"{where(file, line)}：{row}" for line, row in first]
         raise UserError(problems or f"{flag} {file}：空的檔案")
     if len(column_names(text_column)) > 1:
         raise UserError(f"--text_column {text_column}：一列只有一個向量，只能給一欄")

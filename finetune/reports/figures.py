@@ -149,7 +149,7 @@ def _draw_layers(subject: Subject, shape: ModelShape, figures: Figures) -> None:
     model = empty_model(config, kind)
     shown: list[LayerChoice] = choices(model)
     if BODY in shown[0].sizes:
-        note += "；編碼器與解碼器不是單純的一疊層，--freeze 分不出某幾層"
+        note += "；這個家族的層不是單純的一疊，--freeze 分不出某幾層"
     if card is not None and (run := choice_of_run(model, card.flags)):
         shown.append(run)
     figures.files["layers"] = layers_figure(shape, subject.source, shown, note, card)

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from finetune.models.layer_choices import ALL, LORA, NONE, RUN, SOME, LayerChoice
-from finetune.models.layer_groups import format_ranges
+from finetune.models.layer_groups import DECODER, format_ranges
 from finetune.models.run_card import TASK_TITLES
 from finetune.models.shape import ModelShape
 from finetune.reports.figure_words import PART_TITLES, count, heading, share_bar
@@ -75,7 +75,8 @@ def _panel(drawing: Drawing, place: Box, choice: LayerChoice) -> float:
     drawing.text(
         place.middle, place.y + 20, f"{chinese} {english}".strip(), "head", anchor="middle", room=place.width
     )
-    drawing.text(place.middle, place.y + 44, UNDER[choice.name], "small", anchor="middle", room=place.width)
+    under = "解碼器學" if choice.name == SOME and DECODER in choice.sizes else UNDER[choice.name]
+    drawing.text(place.middle, place.y + 44, under, "small", anchor="middle", room=place.width)
     stack = Box(place.x, place.y + 56, place.width, TALL)
     _stack(drawing, stack, choice)
     y = stack.bottom + 24

@@ -7,6 +7,7 @@ from typing import Any
 from finetune.evaluation.span_metrics import summary_metrics
 from finetune.reports.row_report import Bar, Figure, Metrics, Table
 
+FEW = 10  # articles: of fewer no interval can be trusted
 BASELINES = {  # names in the metrics -> titles
     "most_shared_sentence": "與問題共用最多字的一句", "random_sentence": "隨便一句",
 }  # fmt: skip
@@ -24,11 +25,13 @@ def sentence(metrics: Metrics, figure: Figure) -> str:
     name, best = _best_baseline(metrics)
     if not best:
         return text + "。"
-    return f"{text}；{BASELINES[name]}的 F1 是 {figure(best['f1'])}，{_verdict(best)}。"
+    return f"{text}；{BASELINES[name]}的 F1 是 {figure(best['f1'])}，{_verdict(best, metrics['articles'])}。"
 
 
-def _verdict(baseline: dict[str, Any]) -> str:
+def _verdict(baseline: dict[str, Any], articles: int) -> str:
     """Return whether the model is ahead of a baseline, by the interval of the difference in F1."""
+    if articles < FEW:
+        return "文章太少，看不出差別"
     low, high = baseline["f1_difference_interval_95"]
     if low > 0:
         return "模型明顯較好"
@@ -71,7 +74,7 @@ def notes(metrics: Metrics) -> list[str]:
         )
     if metrics.get("left_out"):
         lines.append(f"另有 {metrics['left_out']} 題問題太長，放不下文章，沒有列入（可加長 --max_length）")
-    if metrics["articles"] < 10:
+    if metrics["articles"] < FEW:
         lines.append(f"這些題目只來自 {metrics['articles']} 篇文章：區間靠不住")
     return lines
 

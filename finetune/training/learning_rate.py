@@ -57,7 +57,7 @@ def plateau_warning(
         return ""
     other = rate_to_try(rate, scratch_rate)
     return (
-        f"⚠️ 訓練損失幾乎沒有下降：最低 {lowest:.3f}，不看內容、只知道各類的比例就有 {guessed:.3f}，"
+        f"⚠️ 訓練損失幾乎沒有下降：最低 {lowest:.3f}，不看內容、只知道各類的比例就有 {abs(guessed):.3f}，"
         f"等於什麼也沒學到。學習率 {rate:g} 可能{'太小' if other > rate else '太大'}（或步數太少），"
         f"試試 --learning_rate {other:g}"
     )
