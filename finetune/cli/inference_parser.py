@@ -39,7 +39,7 @@ def build_parser() -> Parser:
         help="auto｜fp32｜bf16｜fp16；auto 是 fp32，或在算 bf16 較快的 CPU 用 bf16，分數太接近的題再用 fp32")
     add("--local_rank", type=int_in(-1), default=-1, help="由啟動器填入")
 
-    add = parser.add_argument_group("填空與分類").add_argument
+    add = parser.add_argument_group("填空、分類與標註").add_argument
     add("--prompt", help="一句話，[MASK] 是空格，沒有就加在句尾；因果模型則回答它，或續寫；"
                          "分類、標註、文字轉換的模型則處理它")
     add("--pair", help="分類模型：一對句子的第二句，第一句是 --prompt")

@@ -17,6 +17,7 @@ from finetune.models.generation import Generator
 from finetune.models.streaming import Reply
 from finetune.models.tokenizer import prompt_length
 from finetune.objectives.batching import Example
+from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -45,6 +46,9 @@ class Seq2SeqObjective:
         config: the model's; what it lacks to begin and end a text is written into it.
         lengths: a longer source or target loses its end.
         prefix: text before every source, as T5 was trained with.
+
+    Raises:
+        UserError: a prefix that leaves no room for a source.
     """
 
     name = "seq2seq"
@@ -64,6 +68,10 @@ class Seq2SeqObjective:
     ):
         self.rows, self.tokenizer, self.config = list(rows), tokenizer, config
         complete_config(config, tokenizer)
+        if prefix and (used := len(tokenizer(prefix)["input_ids"])) >= lengths.source:
+            raise UserError(
+                f"--prefix 有 {used} 個 token，一列最多讀 {lengths.source} 個（--max_length），放不下輸入"
+            )
         self.longest_target = prompt_length(config, tokenizer, lengths.target)
         self.sources = [encode(tokenizer, prefix + row.source, "", lengths.source) for row in rows]
         targets = [target_ids(tokenizer, row.target, self.longest_target) for row in rows]
@@ -71,7 +79,10 @@ class Seq2SeqObjective:
         self.lengths = [len(a.ids) + len(b) for a, b in zip(self.sources, self.targets, strict=True)]
         self.truncated = sum(source.cut for source in self.sources)
         cut = sum(was_cut for _, was_cut in targets)
-        note = f"輸出超過 {self.longest_target} 個 token，縮短了尾端（可加大 --max_target_length）"
+        way = (
+            "可加大 --max_target_length" if self.longest_target >= lengths.target else "這個模型最多寫這麼長"
+        )
+        note = f"輸出超過 {self.longest_target} 個 token，縮短了尾端（{way}）"
         self.remarks: Mapping[str, int] = {note: cut} if cut else {}
         order = sorted(range(len(self.rows)), key=lambda at: seeded_hash(0, self.rows[at].fingerprint))
         self.written = order[: lengths.rows or None]  # indices of the rows that `predict` writes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from finetune.data.bad_rows import Rows, Unreadable, where
+from finetune.data.bad_rows import Rows, Unreadable, log_once, where
 from finetune.data.label_columns import LOOKED, column_names, find_texts
 from finetune.data.tables import read_table
 from finetune.data.text_lines import read_lines
@@ -50,4 +50,7 @@ def find_text_column(file: Path, text_column: str, flag: str) -> str:
     if len(found) > 1:
         pair = "、".join(found)
         raise UserError(f"{flag} {file}：{pair} 是一對句子，一列只有一個向量；用 --text_column 選其中一欄")
+    texts = [name for name in columns if any(isinstance(row.get(name), str) for row in rows)]
+    if not text_column and len([name for name in texts if name.lower() != "id"]) > 1:
+        log_once((str(file), found[0]), f"{flag} {file}：讀 {found[0]} 欄（要別的欄就用 --text_column）")
     return found[0]

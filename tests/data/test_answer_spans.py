@@ -209,3 +209,24 @@ def test_columns_may_be_named(tmp_path):
     assert read(path, text_column="x", label_column="y") == [("何？", "天地玄黃", (("天地", 0),))]
     with pytest.raises(UserError, match="--text_column z"):
         read(path, text_column="z", label_column="y")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_one_question_alone_is_a_row_and_its_list_of_answers_is_none(tmp_path, suffix):
+    context = "天地玄黃宇宙"
+    answer = {"text": "玄黃", "answer_start": 2}
+    for number, answers in enumerate(([answer], [answer, {"text": "宇宙", "answer_start": 4}])):
+        row = {"context": context, "question": "何色？", "answers": answers}
+        for name, value in (("flat", row), ("passage", {"context": context, "qas": [row]})):
+            file = tmp_path / f"{name}{number}{suffix}"
+            file.write_text(json.dumps(value), encoding="utf-8")
+            (found,) = read_spans(str(file)).rows[""]
+            assert found.context == context and len(found.answers) == len(answers)
+
+
+def test_columns_named_for_nested_questions_are_said_to_have_no_effect(tmp_path, capsys):
+    qa = {"question": "何色？", "answers": [{"text": "玄黃", "answer_start": 2}]}
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps({"data": [{"paragraphs": [{"context": "天地玄黃", "qas": [qa]}]}]}))
+    assert len(read_spans(str(file), options=SpanOptions(label_column="答案"))) == 1
+    assert "--label_column 答案 沒有作用" in capsys.readouterr().err

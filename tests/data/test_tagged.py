@@ -332,3 +332,27 @@ def test_a_split_without_any_tags_is_left_out_and_one_row_without_is_a_bad_row(t
     assert "x.jsonl:2：label 是空的" in message
     (tmp_path / "y.conll").write_text("天\n地\n", encoding="utf-8")
     assert "每行只有一欄" in problems(tmp_path / "y.conll")
+
+
+def test_rows_that_their_annotation_tool_says_not_to_use_are_left_out(tmp_path, capsys):
+    spans = [{"start": 0, "end": 3, "label": "PER"}]
+    rows = [{"text": TEXT, "spans": spans, "answer": said} for said in ("accept", "reject", "ignore")]
+    dataset = read_tagged(str(write_rows(tmp_path / "prodigy.jsonl", rows)))
+    assert len(dataset) == 1 and "略過 2 句：answer 是 reject 或 ignore" in capsys.readouterr().err
+
+    def task(*annotations):
+        return {"data": {"text": TEXT}, "annotations": list(annotations)}
+
+    value = {"start": 0, "end": 3, "text": "王小明", "labels": ["PER"]}
+    done = {"result": [{"value": {"choices": ["x"]}}, {"value": value}]}
+    cancelled = {"was_cancelled": True, "result": []}
+    file = write_rows(tmp_path / "studio.json", [task(done), task(), task(cancelled), task(cancelled, done)])
+    assert found(read_tagged(str(file))) == [(TEXT, [("王小明", "PER")])] * 2
+    assert "略過 2 句：沒有人標註過" in capsys.readouterr().err
+
+
+def test_a_table_with_a_token_a_row_says_how_to_save_it(tmp_path):
+    rows = [{"Sentence #": 1, "Word": "王", "POS": "NR", "Tag": "B-PER"}] * 3
+    message = problems(write_rows(tmp_path / "x.csv", rows))
+    assert "一列只有一個字（Word）與它的標記（Tag）" in message and ".conll" in message
+    assert "classify" not in message

@@ -115,3 +115,15 @@ def test_no_source_stands_in_two_splits(tmp_path):
     parts = [{row.source for row in part} for part in (splits.fit, splits.validation, splits.test)]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
     assert len(splits.fit) == len(parts[0])
+
+
+def test_a_question_with_its_passage_beside_is_not_read_without_it(tmp_path):
+    row = {"context": "天地玄黃", "question": "什麼色？", "answer": "玄黃"}
+    file = write_rows(tmp_path / "x.jsonl", [row] * 2)
+    with pytest.raises(UserError, match="--task span"):
+        read_text_pairs(str(file))
+    pairs = read_text_pairs(str(file), options=PairOptions("question", "answer"))
+    assert pairs.rows[""][0].source == "什麼色？"
+    assert (
+        len(read_text_pairs(str(write_rows(tmp_path / "y.jsonl", [{"question": "a", "answer": "b"}])))) == 1
+    )

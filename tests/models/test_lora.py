@@ -10,7 +10,9 @@ from conftest import (
     causal_weights,
     losses,
     make_causal_dir,
+    make_model_dir,
     write_alpaca,
+    write_rows,
 )
 from forked import run_ranks
 
@@ -158,3 +160,13 @@ def test_four_bits_are_trained_and_merged_into_full_precision(train_causal, tmp_
     found = losses(tmp_path)
     assert found[-1] < 0.7 * found[0]
     assert all(tensor.dtype == torch.float32 for tensor in causal_weights(tmp_path / MODEL).values())
+
+
+@pytest.mark.slow
+def test_a_new_head_is_trained_in_full_precision_beside_four_bits(train, tmp_path):
+    base = make_model_dir(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    row = {"text": "天地玄黃", "entities": [{"start": 0, "end": 2, "label": "A"}]}
+    data = write_rows(tmp_path / "x.jsonl", [{**row, "text": row["text"] + "日月" * n} for n in range(30)])
+    flags = ["--lora_rank", 2, "--load_in_4bit", "--max_steps", 2]
+    words = ["--task", "tag", "--model_name_or_path", base, "--dataset", data, "--cpu"]
+    assert train(*words, *flags, base=False) == 0

@@ -15,6 +15,7 @@ from finetune.objectives.batching import collate
 from finetune.objectives.loss import loss_stats, token_losses
 from finetune.objectives.seq2seq import Lengths, Seq2SeqObjective
 from finetune.runtime.distributed import Distributed
+from finetune.runtime.errors import UserError
 
 RNG = random.Random(0)
 ROWS = [
@@ -86,3 +87,12 @@ def test_a_sample_of_the_rows_is_written_always_the_same_and_by_all_ranks(monkey
     assert objective.predict(forward, model.config, Rank(1, 2, torch.device("cpu"))) == alone
     metrics = objective.metrics(alone, model.config, alone)
     assert metrics["n"] == 4 and metrics["rows"] == 7 and metrics["difference"]["rougeL"]["difference"] == 0
+
+
+def test_a_prefix_that_leaves_no_room_is_refused_and_a_models_own_limit_is_named():
+    with pytest.raises(UserError, match="--prefix 有 .*放不下輸入"):
+        objective_of("t5", prefix="天" * LENGTHS.source)
+    long = [TextPair("1", "天地", "天地玄黃" * 40)]
+    for longest, said in ((1000, "這個模型最多寫這麼長"), (16, "可加大 --max_target_length")):
+        objective, _, _ = objective_of("bart", long, Lengths(32, longest))
+        assert [said in note for note in objective.remarks] == [True]

@@ -275,6 +275,7 @@ def test_flags_that_do_not_fit_are_named_with_their_value_and_the_way_out(run, t
         (("--nearest", "天"), "--nearest 要與 --embed 一起給"),
         (("--pooling", "cls", "--prompt", "天"), "--pooling 要與 --embed 一起給"),
         (("--embed", texts, "--output", "v.npy", "--pooling", "median"), "median"),
+        (("--json",), "--compare、--embed 或 --draw 一起給"),
         (("--hidden_states",), "--hidden_states 要與 --prompt 一起給"),
         (("--prompt", "天", "--hidden_states", "--do_sample"), "--do_sample 與 --hidden_states"),
         (("--prompt", "天", "--hidden_states", "--top_k", "3"), "--top_k 3 與 --hidden_states"),
@@ -365,3 +366,12 @@ def test_a_lora_adapter_is_part_of_the_vectors(model_dir, tmp_path):
     hidden = inference.hidden_states(model, tokenizer, "天地", device)["last_hidden_state"]
     np.testing.assert_allclose(tuned[0], hidden.mean(0), atol=1e-5)
     assert np.abs(tuned - plain).max() > 1e-4
+
+
+def test_the_column_that_is_read_is_named_where_there_are_others(run, tmp_path):
+    file = write_rows(tmp_path / "two.jsonl", [{"title": "天地", "text": "玄黃", "note": "日月"}] * 2)
+    assert "讀 text 欄（要別的欄就用 --text_column）" in run("masked", "--embed", file, "--nearest", "天")[2]
+    assert "讀 " not in run("masked", "--embed", file, "--nearest", "天", "--text_column", "note")[2]
+    (tmp_path / "none.jsonl").write_text("")
+    err = run("masked", "--embed", tmp_path / "none.jsonl", "--nearest", "天")[2]
+    assert "none.jsonl：空的檔案" in err and ":0" not in err

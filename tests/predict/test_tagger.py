@@ -13,6 +13,7 @@ from conftest import HAN, write_rows
 from seqeval import metrics as seqeval
 
 import inference
+from finetune.runtime.errors import UserError
 
 NAMES = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
@@ -284,3 +285,50 @@ def test_other_data_are_not_taken_for_tagged_texts(tmp_path, rows):
     from finetune.predict.inspect_tags import holds_tags
 
     assert not holds_tags(str(write_rows(tmp_path / "x.jsonl", rows)))
+
+
+def test_files_of_columns_tokens_and_tools_are_tagged_row_by_row(run, tmp_path, folders):
+    text = "天地玄黃"
+    columns = "\n\n".join("\n".join(f"{c} {'O' if n else 'B-PER'}" for c in text) for n in range(2))
+    (tmp_path / "x.conll").write_text(columns, encoding="utf-8")
+    write_rows(
+        tmp_path / "tokens.jsonl", [{"tokens": list(text)}, {"tokens": []}, {"tokens": ["John", "日"]}]
+    )
+    studio = {"data": {"text": text}, "annotations": []}
+    write_rows(tmp_path / "studio.json", [studio, studio])
+    write_rows(tmp_path / "spacy.json", [[text, {"entities": []}]] * 2)
+    entities = [{"start": 0, "end": 1, "label": "PER"}, {"start": 1, "end": 2, "label": "LOC"}]
+    write_rows(tmp_path / "lone.jsonl", [{"text": text, "entities": entities}])
+    wanted = inference.tag(*inference.load_model(folders["tagger"], "cpu")[:2], [text], "cpu")[0]
+    files = {"x.conll": 2, "tokens.jsonl": 3, "studio.json": 2, "spacy.json": 2, "lone.jsonl": 1}
+    for name, count in files.items():
+        code, out, err = run("tagger", "--input", tmp_path / name, "--output", f"{name}.out.jsonl")
+        assert code == 0, err
+        rows = rows_of(tmp_path / f"{name}.out.jsonl")
+        assert len(rows) == count and rows[0]["text"] == text and rows[0]["entities"] == wanted
+    rows = rows_of(tmp_path / "tokens.jsonl.out.jsonl")
+    assert rows[1]["error"] == "tokens 是空的" and rows[2]["text"] == "John日"
+    (tmp_path / "one.conll").write_text("天\n地\n", encoding="utf-8")
+    code, _, err = run("tagger", "--input", tmp_path / "one.conll", "--output", "o.jsonl")
+    assert code == 2 and "每行只有一欄" in err
+    assert run("masked", "--input", tmp_path / "x.conll", "--output", "o.jsonl")[0] == 2
+
+
+def test_python_takes_any_list_of_texts_and_refuses_what_is_none(folders):
+    model, tokenizer, device = inference.load_model(folders["tagger"], "cpu")
+    one = inference.tag(model, tokenizer, ["天地"], device)
+    assert inference.tag(model, tokenizer, (text for text in ["天地"]), device) == one
+    for wrong in (None, "天地", 5, {"text": "天地"}):
+        for function in (inference.tag, inference.embed):
+            with pytest.raises(UserError, match="要一串文字"):
+                function(model, tokenizer, wrong, device)
+
+
+def test_an_exam_of_questions_is_refused_by_name(run):
+    code, _, err = run("tagger", "--exam", "demo")
+    assert code == 2 and "--exam demo 是內建的選擇題" in err and "三種做法" not in err
+
+
+def test_a_long_unknown_part_is_shown_by_its_beginning(run):
+    _, _, err = run("tagger", "--prompt", "🙂" * 300)
+    assert "🙂" * 40 + "…" in err and "🙂" * 41 not in err
