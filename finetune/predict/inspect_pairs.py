@@ -40,7 +40,7 @@ def holds_pairs(source: str, text_column: str = "", label_column: str = "") -> b
             columns = find_pair_columns(rows, text_column, label_column, source)
         except UserError:
             return False
-        if not label_column:
+        if columns.inside or not label_column:
             return True
         cells = [str(row.get(columns.target) or "") for row in rows]
         return len({*cells}) > len(cells) / 2 and median(map(len, cells)) > 1  # texts, not classes

@@ -37,8 +37,14 @@ TASK_FLAGS = {  # flags that only these tasks use
     "span": ("max_answer_length",),
     "seq2seq": ("prefix", "max_target_length"),
 }  # fmt: skip
-WRITE_LABELS = "；finetune.demo.builtin.write_labels('things.csv') 寫出可練習的標籤檔，再用 --dataset"
-HINTS = {("demo", "classify"): WRITE_LABELS}  # by flag and task, of a flag of another task
+PRACTICE = {  # what of the demo writes data to practise a task with
+    "classify": "write_labels('things.csv')", "tag": "write_entities('entities.jsonl')",
+    "span": "write_passages('passages.csv')", "seq2seq": "write_rewrites('rewrites.csv')",
+}  # fmt: skip
+HINTS = {  # by flag and task, of a flag of another task
+    ("demo", task): f"；finetune.demo.builtin.{call} 寫出可練習的資料，再用 --dataset"
+    for task, call in PRACTICE.items()
+}
 DATA_NAMES = {
     "classify": "有標籤的文字", "tag": "有標註的文字", "span": "文章與問答", "seq2seq": "成對的文字",
 }  # fmt: skip

@@ -25,6 +25,7 @@ from finetune.evaluation.metrics import wilson
 from finetune.evaluation.scores import best
 from finetune.evaluation.scoring import score_options
 from finetune.prompts.scoring_methods import METHODS, TEXT, parse
+from finetune.training.preflight import PRACTICE
 
 MODEL = "my_bert_finetuned_model_hf_format"
 SCRIPT = ROOT / "fine_tuning_llm.py"
@@ -248,3 +249,12 @@ def test_the_small_encoder_decoder_is_built_with_its_tokenizers_special_tokens(t
     assert config.vocab_size == len(tokenizer) and config.is_encoder_decoder
     assert (config.pad_token_id, config.bos_token_id) == (tokenizer.pad_token_id, tokenizer.cls_token_id)
     assert {config.eos_token_id, config.decoder_start_token_id} == {tokenizer.sep_token_id}
+
+
+@pytest.mark.parametrize("task", PRACTICE)
+def test_demo_with_a_task_that_has_no_exam_names_what_writes_its_practice_data(task, capsys):
+    import fine_tuning_llm
+
+    assert fine_tuning_llm.main(["--demo", "--task", task]) == 2
+    assert PRACTICE[task] in capsys.readouterr().err
+    assert hasattr(builtin, PRACTICE[task].partition("(")[0])
