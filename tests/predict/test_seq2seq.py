@@ -118,9 +118,6 @@ def test_pairs_are_inspected(run, world, capsys):
     assert code == 0 and "輸入欄 input" in out and "輸入相同、輸出不同" in out
 
 
-<<<<<<< HEAD
-@pytest.mark.nightly  # T5 is in tests/training/test_task_laws.py
-=======
 def test_translations_are_inspected_in_the_direction_that_the_columns_name(tmp_path, capsys):
     rows = [{"translation": {"en": f"I have {n} cats.", "zh": f"我有 {n} 隻貓。"}} for n in range(4)]
     file = tmp_path / "x.jsonl"
@@ -130,7 +127,7 @@ def test_translations_are_inspected_in_the_direction_that_the_columns_name(tmp_p
     assert code == 0 and "4 列" in out and "輸入欄 en，輸出欄 zh" in out
 
 
->>>>>>> h-docs
+@pytest.mark.nightly  # T5 is in tests/training/test_task_laws.py
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_an_adapter_beside_its_base_writes_as_the_merged_model(world, tmp_path, monkeypatch, family):
     base = save(tmp_path / "base", family, spread=0.1)
