@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from finetune.data.answer_spans import SpanOptions, read_spans
@@ -14,15 +13,13 @@ from finetune.data.headers import LOOKED
 from finetune.data.question_columns import looks_like_question
 from finetune.data.row_dataset import RowDataset
 from finetune.data.span_columns import find_span_columns
-from finetune.data.span_rows import SpanRow, is_nested
+from finetune.data.span_rows import SpanParser, SpanRow, is_nested
 from finetune.evaluation.span_metrics import rule_of
 from finetune.predict.inspect_exam import table
 from finetune.predict.inspect_rows import check_lines, duplicates, joined, quantiles
 from finetune.runtime.console import as_json, print_result
 from finetune.runtime.errors import UserError
 from finetune.runtime.file_types import is_readable
-
-SHORT = 40  # characters: from here on a median passage is one, and no short text
 
 
 def holds_spans(source: str, text_column: str = "", label_column: str = "") -> bool:
@@ -46,8 +43,17 @@ def holds_spans(source: str, text_column: str = "", label_column: str = "") -> b
             columns = find_span_columns(names, text_column, label_column)
         except UserError:
             return False
-        return median(len(str(row.get(columns.context) or "")) for row in rows) >= SHORT
+        parser = SpanParser(columns)
+        return 2 * sum(_is_answered_within(row, parser) for row in rows) > len(rows)
     return False
+
+
+def _is_answered_within(row: dict[str, Any], parser: SpanParser) -> bool:
+    """Return whether the answers of a row stand in its passage."""
+    try:
+        return any(isinstance(found, SpanRow) and found.answers for found in parser(row, ""))
+    except ValueError:
+        return False
 
 
 def show_spans_report(source: str, in_json: bool, text_column: str = "", label_column: str = "") -> int:
