@@ -5,9 +5,9 @@ python fine_tuning_llm.py --task span --dataset cloze.csv --model my_reader_base
 
 A phrase of a sentence is asked for: the words around it, some of them dropped, and a question word in its
 place. Only passages of the articles that `--task span` trains on (--split_ratio 0.8,0.1,0.1, seed 42) are
-used: nothing of those it is measured on. Sentences of other texts (--texts, a line each), four to eight together,
-make more passages. --model writes the configuration of a tiny ModernBERT with the tokenizer of --base;
-docs/span.md has the figures.
+used: nothing of those it is measured on. Sentences of other texts (--texts, a line each), four to eight
+together, make more passages. --model writes the configuration of a tiny ModernBERT with the tokenizer of
+--base; docs/span.md has the figures.
 """
 
 from __future__ import annotations
