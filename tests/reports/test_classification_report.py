@@ -356,13 +356,13 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
         loaded=SimpleNamespace(new_head=False),
         data=SimpleNamespace(train=SimpleNamespace(baseline_loss=None)),
     )
-    evaluation = SimpleNamespace(results={}, before_after=None, labels=given)
+    evaluation = SimpleNamespace(results={}, before_after=None, row_metrics=given, predictions=[])
     kept, verdict = publishing.write_results(run, evaluation, PROGRESS, "以 4 位元載入")
     assert list(kept.labels) == ["validation", "held_back"]
     assert verdict == [*classification_report.verdict(kept.labels), "以 4 位元載入"]
     assert labels_in(tmp_path / "report") == kept.labels
     assert "以 4 位元載入" in (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert (tmp_path / "validation_loss_curve.png").stat().st_size > 0
-    evaluation.labels = {"test": {}}
+    evaluation.row_metrics = {"test": {}}
     _, verdict = publishing.write_results(run, evaluation, PROGRESS)
     assert verdict == [NONE]

@@ -792,9 +792,7 @@ def found_calls(path: Path) -> list[tuple[str, int]]:
             found.append((name, node.lineno))
         if name == "torch.load" and set_to.get("weights_only") is not True:
             found.append(("torch.load without weights_only=True", node.lineno))
-        if name.endswith("numpy.load") or (
-            name == "np.load" and set_to.get("allow_pickle", False) is not False
-        ):
+        if name in ("numpy.load", "np.load") and set_to.get("allow_pickle", False) is not False:
             found.append((name, node.lineno))
         if set_to.get("shell", False) is not False:
             found.append(("shell=True", node.lineno))
