@@ -7,7 +7,7 @@ A phrase of a sentence is asked for: the words around it, some of them dropped, 
 place. Only passages of the articles that `--task span` trains on (--split_ratio 0.8,0.1,0.1, seed 42) are
 used: nothing of those it is measured on. Sentences of other texts (--texts, a line each), four to eight
 together, make more passages. --model writes the configuration of a tiny ModernBERT with the tokenizer of
---base; docs/span.md has the figures.
+--base; docs/span.md has figures of a reader that began so.
 """
 
 from __future__ import annotations
