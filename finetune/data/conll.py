@@ -16,10 +16,11 @@ from typing import Any
 from finetune.data.bad_rows import Rows, Unreadable
 from finetune.data.encodings import BROKEN_PACK, UnknownEncodingError, open_text
 from finetune.data.headers import known_names
+from finetune.data.text_lines import bounded_lines
 from finetune.runtime import git_lfs
 from finetune.runtime.errors import shown
 from finetune.runtime.file_types import suffix_of
-from finetune.runtime.strict_json import BoundedLines, LineTooLongError
+from finetune.runtime.strict_json import BoundedLines
 
 SUFFIXES = (".conll", ".conllu", ".bio", ".iob", ".bioes", ".bmes")  # files that are nothing else
 MAYBE = (".txt", ".tsv", ".csv")  # files that may be, which their lines tell
@@ -138,16 +139,8 @@ def _sentence(tokens: list[str], tags: list[str], problem: str) -> dict[str, Any
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield (number, line) of a file; a line that is too long is as one without columns."""
-    with open_text(file) as stream:
-        lines = BoundedLines(stream)
-        while True:
-            try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except LineTooLongError:
-                line = "（太長的一行）"
-            yield lines.number, line.rstrip("\r\n")
+    for number, line in bounded_lines(file):
+        yield number, "（太長的一行）" if isinstance(line, Unreadable) else line
 
 
 def _head(file: Path) -> list[str]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import groupby
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from finetune.data.bad_rows import summarize_problems
 from finetune.data.cleaning import Text
-from finetune.data.data_files import ORDER
 from finetune.data.exam import Exam
 from finetune.data.instructions import Instruction
 from finetune.data.labelled import SHOWN, Labelled, LabelledDataset
 from finetune.data.question import Question, Statement, normalised, seeded_hash
 from finetune.data.question_store import QuestionView, as_view, concat, pick
-from finetune.data.row_dataset import DatasetRow, RowDataset
+from finetune.data.row_dataset import RowDataset
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError, listed
 
@@ -43,6 +42,16 @@ def split_texts(
 
 
 Row = TypeVar("Row")
+
+
+class _Printed(Protocol):
+    """A row with a hash of what a model reads."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+Printed = TypeVar("Printed", bound=_Printed)
 
 
 @dataclass
@@ -166,33 +175,16 @@ def split_labelled(
     Raises:
         UserError: no row to train on.
     """
-    test = dataset.rows.get("test", [])
-    seen = {row.fingerprint: row.labels for row in test}
-    fresh: dict[str, list[Labelled]] = {split: [] for split in ORDER if split != "dev"}
-    duplicates = contradictions = 0
-    for split in ("validation", "train", ""):
-        for row in dataset.rows.get(split, []):
-            if row.fingerprint in seen:
-                duplicates += 1
-                contradictions += seen[row.fingerprint] != row.labels
-                continue
-            seen[row.fingerprint] = row.labels
-            fresh[split].append(row)
-    rows = fresh["train"] + fresh[""]
-    if not rows:
-        only = "只有 validation 或 test，或全部與它們重複"
-        raise UserError(f"可用來訓練的列是 0 列：{dataset.origin} 裡{only}")
+    test, validation, rows, repeated = _fresh_rows(dataset.rows, dataset.origin, "列")
+    contradictions = sum(row.labels != first.labels for row, first in repeated)
     if contradictions:
         log(f"⚠️ 有 {contradictions} 列的文字與別列相同、標籤卻不同：留下先讀到的（test、validation 優先）")
     rows.sort(key=lambda row: (row.labels, seeded_hash(seed, row.fingerprint)))
-    if test and ratio[2] and not fresh["validation"]:  # held-out rows would only be lost to training
-        log(f"  有正式測驗，不再從訓練資料裡保留一份：--split_ratio 的保留 {ratio[2]:g} 併入訓練")
-        ratio = (ratio[0] + ratio[2], ratio[1], 0.0)
+    ratio = _without_held_out(ratio) if test and not validation else ratio
     no_rows: list[Labelled] = []
-    parts = (rows, fresh["validation"], no_rows) if fresh["validation"] else _stratify(rows, ratio)
+    parts = (rows, validation, no_rows) if validation else _stratify(rows, ratio)
     _warn_of_rare(dataset.names, parts)
-    fit, validation, held_out = parts
-    return Splits(fit, validation, held_out, test, duplicates)
+    return Splits(*parts, test, len(repeated))
 
 
 def _stratify(
@@ -243,27 +235,50 @@ def split_rows(dataset: RowDataset, ratio: tuple[float, float, float], seed: int
     Raises:
         UserError: no row to train on.
     """
-    test = dataset.rows.get("test", [])
-    seen = {row.fingerprint for row in test}
-    fresh: dict[str, list[DatasetRow]] = {"validation": [], "train": [], "": []}
-    duplicates = 0
-    for split, rows in fresh.items():
-        for row in dataset.rows.get(split, []):
-            duplicates += row.fingerprint in seen
-            if row.fingerprint not in seen:
-                seen.add(row.fingerprint)
-                rows.append(row)
-    rows = fresh["train"] + fresh[""]
-    if not rows:
-        only = "只有 validation 或 test，或全部與它們重複"
-        raise UserError(f"可用來訓練的{dataset.unit}是 0 {dataset.unit}：{dataset.origin} 裡{only}")
-    if test and ratio[2] and not fresh["validation"]:  # held-out rows would only be lost to training
-        log(f"  有正式測驗，不再從訓練資料裡保留一份：--split_ratio 的保留 {ratio[2]:g} 併入訓練")
-        ratio = (ratio[0] + ratio[2], ratio[1], 0.0)
-    if fresh["validation"]:
-        return Splits(rows, fresh["validation"], [], test, duplicates)
+    test, validation, rows, repeated = _fresh_rows(dataset.rows, dataset.origin, dataset.unit)
+    if validation:
+        return Splits(rows, validation, [], test, len(repeated))
     rows.sort(key=lambda row: (seeded_hash(seed, row.group or row.fingerprint), row.group))
-    return Splits(*split_by_ratio(rows, ratio, lambda row: row.group), test, duplicates)
+    ratio = _without_held_out(ratio) if test else ratio
+    return Splits(*split_by_ratio(rows, ratio, lambda row: row.group), test, len(repeated))
+
+
+def _fresh_rows(
+    splits: Mapping[str, list[Printed]], origin: str, unit: str
+) -> tuple[list[Printed], list[Printed], list[Printed], list[tuple[Printed, Printed]]]:
+    """Return the test, validation and other rows, each text once, and the rows left out beside the first.
+
+    A text that stands in several splits stays in the test split, else in the validation split.
+
+    Args:
+        unit: what a row is called in messages.
+
+    Raises:
+        UserError: no row to train on.
+    """
+    test = splits.get("test", [])
+    seen = {row.fingerprint: row for row in test}
+    fresh: dict[str, list[Printed]] = {"validation": [], "train": [], "": []}
+    repeated = []
+    for split, rows in fresh.items():
+        for row in splits.get(split, []):
+            if first := seen.get(row.fingerprint):
+                repeated.append((row, first))
+            else:
+                seen[row.fingerprint] = row
+                rows.append(row)
+    others = fresh["train"] + fresh[""]
+    if not others:
+        only = "只有 validation 或 test，或全部與它們重複"
+        raise UserError(f"可用來訓練的{unit}是 0 {unit}：{origin} 裡{only}")
+    return test, fresh["validation"], others, repeated
+
+
+def _without_held_out(ratio: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return the ratio where there are official test rows: held-out rows would only be lost to training."""
+    if ratio[2]:
+        log(f"  有正式測驗，不再從訓練資料裡保留一份：--split_ratio 的保留 {ratio[2]:g} 併入訓練")
+    return ratio[0] + ratio[2], ratio[1], 0.0
 
 
 def describe_rows(dataset: RowDataset, splits: Splits, what: str) -> None:

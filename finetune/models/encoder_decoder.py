@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.forward import check_numbers, config_of
-from finetune.models.kv_cache import BEST, COARSE, MODES, SHARED, TOLERANCE, DecodeMode, probe_ids
+from finetune.models.kv_cache import (
+    BEST,
+    COARSE,
+    MODES,
+    SHARED,
+    TOLERANCE,
+    CachedReader,
+    DecodeMode,
+    probe_ids,
+)
 from finetune.models.padding import padded
 from finetune.runtime.console import log
 from finetune.runtime.errors import UserError
@@ -135,7 +144,7 @@ def generation_config(
 # ---- decoding ----------------------------------------------------------------------------------------------
 
 
-class EncoderDecoderReader:
+class EncoderDecoderReader(CachedReader):
     """A batch of B texts, read by the encoder, with the decoder's cache; see `kv_cache.Reader`.
 
     Args:
@@ -214,12 +223,8 @@ class EncoderDecoderReader:
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows (R,) of the batch; a row may occur several times."""
-        if self._cache is None:
-            self._read_ids = self._read_ids[rows]
-        else:
-            self._cache.reorder_cache(cast(torch.LongTensor, rows))
+        super().select(rows)
         self._hidden, self._mask = self._hidden[rows], self._mask[rows]
-        self.previous = self.previous[rows]
 
 
 def mode_of(model: nn.Module) -> DecodeMode:

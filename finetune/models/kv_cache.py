@@ -75,7 +75,27 @@ class TokenReader(Protocol):
         """Continue with these rows (R,) of the batch; a row may occur several times."""
 
 
-class Reader:
+class CachedReader:
+    """Base: what the readers of both kinds of models keep of a batch.
+
+    Attributes:
+        previous: (B, T) tokens so far, as penalties count them.
+    """
+
+    previous: Tensor
+    _cache: Any  # of transformers; None where all tokens are read again for every new one
+    _read_ids: Tensor  # (B, T) read so far, needed only without a cache
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows (R,) of the batch; a row may occur several times."""
+        if self._cache is None:
+            self._read_ids = self._read_ids[rows]
+        else:
+            self._cache.reorder_cache(cast(torch.LongTensor, rows))
+        self.previous = self.previous[rows]
+
+
+class Reader(CachedReader):
     """A batch of B prompts, left-padded, with the model's cache of it.
 
     Args:
@@ -167,12 +187,8 @@ class Reader:
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows (R,) of the batch; a row may occur several times."""
-        if self._cache is None:
-            self._read_ids = self._read_ids[rows]
-        else:
-            self._cache.reorder_cache(cast(torch.LongTensor, rows))
+        super().select(rows)
         self.mask, self.positions = self.mask[rows], self.positions[rows]
-        self.previous = self.previous[rows]
 
 
 def decode_mode(model: nn.Module) -> DecodeMode:

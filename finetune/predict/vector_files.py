@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
@@ -157,7 +158,7 @@ def open_vectors(file: Path, flag: str) -> VectorFile | None:
     return ParquetVectors(file, flag, noted, schema.field(VECTOR).type)
 
 
-class VectorFile:
+class VectorFile(ABC):
     """A file of vectors.
 
     Attributes:
@@ -173,13 +174,13 @@ class VectorFile:
         """Return the error for a file that cannot be read."""
         return UserError(f"{self.named}：向量檔讀不懂（{str(why)[:200]}）；請以 --embed 原來的檔案重做")
 
+    @abstractmethod
     def blocks(self) -> Iterator[numpy.ndarray]:
         """Yield the vectors in order, (n, dimension) at a time; NaN for a row without one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, numbers: Iterable[int]) -> dict[int, Record]:
         """Return `row`, `id`, `text` of the rows of these numbers, from 0."""
-        raise NotImplementedError
 
     def _origin(self, noted: dict[str, Any]) -> Origin:
         try:
