@@ -11,6 +11,7 @@ from finetune.cli.file_checks import source_problems, target_problems
 from finetune.cli.inference_args import InferenceArgs
 from finetune.cli.job_flags import idle_flags
 from finetune.runtime.errors import UserError, reason, shown
+from finetune.runtime.listening import listen
 from finetune.runtime.server_address import is_server
 
 SERVING = {"host", "port", "api_key", "cors_origin", "max_queue", "log_texts", "watch"}
@@ -68,6 +69,10 @@ def _server_problems(args: InferenceArgs) -> list[str]:
         for origin in args.cors_origin
         if not ORIGIN.fullmatch(origin)
     ]
+    try:
+        listen(args.host, args.port).close()  # before a model is loaded
+    except UserError as error:
+        problems += error.problems
     if args.watch is not None:
         problems += target_problems("--watch", Path(args.watch), (".jsonl",))
     return problems

@@ -17,6 +17,8 @@ from finetune.runtime.errors import UserError
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
 from finetune.serving.errors import ApiError
+from finetune.serving.json_log import JsonLog
+from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
 from finetune.serving.tickets import CancelledError, Ticket
@@ -36,12 +38,17 @@ class Service:
         compute: the thread that runs the model.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        metrics: figures of what is done.
+        log: JSON lines of what is done.
     """
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
         self.predictor, self.settings = predictor, settings
         self.compute = ComputeThread()
         self.accepted, self.draining = 0, False
+        facts = {"name": settings.name, "kind": self.kind, **predictor.environment()}
+        self.metrics = Metrics(self, {name: str(fact) for name, fact in facts.items()}, settings.max_queue)
+        self.log = JsonLog(self.metrics.dropped, settings.log_texts, settings.debug)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
@@ -53,6 +60,11 @@ class Service:
         return self.predictor.kind
 
     @property
+    def calls_waiting(self) -> int:
+        """Calls that wait for a forward pass."""
+        return getattr(self.predictor.forward, "waiting", 0)
+
+    @property
     def embedder(self) -> Embedder:
         """The embedder of the model. Raises UserError where its pooling is not known."""
         predictor, pooling = self.predictor, self.settings.pooling
@@ -62,6 +74,7 @@ class Service:
         """End the threads."""
         self._workers.shutdown(wait=True, cancel_futures=True)
         self.compute.stop()
+        self.log.close()
 
     def admit(self) -> Ticket:
         """Accept a request; `release` must follow.
