@@ -25,6 +25,9 @@ class SharedCalls(Generic[Call, Result]):
         compute: the thread that runs them.
         run: returns the result of each call.
         fit: returns whether calls are few and small enough to run together; a single one always runs.
+
+    Attributes:
+        num_calls, num_rounds: calls that were run, and the rounds they took.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class SharedCalls(Generic[Call, Result]):
     ):
         self._compute, self._run, self._fit = compute, run, fit
         self._waiting: deque[tuple[Call, Future[Result]]] = deque()
+        self.num_calls = self.num_rounds = 0
         compute.add(self)
 
     def __call__(self, call: Call) -> Result:
@@ -70,8 +74,11 @@ class SharedCalls(Generic[Call, Result]):
         """Run the calls that wait, as many as fit; where that fails, one by one, each with its own error."""
         with self._compute.changed:
             taken = self._take()
+        if not taken:
+            return
+        self.num_calls, self.num_rounds = self.num_calls + len(taken), self.num_rounds + 1
         try:
-            results = self._run([call for call, _ in taken]) if taken else ()
+            results = self._run([call for call, _ in taken])
         except Exception as error:
             if len(taken) == 1:
                 taken[0][1].set_exception(error)

@@ -23,18 +23,19 @@ class SharedForward:
         mergeable: calls that wait together run as one; else one after another.
 
     Attributes:
+        calls: its calls, and how many there were.
         fp32_forward: the same of a pass in bf16 for what it cannot tell apart; None of others.
     """
 
     def __init__(self, forward: Forward, compute: ComputeThread, mergeable: bool = False):
         self._forward, self._mergeable = forward, mergeable
-        self._calls: SharedCalls[Call, Tensor] = SharedCalls(compute, self._run, self._fit)
+        self.calls: SharedCalls[Call, Tensor] = SharedCalls(compute, self._run, self._fit)
         exact = getattr(forward, "fp32_forward", None)
         self.fp32_forward = None if exact is None else SharedForward(exact, compute, mergeable)
 
     def __call__(self, *call: Tensor) -> Tensor:
         """Return the output (M, …) of one call. Raises CancelledError for a request that was given up."""
-        return self._calls(call)
+        return self.calls(call)
 
     @torch.no_grad()
     def _run(self, calls: Sequence[Call]) -> list[Tensor]:
