@@ -28,12 +28,15 @@ class LiveServer:
         port: of it.
         service: what serves, to be looked into.
         server: what runs it.
+        lines: of its log.
     """
 
     def __init__(self, folder: Path, **settings: Any):
         loaded = load_for_use(str(folder), "cpu", "--model_path")
         predictor = predictor_for(*loaded, precision="fp32", name=str(folder))
         self.service = Service(predictor, ServerSettings(**{"name": "tiny", **settings}))
+        self.lines: list[str] = []
+        self.service.log.show = lambda text: self.lines.extend(text.split("\n"))
         self._listener = listen(self.service.settings.host, 0)
         self.port = address_of(self._listener)[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from finetune.runtime.errors import nearest, shown
 from finetune.runtime.strict_json import dumps
 from finetune.serving.access_log import AccessLog
+from finetune.serving.classifier_routes import classifier_routes
 from finetune.serving.errors import ApiError
 from finetune.serving.field_problems import problems
 from finetune.serving.guard import RequestGuard, SiteGuard
@@ -23,9 +24,12 @@ from finetune.serving.native_routes import native_routes
 from finetune.serving.paths import paths_of
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
+from finetune.serving.vector_routes import vector_routes
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     native_routes,
+    classifier_routes,
+    vector_routes,
     health_routes,
 )
 

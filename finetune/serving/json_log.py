@@ -28,12 +28,16 @@ class JsonLog:
         dropped: told how many lines were dropped.
         with_texts: remarks that hold what clients sent are written too.
         with_tracebacks: those of errors are written.
+
+    Attributes:
+        show: writes lines that are ready.
     """
 
     def __init__(
         self, dropped: Callable[[int], None], with_texts: bool = False, with_tracebacks: bool = False
     ):
         self.with_texts, self._with_tracebacks, self._dropped = with_texts, with_tracebacks, dropped
+        self.show: Callable[[str], object] = _print
         self._lines: queue.Queue[str | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -79,5 +83,10 @@ class JsonLog:
                 if len(lines) == AT_ONCE or self._lines.empty():
                     break
                 line = self._lines.get()
-            with contextlib.suppress(OSError, ValueError):  # a closed or full stderr ends no server
-                print("\n".join(lines), file=sys.stderr, flush=True) if lines else None
+            if lines:
+                self.show("\n".join(lines))
+
+
+def _print(lines: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed or full stderr ends no server
+        print(lines, file=sys.stderr, flush=True)

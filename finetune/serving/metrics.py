@@ -57,10 +57,6 @@ class Source(Protocol):
     accepted: int
     draining: bool
 
-    @property
-    def calls_waiting(self) -> int:
-        """Calls that wait for a forward pass."""
-
 
 class Metrics:
     """Figures of a server.
@@ -101,7 +97,6 @@ class Metrics:
         gauge("queue_limit", "Most requests that are accepted at once, --max_queue").set(most)
         for name, text, value in (
             ("requests_accepted", "Requests that are accepted and not answered yet", lambda: source.accepted),
-            ("calls_waiting", "Calls that wait for a forward pass", lambda: source.calls_waiting),
             ("draining", "1 while the server is ending", lambda: source.draining),
         ):
             gauge(name, text).set_function(value)

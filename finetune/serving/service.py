@@ -44,11 +44,11 @@ class Service:
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
         self.predictor, self.settings = predictor, settings
-        self.compute = ComputeThread()
         self.accepted, self.draining = 0, False
         facts = {"name": settings.name, "kind": self.kind, **predictor.environment()}
         self.metrics = Metrics(self, {name: str(fact) for name, fact in facts.items()}, settings.max_queue)
         self.log = JsonLog(self.metrics.dropped, settings.log_texts, settings.debug)
+        self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
@@ -58,11 +58,6 @@ class Service:
     def kind(self) -> str:
         """The kind of the model, see models/kinds.py."""
         return self.predictor.kind
-
-    @property
-    def calls_waiting(self) -> int:
-        """Calls that wait for a forward pass."""
-        return getattr(self.predictor.forward, "waiting", 0)
 
     @property
     def embedder(self) -> Embedder:
