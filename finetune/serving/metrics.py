@@ -15,6 +15,7 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
 
@@ -68,6 +69,7 @@ class Metrics:
     """
 
     def __init__(self, source: Source, model: dict[str, str], most: int):
+        disable_created_metrics()  # a second series beside each one, which nobody asks for
         self.registry = registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
