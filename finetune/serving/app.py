@@ -12,7 +12,10 @@ from starlette.responses import Response
 from finetune.runtime.errors import shown
 from finetune.runtime.strict_json import dumps
 from finetune.serving.errors import ApiError
+from finetune.serving.model_routes import model_routes
 from finetune.serving.native_routes import native_routes
+from finetune.serving.openapi import describe
+from finetune.serving.page_routes import page_routes
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
 
@@ -33,6 +36,9 @@ def build_app(service: Service) -> FastAPI:
     """Build the application of a service."""
     app = FastAPI(title="fine-tuning-llm", docs_url=None, redoc_url=None, default_response_class=Json)
     app.include_router(native_routes(service))
+    app.include_router(model_routes(service))
+    app.include_router(page_routes())
+    describe(app)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
