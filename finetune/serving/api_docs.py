@@ -150,4 +150,4 @@ def _type(schema: Schema, field: Schema) -> str:
 
 def _limits(schema: Schema, field: Schema) -> Iterator[str]:
     for one in _choices(schema, field):
-        yield from (words.format(one[key]) for key, words in BOUNDS.items() if key in one)
+        yield from (words.format(f"{one[key]:g}") for key, words in BOUNDS.items() if key in one)

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from finetune.runtime.errors import shown
 from finetune.runtime.strict_json import dumps
+from finetune.serving.classifier_routes import classifier_routes
 from finetune.serving.errors import ApiError
 from finetune.serving.model_routes import model_routes
 from finetune.serving.native_routes import native_routes
@@ -18,11 +19,13 @@ from finetune.serving.openapi import describe
 from finetune.serving.page_routes import page_routes
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
+from finetune.serving.vector_routes import vector_routes
 
+ROUTERS = (native_routes, classifier_routes, vector_routes, model_routes)
 GONE = 499  # as nginx calls it: the client closed the connection; nobody reads this
 
 
-class Json(Response):
+class Json(JSONResponse):  # of FastAPI's kind, so that openapi.json has the fields of answers
     """JSON as the command line prints it; half characters become �."""
 
     media_type = "application/json"
@@ -35,8 +38,8 @@ class Json(Response):
 def build_app(service: Service) -> FastAPI:
     """Build the application of a service."""
     app = FastAPI(title="fine-tuning-llm", docs_url=None, redoc_url=None, default_response_class=Json)
-    app.include_router(native_routes(service))
-    app.include_router(model_routes(service))
+    for routes in ROUTERS:
+        app.include_router(routes(service))
     app.include_router(page_routes())
     describe(app)
 
