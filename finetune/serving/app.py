@@ -15,6 +15,7 @@ from finetune.serving.errors import ApiError
 from finetune.serving.native_routes import native_routes
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
+from finetune.serving.watch import WatchRequests
 
 GONE = 499  # as nginx calls it: the client closed the connection; nobody reads this
 
@@ -39,6 +40,8 @@ def build_app(service: Service) -> FastAPI:
         return {"status": "ok"}
 
     _add_error_handlers(app)
+    if service.watch:
+        app.add_middleware(WatchRequests, watch=service.watch)
     return app
 
 

@@ -20,6 +20,7 @@ from finetune.serving.errors import ApiError
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
 from finetune.serving.tickets import CancelledError, Ticket
+from finetune.serving.watch import Watch
 
 T = TypeVar("T")
 RETRY_SECONDS = 1  # Retry-After of a full queue
@@ -36,6 +37,7 @@ class Service:
         compute: the thread that runs the model.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        watch: notes features of requests (--watch); None where that is not wanted.
     """
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
@@ -45,6 +47,7 @@ class Service:
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
+        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
         self.compute.start()
 
     @property
@@ -60,6 +63,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads."""
+        if self.watch:
+            self.watch.close()
         self._workers.shutdown(wait=True, cancel_futures=True)
         self.compute.stop()
 
