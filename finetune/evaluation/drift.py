@@ -156,9 +156,9 @@ def compare_answers(reference: FeatureSample, now: FeatureSample) -> dict[str, A
 
     Returns:
         `n_reference`, `n`; `distance` with `distance_interval_95` and `margin`; `p_value` by a permutation
-        of the requests (of answers that may stand together each by itself); `answers`, by name, the commonest
-        first: `reference` and `now` (shares with Wilson's `…_interval_95`), `difference`, now − reference, and
-        `difference_interval_95` (Newcombe 1998, method 10).
+        of the requests (of answers that may stand together each by itself); `answers`, by name, the
+        commonest first: `reference` and `now` (shares with Wilson's `…_interval_95`), `difference`, now −
+        reference, and `difference_interval_95` (Newcombe 1998, method 10).
     """
     names = list(dict.fromkeys([*reference.answers, *now.answers]))
     before, after = (
@@ -209,9 +209,7 @@ def _distance(differences: numpy.ndarray, exclusive: bool) -> numpy.ndarray:
     return sizes.sum(axis=-1) / 2 if exclusive else sizes.max(axis=-1, initial=0.0)
 
 
-def _resampled(
-    rng: numpy.random.Generator, counts: numpy.ndarray, n: int, exclusive: bool
-) -> numpy.ndarray:
+def _resampled(rng: numpy.random.Generator, counts: numpy.ndarray, n: int, exclusive: bool) -> numpy.ndarray:
     """Return shares (BOOTSTRAPS, K) of requests that are drawn anew.
 
     Of answers that may stand together each is drawn by itself: the largest of independent deviations is, for

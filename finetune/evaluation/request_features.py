@@ -1,12 +1,12 @@
-"""Features of requests and of their answers that may be kept: numbers, and answers of a closed set, no texts.
+"""Features of requests and their answers that may be kept: numbers, and answers of a closed set, no texts.
 
-Training takes them from the validation rows and the run card keeps them (training/snapshot.py); a server takes
-them from what it is asked (serving/watch.py). They are defined here alone, so that the two can be compared
-(evaluation/drift.py).
+Training takes them from the validation rows and the run card keeps them (training/snapshot.py); a server
+takes them from what it is asked (serving/watch.py). They are defined here alone, so that the two can be
+compared (evaluation/drift.py).
 
 An answer is kept only where its words are those of the model or of this program: a label, the letter of an
-option by its place, that there is no answer. Names of options, words that fill a blank, spans and replies come
-from a text, and are counted or measured instead.
+option by its place, that there is no answer. Names of options, words that fill a blank, spans and replies
+come from a text, and are counted or measured instead.
 """
 
 from __future__ import annotations
@@ -114,14 +114,14 @@ def span_features(score: float, is_answer: bool) -> Features:
 
 
 def reply_features(reply: str, logprobs: Sequence[float] = ()) -> Features:
-    """Return how long a reply is and, where they are known, the mean probability of its tokens (geometric)."""
+    """Return how long a reply is and, where it is known, the mean probability of a token."""
     confidence = math.exp(sum(logprobs) / len(logprobs)) if logprobs else math.nan
     known = {"confidence": round(confidence, DIGITS)} if math.isfinite(confidence) else {}
     return {"reply": len(reply), **known}
 
 
 def fill_features(best: Mapping[str, Any]) -> Features:
-    """Return the `confidence` of the best word for a blank; of several tokens the geometric mean of theirs."""
+    """Return the `confidence` of the best word for a blank: of several tokens a geometric mean."""
     probability = best["probability"] if "probability" in best else math.exp(best["score"])
     return {"confidence": round(min(1.0, probability), DIGITS)}
 

@@ -228,7 +228,9 @@ class AppendedFile:
             return
         whole = b"\n" * self._torn + lines
         written = os.write(self._descriptor, whole)
-        self._torn = written < len(whole) and (self._torn if not written else not whole[:written].endswith(b"\n"))
+        self._torn = written < len(whole) and (
+            self._torn if not written else not whole[:written].endswith(b"\n")
+        )
         if written < len(whole):
             raise OSError(28, os.strerror(28), str(self._path))
 
