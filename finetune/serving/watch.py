@@ -1,12 +1,13 @@
 """--watch: a line for each request, with features and without texts, see evaluation/watched_rows.py.
 
-A request is not slowed by it: what is to be written waits in a bounded queue, and a thread of its own takes the
-features and writes them. Whatever fails there is logged once, and the server goes on.
+A request is not slowed by it: what is to be written waits in a bounded queue, and a thread of its own takes
+the features and writes them. Whatever fails there is logged once, and the server goes on.
 """
 
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import queue
 import threading
@@ -142,6 +143,8 @@ class Watch:
         except queue.Full:
             return
         self._thread.join(CLOSING)
+        if self.dropped:
+            log(f"⚠ --watch {self.path}：共有 {self.dropped} 個請求沒有記下")
 
     def _run(self) -> None:
         ended = False
@@ -228,11 +231,10 @@ class AppendedFile:
             return
         whole = b"\n" * self._torn + lines
         written = os.write(self._descriptor, whole)
-        self._torn = written < len(whole) and (
-            self._torn if not written else not whole[:written].endswith(b"\n")
-        )
+        if written:
+            self._torn = whole[written - 1 : written] != b"\n"
         if written < len(whole):
-            raise OSError(28, os.strerror(28), str(self._path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         """Close the file."""
