@@ -71,8 +71,7 @@ def run_drift_command(flags: InferenceArgs) -> int | None:
     rows, notes = _comparable(watched, reference)
     now = FeatureSample.of(rows)
     facts = {
-        "請求": f"{path}（{watched.rows[0]['time'][:10]} 到 {watched.rows[-1]['time'][:10]}，"
-                f"比較 {len(rows)} 個）",
+        "請求": f"{path}（{_period(watched)}，比較 {len(rows)} 個）",
         "對照": reference.fact,
         "模型": listed([name for name, _ in watched.count("model").most_common() if name], 3),
     }  # fmt: skip
@@ -101,11 +100,7 @@ def _snapshot(flags: InferenceArgs) -> Reference:
         raise UserError(f"--model_path {folder}：沒有這個資料夾，讀不到訓練時的驗證資料{other}")
     card = RunCard.read(Path(folder).expanduser())
     if card is None or not card.snapshot:
-        why = (
-            "沒有 run_card.json"
-            if card is None
-            else "run_card.json 沒有驗證資料的特徵（舊版，或沒有驗證資料）"
-        )
+        why = "run_card.json 裡沒有驗證資料的特徵（舊版，或沒有驗證資料）" if card else "沒有 run_card.json"
         raise UserError(f"--model_path {folder}：{why}，不知道平常是什麼樣子；請重新訓練{other}")
     name = SETS.get(card.snapshot["set"], card.snapshot["set"])
     rows = card.snapshot["rows"]
@@ -125,8 +120,14 @@ def _other_file(path: str) -> Reference:
     rows = [row for row in watched.answered if row["path"] == commonest]
     way = Counter(row.get(WAY, "") for row in rows).most_common(1)[0][0]
     rows = [row if row.get(WAY, "") == way else _without_answer(row) for row in rows]
-    fact = f"{path}（{watched.rows[0]['time'][:10]} 到 {watched.rows[-1]['time'][:10]}，{len(rows)} 個 {commonest}）"
+    fact = f"{path}（{_period(watched)}，{len(rows)} 個 {commonest}）"
     return Reference("先前的請求", fact, FeatureSample.of(rows), [commonest], way)
+
+
+def _period(watched: WatchedRows) -> str:
+    """Return from which day to which one a file goes."""
+    first, last = watched.rows[0]["time"][:10], watched.rows[-1]["time"][:10]
+    return first if first == last else f"{first} 到 {last}"
 
 
 # ---- the requests ------------------------------------------------------------------------------------------
@@ -166,8 +167,8 @@ def _comparable(watched: WatchedRows, reference: Reference) -> tuple[list[Row], 
                 f" {reference.weights}；請給那個模型的資料夾"
             )
         notes.append(f"別的模型的請求沒有比：{names}；--model_path 的權重是 {reference.weights}")
-    elif not reference.weights and len(names := {row.get("weights", "") for row in rows}) > 1:
-        notes.append(f"檔案裡有 {len(names)} 個模型的請求，一起比；信心的差異可能來自模型")
+    elif not reference.weights and len(several := {row.get("weights", "") for row in rows}) > 1:
+        notes.append(f"檔案裡有 {len(several)} 個模型的請求，一起比；信心的差異可能來自模型")
     ways = Counter(row.get(WAY, "") for row in rows if row.get(WAY, "") != reference.way)
     if ways:
         names_of_ways = "、".join(f"{way or '沒有記載'} {count} 個" for way, count in ways.most_common(3))

@@ -43,7 +43,7 @@ ANSWERS = {FOUND: "有答案", NONE: "沒有答案"}  # of an extractor
 MOST_ANSWERS = 20  # in the table
 POINTS = 61  # of a curve
 ADVICE = {
-    "characters": "長度：超過模型一次能讀的部分讀不到（分類、填空），或分段讀（標註、文章問答）；看看是不是來了別種文件。",
+    "characters": "長度：看看是不是來了別種文件。超過模型一次能讀的部分讀不到（標註、文章問答則分段讀）。",
     "unknown": "不認得的字：模型把它們都讀成 [UNK]。看看是不是換了來源（簡體、外文、表情符號、亂碼），"
                "必要時換詞彙較大的底模重新訓練。",
     "han": "漢字：看看是不是來了外文、網址、程式碼或表情符號。",
@@ -150,12 +150,10 @@ def value(name: str, number: float, sign: bool = False) -> str:
 
 def advice(report: DriftReport) -> list[str]:
     """Return what a person can do now."""
-    state, features = report.figures["state"], report.figures["features"]
+    state = report.figures["state"]
     if state == CHANGED:
-        return [
-            MEASURE,
-            *(ADVICE[name] for name in features if features[name]["state"] == CHANGED and name in ADVICE),
-        ]
+        changed = report.figures["changed"]
+        return [MEASURE, *(line for name, line in ADVICE.items() if name in changed)]
     if state == STEADY:
         return ["不必做什麼；隔一陣子再看一次。"]
     return ["讓伺服器再收一陣子請求，再比一次。"]
@@ -166,10 +164,9 @@ def screen_lines(report: DriftReport) -> list[str]:
     lines = [verdict(report), *(f"  {name}：{fact}" for name, fact in report.facts.items())]
     for name, one in report.figures["features"].items():
         low, high = one["distance_interval_95"]
-        lines.append(
-            f"  {TITLES[name]}：{STATES[one['state']]}；差距 {one['distance']:.3f}（95 % 區間 {low:.3f}–{high:.3f}，"
-            f"p = {p_value(one['p_holm'])}）{_means(name, one)}"
-        )
+        sure = f"95 % 區間 {low:.3f}–{high:.3f}，p {p_value(one['p_holm'])}"
+        figure = f"差距 {one['distance']:.3f}（{sure}）"
+        lines.append(f"  {TITLES[name]}：{STATES[one['state']]}；{figure}{_means(name, one)}")
     lines += [f"  {note}" for note in report.notes]
     return [*lines, *(f"  → {line}" for line in advice(report))]
 
@@ -182,7 +179,7 @@ def _means(name: str, figures: dict[str, Any]) -> str:
 
 def p_value(p: float) -> str:
     """Write a p-value with two digits."""
-    return f"< {CERTAIN:.4f}" if p < CERTAIN else f"{p:.2g}"
+    return f"< {CERTAIN:.4f}" if p < CERTAIN else f"= {p:.2g}"
 
 
 # ---- in tables and charts ----------------------------------------------------------------------------------
@@ -206,7 +203,8 @@ def feature_rows(report: DriftReport) -> list[list[str]]:
 
 
 FEATURE_COLUMNS = (
-    "", "對照筆數", "請求數", "對照平均", "現在平均", "差", "95 % 區間", "對照中位數", "現在中位數", "p（Holm）", "結論"
+    "", "對照筆數", "請求數", "對照平均", "現在平均", "差", "95 % 區間", "對照中位數", "現在中位數",
+    "p（Holm）", "結論",
 )  # fmt: skip
 ANSWER_COLUMNS = ("答案", "對照", "現在", "差（百分點）", "95 % 區間")
 
