@@ -28,6 +28,7 @@ from finetune.serving.paths import paths_of
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
 from finetune.serving.vector_routes import vector_routes
+from finetune.serving.watch import WatchRequests
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     native_routes,
@@ -62,6 +63,8 @@ def build_app(service: Service) -> FastAPI:
     describe(app)
     _add_error_handlers(app, service, paths)
     app.add_middleware(RequestGuard, service=service)  # the one that is added last comes first
+    if service.watch:
+        app.add_middleware(WatchRequests, watch=service.watch)
     if origins := service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"],

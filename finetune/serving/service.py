@@ -22,6 +22,7 @@ from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
 from finetune.serving.tickets import CancelledError, Ticket
+from finetune.serving.watch import Watch
 
 T = TypeVar("T")
 RETRY_SECONDS = 1  # Retry-After of a full queue
@@ -40,6 +41,7 @@ class Service:
         draining: no more requests are accepted.
         metrics: figures of what is done.
         log: JSON lines of what is done.
+        watch: notes features of requests (--watch); None where that is not wanted.
     """
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
@@ -52,6 +54,7 @@ class Service:
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
+        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
         self.compute.start()
 
     @property
@@ -68,6 +71,8 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        if self.watch:
+            self.watch.close()
         self.compute.stop()
         self.log.close()
 
