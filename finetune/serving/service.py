@@ -17,9 +17,12 @@ from finetune.runtime.errors import UserError
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
 from finetune.serving.errors import ApiError
+from finetune.serving.json_log import JsonLog
+from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
 from finetune.serving.tickets import CancelledError, Ticket
+from finetune.serving.watch import Watch
 
 T = TypeVar("T")
 RETRY_SECONDS = 1  # Retry-After of a full queue
@@ -36,15 +39,22 @@ class Service:
         compute: the thread that runs the model.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        metrics: figures of what is done.
+        log: JSON lines of what is done.
+        watch: notes features of requests (--watch); None where that is not wanted.
     """
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
         self.predictor, self.settings = predictor, settings
-        self.compute = ComputeThread()
         self.accepted, self.draining = 0, False
+        facts = {"name": settings.name, "kind": self.kind, **predictor.environment()}
+        self.metrics = Metrics(self, {name: str(fact) for name, fact in facts.items()}, settings.max_queue)
+        self.log = JsonLog(self.metrics.dropped, settings.log_texts, settings.debug)
+        self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
+        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
         self.compute.start()
 
     @property
@@ -61,7 +71,10 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        if self.watch:
+            self.watch.close()
         self.compute.stop()
+        self.log.close()
 
     def admit(self) -> Ticket:
         """Accept a request; `release` must follow.
