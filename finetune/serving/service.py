@@ -21,6 +21,7 @@ from finetune.serving.json_log import JsonLog
 from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
+from finetune.serving.shared_tokenizer import lock_tokenizer
 from finetune.serving.tickets import CancelledError, Ticket
 from finetune.serving.watch import Watch
 
@@ -55,6 +56,7 @@ class Service:
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
         self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
+        lock_tokenizer(predictor.tokenizer)
         self.compute.start()
 
     @property
