@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
+from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.embedder import Embedder
 from finetune.predict.predictor import LocalPredictor
 from finetune.runtime.errors import UserError
@@ -57,6 +58,8 @@ class Service:
         predictor.forward = SharedForward(predictor.forward, self.compute)
         self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
         lock_tokenizer(predictor.tokenizer)
+        if isinstance(predictor, CausalLMPredictor):
+            predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
 
     @property
