@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
+from finetune.models.batch_invariance import is_batch_invariant
 from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.embedder import Embedder
 from finetune.predict.predictor import LocalPredictor
@@ -55,7 +56,8 @@ class Service:
         self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
-        predictor.forward = SharedForward(predictor.forward, self.compute)
+        pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
+        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
         self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
         lock_tokenizer(predictor.tokenizer)
         if isinstance(predictor, CausalLMPredictor):
@@ -151,6 +153,20 @@ class Service:
         raise ApiError(
             504, f"{self.settings.request_timeout:g} 秒內沒有算完（--request_timeout），已經放棄這個請求"
         )
+
+
+def may_merge(predictor: LocalPredictor) -> bool:
+    """Return whether requests may share a pass of this model.
+
+    In fp32 on a CPU only where the digits of an answer do not depend on what runs beside it. On a GPU and in
+    bf16 the last digits depend on the shape of a batch, whichever batch it is.
+    """
+    exact = predictor.environment() == {"precision": "fp32", "device": "cpu"}
+    pad_id, words = predictor.tokenizer.pad_token_id or 0, predictor.model.get_input_embeddings()
+    if predictor.kind == "seq2seq":  # its replies are written, in batches of their own
+        return False
+    forward, device = predictor.forward, predictor.device
+    return not exact or is_batch_invariant(forward, pad_id, words.num_embeddings, device, predictor.longest)
 
 
 async def _disconnected(request: Request) -> None:
