@@ -162,10 +162,10 @@ def may_merge(predictor: LocalPredictor) -> bool:
     bf16 the last digits depend on the shape of a batch, whichever batch it is.
     """
     exact = predictor.environment() == {"precision": "fp32", "device": "cpu"}
-    pad_id, words = predictor.tokenizer.pad_token_id or 0, predictor.model.get_input_embeddings()
+    words: Any = predictor.model.get_input_embeddings()
     if predictor.kind == "seq2seq":  # its replies are written, in batches of their own
         return False
-    forward, device = predictor.forward, predictor.device
+    forward, device, pad_id = predictor.forward, predictor.device, predictor.tokenizer.pad_token_id or 0
     return not exact or is_batch_invariant(forward, pad_id, words.num_embeddings, device, predictor.longest)
 
 
