@@ -166,7 +166,12 @@ def may_merge(predictor: LocalPredictor) -> bool:
     if predictor.kind == "seq2seq":  # its replies are written, in batches of their own
         return False
     forward, device, pad_id = predictor.forward, predictor.device, predictor.tokenizer.pad_token_id or 0
-    return not exact or is_batch_invariant(forward, pad_id, words.num_embeddings, device, predictor.longest)
+    if not exact:
+        return True
+    try:
+        return is_batch_invariant(forward, pad_id, words.num_embeddings, device, predictor.longest)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return False  # a family that does not take rows such as are tried: each request by itself
 
 
 async def _disconnected(request: Request) -> None:
