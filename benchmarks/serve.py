@@ -2,9 +2,9 @@
 
 python benchmarks/serve.py [fill] [classify] [--sizes base small] [--runs 5] [--precision auto]
 
-64 clients that each ask again when they are answered, for 20 seconds after 5 that are not counted; the ways take
-turns. Then one client alone, beside the forward pass of the same rows in this process. Prints a table, and
-writes benchmarks/results.json. README.md here says how to read it.
+64 clients that each ask again when they are answered, for 20 seconds after 5 that are not counted; the ways
+take turns. Then one client alone, beside the forward pass of the same rows in this process. Prints a table,
+and writes benchmarks/results.json. README.md here says how to read it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
 python benchmarks/serving_load.py http://127.0.0.1:8000/v1/fill bodies.json --clients 64 --seconds 20
 
 `bodies.json` is a list of bodies, which the clients take in turns. It prints one line of JSON: answers a
-second that came within the seconds, quantiles of their latencies in milliseconds, and the share of a core that
-this process took, by which one sees whether it was in the way. An answer other than 200 ends it with a
-message.
+second that came within the seconds, quantiles of their latencies in milliseconds, and the share of a core
+that it took itself, by which one sees whether it was in the way. An answer other than 200 ends it.
 """
 
 from __future__ import annotations
