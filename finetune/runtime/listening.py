@@ -30,7 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(_problem(host, port, error)) from None
     except UnicodeError as error:  # a name that is too long, or holds what no name may
         raise UserError(f"--host {host[:80]}：這不是主機的名稱（{reason(error)}）") from None
-    # What it accepts inherits this; asyncio sets it only where a socket says that it is TCP. Without it the body
+    # What it accepts inherits this; asyncio sets it only where a socket says it is TCP. Without it the body
     # of an answer waits 40 ms for the client to acknowledge its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
