@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from finetune.runtime.errors import nearest, shown
 from finetune.runtime.strict_json import dumps
@@ -20,21 +20,26 @@ from finetune.serving.field_problems import problems
 from finetune.serving.guard import RequestGuard, SiteGuard
 from finetune.serving.health_routes import health_routes
 from finetune.serving.metrics import GONE
+from finetune.serving.model_routes import model_routes
 from finetune.serving.native_routes import native_routes
+from finetune.serving.openapi import describe
+from finetune.serving.page_routes import page_routes
 from finetune.serving.paths import paths_of
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
 from finetune.serving.vector_routes import vector_routes
+from finetune.serving.watch import WatchRequests
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     native_routes,
     classifier_routes,
     vector_routes,
+    model_routes,
     health_routes,
 )
 
 
-class Json(Response):
+class Json(JSONResponse):  # of FastAPI's kind, so that openapi.json has the fields of answers
     """JSON as the command line prints it; half characters become �."""
 
     media_type = "application/json"
@@ -50,13 +55,16 @@ def build_app(service: Service) -> FastAPI:
         title="fine-tuning-llm", docs_url=None, redoc_url=None, default_response_class=Json,
         redirect_slashes=False,
     )  # fmt: skip
-    routers = [router(service) for router in ROUTERS]
+    routers = [*(router(service) for router in ROUTERS), page_routes()]
     for router in routers:
         app.include_router(router)
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     paths = frozenset(route.path for route in routes if hasattr(route, "path"))
+    describe(app)
     _add_error_handlers(app, service, paths)
     app.add_middleware(RequestGuard, service=service)  # the one that is added last comes first
+    if service.watch:
+        app.add_middleware(WatchRequests, watch=service.watch)
     if origins := service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"],

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
+from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.embedder import Embedder
 from finetune.predict.predictor import LocalPredictor
 from finetune.runtime.errors import UserError
@@ -21,7 +22,9 @@ from finetune.serving.json_log import JsonLog
 from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
+from finetune.serving.shared_tokenizer import lock_tokenizer
 from finetune.serving.tickets import CancelledError, Ticket
+from finetune.serving.watch import Watch
 
 T = TypeVar("T")
 RETRY_SECONDS = 1  # Retry-After of a full queue
@@ -40,6 +43,7 @@ class Service:
         draining: no more requests are accepted.
         metrics: figures of what is done.
         log: JSON lines of what is done.
+        watch: notes features of requests (--watch); None where that is not wanted.
     """
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
@@ -52,6 +56,10 @@ class Service:
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         predictor.forward = SharedForward(predictor.forward, self.compute)
+        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
+        lock_tokenizer(predictor.tokenizer)
+        if isinstance(predictor, CausalLMPredictor):
+            predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
 
     @property
@@ -68,6 +76,8 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        if self.watch:
+            self.watch.close()
         self.compute.stop()
         self.log.close()
 

@@ -16,6 +16,7 @@ from finetune.serving.errors import ApiError
 from finetune.serving.schemas import Body
 from finetune.serving.service import Service
 from finetune.serving.shared_calls import SharedCalls
+from finetune.serving.watch import Observed, observe
 
 MOST_INPUTS = 2048  # as OpenAI's
 Rows = list[dict[str, list[int]]]  # texts as token ids
@@ -89,6 +90,8 @@ def vector_routes(service: Service) -> APIRouter:
                 f"dimensions：這個模型的向量有 {vectors.shape[1]} 維，不能縮成 {body.dimensions} 維；請不加"
             )
             raise ApiError(422, message, "dimensions")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        observe(request, *(Observed([text], {}) for text in texts if isinstance(text, str)))
         write: Any = _as_base64 if body.encoding_format == "base64" else numpy.ndarray.tolist
         return {
             "object": "list",
