@@ -63,6 +63,9 @@ class Service:
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
+        # A thread takes the number that was set last, by any thread, when it first asks for it: before a worker
+        # sets 1.
+        self.compute.run(torch.get_num_threads)
 
     @property
     def kind(self) -> str:
