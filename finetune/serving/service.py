@@ -58,11 +58,16 @@ class Service:
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
         predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
-        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
-        lock_tokenizer(predictor.tokenizer)
+        self.watch = Watch(settings.watch, predictor, settings.name, self._told) if settings.watch else None
+        lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
+        if self.watch:
+            self.watch.start()
+
+    def _told(self, message: str) -> None:
+        self.log.write("watch", message=message)
 
     @property
     def kind(self) -> str:
