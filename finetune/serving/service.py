@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -58,14 +59,18 @@ class Service:
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
         pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
         predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
-        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
-        lock_tokenizer(predictor.tokenizer)
+        self.watch = Watch(settings.watch, predictor, settings.name, self._told) if settings.watch else None
+        lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
-        # A thread takes the number that was set last, by any thread, when it first asks for it: before a worker
-        # sets 1.
-        self.compute.run(torch.get_num_threads)
+        # A new thread begins with the number that any thread has set last, and workers set 1.
+        self.compute.run(partial(torch.set_num_threads, torch.get_num_threads()))
+        if self.watch:
+            self.watch.start()
+
+    def _told(self, message: str) -> None:
+        self.log.write("watch", message=message)
 
     @property
     def kind(self) -> str:
