@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,13 +90,18 @@ class Writer:
         self.stops = stops
         self.over = False
         self._decode: Decode = decode or tokenizer.decode  # type: ignore[assignment]  # one text
-        self._longest_stop = max(map(len, stops), default=0)
         self._special = special_tokens(tokenizer)
         # Replaced, never changed in place: copies share it.
         self._ids: list[int] = []  # the last tokens: first those whose text is known, as context for the next
         self._context_length = 0
         self._context_text = ""
         self._held = ""
+
+    def with_stops(self, stops: Sequence[str]) -> Writer:
+        """Return a copy that ends its text with these strings."""
+        writer = copy(self)
+        writer.stops = stops
+        return writer
 
     def write(self, token: int) -> str:
         """Return the text that this token makes certain."""
@@ -126,7 +132,8 @@ class Writer:
         """Return the part of the held text that no stop string can remove any more."""
         held = self._held
         stop_at = len(cut_at_stops(held, self.stops))
-        tails = range(max(0, len(held) + 1 - self._longest_stop), len(held))
+        longest = max(map(len, self.stops), default=0)
+        tails = range(max(0, len(held) + 1 - longest), len(held))
         partial = (at for at in tails if any(stop.startswith(held[at:]) for stop in self.stops))
         partial_at = next(partial, len(held))
         # A stop string that began earlier may still be completed: then that one is the first.
