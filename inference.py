@@ -12,6 +12,7 @@
     python inference.py --inspect my_exam.csv
     python inference.py --draw figures               # the model as five figures
     python inference.py --compare report_a report_b  # two evaluations, question by question
+    python inference.py --serve                      # an API and a page on http://127.0.0.1:8000
     python inference.py                              # without any of these: an interactive session
 
 Order: 1 loading, 2 prediction functions, 3 main. Flags: finetune/cli/inference_parser.py.
@@ -34,7 +35,6 @@ from finetune.cli.inference_checks import check_kind, parse_args
 from finetune.data.option_syntax import parse_options
 from finetune.predict.abilities import ability
 from finetune.predict.loading import (
-    exam_prompts,
     load_comparison_model,
     load_for_use,
     open_exam,
@@ -59,6 +59,7 @@ __all__ = [
     "predict_mask",
     "predict_words",
     "qa_inference",
+    "serve",
     "tag",
 ]
 
@@ -277,6 +278,27 @@ def interactive_mode(  # noqa: PLR0913  a public name: its parameters stay
     run_session(predictor_for(model, tokenizer, device), settings)
 
 
+def serve(  # noqa: PLR0913  a public name: its parameters stay
+    model, tokenizer, device, host="127.0.0.1", port=8000, **settings
+):
+    """Serve a model over HTTP until a signal ends the process: an API, a page, metrics.
+
+    Args:
+        host: only this machine reaches 127.0.0.1; any other address needs `api_keys`.
+        port: 0 takes a free one.
+        settings: name, api_keys, max_queue, … as `finetune.serving.settings.ServerSettings`.
+
+    Raises:
+        finetune.runtime.errors.UserError: no key for an address that others reach; the libraries of
+            requirements-serve.txt are not installed.
+    """
+    from finetune.serving.server import run_server
+    from finetune.serving.settings import ServerSettings
+
+    predictor = predictor_for(model, tokenizer, device)
+    run_server(predictor, ServerSettings(settings.pop("name", "model"), host, port, **settings))
+
+
 # ---- 3. main -----------------------------------------------------------------------------------------------
 
 
@@ -310,31 +332,11 @@ def run(flags: InferenceArgs) -> int | None:
             from finetune.predict.embed_command import run_embed_command
 
             return run_embed_command(flags)
-        return inspect_data(flags) if flags.inspect is not None else predict(flags)
+        if flags.inspect is not None:
+            from finetune.predict.inspect_command import inspect_data
 
-
-def inspect_data(flags: InferenceArgs) -> int:
-    """Print an inspection of --inspect: passages, tagged texts, labelled or plain ones, or questions."""
-    from finetune.data import corpus, corpus_report
-    from finetune.predict.inspect_exam import show_exam
-    from finetune.predict.inspect_labels import holds_labels, show_labels_report
-    from finetune.predict.inspect_pairs import holds_pairs, show_pairs_report
-    from finetune.predict.inspect_spans import holds_spans, show_spans_report
-    from finetune.predict.inspect_tags import holds_tags, show_tags_report
-
-    source, text, label = required(flags.inspect), flags.text_column, flags.label_column
-    if holds_spans(source, text, label):
-        return show_spans_report(source, flags.json, text, label)
-    if holds_tags(source, label):
-        return show_tags_report(source, flags.json, text, label)
-    if holds_pairs(source, text, label):
-        return show_pairs_report(source, flags.json, text, label)
-    if label or holds_labels(source, text):
-        return show_labels_report(source, flags.json, text, label)
-    if text or corpus.holds_texts(source):
-        return corpus_report.show_texts_report(source, flags.json, text)
-    exam = open_exam(flags, source, "--inspect", "skip")
-    return show_exam(flags, exam, lambda: exam_prompts(flags))
+            return inspect_data(flags)
+        return predict(flags)
 
 
 def predict(flags: InferenceArgs) -> int | None:
@@ -354,6 +356,11 @@ def predict(flags: InferenceArgs) -> int | None:
         ask_plainly(flags, predictor)
     if "scoring" in flags.given and flags.exam is None:  # of an exam once it is known how it is asked
         predictor.method(flags.scoring)
+    if flags.serve:
+        from finetune.serving.server import serve_with_flags
+
+        serve_with_flags(predictor, flags)
+        return None
     if world:
         code = run_batch(flags, predictor, exam, world)
         predictor.log_summary()
@@ -372,6 +379,8 @@ def predict(flags: InferenceArgs) -> int | None:
 
         show_prompt(flags, predictor)
     if flags.options is not None:
+        from finetune.predict.one_shot import show_answer
+
         show_answer(flags, predictor)
     return None
 
@@ -418,27 +427,6 @@ def run_batch(flags: InferenceArgs, predictor, exam, world) -> int | None:
     from finetune.predict.batch_file import answer_file
 
     return answer_file(flags, predictor, world)
-
-
-def show_answer(flags: InferenceArgs, predictor) -> None:
-    """Print the answer to --question."""
-    from finetune.predict.repl import print_ranking
-
-    options = flags.choices
-    predictor.warn(required(flags.question), *options.values())
-    ranked = predictor.rank(required(flags.question), options, len(options), flags.scoring, flags.orders)
-    if flags.json:
-        best = ranked[0][0]
-        record = {
-            "question": flags.question,
-            "answer": best if flags.answer_format == "letter" else list(options).index(best),
-            "scores": {label: score for label, _, score in ranked},
-            **({"tied": list(ranked.tied)} if ranked.tied else {}),
-        }
-        console.print_result(console.as_json(record))
-    else:
-        console.print_result(f"問題: {flags.question}\n\n預測結果（按可能性排序）:")
-        print_ranking(ranked)
 
 
 def run_script() -> None:

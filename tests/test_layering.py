@@ -10,9 +10,11 @@ from conftest import ROOT
 
 WINGS = (  # bottom to top: a file imports from its own wing and from those below it
     "runtime", "data", "prompts", "demo", "models", "evaluation", "cli", "objectives", "reports", "training",
-    "predict",
+    "predict", "serving",
 )  # fmt: skip
-APART = {("predict", "training"), ("predict", "objectives")}  # although the order would allow it
+APART = {
+    (user, other) for user in ("predict", "serving") for other in ("training", "objectives")
+}  # although the order would allow it
 LIGHT = ("runtime", "data", "prompts", "cli")  # wings that import no heavy library at the top of a file
 HEAVY = {"torch", "transformers", "numpy", "datasets", "deepspeed"}
 MAY_IMPORT_TORCH = {"finetune/runtime/distributed.py"}

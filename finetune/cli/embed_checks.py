@@ -6,11 +6,11 @@ from pathlib import Path
 
 from finetune.cli.file_checks import is_same_file, source_problems, target_problems
 from finetune.cli.inference_args import InferenceArgs
+from finetune.cli.job_flags import idle_flags
 from finetune.runtime.errors import UserError
 
 VECTOR_SUFFIXES = (".parquet", ".npy")
-ALWAYS = {"model_path", "allow_pickle", "cpu", "precision", "local_rank", "json", "debug"}
-USED_BY = {  # job -> the flags that it uses besides ALWAYS
+USED_BY = {  # job -> the flags that it uses
     "--hidden_states": {"hidden_states", "prompt"},
     "--nearest": {"embed", "nearest", "pooling", "top_k", "text_column", "encoding", "batch_size"},
     "--embed": {
@@ -33,8 +33,8 @@ def check_embed(args: InferenceArgs) -> None:
         return
     job = "--hidden_states" if args.hidden_states else "--embed" if args.nearest is None else "--nearest"
     problems = [
-        f"--{name}{_value(args, name)} 與 {job} 不能一起用" + (f"：{HINTS[name]}" if name in HINTS else "")
-        for name in sorted(args.given - USED_BY[job] - ALWAYS)
+        f"{flag} 與 {job} 不能一起用" + (f"：{HINTS[name]}" if name in HINTS else "")
+        for name, flag in idle_flags(args, USED_BY[job]).items()
     ]
     if args.embed is not None and not args.hidden_states:
         problems += _file_problems(args)
@@ -42,14 +42,6 @@ def check_embed(args: InferenceArgs) -> None:
         problems.append(f"--top_k {args.top_k}：--nearest 至少要列出 1 列")
     if problems:
         raise UserError(problems)
-
-
-def _value(args: InferenceArgs, name: str) -> str:
-    """Return the value of a flag for a message; "" of a switch."""
-    value = getattr(args, name)
-    if isinstance(value, bool) or value is None:
-        return ""
-    return " " + (" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _file_problems(args: InferenceArgs) -> list[str]:

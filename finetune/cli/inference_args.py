@@ -110,6 +110,17 @@ class InferenceArgs:
     served_model: str
     concurrency: int  # requests at once
     request_timeout: float  # seconds
+    # serving
+    serve: bool
+    host: str
+    port: int  # 0: a free one
+    api_key: str | None  # where the keys are: env:NAME or a file
+    cors_origin: list[str]
+    max_queue: int  # requests that are accepted and not answered yet
+    log_texts: bool
+    watch: str | None
+    drift: str | None  # a file of --watch
+    drift_bound: float
     # inspection of data
     inspect: str | None
     max_length: int  # tokens of a question
@@ -154,7 +165,9 @@ def lock_targets(args: InferenceArgs) -> list[tuple[str, Path]]:
         return [(f"--report {folder}", locks.lock_path(folder))]
     if args.draw is not None:
         return [(f"--draw {args.draw}", locks.lock_path(args.draw))]
-    if args.compare is not None and args.report:
+    if args.watch is not None:
+        return [(f"--watch {args.watch}", locks.lock_path(args.watch))]
+    if (args.compare is not None or args.drift is not None) and args.report:
         return [(f"--report {args.report}", locks.lock_path(args.report))]
     return []
 

@@ -9,6 +9,7 @@ from finetune.cli.exam_checks import check_repeats
 from finetune.cli.file_checks import is_same_file, source_problems, target_problems
 from finetune.cli.inference_args import GENERATION_FLAGS, KINDS, MOST_WORDS, InferenceArgs, decoding_of
 from finetune.cli.inference_parser import build_parser
+from finetune.cli.serve_checks import check_serve
 from finetune.data import conll
 from finetune.data.bad_rows import reset_log_once
 from finetune.data.encodings import choose_encoding
@@ -58,7 +59,7 @@ LOCAL_DECODING = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ng
 LOCAL_FLAGS = ("precision", "allow_pickle")
 JOBS = {
     "exam": "--exam", "input": "--input", "inspect": "--inspect", "compare": "--compare", "embed": "--embed",
-    "draw": "--draw",
+    "draw": "--draw", "serve": "--serve", "drift": "--drift",
 }  # fmt: skip
 
 
@@ -89,18 +90,18 @@ def parse_args(argv: list[str]) -> InferenceArgs:
 
 
 def _check_job(args: InferenceArgs) -> None:
-    jobs = [flag for name, flag in JOBS.items() if getattr(args, name) is not None]
+    jobs = [flag for name, flag in JOBS.items() if getattr(args, name) not in (None, False)]
     single = [f"--{name}" for name in ("prompt", "question") if getattr(args, name) is not None]
     if len(jobs) > 1 or (jobs and single):
         raise UserError(f"{'、'.join(jobs + single)} 一次只能做一件")
-    if args.json and not jobs and not single:
-        ways = ["--prompt", "--question", *JOBS.values()]
+    if args.json and (args.serve or (not jobs and not single)):
+        ways = ["--prompt", "--question", *(flag for flag in JOBS.values() if flag != "--serve")]
         raise UserError(f"--json 要與 {'、'.join(ways[:-1])} 或 {ways[-1]} 一起給")
     if args.candidates and args.prompt is None and args.input is None:
         raise UserError("--candidates 要與 --prompt 或 --input 一起給")
     problems = []
     for name, owner in (
-        ("compare_with", "exam"), ("pair", "prompt"), ("context", "question"), ("pooling", "embed"),
+        ("compare_with", "exam"), ("pair", "prompt"), ("context", "question"),
         ("nearest", "embed"), ("hidden_states", "prompt"),
         ("max_length", "inspect"), ("protocol", "exam"), ("num_fewshot", "exam"), ("prompt_format", "exam"),
         ("fewshot_as_multiturn", "exam"), ("log_prompts", "exam"), ("repeat", "exam"), ("audit_keys", "exam"),
@@ -110,10 +111,12 @@ def _check_job(args: InferenceArgs) -> None:
             problems.append(f"--{name} 要與 --{owner} 一起給{hint}")
     if problems:
         raise UserError(problems)
+    if "pooling" in args.given and args.embed is None and not args.serve:
+        raise UserError("--pooling 要與 --embed 或 --serve 一起給")
     if args.output is not None and args.input is None and args.embed is None:
         raise UserError("--output 要與 --input 或 --embed 一起給")
-    if args.report is not None and args.exam is None and args.compare is None:
-        raise UserError("--report 要與 --exam 或 --compare 一起給")
+    if args.report is not None and all(job is None for job in (args.exam, args.compare, args.drift)):
+        raise UserError("--report 要與 --exam、--compare 或 --drift 一起給")
     _check_comparison(args)
     for name in ("text_column", "label_column"):
         sources = (args.input, args.exam, args.inspect, args.embed)
@@ -231,7 +234,7 @@ def _check_server(args: InferenceArgs) -> None:
     named = [name for name in ("model_path", "compare_with") if is_server(getattr(args, name) or "")]
     idle = "、".join("--" + name for name in SERVER_FLAGS if name in args.given)
     if not named:
-        if idle:
+        if idle and not args.serve:
             raise UserError(f"{idle} 用於伺服器上的模型：--model_path http://主機:埠/v1")
         return
     problems = Problems()
@@ -249,9 +252,8 @@ def _check_server(args: InferenceArgs) -> None:
 
 
 CHECKS = (
-    _check_job, _check_revisions, _check_prompt, _check_question, _check_files, check_embed, _check_writing,
-    _check_asking, _check_hardware,
-    _check_server,
+    _check_job, _check_revisions, _check_prompt, _check_question, _check_files, check_embed, check_serve,
+    _check_writing, _check_asking, _check_hardware, _check_server,
 )  # fmt: skip
 
 

@@ -159,10 +159,31 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("伺服器（--model_path http://主機:埠/v1）").add_argument
     add("--served_model", default="",
-        help="伺服器上的模型名稱；只有一個時可以不給。金鑰放在環境變數 OPENAI_API_KEY")
+        help="伺服器上的模型名稱；只有一個時可以不給。金鑰放在環境變數 OPENAI_API_KEY。"
+             "--serve：別人用什麼名稱呼叫（預設資料夾的名稱）")
     add("--concurrency", type=int_in(1, 512), default=8, help="同時送出幾個請求（預設 8）")
     add("--request_timeout", type=float_in(0, above=True), default=600.0,
-        help="一個請求最多等幾秒（預設 600）")
+        help="一個請求最多等幾秒（預設 600）；--serve 也是")
+
+    add = parser.add_argument_group("提供服務").add_argument
+    add("--serve", action="store_true",
+        help="開一個伺服器：網頁、API（也有 OpenAI 的）與指標；先 pip install -r requirements-serve.txt")
+    add("--host", default="127.0.0.1",
+        help="在哪個位址聽（預設 %(default)s，只有這台機器連得到）；別的位址一定要有 --api_key")
+    add("--port", type=int_in(0, 65535), default=8000, help="埠（預設 8000；0 = 隨便一個空的）")
+    add("--api_key", default=None, metavar="env:NAME|FILE",
+        help="金鑰在哪裡：環境變數 env:NAME，或檔案（一行一把）；金鑰本身不寫在指令裡，否則別人看得到")
+    add("--cors_origin", nargs="+", default=[], metavar="ORIGIN",
+        help="哪些網站的網頁可以呼叫，例如 https://example.edu.tw（預設都不行）")
+    add("--max_queue", type=int_in(1, 100_000), default=256,
+        help="最多收下幾個還沒答的請求，再多就回 429（預設 256）")
+    add("--log_texts", action="store_true", help="紀錄裡也寫下請求與答案的文字（預設不寫）")
+    add("--watch", type=path, metavar="FILE.jsonl",
+        help="每個請求的特徵（長度、[UNK] 比例、信心、答案、時間，沒有文字）附加到這個檔案")
+    add("--drift", type=path, metavar="FILE.jsonl",
+        help="--watch 的檔案與訓練時的驗證資料差多少；超過 --drift_bound 以 3 結束（--report 寫成網頁）")
+    add("--drift_bound", type=float_in(0, 1), default=0.1,
+        help="分布相差多少算漂移：信賴區間的下界超過它（預設 0.1）")
 
     add = parser.add_argument_group("檢查題庫").add_argument
     add("--inspect", type=path,

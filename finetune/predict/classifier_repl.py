@@ -5,6 +5,7 @@ from __future__ import annotations
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.evaluation.classification import THRESHOLD
 from finetune.predict.classifier import ClassifierPredictor, Ranked
+from finetune.predict.records import labels_record
 from finetune.predict.repl import Repl
 from finetune.predict.session import SessionSettings
 from finetune.runtime.console import as_json, plain, print_result
@@ -69,13 +70,14 @@ class ClassifierRepl(Repl[ClassifierPredictor]):
 def show_labels(flags: InferenceArgs, predictor: ClassifierPredictor) -> None:
     """Print the labels of --prompt, of a pair with --pair."""
     text, pair = required(flags.prompt), flags.pair
-    texts = {"text": text} if pair is None else {"text": text, "pair": pair}
-    ranked = predictor.classify([text if pair is None else (text, pair)])[0]
-    predictor.warn(*texts.values())
+    texts = [text] if pair is None else [text, pair]
     if flags.json:
         top_k = flags.top_k if "top_k" in flags.given else None
-        print_result(as_json(texts | predictor.to_record(ranked, top_k)))
+        print_result(as_json(labels_record(predictor, text, pair, top_k)))
+        predictor.warn(*texts)
         return
+    ranked = predictor.classify([text if pair is None else (text, pair)])[0]
+    predictor.warn(*texts)
     print_result(f"文字: {flags.prompt}" + ("" if flags.pair is None else f"\n第二句: {flags.pair}") + "\n")
     print_labels(predictor, ranked, flags.top_k)
 

@@ -10,6 +10,7 @@ from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.encodings import open_text
 from finetune.data.tables import read_table
 from finetune.predict.extractor import LISTED, ExtractorPredictor
+from finetune.predict.records import span_record
 from finetune.predict.repl import Repl, decode_entry, int_between, typed_line
 from finetune.predict.session import SessionSettings
 from finetune.runtime.console import as_json, plain, print_result
@@ -135,25 +136,15 @@ def show_answer(flags: InferenceArgs, predictor: ExtractorPredictor) -> None:
     question, context = required(flags.question), required(flags.context)
     if context.startswith("@"):
         context = read_passage(context[1:])
-    top_k = flags.top_k if "top_k" in flags.given else 1
-    answers = predictor.answer_pairs([(question, context)], top_k)[0]
-    predictor.warn(question, context)
+    top_k = flags.top_k if "top_k" in flags.given else None
     if flags.json:
-        record: dict[str, Any] = {"question": question, **_rounded(answers[0])}
-        if "top_k" in flags.given:
-            record["answers"] = [_rounded(answer) for answer in answers]
-        print_result(as_json(record))
+        print_result(as_json(span_record(predictor, question, context, top_k)))
+        predictor.warn(question, context)
         return
+    answers = predictor.answer_pairs([(question, context)], top_k or 1)[0]
+    predictor.warn(question, context)
     print_result(f"問題: {question}\n")
     print_answers(context, answers)
-
-
-def _rounded(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer as --json prints it: `answer`, its places, its score."""
-    return {
-        "answer": answer["text"], "start": answer["start"], "end": answer["end"],
-        "score": round(answer["score"], 6),
-    }  # fmt: skip
 
 
 def print_answers(context: str, answers: list[dict[str, Any]]) -> None:

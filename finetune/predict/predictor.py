@@ -17,6 +17,7 @@ import torch
 from finetune.data.question import Question
 from finetune.data.question_rows import parse_question
 from finetune.evaluation.outcomes import no_answer_reason
+from finetune.evaluation.queries import Forward
 from finetune.evaluation.scores import Prior, Progress, Ranking, Scores
 from finetune.evaluation.scoring import Scorer, ScoringConfig
 from finetune.models import cpu
@@ -233,7 +234,7 @@ class LocalPredictor(Predictor):
         self.model, self.tokenizer, self.device, self.name = model, tokenizer, device, name
         self.kind = kind_of_model(model)
         self.card: RunCard | None = getattr(model, "run_card", None)
-        self.forward: torch.nn.Module = forward_of(model).eval()
+        self.forward: Forward = forward_of(model).eval()
         self.longest = prompt_length(model.config, tokenizer, UNKNOWN_LENGTH)
 
     @classmethod
@@ -399,7 +400,13 @@ class MaskedLMPredictor(EncoderPredictor):
         elif lookalike:
             log(f"⚠️ {lookalike}")
 
-    def fill_mask(
+    def warn_of_blanks(self, prompt: str) -> None:
+        """Log what a person may not expect of a prompt: unknown characters, where a blank was added."""
+        blanks = self.read(prompt)
+        self.warn(*blanks.pieces)
+        self.log_blanks(blanks)
+
+    def predictions(
         self, prompt: str, top_k: int, word_length: int = 1, candidates: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """Return the predictions for a prompt as a person or --json is shown them.
@@ -409,8 +416,6 @@ class MaskedLMPredictor(EncoderPredictor):
             and the whole `sentence`.
         """
         blanks = self.read(prompt)
-        self.warn(*blanks.pieces)
-        self.log_blanks(blanks)
         if needs_word_search(blanks, word_length, candidates):
             fillings = self.words(prompt, top_k, word_length, candidates)
             return [{"word": f.word, "score": f.score, "sentence": f.sentence} for f in fillings]

@@ -16,6 +16,7 @@ from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS, InferenceArgs,
 from finetune.data.option_syntax import from_lines, labelled, parse_options
 from finetune.evaluation.scores import Ranking
 from finetune.predict.predictor import AnyPredictor, MaskedLMPredictor, Predictor
+from finetune.predict.records import fill_record
 from finetune.prompts.scoring_methods import GENERATE, METHODS, ORDERS, SHORT
 from finetune.runtime.console import as_json, first_line, plain, print_result
 from finetune.runtime.errors import RunError, UserError, nearest, shown
@@ -268,7 +269,8 @@ class FillMaskRepl(Repl[MaskedLMPredictor]):
 
     def respond(self, entry: str) -> None:
         """Print the likeliest words for the blanks of an entry."""
-        predictions = self.predictor.fill_mask(entry, self.top_k, self.word_length)
+        self.predictor.warn_of_blanks(entry)
+        predictions = self.predictor.predictions(entry, self.top_k, self.word_length)
         print_result(f"\n🔮 預測結果（Top {self.top_k}）:")
         print_words(predictions)
         print_result()
@@ -313,18 +315,18 @@ def typed_line(prompt: str) -> str:
 
 def show_words(flags: InferenceArgs, predictor: MaskedLMPredictor) -> None:
     """Print the predictions of a masked language model for --prompt."""
-    predictions = predictor.fill_mask(
-        required(flags.prompt), flags.top_k, flags.word_length, flags.candidates
-    )
+    asked = required(flags.prompt), flags.top_k, flags.word_length, flags.candidates
+    predictor.warn_of_blanks(asked[0])
     if flags.json:
-        print_result(as_json({"prompt": flags.prompt, "predictions": predictions}))
+        print_result(as_json(fill_record(predictor, *asked)))
     else:
+        predictions = predictor.predictions(*asked)
         print_result(f"問題: {flags.prompt}\n\n預測結果（Top {len(predictions)}）:")
         print_words(predictions, bare=True)  # `  1. 好`: programs read it so
 
 
 def print_words(predictions: list[dict[str, Any]], bare: bool = False) -> None:
-    """Print the words of `MaskedLMPredictor.fill_mask`, numbered.
+    """Print the words of `MaskedLMPredictor.predictions`, numbered.
 
     Args:
         bare: leave out the probability of a word of one blank.

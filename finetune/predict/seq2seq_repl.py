@@ -7,6 +7,7 @@ from dataclasses import replace
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.models.decoding import Decoding
 from finetune.predict.decoding_repl import DecodingRepl
+from finetune.predict.records import reply_record
 from finetune.predict.seq2seq import Seq2SeqPredictor
 from finetune.predict.session import SessionSettings
 from finetune.runtime.console import as_json, log, print_result
@@ -73,7 +74,7 @@ def show_output(flags: InferenceArgs, predictor: Seq2SeqPredictor) -> None:
     predictor.warn(text)
     if flags.json:
         reply = predictor.generate([ids], decoding)[0]
-        print_result(as_json({"prompt": text, "response": reply, "truncated": reply.truncated}))
+        print_result(as_json(reply_record(text, reply)))
         return
     print_result(f"輸入: {text}\n\n輸出: ", end="")
     stream = predictor.stream(ids, decoding)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from finetune.cli.inference_args import InferenceArgs, required
 from finetune.data.tag_schemes import UNTYPED
 from finetune.evaluation.tag_records import Entity
+from finetune.predict.records import entities_record
 from finetune.predict.repl import Repl
 from finetune.predict.session import SessionSettings
 from finetune.predict.tagger import TaggerPredictor
@@ -70,11 +71,12 @@ class TaggerRepl(Repl[TaggerPredictor]):
 def show_entities(flags: InferenceArgs, predictor: TaggerPredictor) -> None:
     """Print the spans of --prompt."""
     text = required(flags.prompt)
+    if flags.json:
+        print_result(as_json(entities_record(predictor, text)))
+        predictor.warn(text)
+        return
     entities = predictor.tag([text])[0]
     predictor.warn(text)
-    if flags.json:
-        print_result(as_json({"text": text, "entities": entities}))
-        return
     print_result("標註: ", end="")
     print_entities(predictor, text, entities)
 

@@ -186,14 +186,14 @@ def test_a_question_or_options_left_empty_are_no_question(run_repl):
 def test_what_a_library_raises_ends_nothing_but_that_entry(loaded, run_repl, monkeypatch):
     from finetune.predict.predictor import MaskedLMPredictor
 
-    propose = MaskedLMPredictor.fill_mask
+    propose = MaskedLMPredictor.predictions
 
     def broken(self, prompt, *more):
         if prompt == "壞":
             raise IndexError("index out of range in self")
         return propose(self, prompt, *more)
 
-    monkeypatch.setattr(MaskedLMPredictor, "fill_mask", broken)
+    monkeypatch.setattr(MaskedLMPredictor, "predictions", broken)
     out = run_repl("top 2", "壞", "天[MASK]")
     assert "IndexError：index out of range" in out and "🔮 預測結果（Top 2）" in out
 

@@ -1,0 +1,65 @@
+"""Our own paths: each answers with the record that --json prints for the same input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from finetune.data.option_syntax import parse_options
+from finetune.predict import records
+from finetune.prompts.scoring_methods import GENERATE
+from finetune.serving.paths import check_path
+from finetune.serving.schemas import AnswerBody, ClassifyBody, FillBody, SpanBody, TagBody
+from finetune.serving.service import Service
+
+Record = dict[str, Any]
+
+
+def native_routes(service: Service) -> APIRouter:
+    """Return the routes of our own paths."""
+    router = APIRouter()
+    predictor: Any = service.predictor
+
+    @router.post("/v1/fill")
+    async def fill(request: Request, body: FillBody) -> Record:
+        """Fill the blanks of a sentence."""
+        check_path("/v1/fill", service.kind)
+        asked = body.prompt, body.top_k, body.word_length, body.candidates
+        return await service.run(request, lambda: records.fill_record(predictor, *asked))
+
+    @router.post("/v1/answer")
+    async def answer(request: Request, body: AnswerBody) -> Record:
+        """Answer a multiple-choice question."""
+        check_path("/v1/answer", service.kind)
+
+        def work() -> Record:
+            options = body.options if isinstance(body.options, dict) else parse_options(body.options)
+            asked = body.question, options, body.scoring, body.orders, body.answer_format
+            if predictor.is_causal and predictor.method(body.scoring) == GENERATE:  # it writes
+                return service.compute.run(lambda: records.answer_record(predictor, *asked))
+            return records.answer_record(predictor, *asked)
+
+        return await service.run(request, work)
+
+    @router.post("/v1/classify")
+    async def classify(request: Request, body: ClassifyBody) -> Record:
+        """Classify a text, or a pair of texts."""
+        check_path("/v1/classify", service.kind)
+        asked = body.text, body.pair, body.top_k
+        return await service.run(request, lambda: records.labels_record(predictor, *asked))
+
+    @router.post("/v1/tag")
+    async def tag(request: Request, body: TagBody) -> Record:
+        """Mark the spans of a text."""
+        check_path("/v1/tag", service.kind)
+        return await service.run(request, lambda: records.entities_record(predictor, body.text))
+
+    @router.post("/v1/span")
+    async def span(request: Request, body: SpanBody) -> Record:
+        """Answer a question with a part of a passage."""
+        check_path("/v1/span", service.kind)
+        asked = body.question, body.context, body.top_k
+        return await service.run(request, lambda: records.span_record(predictor, *asked))
+
+    return router

@@ -1,0 +1,141 @@
+"""A model in service: requests are accepted up to a bound, and worked for in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from starlette.requests import Request
+
+from finetune.predict.embedder import Embedder
+from finetune.predict.predictor import LocalPredictor
+from finetune.runtime.errors import UserError
+from finetune.serving import tickets
+from finetune.serving.compute import ComputeThread
+from finetune.serving.errors import ApiError
+from finetune.serving.settings import WORKERS, ServerSettings
+from finetune.serving.shared_forward import SharedForward
+from finetune.serving.tickets import CancelledError, Ticket
+
+T = TypeVar("T")
+RETRY_SECONDS = 1  # Retry-After of a full queue
+
+
+class Service:
+    """A model in service.
+
+    Args:
+        predictor: the model; its forward pass is shared among requests from now on.
+        settings: bounds and names.
+
+    Attributes:
+        compute: the thread that runs the model.
+        accepted: requests that are accepted and not answered yet.
+        draining: no more requests are accepted.
+    """
+
+    def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
+        self.predictor, self.settings = predictor, settings
+        self.compute = ComputeThread()
+        self.accepted, self.draining = 0, False
+        # What they compute is little; the cores are the compute thread's.
+        self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
+        predictor.forward = SharedForward(predictor.forward, self.compute)
+        self.compute.start()
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model, see models/kinds.py."""
+        return self.predictor.kind
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder of the model. Raises UserError where its pooling is not known."""
+        predictor, pooling = self.predictor, self.settings.pooling
+        return Embedder.of(predictor.model, predictor.tokenizer, predictor.device, pooling)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        self.compute.stop()
+
+    def admit(self) -> Ticket:
+        """Accept a request; `release` must follow.
+
+        Raises:
+            ApiError: 429 with Retry-After where too many wait; 503 where the server is ending.
+        """
+        if self.draining:
+            raise ApiError(503, "伺服器正在結束，不再收新的請求；請稍後再試，或換一台")
+        if self.accepted >= self.settings.max_queue:
+            raise ApiError(
+                429, f"已經有 {self.accepted} 個請求在等，這是 --max_queue 的上限；請稍後再試",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )  # fmt: skip
+        self.accepted += 1
+        return Ticket()
+
+    def release(self) -> None:
+        """Note that an accepted request is answered or given up."""
+        self.accepted -= 1
+
+    async def run(self, request: Request, work: Callable[[], T]) -> T:
+        """Run work for a request in a thread of its own, while its client waits.
+
+        Args:
+            work: runs the model through the predictor; `UserError` is answered with 422.
+
+        Raises:
+            ApiError: too many requests (429), what cannot be answered (422), time is up (504).
+            CancelledError: the client is gone.
+        """
+        ticket = self.admit()
+        future = self._submit(ticket, work)
+        try:
+            await self._watch(request, future)
+            return future.result()
+        except UserError as error:
+            raise ApiError(422, "；".join(error.problems)) from error
+        finally:
+            ticket.cancel()
+            future.cancel()
+            self.release()
+
+    def _submit(self, ticket: Ticket, work: Callable[[], T]) -> Future[T]:
+        context = contextvars.copy_context()
+        context.run(tickets.current.set, ticket)
+
+        def checked() -> T:
+            ticket.check()
+            return work()
+
+        return self._workers.submit(context.run, checked)
+
+    async def _watch(self, request: Request, future: Future[Any]) -> None:
+        """Wait until a result is there. Raises ApiError when time is up, CancelledError without a client."""
+        answer = asyncio.ensure_future(asyncio.wrap_future(future))
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            done, _ = await asyncio.wait(
+                (answer, gone), timeout=self.settings.request_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            gone.cancel()
+            answer.cancel()
+        if answer in done:
+            return
+        if gone in done:
+            raise CancelledError
+        raise ApiError(
+            504, f"{self.settings.request_timeout:g} 秒內沒有算完（--request_timeout），已經放棄這個請求"
+        )
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client of a request whose body was read is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
