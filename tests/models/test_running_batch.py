@@ -171,12 +171,12 @@ def test_a_row_that_cannot_go_on_fails_alone(qwen):
     good = batch.add([5, 6], decoding)
     batch.step()
     model.model.embed_tokens.weight.data[60] = float("nan")
-    broken = batch.add([7, 60], Decoding(5))
+    broken = [batch.add([7, 60], Decoding(5, repetition_penalty=penalty)) for penalty in (1.0, 1.2)]
     stuck = batch.add([i for i in range(WORDS) if i not in ends], decoding)
     events = [event for _ in range(14) for event in batch.step()]
     errors = {event.row: str(event.error) for event in events if event.error}
-    assert set(errors) == {broken, stuck} and broken.count == stuck.count == 0
-    assert "NaN" in errors[broken] and "--no_repeat_ngram_size 1" in errors[stuck]
+    assert set(errors) == {*broken, stuck} and not any(row.count for row in errors)
+    assert all("NaN" in errors[row] for row in broken) and "--no_repeat_ngram_size 1" in errors[stuck]
     assert [event.token for event in events if event.row is good] == expected[1:]
     assert good.count == 12 and not batch.num_running
     for prompt in ([], [5] * 128):
