@@ -63,7 +63,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str, max_length:
     return Encoded(ids, array("b", encoding.get("token_type_ids", ())) if pair else (), cut)
 
 
-@torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
 def probabilities(
     forward: Forward | nn.Module,
     config: PreTrainedConfig,
@@ -72,9 +71,31 @@ def probabilities(
     device: torch.device | str = "cpu",
     world: Distributed | None = None,
 ) -> list[list[float]]:
-    """Return the probabilities of the classes of each row, (n, K).
+    """Return the probabilities of the classes of each row, (n, K); arguments as of `logits`.
 
     They are a softmax or, of a multi-label model, independent sigmoids.
+
+    Raises:
+        UserError: logits that are no numbers.
+    """
+    scores = logits(forward, config, pad_id, rows, device, world)
+    if not len(scores):
+        return []
+    if is_multi(config):  # in fp64: torch's fp32 rounds by the place of a number in its tensor
+        return scores.double().sigmoid().float().tolist()
+    return scores.softmax(-1).tolist()
+
+
+@torch.no_grad()  # not inference_mode: what ZeRO-3 gathers inside must stay usable for training
+def logits(
+    forward: Forward | nn.Module,
+    config: PreTrainedConfig,
+    pad_id: int,
+    rows: Sequence[Encoded],
+    device: torch.device | str = "cpu",
+    world: Distributed | None = None,
+) -> torch.Tensor:
+    """Return the logits of the classes of each row, (n, K).
 
     Args:
         forward: see `models.heads.SequenceLogits`.
@@ -82,7 +103,7 @@ def probabilities(
         pad_id: id of the padding token.
         rows: tokenized.
         device: the model's device.
-        world: shares the rows among the ranks; every rank gets all probabilities.
+        world: shares the rows among the ranks; every rank gets all logits.
 
     Raises:
         UserError: logits that are no numbers.
@@ -96,11 +117,9 @@ def probabilities(
         LogprobQuery(row.ids, positions, wanted, raw_logits=True, segments=row.segments) for row in rows
     ]
     LogprobRunner(forward, pad_id, device, world)(queries)
-    if not queries:
-        return []
-    logits = torch.tensor([query.results if multi else query.results[0] for query in queries])
-    check_numbers(logits)
-    return logits[..., 0].sigmoid().tolist() if multi else logits.softmax(-1).tolist()
+    results = torch.tensor([query.results if multi else query.results[0] for query in queries])
+    check_numbers(results)
+    return results[..., 0] if multi and queries else results
 
 
 def compute_metrics(

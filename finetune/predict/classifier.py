@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.label_columns import column_names
-from finetune.evaluation.classification import THRESHOLD, encode, probabilities
+from finetune.evaluation.classification import THRESHOLD, Encoded, encode, logits, probabilities
 from finetune.models.forward import is_multi
 from finetune.models.kinds import names_of
 from finetune.models.run_card import RunCard
@@ -98,14 +98,29 @@ class ClassifierPredictor(LocalPredictor):
         Args:
             world: shares the rows among the ranks; every rank gets all of them.
         """
-        rows = [encode(self.tokenizer, *_as_pair(text), self.max_length) for text in texts]
+        rows = self.encode(texts)
         if not self.truncation_logged and any(row.cut for row in rows):
             self.truncation_logged = True
             log(f"⚠️ 有文字超過 {self.max_length} 個 token，超過的部分沒有讀")
-        # The model's pad id, not the tokenizer's: a decoder finds the end of a row by it.
+        return self.of_rows(rows, world)
+
+    def encode(self, texts: Sequence[TextOrPair]) -> list[Encoded]:
+        """Return texts or pairs as token ids. Raises UserError for what is no text."""
+        return [encode(self.tokenizer, *_as_pair(text), self.max_length) for text in texts]
+
+    def of_rows(self, rows: Sequence[Encoded], world: Distributed | None = None) -> list[list[float]]:
+        """Return the probabilities of the classes of rows, (n, K)."""
+        return probabilities(self.forward, self.model.config, self._pad_id, rows, self.device, world)
+
+    def logits(self, rows: Sequence[Encoded]) -> torch.Tensor:
+        """Return the logits of the classes of rows, (n, K)."""
+        return logits(self.forward, self.model.config, self._pad_id, rows, self.device)
+
+    @property
+    def _pad_id(self) -> int:
+        """The model's pad id, not the tokenizer's: a decoder finds the end of a row by it."""
         pad_id = getattr(self.model.config, "pad_token_id", None)
-        pad_id = self.tokenizer.pad_token_id if pad_id is None else pad_id
-        return probabilities(self.forward, self.model.config, pad_id, rows, self.device, world)
+        return self.tokenizer.pad_token_id if pad_id is None else pad_id
 
     def chosen_labels(self, ranked: Ranked) -> list[str]:
         """Return the best label or, of a multi-label model, those of at least THRESHOLD, perhaps none."""

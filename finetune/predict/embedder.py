@@ -146,6 +146,11 @@ class Embedder:
             return numpy.zeros((0, self.dimension), dtype=numpy.float32)
         return self.vectors(rows)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model has."""
+        return self._body.get_input_embeddings().num_embeddings
+
     @cached_property
     def dimension(self) -> int:
         """Numbers of a vector."""

@@ -11,11 +11,14 @@ from starlette.responses import Response
 
 from finetune.runtime.errors import shown
 from finetune.runtime.strict_json import dumps
+from finetune.serving.classifier_routes import classifier_routes
 from finetune.serving.errors import ApiError
 from finetune.serving.native_routes import native_routes
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
+from finetune.serving.vector_routes import vector_routes
 
+ROUTERS = (native_routes, classifier_routes, vector_routes)
 GONE = 499  # as nginx calls it: the client closed the connection; nobody reads this
 
 
@@ -32,7 +35,8 @@ class Json(Response):
 def build_app(service: Service) -> FastAPI:
     """Build the application of a service."""
     app = FastAPI(title="fine-tuning-llm", docs_url=None, redoc_url=None, default_response_class=Json)
-    app.include_router(native_routes(service))
+    for routes in ROUTERS:
+        app.include_router(routes(service))
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:

@@ -6,9 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from finetune.cli.inference_args import KINDS
 from finetune.data.option_syntax import parse_options
 from finetune.predict import records
 from finetune.prompts.scoring_methods import GENERATE
+from finetune.serving.errors import ApiError
 from finetune.serving.paths import check_path
 from finetune.serving.schemas import AnswerBody, ClassifyBody, FillBody, SpanBody, TagBody
 from finetune.serving.service import Service
@@ -32,6 +34,8 @@ def native_routes(service: Service) -> APIRouter:
     async def answer(request: Request, body: AnswerBody) -> Record:
         """Answer a multiple-choice question."""
         check_path("/v1/answer", service.kind)
+        if "orders" in body.model_fields_set and service.kind == "choice":
+            raise ApiError(422, f"orders：{KINDS['choice']}不看選項的順序；請不加", "orders")
 
         def work() -> Record:
             options = body.options if isinstance(body.options, dict) else parse_options(body.options)

@@ -1,0 +1,110 @@
+"""Calls of many threads that the compute thread runs together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from finetune.serving import tickets
+from finetune.serving.compute import ComputeThread
+from finetune.serving.tickets import CancelledError
+
+Call = TypeVar("Call")
+Result = TypeVar("Result")
+
+
+class SharedCalls(Generic[Call, Result]):
+    """A function of calls, whose calls come from many threads one by one and run together.
+
+    A call that comes alone runs at once: what runs together is what came while the round before was running,
+    so nobody waits for others to come.
+
+    Args:
+        compute: the thread that runs them.
+        run: returns the result of each call.
+        fit: returns whether calls are few and small enough to run together; a single one always runs.
+
+    Attributes:
+        num_calls, num_rounds: calls that were run, and the rounds they took.
+    """
+
+    def __init__(
+        self,
+        compute: ComputeThread,
+        run: Callable[[Sequence[Call]], Sequence[Result]],
+        fit: Callable[[Sequence[Call]], bool],
+    ):
+        self._compute, self._run, self._fit = compute, run, fit
+        self._waiting: deque[tuple[Call, Future[Result]]] = deque()
+        self.num_calls = self.num_rounds = 0
+        compute.add(self)
+
+    def __call__(self, call: Call) -> Result:
+        """Return the result of one call, from the thread of a request or from the compute thread.
+
+        Raises:
+            CancelledError: the request has been given up meanwhile.
+        """
+        if self._compute.is_current:
+            return self._run([call])[0]
+        ticket = tickets.current.get()
+        future: Future[Result] = Future()
+        with self._compute.changed:
+            self._waiting.append((call, future))
+            self._compute.changed.notify_all()
+        if ticket is None:
+            return future.result()
+        ticket.on_cancel(future.cancel)
+        try:
+            return future.result()
+        except BaseException as error:
+            if future.cancelled():
+                raise CancelledError from error
+            raise
+        finally:
+            ticket.forget(future.cancel)
+
+    def has_work(self) -> bool:
+        """Return whether a call waits."""
+        return bool(self._waiting)
+
+    def work(self) -> None:
+        """Run the calls that wait, as many as fit; where that fails, one by one, each with its own error."""
+        with self._compute.changed:
+            taken = self._take()
+        if not taken:
+            return
+        self.num_calls, self.num_rounds = self.num_calls + len(taken), self.num_rounds + 1
+        try:
+            results = self._run([call for call, _ in taken])
+        except Exception as error:
+            if len(taken) == 1:
+                taken[0][1].set_exception(error)
+                return
+            for call, future in taken:
+                _settle(future, lambda call=call: self._run([call])[0])  # type: ignore[misc]
+            return
+        for (_, future), result in zip(taken, results, strict=True):
+            future.set_result(result)
+
+    def _take(self) -> list[tuple[Call, Future[Result]]]:
+        """Remove the first calls that fit together and that somebody still waits for."""
+        taken: list[tuple[Call, Future[Result]]] = []
+        while self._waiting:
+            call, future = self._waiting[0]
+            if taken and not self._fit([*(other for other, _ in taken), call]):
+                break
+            self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                taken.append((call, future))
+        return taken
+
+
+def _settle(future: Future[Result], work: Callable[[], Result]) -> None:
+    """Put the result of some work, or its error, into a future."""
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
