@@ -190,10 +190,15 @@ class EncoderDecoderReader(CachedReader):
         self._hidden: Tensor = encoder(input_ids=input_ids, attention_mask=self._mask)[0]  # (B, S, H)
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if mode.cached else None
 
-    def forced(self, step: int) -> list[int]:
-        """Return the tokens of which one must come as the new token `step`, from 0; none where any may."""
+    def forced(self, step: int, limit: int) -> list[int]:
+        """Return the tokens of which one must come as the new token `step` of a row; none where any may.
+
+        Args:
+            step: from 0.
+            limit: new tokens of the row.
+        """
         first, last = self._forced
-        forced = last if step + 1 == self.steps and last is not None else first if step == 0 else None
+        forced = last if step + 1 == limit and last is not None else first if step == 0 else None
         return [] if forced is None else [forced] if isinstance(forced, int) else list(forced)
 
     @property

@@ -105,12 +105,17 @@ class Generator:
 
     def _events(self, rows: Rows, numbers: Sequence[int]) -> Iterator[tuple[int, ReplyEvent]]:
         """Yield (number, what became of its row) of one batch, as the texts become certain."""
-        decode = chinese_decoder(self.tokenizer) if is_seq2seq(config_of(self.model)) else None
-        writer = Writer(self.tokenizer, (*self.stops, *self.decoding.stop), decode)
+        writer = writer_for(self.model, self.tokenizer, (*self.stops, *self.decoding.stop))
         pad_id = self.tokenizer.pad_token_id or 0  # masked: any id pads
         return _events(
             self.model, rows, _Asked(self.decoding, self.end_ids or set(), pad_id, numbers, writer)
         )
+
+
+def writer_for(model: nn.Module, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Writer:
+    """Return what converts the token ids of a model's reply to text, up to the first of the stop strings."""
+    decode = chinese_decoder(tokenizer) if is_seq2seq(config_of(model)) else None
+    return Writer(tokenizer, stops, decode)
 
 
 def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -167,6 +172,15 @@ def generate_ids(
     return new_ids
 
 
+@torch.inference_mode()
+def reader_of(
+    model: nn.Module, rows: Rows, room: Sequence[int], pad_id: int, mode: DecodeMode
+) -> TokenReader:
+    """Return the reader of a batch; arguments as of `Reader` and `EncoderDecoderReader`."""
+    reader = EncoderDecoderReader if is_seq2seq(config_of(model)) else Reader
+    return reader(model, rows, room, pad_id, mode)
+
+
 def generation_mode(model: nn.Module) -> DecodeMode:
     """Return how a model is decoded, see `kv_cache.decode_mode` and `encoder_decoder.mode_of`.
 
@@ -197,7 +211,8 @@ def _events(model: nn.Module, rows: Rows, asked: _Asked) -> Iterator[tuple[int, 
     Raises:
         UserError: a row that cannot go on.
     """
-    reader = _reader(model, rows, asked)
+    room = reply_room(model, rows, asked.decoding)
+    reader = reader_of(model, rows, room, asked.pad_id, generation_mode(model))
     replies = [
         ReplyRow(row, asked.decoding, limit, number, copy(asked.writer))
         for row, limit, number in zip(rows, reader.limits, asked.numbers, strict=True)
@@ -211,15 +226,6 @@ def _events(model: nn.Module, rows: Rows, asked: _Asked) -> Iterator[tuple[int, 
             if event.error:
                 raise event.error
             yield event.row.number, event
-
-
-@torch.inference_mode()
-def _reader(model: nn.Module, rows: Rows, asked: _Asked) -> TokenReader:
-    """Return the reader of a batch, with as many new tokens a row as the model has room for."""
-    room = reply_room(model, rows, asked.decoding)
-    if is_seq2seq(config_of(model)):
-        return EncoderDecoderReader(model, rows, room, asked.pad_id, mode_of(model))
-    return Reader(model, rows, room, asked.pad_id, decode_mode(model))
 
 
 @torch.inference_mode()

@@ -66,8 +66,13 @@ class TokenReader(Protocol):
     steps: int
     device: torch.device
 
-    def forced(self, step: int) -> list[int]:
-        """Return the tokens of which one must come as the new token `step`, from 0; none where any may."""
+    def forced(self, step: int, limit: int) -> list[int]:
+        """Return the tokens of which one must come as the new token `step` of a row; none where any may.
+
+        Args:
+            step: from 0.
+            limit: new tokens of the row.
+        """
 
     @property
     def forces_end(self) -> bool:
@@ -183,7 +188,7 @@ class Reader(CachedReader):
         if "use_cache" in self._parameters:
             self._kwargs["use_cache"] = mode.cached
 
-    def forced(self, step: int) -> list[int]:
+    def forced(self, step: int, limit: int) -> list[int]:
         """Return []: after a prompt any token may come."""
         return []
 

@@ -169,7 +169,7 @@ class ReplyBatch:
         """Return the next token (B,) of every row, see `logits.chosen`."""
         groups: dict[Choice, list[int]] = {}
         for at, row in enumerate(self.rows):
-            choice = row.choice(self._end_ids, self._reader.forced(row.count))
+            choice = row.choice(self._end_ids, self._reader.forced(row.count, row.limit))
             groups.setdefault(choice, []).append(at)
         previous = self._reader.previous
         tokens = torch.empty(len(self.rows), dtype=torch.long, device=logits.device)

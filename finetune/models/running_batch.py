@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from finetune.models.decoding import Decoding
-from finetune.models.generation import BATCH_TOKENS, eos_ids
-from finetune.models.kv_cache import DecodeMode, Reader, joining_mode
+from finetune.models.forward import config_of
+from finetune.models.generation import BATCH_TOKENS, eos_ids, generation_mode, reader_of, writer_for
+from finetune.models.kinds import is_seq2seq
+from finetune.models.kv_cache import DecodeMode, joining_mode
 from finetune.models.reply_batch import ReplyBatch, ReplyEvent, ReplyRow
 from finetune.models.room import reply_room
-from finetune.models.streaming import STOPS, Writer
+from finetune.models.streaming import STOPS
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ PREFILL_TOKENS = 512  # of prompts that are read in a step: others wait so long 
 
 @dataclass
 class RunningBatch:
-    """Replies of a causal model, a token of each in a step. It is used by one thread.
+    """Replies of a model that writes, a token of each in a step. It is used by one thread.
 
     Prompts wait in the order they came until there is room. Those that wait together are read together, a
     long one in parts. Then they join the batch that is running; a model whose rows cannot join
     (`kv_cache.joining_mode`) has several batches, which take their steps in turn.
 
     Attributes:
-        model: a causal model of transformers.
+        model: a causal model or an encoder-decoder of transformers.
         stops: a reply is cut at the first of these strings, and of those of its decoding.
         end_ids: tokens that end a reply; None for `eos_ids` of model and tokenizer.
         max_tokens: rows · tokens of the longest, prompt and reply, stay below it, though one row may run.
@@ -58,9 +59,10 @@ class RunningBatch:
     def __post_init__(self) -> None:
         if self.end_ids is None:
             self.end_ids = eos_ids(self.model, self.tokenizer)
-        self._mode: DecodeMode = joining_mode(self.model)
+        seq2seq = is_seq2seq(config_of(self.model))
+        self._mode: DecodeMode = (generation_mode if seq2seq else joining_mode)(self.model)
         self._pad_id = self.tokenizer.pad_token_id or 0  # masked: any id pads
-        self._writer = Writer(self.tokenizer, ())  # what it knows of the tokenizer is the same for every row
+        self._writer = writer_for(self.model, self.tokenizer, ())  # what it knows is the same for every row
 
     @property
     def num_running(self) -> int:
@@ -132,7 +134,6 @@ class RunningBatch:
             self._running[0].join(self._running.pop())
         return events
 
-    @torch.inference_mode()
     def _admitted(self) -> ReplyBatch | None:
         """Return a batch of the rows that have waited longest and fit; None where none does."""
         rows: list[ReplyRow] = []
@@ -140,9 +141,8 @@ class RunningBatch:
             rows.append(self._waiting.popleft())
         if not rows:
             return None
-        reader = Reader(
-            self.model, [row.ids for row in rows], [row.limit for row in rows], self._pad_id, self._mode
-        )
+        prompts, room = [row.ids for row in rows], [row.limit for row in rows]
+        reader = reader_of(self.model, prompts, room, self._pad_id, self._mode)
         return ReplyBatch(reader, rows, self.end_ids or ())
 
     def _fits(self, rows: list[ReplyRow]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,15 +59,67 @@ class ReplyStream(Iterator[str]):
         return ReplyStream(change(self._pieces), self._is_truncated)
 
 
-def stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces of a text without the white space around it, which waits until more text follows."""
-    begun, held = False, ""
+class PieceFilter(Protocol):
+    """A change of a text that comes in pieces."""
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the changed text."""
+
+    def finish(self) -> str:
+        """Return the rest, when no piece follows."""
+
+
+class Stripper:
+    """Removes the white space around a text, which waits until more text follows."""
+
+    def __init__(self) -> None:
+        self._begun, self._held = False, ""
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the stripped text."""
+        held = self._held + piece
+        shown = held.rstrip() if self._begun else held.strip()
+        self._begun |= bool(shown)
+        self._held = held[len(held.rstrip()) :] if shown else held
+        return shown
+
+    def finish(self) -> str:
+        """Return "": what waits is white space."""
+        return ""
+
+
+class FilterChain:
+    """Filters one after another."""
+
+    def __init__(self, filters: Sequence[PieceFilter] = ()):
+        self._filters = filters
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the changed text."""
+        for each in self._filters:
+            piece = each.write(piece)
+        return piece
+
+    def finish(self) -> str:
+        """Return the rest, when no piece follows."""
+        rest = ""
+        for each in self._filters:
+            rest = each.write(rest) + each.finish()
+        return rest
+
+
+def through(pieces: Iterable[str], change: PieceFilter) -> Iterator[str]:
+    """Yield the pieces of a changed text."""
     for piece in pieces:
-        held += piece
-        shown = held.rstrip() if begun else held.strip()
-        if shown:
+        if shown := change.write(piece):
             yield shown
-            begun, held = True, held[len(held.rstrip()) :]
+    if rest := change.finish():
+        yield rest
+
+
+def stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a text without the white space around it."""
+    return through(pieces, Stripper())
 
 
 class Writer:

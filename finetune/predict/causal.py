@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.kv_cache import decode_mode
 from finetune.models.run_card import RunCard
-from finetune.models.streaming import STOPS, Reply, ReplyStream, stripped
+from finetune.models.streaming import STOPS, FilterChain, Reply, ReplyStream, Stripper, through
 from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, GenerativePredictor
 from finetune.predict.predictor import LocalPredictor
 from finetune.prompts.causal_exam import CausalExamPrompts
@@ -212,21 +212,19 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
     ) -> list[Reply]:
         """Generate a reply to each prompt, given as token ids. Raises UserError for one that does not fit."""
         replies = self._generator(decoding).generate(prompts, on_done)
-        if self.style == NO_TEMPLATE:
-            return replies
-        return [Reply("".join(self._without_template([reply])), reply.truncated) for reply in replies]
+        return [Reply("".join(through([reply], self.reply_filter())), reply.truncated) for reply in replies]
 
     def stream(self, prompt: Sequence[int], decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""
-        pieces = self._generator(decoding).stream(prompt)
-        return pieces if self.style == NO_TEMPLATE else pieces.through(self._without_template)
+        stream = self._generator(decoding).stream(prompt)
+        return stream.through(lambda pieces: through(pieces, self.reply_filter()))
 
     def _generator(self, decoding: Decoding) -> Generator:
         return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)
 
-    def _without_template(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Remove what the chat template writes around a reply."""
-        return stripped(self.chat.cleaned(pieces))
+    def reply_filter(self) -> FilterChain:
+        """Return what removes from a reply, piece by piece, what the chat template writes around it."""
+        return FilterChain([] if self.style == NO_TEMPLATE else [self.chat.start_cleaner(), Stripper()])
 
     def warn(self, *texts: str) -> None:
         """Log nothing: a causal model's tokenizer reads every character."""
