@@ -122,6 +122,32 @@ def chosen(logits: Tensor, previous_ids: Tensor, choice: Choice, uniform: Tensor
     return tokens.where(is_number, NO_NUMBERS)
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probabilities of a token, by the model's distribution before any filter.
+
+    Attributes:
+        token: its id.
+        logprob: in nats.
+        top: the likeliest tokens in its place with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[TokenLogprob]:
+    """Return the log-probabilities of tokens (B,) by logits (B, V) in fp32, with the `count` likeliest."""
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(1, tokens[:, None])[:, 0].tolist()
+    top, top_ids = (part.tolist() for part in log_probs.topk(min(count, log_probs.shape[1])))
+    return [
+        TokenLogprob(token, logprob, list(zip(ids, values, strict=True)))
+        for token, logprob, ids, values in zip(tokens.tolist(), own, top_ids, top, strict=True)
+    ]
+
+
 def failure(token: int, decoding: Decoding) -> UserError:
     """Return why `chosen` has no token for a row."""
     if token == NO_NUMBERS:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.models.decoding import Decoding
 from finetune.models.kv_cache import Reader, TokenReader
-from finetune.models.logits import Choice, chosen, failure, generator_of
+from finetune.models.logits import Choice, TokenLogprob, chosen, failure, generator_of, token_logprobs
 from finetune.models.streaming import Writer
 from finetune.runtime.errors import UserError
 
@@ -82,19 +82,6 @@ class ReplyRow:
             text += self.writer.finish()
             reason = STOP if self.writer.over else reason
         return text, reason
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """Log-probabilities of a token, by the model's distribution before any filter.
-
-    Attributes:
-        logprob: of the token, in nats.
-        top: the likeliest tokens with theirs, best first.
-    """
-
-    logprob: float
-    top: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -187,13 +174,10 @@ class ReplyBatch:
         """Return the log-probabilities of the new tokens of the rows that ask for them."""
         found: list[TokenLogprob | None] = [None] * len(self.rows)
         if places := [at for at, row in enumerate(self.rows) if row.top_logprobs is not None]:
-            log_probs = logits[places].log_softmax(-1)
-            own = log_probs.gather(1, tokens[places, None].clamp(min=0))[:, 0].tolist()
             most = max(self.rows[at].top_logprobs or 0 for at in places)
-            top, top_ids = (part.tolist() for part in log_probs.topk(min(most, log_probs.shape[1])))
-            for place, at in enumerate(places):
-                pairs = list(zip(top_ids[place], top[place], strict=True))[: self.rows[at].top_logprobs]
-                found[at] = TokenLogprob(own[place], pairs)
+            listed = token_logprobs(logits[places], tokens[places].clamp(min=0), most)
+            for at, one in zip(places, listed, strict=True):
+                found[at] = replace(one, top=one.top[: self.rows[at].top_logprobs])
         return found
 
     def _write(self, row: ReplyRow, token: int, logprob: TokenLogprob | None) -> ReplyEvent:

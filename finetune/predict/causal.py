@@ -62,6 +62,16 @@ def exam_prompts_for(
     return CausalExamPrompts(chat, max_length, QuestionWriter(asking, examples or {}, *own))
 
 
+def _check_readable(*texts: str) -> None:
+    """Raise UserError for texts that no tokenizer can read: half characters, or far too long."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
+    if reason := too_long(*texts):
+        raise UserError(f"句子{reason}")
+
+
 class CausalLMPredictor(GenerativePredictor, LocalPredictor):
     """A causal language model in this process.
 
@@ -190,19 +200,28 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         try:
             if not isinstance(prompt, str):
                 prompt = parse_instruction({"messages": list(prompt)}, need_answer=False).messages
-            texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
-            "".join(texts).encode()
-            if reason := too_long(*texts):
-                raise UserError(f"句子{reason}")
             if isinstance(prompt, str):
-                if self.style == NO_TEMPLATE:  # as texts are written in training
-                    return self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+                if self.style == NO_TEMPLATE:
+                    return self.encode_text(prompt)
                 prompt = [user(prompt)]
+            _check_readable(*(str(message["content"]) for message in prompt))
             return self.chat.prompt(prompt)
-        except UnicodeEncodeError:
-            raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a text to go on from, as it is.
+
+        A special token in it is one where the model has a chat template, by which the text may have been
+        written; else it is ordinary text, as in training.
+
+        Raises:
+            UserError: half characters, which no tokenizer can read.
+        """
+        _check_readable(text)
+        ids: list[int] = self.tokenizer(text, split_special_tokens=self.style == NO_TEMPLATE)["input_ids"]
+        bos_id = self.tokenizer.bos_token_id
+        return ids[1:] if bos_id is not None and ids[:2] == [bos_id] * 2 else ids  # a template writes its own
 
     def generate(
         self,

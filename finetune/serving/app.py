@@ -14,11 +14,12 @@ from finetune.runtime.strict_json import dumps
 from finetune.serving.classifier_routes import classifier_routes
 from finetune.serving.errors import ApiError
 from finetune.serving.native_routes import native_routes
+from finetune.serving.openai_routes import openai_routes
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
 from finetune.serving.vector_routes import vector_routes
 
-ROUTERS = (native_routes, classifier_routes, vector_routes)
+ROUTERS = (native_routes, classifier_routes, vector_routes, openai_routes)
 GONE = 499  # as nginx calls it: the client closed the connection; nobody reads this
 
 
