@@ -312,7 +312,7 @@ def run(flags: InferenceArgs) -> int | None:
     """Do what the flags ask for, while no other process writes to the same output.
 
     Returns:
-        the exit code; None is 0.
+        the exit code; None is 0, and 3 a drift.
     """
     from finetune.runtime import locks
     from finetune.runtime.signals import EXTERNAL_SIGNALS, StopRequest
@@ -323,6 +323,10 @@ def run(flags: InferenceArgs) -> int | None:
 
             compare_files(flags)
             return None
+        if flags.drift is not None:
+            from finetune.predict.drift_command import run_drift_command
+
+            return run_drift_command(flags)
         if flags.draw is not None:
             from finetune.predict.draw import draw_figures
 

@@ -9,12 +9,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from finetune.predict.loading import load_for_use, predictor_for
-from finetune.serving.app import build_app
+from finetune.runtime.listening import address_of, listen
 from finetune.serving.service import Service
 from finetune.serving.settings import ServerSettings
+from finetune.serving.uvicorn_server import Server
 
 
 class LiveServer:
@@ -26,29 +25,32 @@ class LiveServer:
 
     Attributes:
         url: without a slash at its end.
+        port: of it.
         service: what serves, to be looked into.
+        server: what runs it.
+        lines: of its log.
     """
 
     def __init__(self, folder: Path, **settings: Any):
         loaded = load_for_use(str(folder), "cpu", "--model_path")
         predictor = predictor_for(*loaded, precision="fp32", name=str(folder))
         self.service = Service(predictor, ServerSettings(**{"name": "tiny", **settings}))
-        config = uvicorn.Config(build_app(self.service), port=0, log_level="warning")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self.lines: list[str] = []
+        self.service.log.show = lambda text: self.lines.extend(text.split("\n"))
+        self._listener = listen(self.service.settings.host, 0)
+        self.port = address_of(self._listener)[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = Server(self.service)
+        self._thread = threading.Thread(target=self.server.run, args=([self._listener],), daemon=True)
 
     def __enter__(self) -> LiveServer:
         self._thread.start()
-        while not self._server.started:
-            self._thread.join(0.01)
-            assert self._thread.is_alive(), "the server did not start"
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        return self
+        return self  # who connects waits in the queue of the socket until the server has started
 
     def __exit__(self, *_) -> None:
-        self._server.should_exit = True
+        self.server.should_exit = True
         self._thread.join()
+        self._listener.close()
         self.service.close()
 
     def request(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

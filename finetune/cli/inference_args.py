@@ -120,6 +120,7 @@ class InferenceArgs:
     log_texts: bool
     watch: str | None
     drift: str | None  # a file of --watch
+    drift_reference: str | None  # another one to compare it with; None: the run card's snapshot
     drift_bound: float
     # inspection of data
     inspect: str | None

@@ -182,6 +182,8 @@ def build_parser() -> Parser:
         help="每個請求的特徵（長度、[UNK] 比例、信心、答案、時間，沒有文字）附加到這個檔案")
     add("--drift", type=path, metavar="FILE.jsonl",
         help="--watch 的檔案與訓練時的驗證資料差多少；超過 --drift_bound 以 3 結束（--report 寫成網頁）")
+    add("--drift_reference", type=path, metavar="FILE.jsonl",
+        help="與這個 --watch 的檔案比（例如上個月的），而不是與驗證資料；沒有 run card 的模型也能比")
     add("--drift_bound", type=float_in(0, 1), default=0.1,
         help="分布相差多少算漂移：信賴區間的下界超過它（預設 0.1）")
 

@@ -45,7 +45,9 @@ USING = {
     **for_names(rejected("模型是哪一種由它的資料夾決定，不必說"), "task model_type task_type"),
     **for_names(rejected("推論不量化；請用 --precision bf16"), "load_in_8bit load_in_4bit quantization quantization_bit"),
     **for_names(rejected("對話樣板取自 tokenizer"), "template chat_template"),
-    **for_names(rejected("沒有網頁服務；在終端機對話請不要給 --prompt"), "host port share server_name server_port"),
+    **for_names(alias("host"), "server_name bind bind_address"),
+    **for_names(alias("port"), "server_port"),
+    **for_names(rejected("沒有公開的轉址；網頁用 --serve 開在這台機器上，要給別人用請看 docs/serve.md"), "share"),
     **for_names(rejected(TRAINS), "learning_rate lr num_epochs epochs train_batch_size micro_batch_size objective demo resume load_dir "
             "ckpt_id lora_rank deepspeed_config deepspeed train_file num_train_epochs per_device_train_batch_size"),
 }  # fmt: skip

@@ -7,16 +7,18 @@ import os
 import re
 from pathlib import Path
 
-from finetune.cli.file_checks import source_problems, target_problems
+from finetune.cli.file_checks import is_same_file, source_problems, target_problems
 from finetune.cli.inference_args import InferenceArgs
 from finetune.cli.job_flags import idle_flags
 from finetune.runtime.errors import UserError, reason, shown
+from finetune.runtime.listening import listen
 from finetune.runtime.server_address import is_server
 
 SERVING = {"host", "port", "api_key", "cors_origin", "max_queue", "log_texts", "watch"}
+COMPARING = {"drift_reference", "drift_bound"}
 USED_BY = {  # job -> the flags that it uses
     "--serve": {"serve", *SERVING, "served_model", "request_timeout", "pooling", "max_answer_length"},
-    "--drift": {"drift", "drift_bound", "report"},
+    "--drift": {"drift", *COMPARING, "report"},
 }
 PER_REQUEST = "由每一個請求自己決定，寫在 JSON 裡"
 LOCAL_NAMES = ("localhost", "ip6-localhost")
@@ -31,9 +33,9 @@ def check_serve(args: InferenceArgs) -> None:
         UserError: with every problem.
     """
     if not args.serve and args.drift is None:
-        names = sorted(args.given & (SERVING | {"drift_bound"}))
+        names = sorted(args.given & (SERVING | COMPARING))
         if names:
-            owner = "--drift" if names == ["drift_bound"] else "--serve"
+            owner = "--drift" if COMPARING.issuperset(names) else "--serve"
             raise UserError(f"{'、'.join('--' + name for name in names)} 要與 {owner} 一起給")
         return
     job = "--serve" if args.serve else "--drift"
@@ -43,6 +45,10 @@ def check_serve(args: InferenceArgs) -> None:
     ]
     if args.drift is not None:
         problems += source_problems("--drift", Path(args.drift))
+        if args.drift_reference is not None:
+            problems += source_problems("--drift_reference", Path(args.drift_reference))
+            if is_same_file(args.drift, args.drift_reference):
+                problems.append(f"--drift_reference 與 --drift 是同一個檔案：{args.drift}")
     else:
         problems += _server_problems(args)
     if problems:
@@ -68,6 +74,10 @@ def _server_problems(args: InferenceArgs) -> list[str]:
         for origin in args.cors_origin
         if not ORIGIN.fullmatch(origin)
     ]
+    try:
+        listen(args.host, args.port).close()  # before a model is loaded
+    except UserError as error:
+        problems += error.problems
     if args.watch is not None:
         problems += target_problems("--watch", Path(args.watch), (".jsonl",))
     return problems

@@ -5,20 +5,25 @@ It computes the same numbers as transformers' own pass, with the same modules an
 - Only attention sees padding, since it needs rectangular batches.
 - The last layer computes queries, attention and feed-forward at the wanted positions alone, since nothing
   reads them elsewhere.
-- On a CPU attention is three plain matrix products: torch's fused kernel takes several times as long in bf16.
+- On a CPU attention in bf16 and in training is three plain matrix products: torch's fused kernel takes
+  several times as long in bf16.
+- In fp32 on a CPU, outside of training, the digits of a row do not depend on the rows beside it: its products
+  are those of models/products.py, its attention that of models/row_groups.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finetune.models import bert, products
 from finetune.models.cpu import dropout_mask
 from finetune.models.padding import MULTIPLE
+from finetune.models.row_groups import RowGroups
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "ernie")  # whose layers are BERT's
 
@@ -106,7 +111,7 @@ class Encoder:
 
     def __init__(self, body: Any, bf16: bool = False):
         self.body, self.bf16 = body, bf16
-        self._copies: list[_Bf16Layer] = []
+        self._copies: list[_InferenceLayer] = []
         self._copied_version = 0  # version of the weights that the copies were made of
 
     def __call__(
@@ -121,38 +126,36 @@ class Encoder:
 
         The arguments are those of `TokenLogits.forward`, segments those of `SequenceLogits.forward`.
         """
-        size, length = input_ids.shape
         real = attention_mask.bool()
-        keys = TokenPositions(_cells_to_compute(real.flatten()), (size, length))
-        bias = None
-        if not real.all():
-            bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)  # (B, T)
+        keys = TokenPositions(_cells_to_compute(real.flatten()), (real.shape[0], real.shape[1]))
         token_types = {} if segments is None else {"token_type_ids": segments}
         hidden = keys.flat(self.body.embeddings(input_ids=input_ids, **token_types))  # (N, H)
-        *layers, last = self._layers()
-        everywhere = _Positions(keys, keys)
+        # U cells, and for each of the M positions the number of its cell among them
+        wanted, inverse = torch.unique(rows * real.shape[1] + cols, return_inverse=True)
+        *layers, last = self._layers(hidden)
+        attend = _attention_everywhere(last, real, keys)
         for layer in layers:
             inputs = layer.to_compute_dtype(hidden)
-            hidden = _run_layer(layer, hidden, inputs, inputs, everywhere, bias)
-
-        # U cells, and for each of the M positions the number of its cell among them
-        wanted, inverse = torch.unique(rows * length + cols, return_inverse=True)
-        row, count = wanted // length, torch.bincount(wanted // length, minlength=size)
-        slot = torch.arange(len(wanted), device=row.device) - (count.cumsum(0) - count)[row]
-        widest = int(count.max())
-        queries = TokenPositions(row * widest + slot, (size, widest))
+            hidden = _run_layer(layer, hidden, inputs, inputs, attend)
         residual = hidden[wanted if keys.cells is None else keys.tokens[wanted]]
         inputs = last.to_compute_dtype(residual), last.to_compute_dtype(hidden)
-        return _run_layer(last, residual, *inputs, _Positions(queries, keys), bias)[inverse]
+        return _run_layer(last, residual, *inputs, _attention_at(last, real, keys, wanted))[inverse]
 
-    def _layers(self) -> list[Any]:
-        """Return the layers, or up-to-date copies of them in bf16."""
+    def _layers(self, hidden: Tensor) -> list[Any]:
+        """Return the layers, as they compute hidden states like these: by themselves or in inference."""
         if not self.bf16:
-            return [_Layer(layer) for layer in self.body.encoder.layer]
+            layers = self.body.encoder.layer
+            plain = products.are_invariant(hidden) and not self.body.training
+            plain = plain and all(_is_plain(module) for layer in layers for module in _linears(layer))
+            return [
+                _InferenceLayer(layer, _Linear, hidden.dtype) if plain else _Layer(layer) for layer in layers
+            ]
         weights = self.body.encoder.parameters()
         version = hash(tuple((weight.data_ptr(), weight._version) for weight in weights))
         if version != self._copied_version:  # the first time, and whenever the model was trained in between
-            self._copies = [_Bf16Layer(layer) for layer in self.body.encoder.layer]
+            self._copies = [
+                _InferenceLayer(layer, _PackedLinear, torch.bfloat16) for layer in self.body.encoder.layer
+            ]
             self._copied_version = version
         return self._copies
 
@@ -164,11 +167,47 @@ def _cells_to_compute(real: Tensor) -> Tensor:
     return real.index_fill(0, padding, True).nonzero()[:, 0]
 
 
-class _Positions(NamedTuple):
-    """Positions of the queries, and of the keys and values."""
+class _Rectangle(NamedTuple):
+    """Attention of U queries to N tokens in one rectangle of rows.
+
+    Attributes:
+        queries, keys: positions of the U and of the N tokens.
+        bias: see `attention`.
+    """
 
     queries: TokenPositions
     keys: TokenPositions
+    bias: Tensor | None
+
+    def __call__(self, module: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Compute attention, see `RowGroups`."""
+        arranged = self.queries.rectangle(queries), self.keys.rectangle(keys), self.keys.rectangle(values)
+        return self.queries.flat(attention(module, *arranged, self.bias))
+
+
+def _attention_everywhere(layer: Any, real: Tensor, keys: TokenPositions) -> _Rectangle | RowGroups:
+    """Return the attention of all tokens to one another, in a form that suits the layer."""
+    if layer.is_invariant:
+        return RowGroups(real, None if keys.cells is None else keys.tokens, keys.cells)
+    return _Rectangle(keys, keys, _bias(real))
+
+
+def _attention_at(layer: Any, real: Tensor, keys: TokenPositions, wanted: Tensor) -> _Rectangle | RowGroups:
+    """Return the attention of the tokens in some cells (U,), ascending, to all."""
+    if layer.is_invariant:
+        return RowGroups(real, None if keys.cells is None else keys.tokens, keys.cells, wanted)
+    row = wanted // real.shape[1]
+    count = torch.bincount(row, minlength=len(real))
+    slot = torch.arange(len(wanted), device=row.device) - (count.cumsum(0) - count)[row]
+    widest = int(count.max())
+    return _Rectangle(TokenPositions(row * widest + slot, (len(real), widest)), keys, _bias(real))
+
+
+def _bias(real: Tensor) -> Tensor | None:
+    """Return what is added to scores (B, T), as `attention` takes it."""
+    if real.all():
+        return None
+    return torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)
 
 
 def _run_layer(layer: Any, *inputs: Any) -> Tensor:
@@ -180,36 +219,26 @@ def _run_layer(layer: Any, *inputs: Any) -> Tensor:
 
 
 def _forward_layer(
-    layer: Any,
-    residual: Tensor,
-    query_inputs: Tensor,
-    key_inputs: Tensor,
-    positions: _Positions,
-    bias: Tensor | None,
+    layer: Any, residual: Tensor, query_inputs: Tensor, key_inputs: Tensor, attend: _Rectangle | RowGroups
 ) -> Tensor:
     """Run a layer for U tokens, which attend to N.
 
     Args:
-        layer: a `_Layer` or a `_Bf16Layer`.
+        layer: a `_Layer` or an `_InferenceLayer`.
         residual: (U, H) hidden states of the tokens.
         query_inputs: the same in the dtype of products.
         key_inputs: (N, H) hidden states attended to, in the dtype of products.
-        positions: positions of the U and of the N tokens.
-        bias: see `attention`.
+        attend: a `_Rectangle` or `RowGroups`.
     """
     keys, values = layer.keys_and_values(key_inputs)
-    context = attention(
-        layer.attention,
-        positions.queries.rectangle(layer.queries(query_inputs)),
-        positions.keys.rectangle(keys),
-        positions.keys.rectangle(values),
-        bias,
-    )
-    return layer.rest(positions.queries.flat(context), residual)
+    context = attend(layer.attention, layer.queries(query_inputs), keys, values)
+    return layer.rest(context, residual)
 
 
 class _Layer:
     """A layer of transformers that calls its own modules, so that adapters and hooks on them work."""
+
+    is_invariant = False
 
     def __init__(self, layer: Any):
         self.layer, self.attention = layer, layer.attention.self
@@ -233,45 +262,81 @@ class _Layer:
         return self.layer.output(self.layer.intermediate(residual), residual)
 
 
-class _Bf16Layer:
-    """A layer with its weights in bf16, for inference: converted once, and not at every pass."""
+class _InferenceLayer:
+    """A layer that is not trained, in fp32 or with copies of its weights in bf16.
 
-    def __init__(self, layer: Any):
+    Args:
+        layer: of transformers, or of models/bert.py.
+        product: `_Linear` or `_PackedLinear`.
+        dtype: of products.
+    """
+
+    def __init__(self, layer: Any, product: Callable[..., Any], dtype: torch.dtype):
         self.attention = attention = layer.attention.self
-        self._queries = _PackedLinear(attention.query)
-        self._keys_and_values = _PackedLinear(attention.key, attention.value)
-        self._out = _PackedLinear(layer.attention.output.dense)
-        self._up, self._down = _PackedLinear(layer.intermediate.dense), _PackedLinear(layer.output.dense)
+        self._queries, self._keys_and_values = (
+            product(attention.query),
+            product(attention.key, attention.value),
+        )
+        self._out = product(layer.attention.output.dense)
+        self._up, self._down = product(layer.intermediate.dense), product(layer.output.dense)
         self._activation = layer.intermediate.intermediate_act_fn
         self._norms = layer.attention.output.LayerNorm, layer.output.LayerNorm
+        self._dtype = dtype
+        self.is_invariant = dtype == torch.float32
 
     def to_compute_dtype(self, hidden: Tensor) -> Tensor:
-        """Convert to bf16."""
-        return hidden.bfloat16()
+        """Convert to the dtype of products."""
+        return hidden.to(self._dtype)
 
     def queries(self, hidden: Tensor) -> Tensor:
         """Project hidden states to queries."""
-        return self._queries(hidden)
+        return self._queries(hidden)[0]
 
     def keys_and_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Project hidden states to keys and values."""
-        keys, values = self._keys_and_values(hidden).chunk(2, dim=-1)
+        keys, values = self._keys_and_values(hidden)
         return keys, values
 
     def rest(self, context: Tensor, residual: Tensor) -> Tensor:
         """Compute all that follows attention."""
-        residual = self._norms[0](self._out(context) + residual)
-        wide = self._activation(self._up(residual.bfloat16()))
-        return self._norms[1](self._down(wide) + residual)
+        residual = self._norms[0](self._out(context)[0] + residual)
+        wide = self._activation(self._up(residual.to(self._dtype))[0])
+        return self._norms[1](self._down(wide)[0] + residual)
+
+
+def _linears(layer: Any) -> Iterator[nn.Module]:
+    """Yield the linear layers of a layer."""
+    attention = layer.attention.self
+    yield from (attention.query, attention.key, attention.value)
+    yield from (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a linear layer is nothing but a product: no adapter, no hook."""
+    return type(module) in (nn.Linear, bert.Linear) and not (
+        module._forward_hooks or module._forward_pre_hooks
+    )
+
+
+class _Linear:
+    """Linear layers in fp32, with the weights of the modules themselves."""
+
+    def __init__(self, *modules: nn.Linear):
+        self._modules = modules
+
+    def __call__(self, inputs: Tensor) -> list[Tensor]:
+        """Compute the product with each."""
+        return [products.linear(inputs, module.weight, module.bias) for module in self._modules]
 
 
 class _PackedLinear:
-    """Linear layers in bf16, one below the other, with weights laid out once as oneDNN reads them.
+    """Linear layers in bf16, converted once and not at every pass, and laid out as oneDNN reads them.
 
-    This saves a tenth of a long product and a third of a short one.
+    The layout saves a tenth of a long product and a third of a short one.
     """
 
     def __init__(self, *modules: nn.Linear):
+        self._sizes = [module.weight.shape[0] for module in modules]
         weights = torch.cat([module.weight.detach() for module in modules]).bfloat16()
         self._bias = torch.cat([module.bias.detach() for module in modules]).bfloat16()
         self._product: Callable[[Tensor, Tensor, Tensor], Tensor] = functional.linear
@@ -280,8 +345,9 @@ class _PackedLinear:
             self._product = _packed_product
         self._weights = weights
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return self._product(inputs, self._weights, self._bias)
+    def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
+        """Compute the product with each."""
+        return self._product(inputs, self._weights, self._bias).split(self._sizes, dim=-1)
 
 
 def _packed_product(inputs: Tensor, weights: Tensor, bias: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models import encoder
+from finetune.models.products import invariant_modules
 from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,8 +118,9 @@ class TokenLogits(nn.Module):
         exact = not self.training and next(self.parameters()).dtype == torch.float32
         with torch.autocast(hidden.device.type, enabled=False) if exact else contextlib.nullcontext():
             hidden = hidden.float() if exact else hidden
-            for name in self._head:
-                hidden = getattr(self.model, name)(hidden)
+            with invariant_modules(hidden):
+                for name in self._head:
+                    hidden = getattr(self.model, name)(hidden)
         return hidden
 
 

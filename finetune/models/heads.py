@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finetune.models import encoder
 from finetune.models.forward import TokenLogits, body_of, config_of, is_multi
 from finetune.models.kinds import is_seq2seq
+from finetune.models.products import invariant_modules
 
 ROW_CLASSES = ("ForSequenceClassification", "ForMultipleChoice")
 TAGGER_CLASS, SPAN_CLASS = "ForTokenClassification", "ForQuestionAnswering"
@@ -28,7 +29,15 @@ def _exact(module: nn.Module, device: torch.device) -> Any:
 
 
 class _HeadLogits(nn.Module):
-    """Base: the model, its fast encoder where models/encoder.py supports the family, and segments."""
+    """Base: the model, its fast encoder where models/encoder.py supports the family, and segments.
+
+    Attributes:
+        cols_are_tokens: the columns of targets are tokens of their rows.
+        per_token: the second dimension of the output is T.
+    """
+
+    cols_are_tokens = True
+    per_token = False
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -50,6 +59,8 @@ class SequenceLogits(_HeadLogits):
 
     `cols` are classes. Multi-label classes are selected one by one.
     """
+
+    cols_are_tokens = False
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -88,9 +99,10 @@ class SequenceLogits(_HeadLogits):
         model: Any = self.model
         rows = torch.arange(len(input_ids), device=input_ids.device)
         first = body(input_ids, attention_mask, rows, torch.zeros_like(rows), segments)[:, None]
-        if (pooler := body.body.pooler) is None:
-            return model.classifier(first)  # which takes the first token itself
-        return model.classifier(model.dropout(pooler(first)))
+        with invariant_modules(first):
+            if (pooler := body.body.pooler) is None:
+                return model.classifier(first)  # which takes the first token itself
+            return model.classifier(model.dropout(pooler(first)))
 
     def _model_pass(self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None) -> Tensor:
         """Run transformers' own forward pass."""
@@ -123,11 +135,15 @@ class TaggingLogits(_HeadLogits):
             if self._encoder is None:
                 return model(**self._inputs(input_ids, attention_mask, None)).logits[rows, cols]
             hidden = self._encoder(input_ids, attention_mask, rows, cols)  # (M, H)
-            return model.classifier(model.dropout(hidden))
+            with invariant_modules(hidden):
+                return model.classifier(model.dropout(hidden))
 
 
 class SpanLogits(_HeadLogits):
     """Logits of the start and of the end of an answer over the tokens of each row."""
+
+    cols_are_tokens = False
+    per_token = True
 
     def forward(
         self,
@@ -164,7 +180,9 @@ class SpanLogits(_HeadLogits):
         """Run a family that models/encoder.py supports, at the tokens that are no padding: (B, 2, T)."""
         model: Any = self.model
         rows, cols = attention_mask.nonzero(as_tuple=True)
-        found = model.qa_outputs(body(input_ids, attention_mask, rows, cols, segments))  # (N, 2)
+        hidden = body(input_ids, attention_mask, rows, cols, segments)
+        with invariant_modules(hidden):
+            found = model.qa_outputs(hidden)  # (N, 2)
         logits = found.new_zeros((*input_ids.shape, 2)).index_put((rows, cols), found)
         return logits.transpose(1, 2)
 

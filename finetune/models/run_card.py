@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class RunCard:
     labels: dict[str, Any] = field(default_factory=dict)
     # for a tagger, an extractor or an encoder-decoder: metrics by set, see reports/row_report.py
     metrics: dict[str, Any] = field(default_factory=dict)
+    # features of the validation rows and of the answers to them, see training/snapshot.py
+    snapshot: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -159,6 +162,22 @@ def _epoch(value: object) -> bool:
     return isinstance(value, dict) and _whole(value.get("step")) and all(map(_number, value.values()))
 
 
+def _snapshot(value: object) -> bool:
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    answers = value.get("answers")
+    if not _whole(value.get("rows")) or not (_text(value.get("set")) and _text(value.get("way"))):
+        return False
+    if not _object_of(_list_of(_finite))(value.get("numbers")) or not isinstance(answers, dict):
+        return False
+    counted = _whole(answers.get("n")) and _object_of(_whole)(answers.get("counts"))
+    return not answers or (counted and isinstance(answers.get("exclusive"), bool))
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, bool) and _number(value) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
@@ -175,7 +194,7 @@ PARTS: dict[str, Callable[[object], bool]] = {
     "pool": _among("fit", "all"), "flags": _flags, "fingerprints": _list_of(_text),
     "sketches": _object_of(_text), "lineage": _list_of(_stage), "history": _list_of(_epoch),
     "results": _object, "growth": _object, "labels": _object, "metrics": _object,
-    "versions": _object,
+    "snapshot": _snapshot, "versions": _object,
 }  # fmt: skip
 
 
@@ -243,6 +262,11 @@ def _sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def weights_of(card: RunCard | None) -> str:
+    """Return by what the weights of a model are known in a few characters; "" where no card tells."""
+    return str(card.lineage[-1].get("sha256", ""))[:12] if card and card.lineage else ""
 
 
 def ancestors(name: str, card: RunCard | None, from_scratch: bool) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from finetune.models.forward import LEAK, NOT_NUMBERS, body_of, config_of
 from finetune.models.loading import POOLER
 from finetune.models.padding import padded_width
 from finetune.models.pooling import DEFAULT, Pooling, pool, read_pooling
+from finetune.models.products import invariant_modules
 from finetune.models.run_card import hash_texts
 from finetune.models.tokenizer import positions, prompt_length
 from finetune.predict.predictor import LocalPredictor, kind_of_model, weight_checksums
@@ -80,7 +81,7 @@ class Embedder:
 
     The vector of a text does not depend on the texts beside it: padding stands on the right, is never
     attended to and is never pooled. Families in which it would be seen all the same get texts of one length
-    together.
+    together. In fp32 on a CPU this holds to the last digit where models/encoder.py supports the family.
 
     Args:
         model, tokenizer, device: as `inference.load_model` returns them.
@@ -195,7 +196,9 @@ class Embedder:
         """
         found: list[Any] = [None] * len(rows)
         for batch in self._batches([len(row["input_ids"]) for row in rows]):
-            vectors = self.pooling.finish(self._pooled([rows[number] for number in batch]))
+            vectors = self._pooled([rows[number] for number in batch])
+            with invariant_modules(vectors):
+                vectors = self.pooling.finish(vectors)
             if not vectors.isfinite().all():
                 raise UserError(NOT_NUMBERS)
             for number, vector in zip(batch, vectors.float().cpu().numpy(), strict=True):

@@ -7,6 +7,7 @@ it was trained. The text of a message is data: a `<|im_end|>` inside it is escap
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,13 @@ class Chat:
         }
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first) or r"(?!)")
+
+    def serve_strangers(self) -> None:
+        """Start what renders the template; a conversation that it cannot render spoils no other one."""
+        self._apply.gives_up = False
+        if self.style == "chat":
+            with contextlib.suppress(ValueError, UserError):  # told to whoever asks for it
+                self._render([user("1")], True)
 
     # ---- messages as text ----------------------------------------------------------------------------------
 

@@ -6,13 +6,14 @@ Imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,9 +71,24 @@ def as_json(value: object, **kwargs: Any) -> str:
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
+_sinks: list[Callable[[str], None]] = []  # the last one takes what `log` is given
+
+
+@contextlib.contextmanager
+def logging_to(sink: Callable[[str], None]) -> Iterator[None]:
+    """Give what `log` is given to a function instead, in all threads, while the block runs."""
+    _sinks.append(sink)
+    try:
+        yield
+    finally:
+        _sinks.remove(sink)
+
+
 def log(text: str = "") -> None:
     """Print a line of progress to stderr, from the main process only; stdout holds results alone."""
-    if is_main_process():
+    if _sinks:
+        _sinks[-1](text)
+    elif is_main_process():
         print(plain(text), file=sys.stderr, flush=True)
 
 

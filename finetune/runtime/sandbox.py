@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import struct
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -40,21 +41,32 @@ class Sandbox:
     Args:
         function: takes and returns JSON values.
         what: named in the error message as the cause: flag, file and key.
+
+    Attributes:
+        gives_up: once a call went beyond the limits, no more are made. False for arguments of strangers,
+            of whom one must not spoil it for all.
     """
+
+    gives_up = True
 
     def __init__(self, function: Callable, what: str):
         self._function, self.what = function, what
         self._child = self._owner = 0  # process ids
         self._answers = self._requests = -1  # file descriptors of the pipes from and to the child
         self._failure = ""  # why no more calls are made
+        self._lock = threading.Lock()  # one call at a time: the child answers in their order
 
     def __call__(self, *args: Any) -> Any:
         """Call the function in the child process and return its result.
 
         Raises:
-            UserError: it took too long or too much memory; every later call raises this too.
+            UserError: it took too long or too much memory; every later call raises this too if it `gives_up`.
             ValueError: the function raised an error; it has the same message.
         """
+        with self._lock:
+            return self._call(*args)
+
+    def _call(self, *args: Any) -> Any:
         if self._failure:
             raise UserError(self._failure)
         if not hasattr(os, "fork"):
@@ -73,8 +85,9 @@ class Sandbox:
         if answer is None:
             self.close()
             bounds = f"{SECONDS} 秒、{MEGABYTES} MB"
-            self._failure = f"{self.what}：執行超過上限（{bounds}），不使用"
-            raise UserError(self._failure)
+            failure = f"{self.what}：執行超過上限（{bounds}），不使用"
+            self._failure = failure if self.gives_up else ""
+            raise UserError(failure)
         value, error = json.loads(answer)
         if error is not None:
             raise ValueError(error)

@@ -22,6 +22,7 @@ EXTERNAL_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 )
 SIGNALS = (signal.SIGINT, *EXTERNAL_SIGNALS)
+SAVES = "收到停止訊號：做完這一步、存好檢查點就結束（再按一次立刻結束）"
 
 
 class StopRequest:
@@ -44,7 +45,7 @@ class StopRequest:
         self.signals = signals
         self.signum = 0
         self.requested_at = math.inf
-        self._deferring = False
+        self._deferring = ""  # what is said then
         self._before: dict[int, Any] = {}  # handlers to restore
 
     def __enter__(self) -> StopRequest:
@@ -59,13 +60,17 @@ class StopRequest:
             signal.signal(signum, handler)
 
     @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
-        """Record a signal instead of raising `Stopped` while the block runs."""
-        self._deferring = True
+    def deferring(self, notice: str = SAVES) -> Iterator[None]:
+        """Record a signal instead of raising `Stopped` while the block runs.
+
+        Args:
+            notice: shown when one comes: what is still done.
+        """
+        self._deferring = notice
         try:
             yield
         finally:
-            self._deferring = False
+            self._deferring = ""
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         reported = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
@@ -79,4 +84,4 @@ class StopRequest:
             raise Stopped(reported, "已中斷")
         if is_main_process():  # not `log`: a buffered stream may be in the middle of a line already
             with contextlib.suppress(OSError):
-                os.write(2, "\n收到停止訊號：做完這一步、存好檢查點就結束（再按一次立刻結束）\n".encode())
+                os.write(2, f"\n{self._deferring}\n".encode())

@@ -1,29 +1,47 @@
-"""The application: routes and errors, without the server that runs them."""
+"""The application: routes, what stands before them, and errors; without the server that runs it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
 
-from finetune.runtime.errors import shown
+from finetune.runtime.errors import nearest, shown
 from finetune.runtime.strict_json import dumps
+from finetune.serving.access_log import AccessLog
 from finetune.serving.classifier_routes import classifier_routes
 from finetune.serving.errors import ApiError
+from finetune.serving.field_problems import problems
+from finetune.serving.guard import RequestGuard, SiteGuard
+from finetune.serving.health_routes import health_routes
+from finetune.serving.metrics import GONE
+from finetune.serving.model_routes import model_routes
 from finetune.serving.native_routes import native_routes
 from finetune.serving.openai_routes import openai_routes
+from finetune.serving.openapi import describe
+from finetune.serving.page_routes import page_routes
+from finetune.serving.paths import paths_of
 from finetune.serving.service import Service
 from finetune.serving.tickets import CancelledError
 from finetune.serving.vector_routes import vector_routes
+from finetune.serving.watch import WatchRequests
 
-ROUTERS = (native_routes, classifier_routes, vector_routes, openai_routes)
-GONE = 499  # as nginx calls it: the client closed the connection; nobody reads this
+ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
+    native_routes,
+    classifier_routes,
+    vector_routes,
+    model_routes,
+    health_routes,
+    openai_routes,
+)
 
 
-class Json(Response):
+class Json(JSONResponse):  # of FastAPI's kind, so that openapi.json has the fields of answers
     """JSON as the command line prints it; half characters become �."""
 
     media_type = "application/json"
@@ -35,22 +53,35 @@ class Json(Response):
 
 def build_app(service: Service) -> FastAPI:
     """Build the application of a service."""
-    app = FastAPI(title="fine-tuning-llm", docs_url=None, redoc_url=None, default_response_class=Json)
-    for routes in ROUTERS:
-        app.include_router(routes(service))
-
-    @app.get("/healthz", include_in_schema=False)
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    _add_error_handlers(app)
+    app = FastAPI(
+        title="fine-tuning-llm", docs_url=None, redoc_url=None, default_response_class=Json,
+        redirect_slashes=False,
+    )  # fmt: skip
+    routers = [*(router(service) for router in ROUTERS), page_routes()]
+    for router in routers:
+        app.include_router(router)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    paths = frozenset(route.path for route in routes if hasattr(route, "path"))
+    describe(app)
+    _add_error_handlers(app, service, paths)
+    app.add_middleware(RequestGuard, service=service)  # the one that is added last comes first
+    if service.watch:
+        app.add_middleware(WatchRequests, watch=service.watch)
+    if origins := service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Api-Key", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After"], max_age=600,
+        )  # fmt: skip
+    app.add_middleware(SiteGuard, settings=service.settings)
+    app.add_middleware(AccessLog, service=service, paths=paths)
     return app
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI, service: Service, paths: frozenset[str]) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        return Json(error.body(), error.status, error.headers)
+        return Response(error.content(), error.status, dict(error.headers), "application/json")
 
     @app.exception_handler(CancelledError)
     async def client_gone(request: Request, error: CancelledError) -> Response:
@@ -58,11 +89,22 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
-        message = f"{field or '請求'}：{first['msg']}，得到 {shown(first.get('input'))}"
-        return Json(ApiError(422, message, field).body(), 422)
+        body = getattr(request.scope.get("route"), "body_field", None)
+        model = None if body is None else body.field_info.annotation
+        found = problems(error.errors(), error.body, model)
+        message = "；".join(sentence for _, sentence in found)
+        return await api_error(request, ApiError(422, message, found[0][0]))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return Json(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
+        path, headers = request.url.path, dict(error.headers or {})
+        message = str(error.detail)
+        if error.status_code == 404:
+            near = nearest(path, sorted(paths))
+            hint = f"是不是 {near[0]}？" if near else ""
+            message = (
+                f"沒有 {shown(path)} 這個路徑；{hint}這個模型能答的是 {'、'.join(paths_of(service.kind))}"
+            )
+        elif error.status_code == 405:
+            message = f"{path} 不能用 {request.method}，要用 {headers.get('Allow', 'GET')}"
+        return await api_error(request, ApiError(error.status_code, message, headers=headers))

@@ -12,6 +12,7 @@ from finetune.runtime.errors import UserError
 from finetune.serving.paths import check_path
 from finetune.serving.schemas import Body
 from finetune.serving.service import Service
+from finetune.serving.watch import Observed, observe
 
 MOST_INPUTS = 1024
 OneOrTwo = Annotated[list[str], Field(min_length=1, max_length=2)]
@@ -41,9 +42,19 @@ def classifier_routes(service: Service) -> APIRouter:
         given: Any = [body.inputs] if single else body.inputs
         texts = [text if isinstance(text, str) else _as_pair(text) for text in given]
         ranked = await service.run(request, lambda: _predict(predictor, texts, body))
+        answers = zip(texts, ranked, strict=True)
+        observe(request, *(_observed(predictor, body, text, of_text) for text, of_text in answers))
         return ranked[0] if single else ranked
 
     return router
+
+
+def _observed(
+    predictor: ClassifierPredictor, body: PredictBody, text: TextOrPair, ranked: list[Prediction]
+) -> Observed:
+    """Return a text and its answer for --watch; logits are no probabilities, and left out."""
+    pairs = [] if body.raw_scores else [(one["label"], one["score"]) for one in ranked]
+    return Observed([text] if isinstance(text, str) else text, predictor.to_record(pairs) if pairs else {})
 
 
 def _as_pair(texts: list[str]) -> TextOrPair:

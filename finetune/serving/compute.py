@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from finetune.runtime.console import log
+from finetune.serving.metrics import Pass
 
 T = TypeVar("T")
 
@@ -29,11 +29,20 @@ class ComputeThread:
     One thread computes: two passes at once would share the same cores, and each would take longer than both
     one after another.
 
+    Args:
+        passed: told of each pass.
+        failed: told of what should not fail.
+
     Attributes:
         changed: held while what waits is looked at or added to.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        passed: Callable[[Pass], object] = lambda ran: None,
+        failed: Callable[[BaseException], object] = lambda error: None,
+    ):
+        self.passed, self._failed = passed, failed
         self.changed = threading.Condition()
         self._sources: list[Source] = [Jobs(self)]
         self._stopped = False
@@ -88,7 +97,7 @@ class ComputeThread:
                 try:
                     source.work()
                 except Exception as error:  # the server goes on: other requests are none the worse
-                    log(f"✗ {type(error).__name__}: {error}")
+                    self._failed(error)
 
 
 class Jobs:

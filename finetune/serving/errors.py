@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.types import Send
+
+from finetune.runtime.console import as_json
+
 STATUS_TYPES = {  # the type of an error, as OpenAI names them
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 405: "invalid_request_error", 408: "timeout_error",
     413: "invalid_request_error", 415: "invalid_request_error", 422: "invalid_request_error",
-    429: "rate_limit_error", 500: "server_error", 503: "server_error", 504: "timeout_error",
+    429: "rate_limit_error", 431: "invalid_request_error", 500: "server_error", 503: "server_error",
+    504: "timeout_error",
 }  # fmt: skip
 
 
@@ -31,3 +36,17 @@ class ApiError(Exception):
         kind = STATUS_TYPES.get(self.status, "server_error")
         error = {"message": self.message, "type": kind, "param": self.param or None, "code": None}
         return {"error": error}
+
+    def content(self) -> bytes:
+        """Return the bytes of the body."""
+        return as_json(self.body()).encode("utf-8", "replace")
+
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers of the answer, with those of its body."""
+        headers = {"content-type": "application/json", "content-length": str(len(self.content()))}
+        return [(k.lower().encode(), v.encode()) for k, v in {**headers, **self.headers}.items()]
+
+    async def answer(self, send: Send) -> None:
+        """Send the answer to an ASGI server."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.raw_headers()})
+        await send({"type": "http.response.body", "body": self.content()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from finetune.models.room import reply_room
 from finetune.models.running_batch import RunningBatch
 from finetune.runtime.errors import RunError, UserError, reason
 from finetune.serving.compute import ComputeThread
+from finetune.serving.metrics import Pass
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,16 @@ class DecodingLoop:
                 if pending.row:
                     self._by_row.pop(pending.row, None)
                     self._batch.remove(pending.row)
+            rows, begun = self._batch.num_running, time.perf_counter()
             events = self._batch.step()
         except (
             Exception
         ) as error:  # of the model: what it was at is lost, the next requests are none the worse
             self._fail_all(new, error)
             return
+        if events:
+            rows = max(rows, len(events))
+            self.compute.passed(Pass(rows, rows, (), time.perf_counter() - begun))
         self.num_steps += 1
         self.num_tokens += sum(not event.error for event in events)
         self._deliver([(self._by_row[event.row], event.error or event) for event in events])

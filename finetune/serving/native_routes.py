@@ -14,6 +14,7 @@ from finetune.serving.errors import ApiError
 from finetune.serving.paths import check_path
 from finetune.serving.schemas import AnswerBody, ClassifyBody, FillBody, SpanBody, TagBody
 from finetune.serving.service import Service
+from finetune.serving.watch import Observed, observe
 
 Record = dict[str, Any]
 
@@ -28,7 +29,9 @@ def native_routes(service: Service) -> APIRouter:
         """Fill the blanks of a sentence."""
         check_path("/v1/fill", service.kind)
         asked = body.prompt, body.top_k, body.word_length, body.candidates
-        return await service.run(request, lambda: records.fill_record(predictor, *asked))
+        record = await service.run(request, lambda: records.fill_record(predictor, *asked))
+        observe(request, Observed([body.prompt], record))
+        return record
 
     @router.post("/v1/answer")
     async def answer(request: Request, body: AnswerBody) -> Record:
@@ -36,34 +39,44 @@ def native_routes(service: Service) -> APIRouter:
         check_path("/v1/answer", service.kind)
         if "orders" in body.model_fields_set and service.kind == "choice":
             raise ApiError(422, f"orders：{KINDS['choice']}不看選項的順序；請不加", "orders")
+        options: dict[str, str] = {}
 
         def work() -> Record:
-            options = body.options if isinstance(body.options, dict) else parse_options(body.options)
+            options.update(body.options if isinstance(body.options, dict) else parse_options(body.options))
             asked = body.question, options, body.scoring, body.orders, body.answer_format
             if predictor.is_causal and predictor.method(body.scoring) == GENERATE:  # it writes
                 return service.compute.run(lambda: records.answer_record(predictor, *asked))
             return records.answer_record(predictor, *asked)
 
-        return await service.run(request, work)
+        record = await service.run(request, work)
+        texts = [body.question, *options.values()]
+        observe(request, Observed(texts, record, [*options], body.scoring, body.orders))
+        return record
 
     @router.post("/v1/classify")
     async def classify(request: Request, body: ClassifyBody) -> Record:
         """Classify a text, or a pair of texts."""
         check_path("/v1/classify", service.kind)
         asked = body.text, body.pair, body.top_k
-        return await service.run(request, lambda: records.labels_record(predictor, *asked))
+        record = await service.run(request, lambda: records.labels_record(predictor, *asked))
+        observe(request, Observed([text for text in (body.text, body.pair) if text], record))
+        return record
 
     @router.post("/v1/tag")
     async def tag(request: Request, body: TagBody) -> Record:
         """Mark the spans of a text."""
         check_path("/v1/tag", service.kind)
-        return await service.run(request, lambda: records.entities_record(predictor, body.text))
+        record = await service.run(request, lambda: records.entities_record(predictor, body.text))
+        observe(request, Observed([body.text], record))
+        return record
 
     @router.post("/v1/span")
     async def span(request: Request, body: SpanBody) -> Record:
         """Answer a question with a part of a passage."""
         check_path("/v1/span", service.kind)
         asked = body.question, body.context, body.top_k
-        return await service.run(request, lambda: records.span_record(predictor, *asked))
+        record = await service.run(request, lambda: records.span_record(predictor, *asked))
+        observe(request, Observed([body.question, body.context], record))
+        return record
 
     return router

@@ -222,8 +222,8 @@ class Writing:
         is_streaming = False
         try:
             if not body.stream:
-                return await service.watch(request, whole())
-            choices = await service.watch(request, service.in_worker(ticket, prepare))
+                return await service.while_waiting(request, whole())
+            choices = await service.while_waiting(request, service.in_worker(ticket, prepare))
             stream = EventStream(self._parts(choices, Answer(shape), body), release)
             is_streaming = True  # the stream releases the request at its end
             return stream
@@ -232,13 +232,24 @@ class Writing:
                 release()
 
     async def _written(self, choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, str, ReplyEvent]]:
-        """Write the replies; yield what became certain of their texts, and by which event."""
+        """Write the replies; yield what became certain of their texts, and by which event.
+
+        Raises:
+            ApiError: the model failed (500).
+            UserError, TimeoutError: as `DecodingLoop.write`.
+        """
         writing = [choice for choice in choices if not choice.reason]
         seconds = self.service.settings.request_timeout
-        async with aclosing(self.loop.write([choice.prompt for choice in writing], seconds)) as events:
-            async for number, event in events:
-                choice = writing[number]
-                yield choice, choice.take(event), event
+        try:
+            async with aclosing(self.loop.write([choice.prompt for choice in writing], seconds)) as events:
+                async for number, event in events:
+                    choice = writing[number]
+                    yield choice, choice.take(event), event
+        except RunError as error:
+            raise ApiError(500, str(error)) from error
+        finally:
+            counted = usage(choices)
+            self.service.metrics.wrote(counted["prompt_tokens"], counted["completion_tokens"])
 
     async def _parts(
         self, choices: Sequence[Choice], answer: Answer, body: WritingBody
@@ -260,8 +271,10 @@ class Writing:
                         yield part(shape.part(choice, piece, [event.logprob]))
             if counts:
                 yield sent(answer.part([], usage(choices)))
-        except (UserError, RunError) as error:
-            yield sent(ApiError(422 if isinstance(error, UserError) else 500, str(error)).body())
+        except UserError as error:
+            yield sent(ApiError(422, "；".join(error.problems)).body())
+        except ApiError as error:
+            yield sent(error.body())
         except TimeoutError:
             yield sent(self.service.time_is_up.body())
         yield DONE

@@ -91,7 +91,9 @@ class WritingBody(Body):
             if name in cls.model_fields:
                 if value is not None:  # as if it were not there
                     kept[name] = value
-            elif value is not None and not (name in HARMLESS and HARMLESS[name](value)):
+            elif name not in HARMLESS:
+                kept[name] = value  # there is no such field
+            elif value is not None and not HARMLESS[name](value):
                 raise ApiError(
                     422, f"{shown(name)[1:-1]}：這個伺服器不支援 {shown(value)}；請拿掉這個欄位", str(name)
                 )

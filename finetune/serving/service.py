@@ -11,15 +11,21 @@ from typing import Any, TypeVar
 import torch
 from starlette.requests import Request
 
+from finetune.models.batch_invariance import is_batch_invariant
+from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.embedder import Embedder
 from finetune.predict.predictor import LocalPredictor
 from finetune.runtime.errors import UserError
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
 from finetune.serving.errors import ApiError
+from finetune.serving.json_log import JsonLog
+from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
+from finetune.serving.shared_tokenizer import lock_tokenizer
 from finetune.serving.tickets import CancelledError, Ticket
+from finetune.serving.watch import Watch
 
 T = TypeVar("T")
 RETRY_SECONDS = 1  # Retry-After of a full queue
@@ -36,15 +42,26 @@ class Service:
         compute: the thread that runs the model.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        metrics: figures of what is done.
+        log: JSON lines of what is done.
+        watch: notes features of requests (--watch); None where that is not wanted.
     """
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
         self.predictor, self.settings = predictor, settings
-        self.compute = ComputeThread()
         self.accepted, self.draining = 0, False
+        facts = {"name": settings.name, "kind": self.kind, **predictor.environment()}
+        self.metrics = Metrics(self, {name: str(fact) for name, fact in facts.items()}, settings.max_queue)
+        self.log = JsonLog(self.metrics.dropped, settings.log_texts, settings.debug)
+        self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
-        predictor.forward = SharedForward(predictor.forward, self.compute)
+        pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
+        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
+        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
+        lock_tokenizer(predictor.tokenizer)
+        if isinstance(predictor, CausalLMPredictor):
+            predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
 
     @property
@@ -61,7 +78,10 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        if self.watch:
+            self.watch.close()
         self.compute.stop()
+        self.log.close()
 
     def admit(self) -> Ticket:
         """Accept a request; `release` must follow.
@@ -95,7 +115,7 @@ class Service:
         """
         ticket = self.admit()
         try:
-            return await self.watch(request, self.in_worker(ticket, work))
+            return await self.while_waiting(request, self.in_worker(ticket, work))
         finally:
             ticket.cancel()
             self.release()
@@ -118,7 +138,7 @@ class Service:
 
         return self._workers.submit(context.run, checked)
 
-    async def watch(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+    async def while_waiting(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """Return the result of work for an accepted request, while its client waits; errors as of `run`."""
         answer = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_disconnected(request))
@@ -143,6 +163,20 @@ class Service:
         return ApiError(
             504, f"{self.settings.request_timeout:g} 秒內沒有算完（--request_timeout），已經放棄這個請求"
         )
+
+
+def may_merge(predictor: LocalPredictor) -> bool:
+    """Return whether requests may share a pass of this model.
+
+    In fp32 on a CPU only where the digits of an answer do not depend on what runs beside it. On a GPU and in
+    bf16 the last digits depend on the shape of a batch, whichever batch it is.
+    """
+    exact = predictor.environment() == {"precision": "fp32", "device": "cpu"}
+    words: Any = predictor.model.get_input_embeddings()
+    if predictor.kind == "seq2seq":  # its replies are written, in batches of their own
+        return False
+    forward, device, pad_id = predictor.forward, predictor.device, predictor.tokenizer.pad_token_id or 0
+    return not exact or is_batch_invariant(forward, pad_id, words.num_embeddings, device, predictor.longest)
 
 
 async def _disconnected(request: Request) -> None:

@@ -21,6 +21,10 @@ class ServerSettings:
         api_keys: one of them must come with every request; none are needed where there are none.
         max_queue: requests that are accepted and not answered yet.
         request_timeout: seconds for an answer.
+        read_timeout: seconds in which a request must be there, from its first byte to its last.
+        idle_timeout: seconds that a connection is kept between two requests.
+        write_timeout: seconds that a client may leave unread what is sent to it.
+        debug: tracebacks of errors are logged.
 
     Raises:
         UserError: an address that other machines reach, without a key.
@@ -36,6 +40,10 @@ class ServerSettings:
     log_texts: bool = False
     watch: Path | None = None
     pooling: str = "auto"
+    read_timeout: float = 30.0
+    idle_timeout: float = 30.0
+    write_timeout: float = 30.0
+    debug: bool = False
 
     def __post_init__(self) -> None:
         if not self.api_keys and not is_loopback(self.host):
@@ -51,6 +59,7 @@ class ServerSettings:
             cors_origins=tuple(origin.rstrip("/") for origin in flags.cors_origin),
             request_timeout=flags.request_timeout, log_texts=flags.log_texts,
             watch=Path(flags.watch) if flags.watch is not None else None, pooling=flags.pooling,
+            debug=flags.debug,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -9,6 +10,7 @@ from typing import Generic, TypeVar
 
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
+from finetune.serving.metrics import Pass
 from finetune.serving.tickets import CancelledError
 
 Call = TypeVar("Call")
@@ -25,6 +27,7 @@ class SharedCalls(Generic[Call, Result]):
         compute: the thread that runs them.
         run: returns the result of each call.
         fit: returns whether calls are few and small enough to run together; a single one always runs.
+        measure: returns the rows of calls that run together, and their tokens.
 
     Attributes:
         num_calls, num_rounds: calls that were run, and the rounds they took.
@@ -35,9 +38,10 @@ class SharedCalls(Generic[Call, Result]):
         compute: ComputeThread,
         run: Callable[[Sequence[Call]], Sequence[Result]],
         fit: Callable[[Sequence[Call]], bool],
+        measure: Callable[[Sequence[Call]], tuple[int, int]],
     ):
-        self._compute, self._run, self._fit = compute, run, fit
-        self._waiting: deque[tuple[Call, Future[Result]]] = deque()
+        self._compute, self._run, self._fit, self._measure = compute, run, fit, measure
+        self._waiting: deque[tuple[Call, Future[Result], float]] = deque()  # and since when
         self.num_calls = self.num_rounds = 0
         compute.add(self)
 
@@ -52,7 +56,7 @@ class SharedCalls(Generic[Call, Result]):
         ticket = tickets.current.get()
         future: Future[Result] = Future()
         with self._compute.changed:
-            self._waiting.append((call, future))
+            self._waiting.append((call, future, time.perf_counter()))
             self._compute.changed.notify_all()
         if ticket is None:
             return future.result()
@@ -73,9 +77,10 @@ class SharedCalls(Generic[Call, Result]):
     def work(self) -> None:
         """Run the calls that wait, as many as fit; where that fails, one by one, each with its own error."""
         with self._compute.changed:
-            taken = self._take()
+            taken, since = self._take()
         if not taken:
             return
+        begun = time.perf_counter()
         self.num_calls, self.num_rounds = self.num_calls + len(taken), self.num_rounds + 1
         try:
             results = self._run([call for call, _ in taken])
@@ -86,20 +91,25 @@ class SharedCalls(Generic[Call, Result]):
             for call, future in taken:
                 _settle(future, lambda call=call: self._run([call])[0])  # type: ignore[misc]
             return
+        size = self._measure([call for call, _ in taken])
+        waits = tuple(begun - moment for moment in since)
+        self._compute.passed(Pass(*size, waits, time.perf_counter() - begun))
         for (_, future), result in zip(taken, results, strict=True):
             future.set_result(result)
 
-    def _take(self) -> list[tuple[Call, Future[Result]]]:
-        """Remove the first calls that fit together and that somebody still waits for."""
+    def _take(self) -> tuple[list[tuple[Call, Future[Result]]], list[float]]:
+        """Remove the first calls that fit together and that somebody still waits for, and since when."""
         taken: list[tuple[Call, Future[Result]]] = []
+        times: list[float] = []
         while self._waiting:
-            call, future = self._waiting[0]
+            call, future, since = self._waiting[0]
             if taken and not self._fit([*(other for other, _ in taken), call]):
                 break
             self._waiting.popleft()
             if future.set_running_or_notify_cancel():
                 taken.append((call, future))
-        return taken
+                times.append(since)
+        return taken, times
 
 
 def _settle(future: Future[Result], work: Callable[[], Result]) -> None:

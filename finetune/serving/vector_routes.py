@@ -16,6 +16,7 @@ from finetune.serving.errors import ApiError
 from finetune.serving.schemas import Body
 from finetune.serving.service import Service
 from finetune.serving.shared_calls import SharedCalls
+from finetune.serving.watch import Observed, observe
 
 MOST_INPUTS = 2048  # as OpenAI's
 Rows = list[dict[str, list[int]]]  # texts as token ids
@@ -42,7 +43,9 @@ class SharedEmbedder:
 
     def __init__(self, service: Service):
         self._service = service
-        self._calls: SharedCalls[Rows, numpy.ndarray] = SharedCalls(service.compute, self._run, _fit)
+        self._calls: SharedCalls[Rows, numpy.ndarray] = SharedCalls(
+            service.compute, self._run, _fit, _measure
+        )
 
     @property
     def embedder(self) -> Embedder:
@@ -60,7 +63,12 @@ class SharedEmbedder:
 
 def _fit(calls: Sequence[Rows]) -> bool:
     """Return whether the texts of calls make about one batch."""
-    return sum(len(row["input_ids"]) for rows in calls for row in rows) <= BATCH_TOKENS
+    return _measure(calls)[1] <= BATCH_TOKENS
+
+
+def _measure(calls: Sequence[Rows]) -> tuple[int, int]:
+    """Return the number of texts, and their tokens."""
+    return sum(map(len, calls)), sum(len(row["input_ids"]) for rows in calls for row in rows)
 
 
 def vector_routes(service: Service) -> APIRouter:
@@ -82,6 +90,8 @@ def vector_routes(service: Service) -> APIRouter:
                 f"dimensions：這個模型的向量有 {vectors.shape[1]} 維，不能縮成 {body.dimensions} 維；請不加"
             )
             raise ApiError(422, message, "dimensions")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        observe(request, *(Observed([text], {}) for text in texts if isinstance(text, str)))
         write: Any = _as_base64 if body.encoding_format == "base64" else numpy.ndarray.tolist
         return {
             "object": "list",

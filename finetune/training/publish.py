@@ -25,6 +25,7 @@ from finetune.training import learning_rate
 from finetune.training.checkpoints import staged_folder
 from finetune.training.evaluate import FinalEvaluation
 from finetune.training.run import Run
+from finetune.training.snapshot import take_snapshot
 from finetune.training.state import TrainingState
 
 PARITY_PROMPTS = 4  # held-out rows on which the adapter and the merged model are compared
@@ -121,6 +122,7 @@ def write_results(
         card.labels = measured
     else:
         card.metrics = measured
+    card.snapshot = take_snapshot(evaluation)
     hint = f"模型已經在 {output}；清出空間後加 --resume，會再評測並寫報告"
     with write_errors("評測的結果寫不進去", hint):
         model_card.write(output, card, state)

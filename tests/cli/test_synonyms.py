@@ -126,7 +126,7 @@ def test_what_cannot_be_had_so_is_answered_with_what_to_do(line, words):
     ("line", "words"),
     [
         ("--dataset x", "--exam"), ("--lora_path x", "--model_path"), ("--n 3", "--top_k"),
-        ("--output_dir x", "--report"), ("--learning_rate 1", "fine_tuning_llm.py"), ("--port 80", "沒有網頁服務"),
+        ("--output_dir x", "--report"), ("--learning_rate 1", "fine_tuning_llm.py"), ("--share", "--serve"),
     ],
 )  # fmt: skip
 def test_the_using_script_answers_too(line, words):

@@ -8,6 +8,7 @@ import shutil
 import struct
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,12 @@ def test_what_is_confined_returns_and_raises_as_if_it_were_not(tmp_path, monkeyp
     assert call("x") == ["x"]  # the same child
     call.close()
     assert call("y") == ["y"]  # another one
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(call, range(200))) == [[number] for number in range(200)]
+    call.gives_up = False
+    with pytest.raises(UserError, match="執行超過上限"):
+        call("swell")
+    assert call("z") == ["z"]
     for what in ("swell", "loop", "wait"):
         call, began = Sandbox(work, "--flag 某檔"), time.monotonic()
         for _ in range(2):

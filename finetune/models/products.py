@@ -1,0 +1,59 @@
+"""Products with weights on a CPU whose digits do not depend on the number of rows beside one another.
+
+MKL's sgemm, which torch calls for fp32, chooses its kernel, and thereby the order of its sums, by the number
+of rows. oneDNN's inner product sums in one order from two rows on; a single row is computed twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+def are_invariant(tensor: Tensor) -> bool:
+    """Return whether products with this tensor are to be invariant: fp32 on a CPU, outside of training.
+
+    oneDNN's operator has no gradient, and under autocast the digits are those of bf16.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute inputs (…, K) · weight (N, K)ᵀ + bias (N,) -> (…, N) where `are_invariant` is True."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    count = len(rows)
+    if count == 0:
+        return functional.linear(inputs, weight, bias)
+    if count == 1:
+        rows = rows.expand(2, -1)
+    # as torch.compile calls it for a model that is not trained
+    found = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+    return found[:count].view(*inputs.shape[:-1], -1)
+
+
+class _InvariantProducts(TorchFunctionMode):
+    """Modules called within use `linear` above."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.linear and are_invariant(args[0]):
+            func = linear
+        return func(*args, **(kwargs or {}))
+
+
+def invariant_modules(tensor: Tensor) -> Any:
+    """Return a context in which the linear layers of any module are invariant, if `are_invariant`."""
+    return _InvariantProducts() if are_invariant(tensor) else contextlib.nullcontext()
