@@ -15,7 +15,7 @@ from finetune.evaluation.metrics import CERTAIN
 from finetune.evaluation.request_features import ANSWER, FOUND, NONE, FeatureSample
 from finetune.reports import report_folder
 from finetune.reports.html import Axes, Curve
-from finetune.reports.number_format import percent, points
+from finetune.reports.number_format import percent, points, small
 from finetune.reports.report_folder import ReportFiles
 from finetune.runtime.files import atomic_write
 from finetune.runtime.strict_json import dumps
@@ -89,7 +89,7 @@ class DriftReport:
 
 def verdict(report: DriftReport) -> str:
     """Return the outcome in words: what changed, by how much, and how sure that is."""
-    figures, name, bound = report.figures, report.reference_name, percent(report.figures["bound"])
+    figures, name, bound = report.figures, report.reference_name, small(report.figures["bound"])
     features, n = figures["features"], report.now.rows
     if figures["state"] == CHANGED:
         changes = "；".join(change(key, features[key]) for key in figures["changed"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from starlette.requests import Request
 
+from finetune.models.batch_invariance import is_batch_invariant
 from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.embedder import Embedder
 from finetune.predict.predictor import LocalPredictor
@@ -55,12 +57,20 @@ class Service:
         self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
-        predictor.forward = SharedForward(predictor.forward, self.compute)
-        self.watch = Watch(settings.watch, predictor, settings.name) if settings.watch else None
-        lock_tokenizer(predictor.tokenizer)
+        pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
+        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
+        self.watch = Watch(settings.watch, predictor, settings.name, self._told) if settings.watch else None
+        lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
+        # A new thread begins with the number that any thread has set last, and workers set 1.
+        self.compute.run(partial(torch.set_num_threads, torch.get_num_threads()))
+        if self.watch:
+            self.watch.start()
+
+    def _told(self, message: str) -> None:
+        self.log.write("watch", message=message)
 
     @property
     def kind(self) -> str:
@@ -112,16 +122,19 @@ class Service:
             CancelledError: the client is gone.
         """
         ticket = self.admit()
-        future = self._submit(ticket, work)
         try:
-            await self._watch(request, future)
-            return future.result()
-        except UserError as error:
-            raise ApiError(422, "；".join(error.problems)) from error
+            return await self.while_waiting(request, self.in_worker(ticket, work))
         finally:
             ticket.cancel()
-            future.cancel()
             self.release()
+
+    async def in_worker(self, ticket: Ticket, work: Callable[[], T]) -> T:
+        """Run work for an accepted request in a thread of its own."""
+        future = self._submit(ticket, work)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            future.cancel()
 
     def _submit(self, ticket: Ticket, work: Callable[[], T]) -> Future[T]:
         context = contextvars.copy_context()
@@ -133,24 +146,50 @@ class Service:
 
         return self._workers.submit(context.run, checked)
 
-    async def _watch(self, request: Request, future: Future[Any]) -> None:
-        """Wait until a result is there. Raises ApiError when time is up, CancelledError without a client."""
-        answer = asyncio.ensure_future(asyncio.wrap_future(future))
+    async def while_waiting(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of work for an accepted request, while its client waits; errors as of `run`."""
+        answer = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             done, _ = await asyncio.wait(
                 (answer, gone), timeout=self.settings.request_timeout, return_when=asyncio.FIRST_COMPLETED
             )
+            if answer in done:
+                return answer.result()
+        except UserError as error:
+            raise ApiError(422, "；".join(error.problems)) from error
         finally:
             gone.cancel()
             answer.cancel()
-        if answer in done:
-            return
         if gone in done:
             raise CancelledError
-        raise ApiError(
+        raise self.time_is_up
+
+    @property
+    def time_is_up(self) -> ApiError:
+        """The answer to a request that took too long."""
+        return ApiError(
             504, f"{self.settings.request_timeout:g} 秒內沒有算完（--request_timeout），已經放棄這個請求"
         )
+
+
+def may_merge(predictor: LocalPredictor) -> bool:
+    """Return whether requests may share a pass of this model.
+
+    In fp32 on a CPU only where the digits of an answer do not depend on what runs beside it. On a GPU and in
+    bf16 the last digits depend on the shape of a batch, whichever batch it is.
+    """
+    exact = predictor.environment() == {"precision": "fp32", "device": "cpu"}
+    words: Any = predictor.model.get_input_embeddings()
+    if predictor.kind == "seq2seq":  # its replies are written, in batches of their own
+        return False
+    forward, device, pad_id = predictor.forward, predictor.device, predictor.tokenizer.pad_token_id or 0
+    if not exact:
+        return True
+    try:
+        return is_batch_invariant(forward, pad_id, words.num_embeddings, device, predictor.longest)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return False  # a family that does not take rows such as are tried: each request by itself
 
 
 async def _disconnected(request: Request) -> None:

@@ -36,6 +36,7 @@ AT_ONCE = 256  # lines of one write
 CLOSING = 10.0  # seconds for what still waits when the server ends
 BLANK = "[MASK]"  # stands for no text of the request
 STATE = "watched"
+Report = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,15 @@ class Watch:
         predictor: whose model answers. Its tokenizer is copied: a tokenizer keeps how it last cut texts, so
             that two threads must not share it.
         name: what clients call the model.
+        report: is told what fails, once.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, predictor: LocalPredictor, name: str):
-        self.path, self.dropped = path, 0
-        self._features = FeatureReader(predictor)
+    def __init__(self, path: Path, predictor: LocalPredictor, name: str, report: Report = log):
+        self.path, self.dropped, self._report = path, 0, report
+        self._features = FeatureReader(predictor, report)
         self._model = {"model": name, "weights": weights_of(predictor.card)}
         self._queue: queue.Queue[Answered | None] = queue.Queue(WAITING)
         self._file = AppendedFile(path)
@@ -125,6 +127,9 @@ class Watch:
             raise UserError(f"--watch {path}：寫不進去（{reason(error)}）") from error
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
         self._thread.start()
 
     def add(self, answered: Answered) -> None:
@@ -134,7 +139,7 @@ class Watch:
         except queue.Full:
             self.dropped += 1
             if self.dropped == 1:
-                log(f"⚠ --watch {self.path}：寫得不夠快，有請求沒有記下（服務不受影響）")
+                self._report(f"⚠ --watch {self.path}：寫得不夠快，有請求沒有記下（服務不受影響）")
 
     def close(self) -> None:
         """Write what still waits, and end."""
@@ -144,7 +149,7 @@ class Watch:
             return
         self._thread.join(CLOSING)
         if self.dropped:
-            log(f"⚠ --watch {self.path}：共有 {self.dropped} 個請求沒有記下")
+            self._report(f"⚠ --watch {self.path}：共有 {self.dropped} 個請求沒有記下")
 
     def _run(self) -> None:
         ended = False
@@ -175,7 +180,7 @@ class Watch:
             self._file.append(lines)
         except OSError as error:
             if not self._failing:
-                log(f"⚠ --watch {self.path}：寫不進去（{reason(error)}）；服務照常，能寫了就再記")
+                self._report(f"⚠ --watch {self.path}：寫不進去（{reason(error)}）；服務照常，能寫了就再記")
             self._failing = True
         else:
             self._failing = self._failing and not lines
@@ -184,7 +189,8 @@ class Watch:
 class FeatureReader:
     """Takes the features of inputs and answers, in one thread."""
 
-    def __init__(self, predictor: LocalPredictor):
+    def __init__(self, predictor: LocalPredictor, report: Report):
+        self._report = report
         self._tokenizer: PreTrainedTokenizerBase = copy.deepcopy(predictor.tokenizer)
         self._method: Callable[[str], str] = predictor.method
         self._blanks = tuple(filter(None, {BLANK, str(self._tokenizer.mask_token or "")}))
@@ -200,7 +206,7 @@ class FeatureReader:
                 features[WAY] = way_of(self._method(observed.method), observed.orders)
         except Exception as error:  # of whatever kind: the server goes on, and the line says that it answered
             if not self._failed:
-                log(f"⚠ --watch：有請求的特徵算不出來（{type(error).__name__}）")
+                self._report(f"⚠ --watch：有請求的特徵算不出來（{type(error).__name__}）")
             self._failed = True
             return {}
         return features
