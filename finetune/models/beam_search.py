@@ -48,7 +48,7 @@ def beam_search(
         log_probs = reader.read(ids).log_softmax(-1)
         previous = torch.cat((reader.previous, running.flatten(0, 1)), 1)
         banned = eos_ids if step <= decoding.min_new_tokens else ()
-        log_probs = processed(log_probs, previous, decoding, banned, reader.forced(step - 1))
+        log_probs = processed(log_probs, previous, decoding, banned, reader.forced(step - 1, reader.steps))
         vocab_size = log_probs.shape[-1]
         totals = (log_probs.view(batch_size, -1, vocab_size) + scores[..., None]).flatten(1)
         totals, index = totals.topk(min(num_candidates, totals.shape[1]))  # (B, num_candidates)

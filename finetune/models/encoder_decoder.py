@@ -190,10 +190,15 @@ class EncoderDecoderReader(CachedReader):
         self._hidden: Tensor = encoder(input_ids=input_ids, attention_mask=self._mask)[0]  # (B, S, H)
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if mode.cached else None
 
-    def forced(self, step: int) -> list[int]:
-        """Return the tokens of which one must come as the new token `step`, from 0; none where any may."""
+    def forced(self, step: int, limit: int) -> list[int]:
+        """Return the tokens of which one must come as the new token `step` of a row; none where any may.
+
+        Args:
+            step: from 0.
+            limit: new tokens of the row.
+        """
         first, last = self._forced
-        forced = last if step + 1 == self.steps and last is not None else first if step == 0 else None
+        forced = last if step + 1 == limit and last is not None else first if step == 0 else None
         return [] if forced is None else [forced] if isinstance(forced, int) else list(forced)
 
     @property
@@ -201,25 +206,20 @@ class EncoderDecoderReader(CachedReader):
         """True when a reply without room for more ends with an EOS that the decoder had no choice about."""
         return self._forced[1] is not None
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Read the next tokens (B, n) of every row and return logits (B, V) of the token after them, in fp32.
-
-        Raises:
-            UserError: the logits are no numbers.
-        """
+    def logits(self, ids: Tensor) -> Tensor:
+        """Read the next tokens (B, n) of every row; return logits (B, V) of the token after them, in fp32."""
         from transformers.modeling_outputs import BaseModelOutput
 
         if self._cache is None:
             ids = self._read_ids = torch.cat((self._read_ids, ids), 1)
-        logits = self.model(
+        logits: Tensor = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=cast(Any, self._hidden)),
             attention_mask=self._mask,
             decoder_input_ids=ids,
             past_key_values=self._cache,
             use_cache=self.mode.cached,
-        ).logits[:, -1].float()  # fmt: skip
-        check_numbers(logits)
-        return logits
+        ).logits[:, -1]  # fmt: skip
+        return logits.float()
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows (R,) of the batch; a row may occur several times."""

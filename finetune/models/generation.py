@@ -9,15 +9,13 @@ own sums.
 
 from __future__ import annotations
 
-import random
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.models.beam_search import beam_search
 from finetune.models.decoding import GREEDY, Decoding
@@ -25,18 +23,15 @@ from finetune.models.encoder_decoder import EncoderDecoderReader, mode_of
 from finetune.models.forward import config_of
 from finetune.models.kinds import is_seq2seq
 from finetune.models.kv_cache import DecodeMode, Reader, TokenReader, decode_mode
-from finetune.models.logits import check_choice, filtered, processed
+from finetune.models.reply_batch import STOP, ReplyBatch, ReplyEvent, ReplyRow
+from finetune.models.room import Rows, check_prompts, positions_of, reply_room
 from finetune.models.streaming import STOPS, Reply, ReplyStream, Writer, chinese_decoder, special_tokens
-from finetune.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # ChatML and Qwen, Llama 3, Gemma
 BATCH_TOKENS = 1 << 14  # tokens in the cache, prompts and replies together
-
-Rows = Sequence[Sequence[int]]  # prompts as token ids
-
 
 # ---- texts -------------------------------------------------------------------------------------------------
 
@@ -81,15 +76,11 @@ class Generator:
         rows = [
             self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts
         ]
-        _check(self.model, rows)
+        check_prompts(self.model, rows)
         replies = [Reply()] * len(rows)
         for numbers in _batches(self.model, rows, self.decoding, self.batch_tokens):
-            batch = _Batch([rows[number] for number in numbers], numbers)
-            texts = [""] * len(numbers)
-            for row, piece in self._pieces(batch):
-                texts[row] += piece
-            for row, text in enumerate(texts):
-                replies[numbers[row]] = Reply(text, row not in batch.complete)
+            for number, event in self._events([rows[number] for number in numbers], numbers):
+                replies[number] = Reply(replies[number] + event.text, event.reason != STOP)
             if on_done:
                 on_done(len(numbers))
         return replies
@@ -100,31 +91,31 @@ class Generator:
         Raises:
             UserError: as `generate`, when the first piece is asked for.
         """
-        batch = _Batch([ids], [0])
-        pieces: Iterator[str] = (piece for _, piece in self._pieces(batch))
-        if self.decoding.num_beams > 1:  # which beam is the best one is known at the end
-            pieces = ("".join(whole) for whole in [pieces])
-        return ReplyStream(filter(None, pieces), lambda: 0 not in batch.complete)
+        reasons: list[str] = []
 
-    def _pieces(self, batch: _Batch) -> Iterator[tuple[int, str]]:
-        """Yield (row, text) of one batch, as the texts become certain, and note which rows are complete."""
-        decode = chinese_decoder(self.tokenizer) if is_seq2seq(config_of(self.model)) else None
-        first = Writer(self.tokenizer, (*self.stops, *self.decoding.stop), decode)
-        writers = [copy(first) for _ in batch.rows]
-        if first.stops:  # beams are searched for them
-            batch.writers = [copy(first) for _ in batch.rows]
-        pad_id, end_ids = self.tokenizer.pad_token_id or 0, self.end_ids or set()  # masked: any id pads
-        for step in _steps(self.model, batch, self.decoding, end_ids, pad_id):
-            for row, token in step:
-                yield row, writers[row].write(token)
-                if writers[row].over:
-                    batch.finished.add(row)
-                if token in end_ids and row not in batch.forced:
-                    batch.complete.add(row)
-        for row, writer in enumerate(writers):
-            yield row, writer.finish()
-            if writer.over:
-                batch.complete.add(row)
+        def pieces() -> Iterator[str]:
+            for _, event in self._events([ids], [0]):
+                yield event.text
+                reasons.append(event.reason)
+
+        whole = self.decoding.num_beams > 1  # which beam is the best one is known at the end
+        return ReplyStream(
+            filter(None, ["".join(pieces())] if whole else pieces()), lambda: reasons[-1:] != [STOP]
+        )
+
+    def _events(self, rows: Rows, numbers: Sequence[int]) -> Iterator[tuple[int, ReplyEvent]]:
+        """Yield (number, what became of its row) of one batch, as the texts become certain."""
+        writer = writer_for(self.model, self.tokenizer, (*self.stops, *self.decoding.stop))
+        pad_id = self.tokenizer.pad_token_id or 0  # masked: any id pads
+        return _events(
+            self.model, rows, _Asked(self.decoding, self.end_ids or set(), pad_id, numbers, writer)
+        )
+
+
+def writer_for(model: nn.Module, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Writer:
+    """Return what converts the token ids of a model's reply to text, up to the first of the stop strings."""
+    decode = chinese_decoder(tokenizer) if is_seq2seq(config_of(model)) else None
+    return Writer(tokenizer, stops, decode)
 
 
 def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -144,25 +135,23 @@ def eos_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 # ---- token ids ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Batch:
-    """Prompts that are continued side by side.
+@dataclass(frozen=True)
+class _Asked:
+    """How a batch of prompts is continued.
 
     Attributes:
-        rows: their token ids.
+        decoding: how tokens are chosen.
+        end_ids: tokens that end a reply.
+        pad_id: any id will do.
         numbers: number of each row in the whole call; with the seed it fixes what is drawn for the row.
-        finished: rows that have ended; the reader may add to it, and that row gets no more tokens.
-        complete: those of them that an EOS or a stop string ended, and not the room for new tokens.
-        writers: of each row, with the stop strings that finish a beam.
-        forced: rows that an EOS ended which had to come, since there was no more room.
+        writer: converts the tokens of a row to text, a copy for each; None where no text is needed.
     """
 
-    rows: Rows
+    decoding: Decoding
+    end_ids: set[int]
+    pad_id: int
     numbers: Sequence[int]
-    finished: set[int] = field(default_factory=set)
-    complete: set[int] = field(default_factory=set)
-    writers: Sequence[Writer] = ()
-    forced: set[int] = field(default_factory=set)
+    writer: Writer | None = None
 
 
 def generate_ids(
@@ -177,11 +166,19 @@ def generate_ids(
     numbers = range(len(rows))
     batches = [numbers] if generation_mode(model).batched else [numbers[at : at + 1] for at in numbers]
     for batch in batches:
-        part = _Batch([rows[number] for number in batch], batch)
-        for step in _steps(model, part, decoding, eos_ids, pad_id):
-            for row, token in step:
-                new_ids[batch[row]].append(token)
+        asked = _Asked(decoding, eos_ids, pad_id, batch)
+        for number, event in _events(model, [rows[number] for number in batch], asked):
+            new_ids[number].append(event.token)
     return new_ids
+
+
+@torch.inference_mode()
+def reader_of(
+    model: nn.Module, rows: Rows, room: Sequence[int], pad_id: int, mode: DecodeMode
+) -> TokenReader:
+    """Return the reader of a batch; arguments as of `Reader` and `EncoderDecoderReader`."""
+    reader = EncoderDecoderReader if is_seq2seq(config_of(model)) else Reader
+    return reader(model, rows, room, pad_id, mode)
 
 
 def generation_mode(model: nn.Module) -> DecodeMode:
@@ -193,45 +190,6 @@ def generation_mode(model: nn.Module) -> DecodeMode:
     return mode_of(model) if is_seq2seq(config_of(model)) else decode_mode(model)
 
 
-def _check(model: nn.Module, rows: Rows) -> None:
-    """Raise UserError for prompts that are empty or leave the model no room."""
-    if is_seq2seq(config_of(model)):
-        _check_texts(model, rows)
-        return
-    limit = _positions(model)
-    problems = []
-    for number, row in enumerate(rows, 1):
-        label = f"第 {number} 個提示" if len(rows) > 1 else "提示"
-        if not len(row):
-            problems.append(f"{label}是空的（沒有任何 token）；請給至少一個字")
-        elif len(row) >= limit:
-            problems.append(
-                f"{label}有 {len(row)} 個 token，這個模型連同回答最多 {limit} 個；"
-                "請縮短提示，或換一個上下文更長的模型"
-            )
-    if problems:
-        raise UserError(problems)
-
-
-def _check_texts(model: nn.Module, rows: Rows) -> None:
-    """Raise UserError for texts that are empty or longer than the encoder can read."""
-    limit, problems = _positions(model), []
-    for number, row in enumerate(rows, 1):
-        label = f"第 {number} 段文字" if len(rows) > 1 else "這段文字"
-        if not len(row):
-            problems.append(f"{label}是空的（沒有任何 token）；請給至少一個字")
-        elif len(row) > limit:
-            problems.append(f"{label}有 {len(row)} 個 token，這個模型最多讀 {limit} 個；請縮短它")
-    if problems:
-        raise UserError(problems)
-
-
-def _positions(model: nn.Module) -> int:
-    """Return the number of tokens that the model can read."""
-    config = config_of(model).get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None) or 1 << 30
-
-
 def _batches(model: nn.Module, rows: Rows, decoding: Decoding, batch_tokens: int) -> Iterator[list[int]]:
     """Yield numbers of rows of similar length, the longest first, so that too little memory shows at once."""
     batch: list[int] = []
@@ -240,73 +198,45 @@ def _batches(model: nn.Module, rows: Rows, decoding: Decoding, batch_tokens: int
         if len(batch) == size:
             if batch:
                 yield batch
-            width = min(len(rows[number]) + decoding.max_new_tokens, _positions(model))
+            width = min(len(rows[number]) + decoding.max_new_tokens, positions_of(model))
             batch, size = [], max(1, batch_tokens // (width * decoding.num_beams)) if batched else 1
         batch.append(number)
     if batch:
         yield batch
 
 
-def _reader(model: nn.Module, rows: Rows, decoding: Decoding, pad_id: int) -> TokenReader:
-    """Return the reader of a batch, with as many new tokens a row as the model has room for."""
-    _check(model, rows)
-    limit = _positions(model)
-    if is_seq2seq(config_of(model)):
-        room = [max(1, min(decoding.max_new_tokens, limit - 1))] * len(rows)  # after the decoder's start
-        return EncoderDecoderReader(model, rows, room, pad_id, mode_of(model))
-    room = [min(decoding.max_new_tokens, limit - len(row)) for row in rows]
-    return Reader(model, rows, room, pad_id, decode_mode(model))
+def _events(model: nn.Module, rows: Rows, asked: _Asked) -> Iterator[tuple[int, ReplyEvent]]:
+    """Yield (number, what became of its row), step by step; with beams, all tokens of a row at the end.
+
+    Raises:
+        UserError: a row that cannot go on.
+    """
+    room = reply_room(model, rows, asked.decoding)
+    reader = reader_of(model, rows, room, asked.pad_id, generation_mode(model))
+    replies = [
+        ReplyRow(row, asked.decoding, limit, number, copy(asked.writer))
+        for row, limit, number in zip(rows, reader.limits, asked.numbers, strict=True)
+    ]
+    if asked.decoding.num_beams > 1:
+        yield from _beam_events(reader, replies, asked)
+        return
+    batch = ReplyBatch(reader, replies, asked.end_ids)
+    while batch.rows:
+        for event in batch.step():
+            if event.error:
+                raise event.error
+            yield event.row.number, event
 
 
 @torch.inference_mode()
-def _steps(
-    model: nn.Module, batch: _Batch, decoding: Decoding, eos_ids: set[int], pad_id: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Yield (row, token) of the unfinished rows, step by step; with beams, all tokens of a row at the end."""
-    rows, finished = batch.rows, batch.finished
-    reader = _reader(model, rows, decoding, pad_id)
-    if decoding.num_beams > 1:
-        for row, row_ids in enumerate(beam_search(reader, decoding, eos_ids, batch.writers)):
-            batch.forced |= {row} if reader.forces_end and len(row_ids) == reader.limits[row] else set()
-            yield [(row, token) for token in row_ids]
-        return
-    draws = _draws(decoding.seed, batch.numbers, reader.steps).to(reader.device) if decoding.samples else None
-    ids, active = reader.ids, list(range(len(rows)))
-    for step in range(reader.steps):
-        banned = eos_ids if step < decoding.min_new_tokens else ()
-        scores = processed(reader.read(ids), reader.previous, decoding, banned, reader.forced(step))
-        check_choice(scores, decoding)
-        if draws is not None:
-            chosen = _sample(filtered(scores, decoding), draws[:, step : step + 1])
-        else:
-            chosen = scores.argmax(-1)
-        tokens = chosen.tolist()
-        batch.forced |= {row for row in active if reader.forces_end and step + 1 == reader.limits[row]}
-        yield [(row, tokens[row]) for row in active]
-        finished |= {row for row in active if tokens[row] in eos_ids or step + 1 == reader.limits[row]}
-        active = [row for row in active if row not in finished]
-        if not active:
-            return
-        next_ids = [[pad_id if row in finished else token] for row, token in enumerate(tokens)]
-        ids = torch.tensor(next_ids, device=reader.device)
-        if decoding.reads_reply:
-            reader.previous = torch.cat((reader.previous, ids), 1)
-
-
-def _draws(seed: int | None, numbers: Sequence[int], steps: int) -> Tensor:
-    """Draw uniform numbers (B, steps), on the CPU: there the first ones do not depend on how many follow."""
-    seed = secrets.randbits(63) if seed is None else seed
-    rows = []
-    for number in numbers:
-        row_seed = random.Random(f"decoding:{seed}:{number}").getrandbits(63)
-        rows.append(torch.rand(steps, generator=torch.Generator().manual_seed(row_seed)))
-    return torch.stack(rows)
-
-
-def _sample(scores: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token (B,) of each row by inversion of its distribution.
-
-    This takes one number a row, unlike `multinomial`, whose need of random numbers grows with the vocabulary.
-    """
-    cumulated = scores.softmax(-1).cumsum(-1)
-    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)[:, 0]
+def _beam_events(
+    reader: TokenReader, replies: Sequence[ReplyRow], asked: _Asked
+) -> Iterator[tuple[int, ReplyEvent]]:
+    """Yield (number, token) of all tokens of the best beam of each row."""
+    writers = [reply.writer for reply in replies if reply.writer and reply.writer.stops]
+    beams = beam_search(reader, asked.decoding, asked.end_ids, [copy(writer) for writer in writers])
+    for reply, ids in zip(replies, beams, strict=True):
+        had_to = reader.forces_end and len(ids) == reply.limit
+        for token in ids:
+            text, reason = reply.write(token, token in asked.end_ids and not had_to)
+            yield reply.number, ReplyEvent(reply, token, text, reason)

@@ -9,6 +9,7 @@ logits.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -36,10 +37,13 @@ class DecodeMode:
     Attributes:
         cached: keys and values are cached; else all tokens are read again for every new one.
         batched: several prompts at a time, left-padded.
+        joins: prompts can be read in parts, and rows of other batches can join. For that all keys and values
+            are kept, also those that a layer with a window does not attend to any more.
     """
 
     cached: bool = True
     batched: bool = True
+    joins: bool = False
 
     @property
     def limitations(self) -> str:
@@ -49,6 +53,7 @@ class DecodeMode:
 
 
 BEST = DecodeMode()
+JOINING = DecodeMode(joins=True)
 MODES = (BEST, DecodeMode(batched=False), DecodeMode(cached=False), DecodeMode(False, False))  # fastest first
 
 
@@ -61,21 +66,29 @@ class TokenReader(Protocol):
     steps: int
     device: torch.device
 
-    def forced(self, step: int) -> list[int]:
-        """Return the tokens of which one must come as the new token `step`, from 0; none where any may."""
+    def forced(self, step: int, limit: int) -> list[int]:
+        """Return the tokens of which one must come as the new token `step` of a row; none where any may.
+
+        Args:
+            step: from 0.
+            limit: new tokens of the row.
+        """
 
     @property
     def forces_end(self) -> bool:
         """True when a reply without room for more ends with an EOS that the decoder had no choice about."""
 
+    def logits(self, ids: Tensor) -> Tensor:
+        """Read the next tokens (B, n) of every row; return logits (B, V) of the token after them, in fp32."""
+
     def read(self, ids: Tensor) -> Tensor:
-        """Read the next tokens (B, n) of every row and return logits (B, V) of the token after them."""
+        """Return `logits` that are checked to be numbers."""
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows (R,) of the batch; a row may occur several times."""
 
 
-class CachedReader:
+class CachedReader(ABC):
     """Base: what the readers of both kinds of models keep of a batch.
 
     Attributes:
@@ -85,6 +98,20 @@ class CachedReader:
     previous: Tensor
     _cache: Any  # of transformers; None where all tokens are read again for every new one
     _read_ids: Tensor  # (B, T) read so far, needed only without a cache
+
+    @abstractmethod
+    def logits(self, ids: Tensor) -> Tensor:
+        """Read the next tokens (B, n) of every row; return logits (B, V) of the token after them, in fp32."""
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Return the logits (B, V) of the token after the next tokens (B, n) of every row.
+
+        Raises:
+            UserError: the logits are no numbers.
+        """
+        logits = self.logits(ids)
+        check_numbers(logits)
+        return logits
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows (R,) of the batch; a row may occur several times."""
@@ -103,7 +130,7 @@ class Reader(CachedReader):
         rows: token ids; one row in a mode that is not batched.
         room: the number of new tokens of each row.
         pad_id: any id will do, padding is masked.
-        mode: see `decode_mode`.
+        mode: see `decode_mode` and `joining_mode`.
 
     Attributes:
         ids: (B, T) prompts.
@@ -124,7 +151,9 @@ class Reader(CachedReader):
         pad_id: int,
         mode: DecodeMode,
     ):
-        from transformers import DynamicCache
+        from transformers.cache_utils import Cache, DynamicCache
+
+        from finetune.models.kept_layer import KeptLayer
 
         self.model, self.device, self.mode = model, cast(torch.device, model.device), mode
         self.limits, self.steps = list(room), max(room)
@@ -136,13 +165,11 @@ class Reader(CachedReader):
             return torch.tensor([[*[filler] * (width - len(row)), *row] for row in rows], device=self.device)
 
         self.ids, self.previous = left(pad_id), left(NO_TOKEN)  # (B, T)
-        padding = torch.tensor([[width - len(row)] for row in rows], device=self.device)
-        columns = torch.arange(width + self.steps, device=self.device)
-        # A row that has all its tokens is read on beside the others: no position beyond its last one, which
-        # a family that learns positions does not have.
-        ends = torch.tensor([[width + count] for count in room], device=self.device)
-        self.mask = ((columns >= padding) & (columns < ends)).long()  # (B, T + steps)
-        self.positions = (columns.minimum(ends - 1) - padding).clamp(min=0)
+        # Columns (B, 1) of each row's first token, and after its last one. A row that has all its tokens is
+        # read on beside the others: at no position beyond its last one, which a family that learns positions
+        # does not have.
+        self._begins = torch.tensor([[width - len(row)] for row in rows], device=self.device)
+        self._ends = torch.tensor([[width + count] for count in room], device=self.device)
         self.num_read = 0
         self._read_ids = self.ids[:, :0]  # (B, T) read so far, needed only without a cache
         self._parameters = inspect.signature(model.forward).parameters
@@ -152,12 +179,16 @@ class Reader(CachedReader):
             name = next((name for name in CACHES if name in self._parameters), None)
             if name is None:
                 raise TypeError("a forward pass that takes no cache")
-            self._cache = DynamicCache(config=config_of(model).get_text_config(decoder=True))
+            self._cache = (
+                Cache(layer_class_to_replicate=KeptLayer)
+                if mode.joins
+                else DynamicCache(config=config_of(model).get_text_config(decoder=True))
+            )
             self._kwargs[name] = self._cache
         if "use_cache" in self._parameters:
             self._kwargs["use_cache"] = mode.cached
 
-    def forced(self, step: int) -> list[int]:
+    def forced(self, step: int, limit: int) -> list[int]:
         """Return []: after a prompt any token may come."""
         return []
 
@@ -166,29 +197,52 @@ class Reader(CachedReader):
         """False: a reply may end anywhere."""
         return False
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Read the next tokens (B, n) of every row and return logits (B, V) of the token after them, in fp32.
-
-        Raises:
-            UserError: the logits are no numbers.
-        """
+    def logits(self, ids: Tensor) -> Tensor:
+        """Read the next tokens (B, n) of every row; return logits (B, V) of the token after them, in fp32."""
         begin, self.num_read = self.num_read, self.num_read + ids.shape[1]
         if self._cache is None:
             ids = self._read_ids = torch.cat((self._read_ids, ids), 1)
             begin = 0
         kwargs = {}
         if self.mode.batched:  # for a single row the family's own positions and mask are right
-            kwargs["attention_mask"] = self.mask[:, : self.num_read]
+            columns = torch.arange(self.num_read, device=self.device)
+            kwargs["attention_mask"] = ((columns >= self._begins) & (columns < self._ends)).long()
             if "position_ids" in self._parameters:
-                kwargs["position_ids"] = self.positions[:, begin : self.num_read]
-        logits = self.model(input_ids=ids, **kwargs, **self._kwargs).logits[:, -1].float()
-        check_numbers(logits)
-        return logits
+                positions = columns[begin:].minimum(self._ends - 1) - self._begins
+                kwargs["position_ids"] = positions.clamp(min=0)
+        return self.model(input_ids=ids, **kwargs, **self._kwargs).logits[:, -1].float()
 
     def select(self, rows: Tensor) -> None:
-        """Continue with these rows (R,) of the batch; a row may occur several times."""
+        """Continue with these rows (R,) of the batch; a row may occur several times.
+
+        In a mode that joins, columns that are padding in all of them are forgotten.
+        """
+        self._begins, self._ends = self._begins[rows], self._ends[rows]
+        if self.mode.joins:
+            columns = int(self._begins.min())
+            for layer in self._cache.layers:
+                layer.drop_first(columns)
+            self.previous = self.previous[:, columns:]
+            self._begins, self._ends = self._begins - columns, self._ends - columns
+            self.num_read -= columns
         super().select(rows)
-        self.mask, self.positions = self.mask[rows], self.positions[rows]
+
+    def join(self, other: Reader) -> None:
+        """Append the rows of another batch, which has been read as far as this one: up to its newest tokens.
+
+        Both are in a mode that joins.
+        """
+        from finetune.models.kept_layer import left_padded
+
+        width = max(self.num_read, other.num_read)
+        mine, its = width - self.num_read, width - other.num_read
+        for layer, other_layer in zip(self._cache.layers, other._cache.layers, strict=True):
+            layer.join(other_layer)
+        self._begins = torch.cat((self._begins + mine, other._begins + its))
+        self._ends = torch.cat((self._ends + mine, other._ends + its))
+        length = max(self.previous.shape[1], other.previous.shape[1])
+        previous = (left_padded(part.previous, length, 1, NO_TOKEN) for part in (self, other))
+        self.previous, self.num_read = torch.cat(tuple(previous)), width
 
 
 def decode_mode(model: nn.Module) -> DecodeMode:
@@ -205,6 +259,21 @@ def decode_mode(model: nn.Module) -> DecodeMode:
         object.__setattr__(model, "_decode_mode", mode)
         if mode != BEST:
             log(f"{config_of(model).model_type} 模型：{mode.limitations}")
+    return mode
+
+
+def joining_mode(model: nn.Module) -> DecodeMode:
+    """Return JOINING where rows of the model can join a running batch, else `decode_mode`; tried once.
+
+    Raises:
+        UserError: as `decode_mode`.
+    """
+    mode = getattr(model, "_joining_mode", None)
+    if mode is None:
+        mode = decode_mode(model)
+        if mode == BEST and _joins(model):
+            mode = JOINING
+        object.__setattr__(model, "_joining_mode", mode)
     return mode
 
 
@@ -277,5 +346,47 @@ def _agrees(model: nn.Module, ids: Tensor, expected: Tensor, mode: DecodeMode) -
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, UserError):
         return False
     wanted = torch.cat([expected[rows, [length - 1 for length in lengths]] for rows, lengths in steps])
-    difference = (torch.cat(logits) - wanted).abs().mean() / expected.std().clamp(min=1e-6)
+    return _is_close(model, torch.cat(logits), wanted, expected)
+
+
+def _is_close(model: nn.Module, logits: Tensor, wanted: Tensor, expected: Tensor) -> bool:
+    """Return whether logits (N, V) are the wanted ones, up to rounding; `expected` has their spread."""
+    difference = (logits - wanted).abs().mean() / expected.std().clamp(min=1e-6)
     return bool(difference <= TOLERANCE.get(cast(torch.dtype, model.dtype), COARSE))
+
+
+@torch.inference_mode()
+def _joins(model: nn.Module) -> bool:
+    """Return whether rows that join, and a prompt in parts, get the logits of the plain pass.
+
+    A shorter row joins a longer one, and a longer one in parts the two of them; then the longest leaves.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        ids = probe_ids(model)
+        expected = plain_logits(model, ids)
+        first, second = ids.tolist()
+
+        def reader(row: list[int], length: int) -> Reader:
+            return Reader(model, [row[:length]], [8], 0, JOINING)
+
+        batch, short, long = reader(first, 4), reader(first, 2), reader(second, 6)
+        found = [batch.logits(batch.ids), short.logits(short.ids)]
+        batch.join(short)
+        found.append(batch.logits(ids[[0, 0], [4, 2]][:, None]))
+        for part in long.ids.split(3, 1):
+            last = long.logits(part)
+        found.append(last)
+        batch.join(long)
+        found.append(batch.logits(ids[[0, 0, 1], [5, 3, 6]][:, None]))
+        batch.select(torch.tensor([0, 1], device=batch.device))
+        found.append(batch.logits(ids[[0, 0], [6, 4]][:, None]))
+    # what families raise over a cache that they do not take
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, UserError):
+        return False
+    finally:
+        model.train(was_training)
+    read = [(0, 3), (0, 1), (0, 4), (0, 2), (1, 5), (0, 5), (0, 3), (1, 6), (0, 6), (0, 4)]
+    wanted = torch.stack([expected[at] for at in read])
+    return _is_close(model, torch.cat(found), wanted, expected)

@@ -1,4 +1,4 @@
-"""What the decoding options make of the scores of the next token.
+"""What the decoding options make of the scores of the next token, and which token is chosen by them.
 
 Meaning and order are those of transformers' `generate`: `processed` is what its logits processors leave, in
 every way of decoding, `filtered` what its warpers leave, in sampling alone.
@@ -6,15 +6,49 @@ every way of decoding, `filtered` what its warpers leave, in sampling alone.
 
 from __future__ import annotations
 
+import random
+import secrets
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from finetune.models.decoding import Decoding
+from finetune.models.forward import NOT_NUMBERS
 from finetune.models.kv_cache import NO_TOKEN
 from finetune.runtime.errors import UserError
+
+NO_NUMBERS, NO_TOKEN_LEFT = -1, -2  # in the place of a token: logits that are no numbers, none may come
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token of a row is chosen. Rows of which it is the same are chosen for together.
+
+    Attributes:
+        decoding: reduced to what decides about one token, see `Choice.of`.
+        banned: tokens that must not come.
+        forced: tokens of which one must come; none where any may.
+    """
+
+    decoding: Decoding
+    banned: frozenset[int] = frozenset()
+    forced: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, decoding: Decoding) -> Choice:
+        """Return the choice of a decoding, without a ban."""
+        asked = ["repetition_penalty", "no_repeat_ngram_size"]
+        if decoding.samples:
+            asked += ["do_sample", "temperature", "top_k", "top_p", "min_p"]
+        return cls(Decoding(**{name: getattr(decoding, name) for name in asked}))
+
+    @property
+    def is_plain(self) -> bool:
+        """True where the token with the highest logit is chosen, whatever came before."""
+        return not (self.decoding.samples or self.decoding.reads_reply or self.banned or self.forced)
 
 
 def processed(
@@ -67,13 +101,73 @@ def filtered(scores: Tensor, decoding: Decoding) -> Tensor:
     return scores
 
 
-def check_choice(scores: Tensor, decoding: Decoding) -> None:
-    """Raise UserError when the n-grams of a row leave it no token at all."""
-    if decoding.no_repeat_ngram_size and bool(scores.isneginf().all(-1).any()):
-        raise UserError(
-            f"--no_repeat_ngram_size {decoding.no_repeat_ngram_size}：每一個 token 接下去都會重複，"
-            "沒有可以選的了；請加大它，或縮短 --min_new_tokens 與 --max_new_tokens"
-        )
+def chosen(logits: Tensor, previous_ids: Tensor, choice: Choice, uniform: Tensor | None) -> Tensor:
+    """Return the next token (B,) of each row; NO_NUMBERS or NO_TOKEN_LEFT where there is none.
+
+    Args:
+        logits: (B, V) in fp32.
+        previous_ids: (B, T), see `processed`.
+        choice: how it is chosen, in every row.
+        uniform: (B, 1) random numbers in [0, 1) where the decoding samples.
+    """
+    decoding = choice.decoding
+    highest = logits.amax(-1)
+    is_number = highest < torch.inf  # False of NaN
+    if choice.is_plain:
+        return logits.argmax(-1).where(is_number, NO_NUMBERS)
+    scores = processed(logits, previous_ids, decoding, choice.banned, choice.forced)
+    tokens = scores.argmax(-1) if uniform is None else _sampled(filtered(scores, decoding), uniform)
+    if decoding.no_repeat_ngram_size:
+        tokens = tokens.where(~scores.isneginf().all(-1), NO_TOKEN_LEFT)
+    return tokens.where(is_number, NO_NUMBERS)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probabilities of a token, by the model's distribution before any filter.
+
+    Attributes:
+        token: its id.
+        logprob: in nats.
+        top: the likeliest tokens in its place with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[TokenLogprob]:
+    """Return the log-probabilities of tokens (B,) by logits (B, V) in fp32, with the `count` likeliest."""
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(1, tokens[:, None])[:, 0].tolist()
+    top, top_ids = (part.tolist() for part in log_probs.topk(min(count, log_probs.shape[1])))
+    return [
+        TokenLogprob(token, logprob, list(zip(ids, values, strict=True)))
+        for token, logprob, ids, values in zip(tokens.tolist(), own, top_ids, top, strict=True)
+    ]
+
+
+def failure(token: int, decoding: Decoding) -> UserError:
+    """Return why `chosen` has no token for a row."""
+    if token == NO_NUMBERS:
+        return UserError(NOT_NUMBERS)
+    return UserError(
+        f"--no_repeat_ngram_size {decoding.no_repeat_ngram_size}：每一個 token 接下去都會重複，"
+        "沒有可以選的了；請加大它，或縮短 --min_new_tokens 與 --max_new_tokens"
+    )
+
+
+def generator_of(seed: int | None, number: int) -> torch.Generator:
+    """Return what a row's uniform numbers are drawn from, one a token, on the CPU.
+
+    Args:
+        seed: None draws others every time.
+        number: of the row in its call: what is drawn depends on it and on the seed alone.
+    """
+    seed = secrets.randbits(63) if seed is None else seed
+    row_seed = random.Random(f"decoding:{seed}:{number}").getrandbits(63)
+    return torch.Generator().manual_seed(row_seed)
 
 
 def _penalised(scores: Tensor, previous_ids: Tensor, penalty: float) -> Tensor:
@@ -106,3 +200,12 @@ def _without_repeats(scores: Tensor, previous_ids: Tensor, size: int) -> Tensor:
     completing = previous_ids[:, size - 1 :].masked_fill(~repeated, NO_TOKEN).clamp(max=words)
     wide = functional.pad(scores, (0, 1))
     return wide.scatter(1, completing, -torch.inf)[:, :words]
+
+
+def _sampled(scores: Tensor, uniform: Tensor) -> Tensor:
+    """Draw a token (B,) of each row by inversion of its distribution.
+
+    This takes one number a row, unlike `multinomial`, whose need of random numbers grows with the vocabulary.
+    """
+    cumulated = scores.softmax(-1).cumsum(-1)
+    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)[:, 0]

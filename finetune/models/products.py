@@ -15,6 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+# Up to so many rows, and from so many numbers in the weights on, the product is computed the other way round:
+# it has the same sums in the same order, and not the weights are copied but the rows.
+FEW, LARGE = 64, 1 << 19
+
 
 def are_invariant(tensor: Tensor) -> bool:
     """Return whether products with this tensor are to be invariant: fp32 on a CPU, outside of training.
@@ -32,15 +36,23 @@ def are_invariant(tensor: Tensor) -> bool:
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute inputs (…, K) · weight (N, K)ᵀ + bias (N,) -> (…, N) where `are_invariant` is True."""
-    rows = inputs.reshape(-1, inputs.shape[-1])
+    rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
     count = len(rows)
     if count == 0:
         return functional.linear(inputs, weight, bias)
     if count == 1:
-        rows = rows.expand(2, -1)
-    # as torch.compile calls it for a model that is not trained
-    found = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+        rows = torch.cat((rows, rows))
+    if bias is not None and count <= FEW and weight.numel() >= LARGE:
+        found = torch.add(_product(weight, rows).t(), bias, out=rows.new_empty(len(rows), len(weight)))
+    else:
+        found = _product(rows, weight, bias)
     return found[:count].view(*inputs.shape[:-1], -1)
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute left (M, K) · right (N, K)ᵀ + bias (N,) in oneDNN, which copies the right one to lay it out."""
+    # as torch.compile calls it for a model that is not trained
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 
 class _InvariantProducts(TorchFunctionMode):

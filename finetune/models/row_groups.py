@@ -61,9 +61,10 @@ class RowGroups:
         widths = [canonical_width(last) for last in (real * torch.arange(1, length + 1)).amax(1).tolist()]
         self._groups: list[_Group] = []
         self._order: Tensor | None = None  # (U,) place of each query in the slots of all groups
+        is_whole = cells is None and set(widths) == {length}  # rows that fill one rectangle
         if wanted is not None:
-            self._group_queries(widths, wanted)
-        elif cells is None and set(widths) == {length}:
+            self._group_queries(widths, wanted, is_whole)
+        elif is_whole:
             self._groups.append(_Group(size, None, None, _bias(real)))
         else:
             self._group_tokens(widths, torch.arange(size * length) if cells is None else cells)
@@ -84,7 +85,7 @@ class RowGroups:
         columns = torch.minimum(cells % self._real.shape[1], torch.tensor(widths)[row] - 1)
         self._order = starts[row] + columns
 
-    def _group_queries(self, widths: list[int], wanted: Tensor) -> None:
+    def _group_queries(self, widths: list[int], wanted: Tensor, is_whole: bool) -> None:
         """Form groups in which the queries in some cells (U,) attend to their rows."""
         row = wanted // self._real.shape[1]
         counts = torch.bincount(row, minlength=len(widths))
@@ -98,7 +99,8 @@ class RowGroups:
             starts[rows] = start + queries * torch.arange(len(rows))
             start += queries * len(rows)
             slot = torch.minimum(torch.arange(queries), counts[rows, None] - 1)
-            keys, bias = self._keys(rows, width)
+            whole = is_whole and len(rows) == len(widths)
+            keys, bias = (None, _bias(self._real)) if whole else self._keys(rows, width)
             self._groups.append(_Group(len(rows), (firsts[rows, None] + slot).flatten(), keys, bias))
         self._order = starts[row] + torch.arange(len(wanted)) - firsts[row]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,15 +59,67 @@ class ReplyStream(Iterator[str]):
         return ReplyStream(change(self._pieces), self._is_truncated)
 
 
-def stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces of a text without the white space around it, which waits until more text follows."""
-    begun, held = False, ""
+class PieceFilter(Protocol):
+    """A change of a text that comes in pieces."""
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the changed text."""
+
+    def finish(self) -> str:
+        """Return the rest, when no piece follows."""
+
+
+class Stripper:
+    """Removes the white space around a text, which waits until more text follows."""
+
+    def __init__(self) -> None:
+        self._begun, self._held = False, ""
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the stripped text."""
+        held = self._held + piece
+        shown = held.rstrip() if self._begun else held.strip()
+        self._begun |= bool(shown)
+        self._held = held[len(held.rstrip()) :] if shown else held
+        return shown
+
+    def finish(self) -> str:
+        """Return "": what waits is white space."""
+        return ""
+
+
+class FilterChain:
+    """Filters one after another."""
+
+    def __init__(self, filters: Sequence[PieceFilter] = ()):
+        self._filters = filters
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the changed text."""
+        for each in self._filters:
+            piece = each.write(piece)
+        return piece
+
+    def finish(self) -> str:
+        """Return the rest, when no piece follows."""
+        rest = ""
+        for each in self._filters:
+            rest = each.write(rest) + each.finish()
+        return rest
+
+
+def through(pieces: Iterable[str], change: PieceFilter) -> Iterator[str]:
+    """Yield the pieces of a changed text."""
     for piece in pieces:
-        held += piece
-        shown = held.rstrip() if begun else held.strip()
-        if shown:
+        if shown := change.write(piece):
             yield shown
-            begun, held = True, held[len(held.rstrip()) :]
+    if rest := change.finish():
+        yield rest
+
+
+def stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a text without the white space around it."""
+    return through(pieces, Stripper())
 
 
 class Writer:
@@ -89,13 +142,18 @@ class Writer:
         self.stops = stops
         self.over = False
         self._decode: Decode = decode or tokenizer.decode  # type: ignore[assignment]  # one text
-        self._longest_stop = max(map(len, stops), default=0)
         self._special = special_tokens(tokenizer)
         # Replaced, never changed in place: copies share it.
         self._ids: list[int] = []  # the last tokens: first those whose text is known, as context for the next
         self._context_length = 0
         self._context_text = ""
         self._held = ""
+
+    def with_stops(self, stops: Sequence[str]) -> Writer:
+        """Return a copy that ends its text with these strings."""
+        writer = copy(self)
+        writer.stops = stops
+        return writer
 
     def write(self, token: int) -> str:
         """Return the text that this token makes certain."""
@@ -126,7 +184,8 @@ class Writer:
         """Return the part of the held text that no stop string can remove any more."""
         held = self._held
         stop_at = len(cut_at_stops(held, self.stops))
-        tails = range(max(0, len(held) + 1 - self._longest_stop), len(held))
+        longest = max(map(len, self.stops), default=0)
+        tails = range(max(0, len(held) + 1 - longest), len(held))
         partial = (at for at in tails if any(stop.startswith(held[at:]) for stop in self.stops))
         partial_at = next(partial, len(held))
         # A stop string that began earlier may still be completed: then that one is the first.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from finetune.evaluation.scores import Prior, Progress, Scores
 from finetune.models.generation import Decoding, Generator, eos_ids
 from finetune.models.kv_cache import decode_mode
 from finetune.models.run_card import RunCard
-from finetune.models.streaming import STOPS, Reply, ReplyStream, stripped
+from finetune.models.streaming import STOPS, FilterChain, Reply, ReplyStream, Stripper, through
 from finetune.predict.generative import LETTER_TOKENS, THINKING_TOKENS, GenerativePredictor
 from finetune.predict.predictor import LocalPredictor
 from finetune.prompts.causal_exam import CausalExamPrompts
@@ -60,6 +60,16 @@ def exam_prompts_for(
     template = (card or RunCard()).template
     own = (template.asked, template.choice) if asking.is_ours and asking.format == CHAT else ("", "")
     return CausalExamPrompts(chat, max_length, QuestionWriter(asking, examples or {}, *own))
+
+
+def _check_readable(*texts: str) -> None:
+    """Raise UserError for texts that no tokenizer can read: half characters, or far too long."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
+    if reason := too_long(*texts):
+        raise UserError(f"句子{reason}")
 
 
 class CausalLMPredictor(GenerativePredictor, LocalPredictor):
@@ -190,19 +200,28 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         try:
             if not isinstance(prompt, str):
                 prompt = parse_instruction({"messages": list(prompt)}, need_answer=False).messages
-            texts = [prompt] if isinstance(prompt, str) else [str(message["content"]) for message in prompt]
-            "".join(texts).encode()
-            if reason := too_long(*texts):
-                raise UserError(f"句子{reason}")
             if isinstance(prompt, str):
-                if self.style == NO_TEMPLATE:  # as texts are written in training
-                    return self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+                if self.style == NO_TEMPLATE:
+                    return self.encode_text(prompt)
                 prompt = [user(prompt)]
+            _check_readable(*(str(message["content"]) for message in prompt))
             return self.chat.prompt(prompt)
-        except UnicodeEncodeError:
-            raise UserError("句子不是 UTF-8；請把終端機的編碼改成 UTF-8") from None
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a text to go on from, as it is.
+
+        A special token in it is one where the model has a chat template, by which the text may have been
+        written; else it is ordinary text, as in training.
+
+        Raises:
+            UserError: half characters, which no tokenizer can read.
+        """
+        _check_readable(text)
+        ids: list[int] = self.tokenizer(text, split_special_tokens=self.style == NO_TEMPLATE)["input_ids"]
+        bos_id = self.tokenizer.bos_token_id
+        return ids[1:] if bos_id is not None and ids[:2] == [bos_id] * 2 else ids  # a template writes its own
 
     def generate(
         self,
@@ -212,21 +231,19 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
     ) -> list[Reply]:
         """Generate a reply to each prompt, given as token ids. Raises UserError for one that does not fit."""
         replies = self._generator(decoding).generate(prompts, on_done)
-        if self.style == NO_TEMPLATE:
-            return replies
-        return [Reply("".join(self._without_template([reply])), reply.truncated) for reply in replies]
+        return [Reply("".join(through([reply], self.reply_filter())), reply.truncated) for reply in replies]
 
     def stream(self, prompt: Sequence[int], decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""
-        pieces = self._generator(decoding).stream(prompt)
-        return pieces if self.style == NO_TEMPLATE else pieces.through(self._without_template)
+        stream = self._generator(decoding).stream(prompt)
+        return stream.through(lambda pieces: through(pieces, self.reply_filter()))
 
     def _generator(self, decoding: Decoding) -> Generator:
         return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)
 
-    def _without_template(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Remove what the chat template writes around a reply."""
-        return stripped(self.chat.cleaned(pieces))
+    def reply_filter(self) -> FilterChain:
+        """Return what removes from a reply, piece by piece, what the chat template writes around it."""
+        return FilterChain([] if self.style == NO_TEMPLATE else [self.chat.start_cleaner(), Stripper()])
 
     def warn(self, *texts: str) -> None:
         """Log nothing: a causal model's tokenizer reads every character."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -402,33 +402,44 @@ class Chat:
 
     # ---- generated text ------------------------------------------------------------------------------------
 
-    def cleaned(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Strip what the template requires at the start of a generated reply, piece by piece.
-
-        That is the reply's prefix, or a `<think>` without a thought. A thought that was opened in the prompt
-        gets its `<think>` back.
-        """
+    def start_cleaner(self) -> StartCleaner:
+        """Return what strips from a reply, piece by piece, what the template requires at its start."""
         prefix = str(self.tokenizer.decode(self.ids(self.reply_prefix), skip_special_tokens=True))
-        residues = [_without_spaces(prefix), "</think>" if self.form.opens_thought else "<think></think>"]
-        held, started = "", False
-        for piece in pieces:
-            if started:
-                yield piece
-                continue
-            held += piece
-            compact = _without_spaces(held)
-            residue = next((text for text in residues if text and compact.startswith(text)), "")
-            if not residue and any(text.startswith(compact) for text in residues):
-                continue  # it may still become one
-            yield self._clean_start(held, residue)
-            held, started = "", True
-        if held:
-            yield self._clean_start(held, "")
+        return StartCleaner(prefix, self.form.opens_thought)
 
-    def _clean_start(self, held: str, residue: str) -> str:
+
+class StartCleaner:
+    """Strips what a template requires at the start of a generated reply, piece by piece.
+
+    That is the reply's prefix, or a `<think>` without a thought. A thought that was opened in the prompt
+    gets its `<think>` back.
+    """
+
+    def __init__(self, prefix: str, opens_thought: bool):
+        self._residues = [_without_spaces(prefix), "</think>" if opens_thought else "<think></think>"]
+        self._opens_thought = opens_thought
+        self._held, self._started = "", False
+
+    def write(self, piece: str) -> str:
+        """Return what a piece makes certain of the cleaned text."""
+        if self._started:
+            return piece
+        self._held += piece
+        compact = _without_spaces(self._held)
+        residue = next((text for text in self._residues if text and compact.startswith(text)), "")
+        if not residue and any(text.startswith(compact) for text in self._residues):
+            return ""  # it may still become one
+        return self._begin(residue)
+
+    def finish(self) -> str:
+        """Return the rest, when no piece follows."""
+        return self._begin("") if self._held else ""
+
+    def _begin(self, residue: str) -> str:
+        held, self._held, self._started = self._held, "", True
         if residue:
             return re.sub(r"\A\s*" + r"\s*".join(map(re.escape, residue)) + r"\s*", "", held)
-        return f"<think>\n{held.lstrip()}" if self.form.opens_thought and held.strip() else held
+        return f"<think>\n{held.lstrip()}" if self._opens_thought and held.strip() else held
 
 
 def _without_spaces(text: str) -> str:

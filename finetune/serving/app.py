@@ -22,6 +22,7 @@ from finetune.serving.health_routes import health_routes
 from finetune.serving.metrics import GONE
 from finetune.serving.model_routes import model_routes
 from finetune.serving.native_routes import native_routes
+from finetune.serving.openai_routes import openai_routes
 from finetune.serving.openapi import describe
 from finetune.serving.page_routes import page_routes
 from finetune.serving.paths import paths_of
@@ -36,6 +37,7 @@ ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     vector_routes,
     model_routes,
     health_routes,
+    openai_routes,
 )
 
 

@@ -37,10 +37,9 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_busy(self) -> bool:
-        """True while a request is being answered, or its answer is not all sent."""
-        if self.transport is None or self.transport.is_closing():
-            return self in self.connections
-        return self._is_answering or bool(self.pipeline) or self.transport.get_write_buffer_size() > 0
+        """True while a request that was read is being answered, or its answer is not all sent."""
+        answers = self._is_answering and not self.cycle.more_body
+        return answers or bool(self.pipeline) or self.transport.get_write_buffer_size() > 0
 
     @property
     def _is_answering(self) -> bool:
@@ -100,6 +99,13 @@ class Connection(HttpToolsProtocol):
             self._refuse(_large_headers())
         else:
             self._refuse(ApiError(400, "這不是 HTTP 的請求"))
+
+    def shutdown(self) -> None:
+        """Close the connection once nothing is being answered on it."""
+        if self.is_busy:
+            super().shutdown()
+        else:
+            self.transport.close()
 
     def sweep(self, now: float) -> None:
         """Close the connection where its client is too slow.

@@ -33,34 +33,30 @@ def problems(errors: Sequence[Mapping[str, Any]], body: object, model: object) -
         schema = _schema_of(model)
     found: dict[str, str] = {}
     for error in errors:
-        path, value, inside = _walk(error, body)
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        found.setdefault(_cut(field), _sentence(error, path, value, inside, schema))
+        path, value = _walk(error, body)
+        found.setdefault(_name(path), _sentence(error, path, value, schema))
     return list(found.items())[:MOST]
 
 
-def _walk(error: Mapping[str, Any], body: object) -> tuple[list[str | int], object, object]:
-    """Return where an error is, the value there and what holds it.
+def _walk(error: Mapping[str, Any], body: object) -> tuple[list[str | int], object]:
+    """Return where an error is, and the value there.
 
     pydantic's place also names the branches of a union, which are no parts of the body.
     """
     path: list[str | int] = []
-    value, inside = body, body
-    parts = [part for part in error["loc"][1:] if not isinstance(part, float)]
+    value: Any = body
+    parts = list(error["loc"][1:])
     absent = parts[-1:] if error["type"] == "missing" else []
     for part in parts[: len(parts) - len(absent)]:
-        there = isinstance(value, Mapping) and part in value
-        there |= isinstance(value, Sequence) and isinstance(part, int) and 0 <= part < len(value)
-        if there:
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, dict) and part in value):
             path.append(part)
-            inside, value = value, value[part]  # type: ignore[index]
-    return path + absent, value, value if absent else inside
+            value = value[part]
+    return path + absent, value
 
 
-def _sentence(
-    error: Mapping[str, Any], path: list[str | int], value: object, inside: object, schema: Schema
-) -> str:
-    field = _cut(".".join(map(str, path))) or "請求的內容"
+def _sentence(error: Mapping[str, Any], path: list[str | int], value: object, schema: Schema) -> str:
+    field = _name(path) or "請求的內容"
     if error["type"] == "missing":
         return f"{field}：沒有給，一定要有"
     if error["type"] == "extra_forbidden":
@@ -151,7 +147,10 @@ def _schema_of(model: type[BaseModel]) -> Schema:
 
 def _either(texts: list[str]) -> str:
     texts = [text.strip() for text in dict.fromkeys(texts)]
-    return " " + "、".join(texts[:-1]) + " 或 " + texts[-1] if len(texts) > 1 else texts[0]
+    if len(texts) == 1:
+        return texts[0]
+    before, after = (" " if character.isascii() else "" for character in (texts[-2][-1], texts[-1][0]))
+    return f" {'、'.join(texts[:-1])}{before}或{after}{texts[-1]}"
 
 
 def _as_json(value: object) -> str:
@@ -160,5 +159,7 @@ def _as_json(value: object) -> str:
     return words[value] if value is None or isinstance(value, bool) else shown(value)
 
 
-def _cut(field: str) -> str:
+def _name(path: list[str | int]) -> str:
+    """Return what a place is called: `messages[0].role`."""
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     return field if len(field) <= LONGEST_SHOWN else field[:LONGEST_SHOWN] + "…"

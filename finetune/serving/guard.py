@@ -56,9 +56,10 @@ class SiteGuard:
             return
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            names = "、".join(dict.fromkeys(("localhost", "127.0.0.1", self._settings.host)))
             raise ApiError(
-                403, f"Host：應為 localhost、127.0.0.1 或 {self._settings.host}，"
-                f"得到 {shown(hosts[0] if hosts else None)}；要用別的名稱連線，就加 --api_key", "Host",
+                403, f"Host：應為 {names}，得到 {shown(hosts[0] if hosts else None)}；"
+                "要用別的名稱連線，就加 --api_key", "Host",
             )  # fmt: skip
         own = origin is not None and origin.partition("://")[2].lower() == hosts[0].lower()
         if origin is not None and not own and origin not in named:

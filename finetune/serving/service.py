@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +64,7 @@ class Service:
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
+        self.compute.run(partial(_use_threads, torch.get_num_threads()))
         if self.watch:
             self.watch.start()
 
@@ -119,16 +121,19 @@ class Service:
             CancelledError: the client is gone.
         """
         ticket = self.admit()
-        future = self._submit(ticket, work)
         try:
-            await self._watch(request, future)
-            return future.result()
-        except UserError as error:
-            raise ApiError(422, "；".join(error.problems)) from error
+            return await self.while_waiting(request, self.in_worker(ticket, work))
         finally:
             ticket.cancel()
-            future.cancel()
             self.release()
+
+    async def in_worker(self, ticket: Ticket, work: Callable[[], T]) -> T:
+        """Run work for an accepted request in a thread of its own."""
+        future = self._submit(ticket, work)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            future.cancel()
 
     def _submit(self, ticket: Ticket, work: Callable[[], T]) -> Future[T]:
         context = contextvars.copy_context()
@@ -140,24 +145,40 @@ class Service:
 
         return self._workers.submit(context.run, checked)
 
-    async def _watch(self, request: Request, future: Future[Any]) -> None:
-        """Wait until a result is there. Raises ApiError when time is up, CancelledError without a client."""
-        answer = asyncio.ensure_future(asyncio.wrap_future(future))
+    async def while_waiting(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of work for an accepted request, while its client waits; errors as of `run`."""
+        answer = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             done, _ = await asyncio.wait(
                 (answer, gone), timeout=self.settings.request_timeout, return_when=asyncio.FIRST_COMPLETED
             )
+            if answer in done:
+                return answer.result()
+        except UserError as error:
+            raise ApiError(422, "；".join(error.problems)) from error
         finally:
             gone.cancel()
             answer.cancel()
-        if answer in done:
-            return
         if gone in done:
             raise CancelledError
-        raise ApiError(
+        raise self.time_is_up
+
+    @property
+    def time_is_up(self) -> ApiError:
+        """The answer to a request that took too long."""
+        return ApiError(
             504, f"{self.settings.request_timeout:g} 秒內沒有算完（--request_timeout），已經放棄這個請求"
         )
+
+
+def _use_threads(count: int) -> None:
+    """Have torch use so many threads in this one, whatever workers set for theirs.
+
+    A thread takes the number that any thread has set last when it first asks for it: so it asks before.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 def may_merge(predictor: LocalPredictor) -> bool:

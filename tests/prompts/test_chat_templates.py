@@ -12,6 +12,7 @@ import fine_tuning_llm
 import inference
 from finetune.data.instructions import Instruction, parse_instruction
 from finetune.data.question import Question
+from finetune.models.streaming import through
 from finetune.models.tokenizer import load_tokenizer
 from finetune.objectives.causal_lm import InstructionObjective
 from finetune.prompts.causal_exam import CausalExamPrompts
@@ -201,7 +202,7 @@ def test_only_answers_and_their_ends_are_trained_on_and_come_out_bare(named):
         assert written.strip(" ") == lead + content
         shown = chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
         for pieces in ([shown], list(shown)):
-            assert "".join(chat.cleaned(pieces)).strip() == content
+            assert "".join(through(pieces, chat.start_cleaner())).strip() == content
 
 
 def test_white_space_around_a_message_changes_neither_training_nor_prompts(named):
@@ -210,7 +211,7 @@ def test_white_space_around_a_message_changes_neither_training_nor_prompts(named
     for at, (before, said) in zip((1, 3, 5), answers(chat, padded), strict=True):
         assert before == chat.prompt(padded[:at])
         shown = chat.tokenizer.decode(said[:-1], skip_special_tokens=True)
-        assert "".join(chat.cleaned([shown])).strip() == CHAT[at]["content"]
+        assert "".join(through([shown], chat.start_cleaner())).strip() == CHAT[at]["content"]
     bare = [
         {**one, "content": one["content"].strip()} if one["role"] == "assistant" else one for one in padded
     ]
@@ -325,7 +326,9 @@ def test_a_thought_is_trained_on_where_the_template_can_write_it_and_counted_whe
         assert targets == wanted
         assert bool(responses.remarks) == (wanted == "宇宙")
         if name != "chatml":
-            assert "".join(chat.cleaned(list(targets))).strip() == whole  # a thought stays whole
+            assert (
+                "".join(through(list(targets), chat.start_cleaner())).strip() == whole
+            )  # a thought stays whole
             asked = [CHAT[0], {"role": "assistant", "content": whole}, CHAT[2]]
             assert "想一想" not in chat.tokenizer.decode(chat.prompt(asked))  # as its template has it
 
