@@ -3,8 +3,8 @@
 python benchmarks/serve.py [fill] [classify] [--sizes base small] [--runs 5] [--precision auto]
 
 64 clients that each ask again when they are answered, for 20 seconds after 5 that are not counted; the ways
-take turns. Then one client alone, whose requests take turns with their forward passes in this process. Prints a
-table, and writes benchmarks/results.json. README.md here says how to read it.
+take turns. Then one client alone, whose requests take turns with their forward passes in this process. Prints
+a table, and writes benchmarks/results.json. README.md here says how to read it.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def load(url: str, bodies: Path, clients: int, seconds: float, warmup: float) ->
 
 
 class LoneClient:
-    """A client that is alone, whose requests take turns with the forward passes that the server makes for them.
+    """A client that is alone, whose requests take turns with the forward passes that are made for them.
 
     The passes run in this process: what slows the machine for a moment slows both.
 
