@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from axe_core_python.sync_playwright import Axe
 from browser import started
-from conftest import make_causal_dir
 from encoder_decoders import make as make_seq2seq
 from live_server import LiveServer
 from starlette.responses import StreamingResponse
@@ -74,7 +73,7 @@ def scripted(request):
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory, spread_model_dir, model_dir):
+def servers(tmp_path_factory, spread_model_dir, model_dir, qwen_dir):
     """A server of each kind, started when it is first asked for."""
     home, started_ones = tmp_path_factory.mktemp("kinds"), {}
     card = RunCard(task="classify", scoring="", base_model=EVIL.replace("/", ""), dataset=EVIL, max_length=48)
@@ -98,15 +97,16 @@ def servers(tmp_path_factory, spread_model_dir, model_dir):
         ),
         "tagger": lambda folder: make_tagger(folder, model_dir),
         "extractor": lambda folder: make_head(folder, model_dir, "AutoModelForQuestionAnswering"),
-        "chat": make_causal_dir,
+        "chat": lambda folder: qwen_dir,
+        "scripted": lambda folder: qwen_dir,
         "seq2seq": seq2seq,
     }
 
     class Servers(dict):
         def __missing__(self, kind):
             server = LiveServer(makers[kind](home / kind), name=f"{kind} {EVIL}")
-            for path in ("/v1/chat/completions", "/v1/completions"):
-                server._server.config.app.router.routes.insert(0, Route(path, scripted, methods=["POST"]))
+            for path in ("/v1/chat/completions", "/v1/completions") if kind == "scripted" else ():
+                server.server.config.app.router.routes.insert(0, Route(path, scripted, methods=["POST"]))
             self[kind] = started_ones[kind] = server.__enter__()
             return server
 
@@ -197,10 +197,10 @@ def test_nothing_seen_is_missing_in_a_language_and_no_word_is_idle():
         assert set(re.findall(r"\{\w+\}", chinese)) == set(re.findall(r"\{\w+\}", english)), key
     used = {
         *re.findall(r'data-t(?:-label)?="([\w.]+)"', page),
-        *re.findall(r'"([a-z]\w*\.[\w.]*\w)"', script),
+        *re.findall(r'"([a-z]\w*\.[\w.]*\w|[a-z]+)"', script),
     }
     groups = {key.split(".")[0] for key in pairs}
-    assert {key for key in used if key.split(".")[0] in groups} - {"chat.completions"} <= {*pairs}
+    assert {key for key in used if "." in key and key.split(".")[0] in groups} - {"chat.completions"} <= {*pairs}
     made = re.compile(r"(kind|task|set|metric|chat)\.|\w+\.(tab|run)$|language")  # put together by the script
     assert {key for key in pairs if not made.match(key)} <= used
 
@@ -301,7 +301,7 @@ def test_a_link_brings_an_entry_back_and_nothing_of_it_is_sent_before_the_button
         assert page.input_value("#answer-scoring") == "pll" and not asked
         done(page, "answer")
         assert [url.rsplit("/", 1)[-1] for url in asked] == ["answer"]
-    with opened(browser, servers["chat"].url) as page:
+    with opened(browser, servers["scripted"].url) as page:
         fill_in(page, "chat", {"message": "天地"})
         done(page, "chat")
         page.fill("#chat-message", "宇宙")
@@ -356,7 +356,7 @@ def test_options_are_pasted_as_people_write_them(browser, servers):
 
 
 def test_a_reply_comes_piece_by_piece_is_stopped_and_breaks_off_in_words(browser, servers):
-    with opened(browser, servers["chat"].url, "en-US", noise=("ERR_INCOMPLETE",)) as page:
+    with opened(browser, servers["scripted"].url, "en-US", noise=("ERR_INCOMPLETE",)) as page:
         page.fill("#chat-message", "wait")
         page.keyboard.press("Enter") if page.evaluate("document.activeElement.id") else page.press(
             "#chat-message", "Enter"
@@ -443,6 +443,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser, servers):
             "JSON.stringify(localStorage) + document.cookie + location.href"
         )
         page.click("#fill .code summary")
+        page.wait_for_selector("#fill pre:not(:empty)")
         assert "$API_KEY" in page.inner_text("#fill pre") and "right-key" not in page.inner_text("#fill pre")
         page.click("#forget")
         assert page.evaluate("sessionStorage.api_key") is None
@@ -454,6 +455,7 @@ def test_the_programs_that_the_page_shows_give_the_same_answer(browser, servers)
     with opened(browser, servers["masked"].url) as page:
         fill_in(page, "fill", {"prompt": prompt})
         page.click("#fill .code summary")
+        page.wait_for_selector("#fill pre:not(:empty)")
         curl = page.inner_text("#fill pre")
         page.select_option("#fill .which", "Python")
         python = page.inner_text("#fill pre")
@@ -461,6 +463,7 @@ def test_the_programs_that_the_page_shows_give_the_same_answer(browser, servers)
         page.fill("#embed-texts", "天地\n玄黃")
         page.click("#embed .code summary")
         page.select_option("#embed .which", "Python")
+        page.wait_for_selector("#embed pre:has-text('OpenAI')")
         assert "from openai import OpenAI" in page.inner_text("#embed pre")
         compile(page.inner_text("#embed pre"), "embed", "exec")
     run = {"capture_output": True, "text": True, "check": True, "timeout": 60}
