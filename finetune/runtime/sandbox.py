@@ -113,8 +113,7 @@ class Sandbox:
         self._owner = os.getpid()
         if not self._child:
             try:
-                os.close(self._requests)
-                os.close(self._answers)
+                _close_all_but(requests, answers)
                 _limit_memory()
                 _serve(self._function, requests, answers)
             finally:
@@ -180,6 +179,18 @@ def _serve(function: Callable, requests: int, answers: int) -> None:
         unsent = memoryview(_LENGTH.pack(len(answer)) + answer)
         while unsent:
             unsent = unsent[os.write(answers, unsent) :]
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close all files but the standard streams and some others.
+
+    A connection that its server closes would else stay open as long as the child lives, and so would a port.
+    """
+    first = 3
+    for number in sorted(kept):
+        os.closerange(first, number)
+        first = number + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _limit_memory() -> None:
