@@ -45,14 +45,14 @@ class Observed:
 
     Args:
         texts: of the input.
-        record: the answer, as predict/records.py writes it.
+        record: the answer, as predict/records.py writes it; or what returns it once all of it is written.
         options: of a multiple-choice question the names of its options.
         method: how these were scored; "" where there are none.
         orders: and in which orders.
     """
 
     texts: Sequence[str]
-    record: dict[str, Any]
+    record: dict[str, Any] | Callable[[], dict[str, Any]]
     options: Sequence[str] = ()
     method: str = ""
     orders: str = "1"
@@ -216,7 +216,8 @@ class FeatureReader:
         try:
             texts = [self._without_blanks(text) for text in observed.texts]
             features = text_features(self._tokenizer, texts)
-            features |= record_features(observed.record, observed.options)
+            record = observed.record() if callable(observed.record) else observed.record
+            features |= record_features(record, observed.options)
             if observed.method:
                 features[WAY] = way_of(self._method(observed.method), observed.orders)
         except Exception as error:  # of whatever kind: the server goes on, and the line says that it answered

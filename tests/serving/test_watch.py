@@ -29,20 +29,31 @@ BODIES = {  # path -> a request that is answered, one that is refused
     "/v1/tag": ({"text": SECRET + OTHER}, {"text": [SECRET]}),
     "/v1/span": ({"question": SECRET, "context": OTHER}, {"question": SECRET}),
 }
+WRITING = {"max_tokens": 4, "temperature": 0}
+BODIES |= {
+    "/v1/completions": ({"prompt": [SECRET, OTHER], "echo": True, **WRITING}, {"prompt": SECRET, OTHER: 1}),
+    "/v1/chat/completions": (
+        {"messages": [{"role": "user", "content": SECRET + OTHER}], "stream": True, **WRITING},
+        {"messages": [{"role": OTHER, "content": SECRET}]},
+    ),
+}
+LINES = {"/predict": 2, "/v1/embeddings": 2, "/v1/completions": 2}  # of the requests of several texts
 KINDS = {
     "masked": ("/v1/fill", "/v1/answer", "/v1/embeddings"),
     "classifier": ("/v1/classify", "/predict", "/v1/embeddings"),
     "tagger": ("/v1/tag", "/v1/embeddings"),
     "extractor": ("/v1/span", "/v1/embeddings"),
+    "causal": ("/v1/completions", "/v1/chat/completions"),
 }
 KEYS = {"time", "path", "status", "seconds", "model", "weights", "way", ANSWER, *NUMBERS}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, model_dir):
+def folders(tmp_path_factory, model_dir, qwen_dir):
     home = tmp_path_factory.mktemp("watched")
     return {
         "masked": model_dir,
+        "causal": qwen_dir,
         "classifier": make_head(
             home / "c", model_dir, "AutoModelForSequenceClassification", card=trained_card()
         ),
@@ -73,17 +84,13 @@ def test_no_text_of_a_request_or_of_its_answer_is_in_the_file(folders, tmp_path,
     for path in KINDS[kind]:
         answered = [row for row in rows if row["path"] == path and row["status"] == 200]
         refused = [row for row in rows if row["path"] == path and row["status"] != 200]
-        assert len(answered) == (2 if path in ("/predict", "/v1/embeddings") else 1), path
+        assert len(answered) == LINES.get(path, 1), (path, rows)
+        assert kind != "causal" or all(row["reply"] <= 8 for row in answered)
         assert all(row["characters"] > 0 and row["tokens"] > 0 for row in answered)
         assert refused and all(
             row.keys() == {"time", "path", "status", "seconds", "model", "weights"} for row in refused
         )
-    assert (
-        len(rows)
-        == sum(2 if path in ("/predict", "/v1/embeddings") else 1 for path in KINDS[kind])
-        + len(KINDS[kind])
-        + 1
-    )
+    assert len(rows) == sum(LINES.get(path, 1) for path in KINDS[kind]) + len(KINDS[kind]) + 1
 
 
 def test_a_blank_is_no_text_and_options_are_named_by_their_place(folders, tmp_path):
