@@ -36,7 +36,7 @@ PARTS = {  # kind of model -> its tabs, and what a person fills in: field -> val
     "multi": {"classify": {"text": "天地玄黃"}, "embed": {"texts": "天地\n玄黃"}},
     "tagger": {"tag": {"text": "天😀地玄黃宇宙"}},
     "extractor": {"span": {"question": "天地", "context": "日月盈昃😀辰宿列張"}},
-    "chat": {"chat": {"message": "天地"}, "complete": {"prompt": "天地"}, "answer": {"question": "天地玄黃？"}},
+    "chat": {"chat": {"message": "天地"}, "complete": {"prompt": "天地"}, "answer": {"question": "天？"}},
     "seq2seq": {"transform": {"prompt": "天地"}},
 }  # fmt: skip
 CONTRAST = ["color-contrast"]
@@ -540,3 +540,19 @@ def test_a_spoilt_card_is_said_to_be_unreadable(tmp_path, model_dir):
         with LiveServer(folder) as server:
             status, answer = server.request("/v1/model")
         assert status == 200 and answer["card"]["unreadable"] and not answer["card"]["sets"]
+
+
+def test_perplexities_and_what_is_not_comparable_come_with_the_card(tmp_path, model_dir):
+    before, after = ({"perplexity": value, "tokens": 7} for value in (9.5, 4.5))
+    growth = {"sets": {"validation": {"untuned": before, "tuned": after}}}
+    card = RunCard(task="mlm", growth=growth, pool="all")
+    folder = make_head(tmp_path / "m", model_dir, "AutoModelForMaskedLM", card=card)
+    with LiveServer(folder) as server:
+        shown = server.request("/v1/model")[1]["card"]
+    (one,) = shown["sets"]
+    assert shown["not_comparable"] and (one["set"], one["metric"], one["n"]) == (
+        "validation",
+        "perplexity",
+        7,
+    )
+    assert [(bar["role"], bar["value"]) for bar in one["bars"]] == [("model", 4.5), ("other", 9.5)]
