@@ -327,7 +327,9 @@ def stand_in() -> None:
     streams, server, words = (sys.stdin, sys.stdout, sys.stderr), os.environ[SOCKET], sys.argv[1:]
     if STEPS in os.environ and Path(words[0]).name == "fine_tuning_llm.py" and not NAMES_STEPS & {*words}:
         words += ["--max_steps", os.environ[STEPS]]
-    sys.exit(Process(words, os.getcwd(), dict(os.environ), streams, server).wait() % 256)
+    process = Process(words, os.getcwd(), dict(os.environ), streams, server)
+    signal.signal(signal.SIGTERM, lambda signum, frame: process.send_signal(signum))
+    sys.exit(process.wait() % 256)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from finetune.evaluation.answer_comparison import holm
 from finetune.evaluation.metrics import SIGNIFICANT, wilson
 from finetune.evaluation.request_features import ANSWER, FeatureSample
 
-BOOTSTRAPS = 2_000  # resamples of a band: its width then varies by a hundredth
+BOOTSTRAPS = 1_000  # resamples of a band: its width then varies by some hundredths
 CELLS = 512  # places at which a band is looked at: between two of them lies a 512th of the values
 FEWEST = 30  # requests, or rows of the reference, below which nothing is said
 LEVEL = 0.95

@@ -17,6 +17,7 @@ from finetune.reports import report_folder
 from finetune.reports.html import Axes, Curve
 from finetune.reports.number_format import percent, points, small
 from finetune.reports.report_folder import ReportFiles
+from finetune.runtime.console import plain
 from finetune.runtime.files import atomic_write
 from finetune.runtime.strict_json import dumps
 
@@ -130,7 +131,7 @@ def change(name: str, figures: dict[str, Any]) -> str:
     if name == ANSWER:
         label, one = max(figures["answers"].items(), key=lambda item: abs(item[1]["difference"]))
         return (
-            f"答案的比例變了，最多的是「{ANSWERS.get(label, label)}」"
+            f"答案的比例變了，最多的是「{answer_title(label)}」"
             f"{percent(one['reference'])} → {percent(one['now'])}（{points(one['difference'])} 個百分點）"
         )
     low, high = figures["difference_interval_95"] or (0, 0)
@@ -138,6 +139,11 @@ def change(name: str, figures: dict[str, Any]) -> str:
     if low <= 0 <= high:
         return f"{TITLES[name]}的分布變了（平均 {before} → {after}）"
     return f"{DIRECTIONS[name][low > 0]}（平均 {before} → {after}）"
+
+
+def answer_title(answer: str) -> str:
+    """Return what an answer is called: a label of a model may hold anything."""
+    return plain(ANSWERS.get(answer, answer), lines=False)
 
 
 def value(name: str, number: float, sign: bool = False) -> str:
@@ -213,7 +219,7 @@ def answer_rows(report: DriftReport) -> list[list[str]]:
     """Return the rows of the table of answers."""
     return [
         [
-            ANSWERS.get(label, label), percent(one["reference"]), percent(one["now"]),
+            answer_title(label), percent(one["reference"]), percent(one["now"]),
             points(one["difference"]), " 到 ".join(map(points, one["difference_interval_95"])),
         ]
         for label, one in answers_of(report).items()
@@ -298,7 +304,7 @@ def _write(folder: Path, report: DriftReport) -> None:
         "report": report, "figures": report.figures, "verdict": verdict(report), "advice": advice(report),
         "state": STATES[report.figures["state"]], "titles": TITLES, "looks": LOOKS, "states": STATES,
         "features": (FEATURE_COLUMNS, feature_rows(report)), "answers": answers_of(report),
-        "answer_titles": ANSWERS, "answer_table": (ANSWER_COLUMNS, answer_rows(report)),
+        "answer_title": answer_title, "answer_table": (ANSWER_COLUMNS, answer_rows(report)),
         "days": (day_columns(report), day_rows(report)), "charts": charts(report), "usage": report.usage,
     }  # fmt: skip
     page = template("drift.html.j2")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 from fastapi import APIRouter, Request
@@ -29,6 +29,7 @@ from finetune.serving.paths import check_path
 from finetune.serving.prompt_logprobs import prompt_logprobs
 from finetune.serving.service import Service
 from finetune.serving.token_texts import TokenTexts
+from finetune.serving.watch import Observed, observe
 
 COMPLETIONS, CHAT_COMPLETIONS = "/v1/completions", "/v1/chat/completions"
 OWNER = "fine-tuning-llm"
@@ -214,6 +215,7 @@ class Writing:
 
         async def whole() -> Json:
             choices = await service.in_worker(ticket, prepare)
+            observe(request, *_observed(body, choices))
             async with aclosing(self._written(choices)) as parts:
                 async for _ in parts:
                     pass
@@ -224,6 +226,7 @@ class Writing:
             if not body.stream:
                 return await service.while_waiting(request, whole())
             choices = await service.while_waiting(request, service.in_worker(ticket, prepare))
+            observe(request, *_observed(body, choices))
             stream = EventStream(self._parts(choices, Answer(shape), body), release)
             is_streaming = True  # the stream releases the request at its end
             return stream
@@ -278,6 +281,27 @@ class Writing:
         except TimeoutError:
             yield sent(self.service.time_is_up.body())
         yield DONE
+
+
+def _observed(body: WritingBody, choices: Sequence[Choice]) -> Iterator[Observed]:
+    """Yield each prompt that is a text, with the first reply to it, for --watch."""
+    echoed = body.echo if isinstance(body, CompletionBody) else False
+    for prompt, choice in zip(_prompts(body), choices[:: body.n], strict=True):
+        if prompt:
+            start = len(prompt[0]) * echoed
+            yield Observed(prompt, partial(_reply, choice, start))
+
+
+def _prompts(body: WritingBody) -> list[list[str]]:
+    """Return the texts of each prompt; none of one that is given as token ids."""
+    if isinstance(body, ChatBody):
+        return [[one.text for one in body.messages]]
+    assert isinstance(body, CompletionBody)
+    return [[prompt] if isinstance(prompt, str) else [] for prompt in body.prompts]
+
+
+def _reply(choice: Choice, start: int) -> Json:
+    return {"response": choice.text[start:]}
 
 
 def sent(content: Json) -> str:

@@ -64,8 +64,7 @@ class Service:
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
         self.compute.start()
-        # A new thread begins with the number that any thread has set last, and workers set 1.
-        self.compute.run(partial(torch.set_num_threads, torch.get_num_threads()))
+        self.compute.run(partial(_use_threads, torch.get_num_threads()))
         if self.watch:
             self.watch.start()
 
@@ -171,6 +170,15 @@ class Service:
         return ApiError(
             504, f"{self.settings.request_timeout:g} 秒內沒有算完（--request_timeout），已經放棄這個請求"
         )
+
+
+def _use_threads(count: int) -> None:
+    """Have torch use so many threads in this one, whatever workers set for theirs.
+
+    A thread takes the number that any thread has set last when it first asks for it: so it asks before.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 def may_merge(predictor: LocalPredictor) -> bool:

@@ -45,14 +45,14 @@ class Observed:
 
     Args:
         texts: of the input.
-        record: the answer, as predict/records.py writes it.
+        record: the answer, as predict/records.py writes it; or what returns it once all of it is written.
         options: of a multiple-choice question the names of its options.
         method: how these were scored; "" where there are none.
         orders: and in which orders.
     """
 
     texts: Sequence[str]
-    record: dict[str, Any]
+    record: dict[str, Any] | Callable[[], dict[str, Any]]
     options: Sequence[str] = ()
     method: str = ""
     orders: str = "1"
@@ -85,20 +85,29 @@ class WatchRequests:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
             await self.app(scope, receive, send)
             return
-        began, status, state = time.perf_counter(), 500, scope.setdefault("state", {})
+        began, status, noted = time.perf_counter(), 500, False
+        state = scope.setdefault("state", {})
+
+        def note() -> None:
+            nonlocal noted
+            seconds = time.perf_counter() - began
+            observed = state.get(STATE, ()) if status == OK else ()
+            if not noted:
+                self.watch.add(Answered(scope["path"], status, seconds, time.time(), observed))
+            noted = True
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                note()  # before the client has all of its answer, and may look for the line
             await send(message)
 
         try:
             await self.app(scope, receive, noting)
         finally:
-            seconds = time.perf_counter() - began
-            observed = state.get(STATE, ()) if status == OK else ()
-            self.watch.add(Answered(scope["path"], status, seconds, time.time(), observed))
+            note()
 
 
 class Watch:
@@ -141,6 +150,10 @@ class Watch:
             if self.dropped == 1:
                 self._report(f"⚠ --watch {self.path}：寫得不夠快，有請求沒有記下（服務不受影響）")
 
+    def flush(self) -> None:
+        """Wait until what was added before is written."""
+        self._queue.join()
+
     def close(self) -> None:
         """Write what still waits, and end."""
         try:
@@ -160,6 +173,8 @@ class Watch:
             ended = None in waiting
             lines = "".join(self._lines(one) for one in waiting if one is not None)
             self._append(lines.encode("utf-8", "replace"))
+            for _ in waiting:
+                self._queue.task_done()
         self._file.close()
 
     def _lines(self, answered: Answered) -> str:
@@ -201,7 +216,8 @@ class FeatureReader:
         try:
             texts = [self._without_blanks(text) for text in observed.texts]
             features = text_features(self._tokenizer, texts)
-            features |= record_features(observed.record, observed.options)
+            record = observed.record() if callable(observed.record) else observed.record
+            features |= record_features(record, observed.options)
             if observed.method:
                 features[WAY] = way_of(self._method(observed.method), observed.orders)
         except Exception as error:  # of whatever kind: the server goes on, and the line says that it answered

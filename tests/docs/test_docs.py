@@ -18,7 +18,7 @@ from finetune.cli import inference_checks, train_args
 
 PAGES = (
     "own_exam", "own_texts", "classify", "tag", "span", "seq2seq", "embed", "layers", "textbook", "machines",
-    "trust",
+    "trust", "drift",
 )  # fmt: skip
 WITHOUT_PICTURES = {"embed"}
 BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<svg "}  # of pictures
@@ -125,7 +125,7 @@ def test_every_flag_of_every_command_is_read(name, tmp_path, monkeypatch):
             for call in re.findall(rf"python {script} (.*?)(?:$| &| \|\| )", line):
                 words = shlex.split(call)
                 for at, word in enumerate(words):
-                    if word in ("--input", "--embed"):  # which is looked for at once
+                    if word in ("--input", "--embed", "--drift", "--drift_reference"):  # looked for at once
                         Path(words[at + 1]).touch()
                 parse.parse_args(words)
 

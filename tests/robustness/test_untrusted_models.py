@@ -445,7 +445,7 @@ HARMLESS = {  # what is odd, and yet what such a part may hold
     "objective": ("x\x1b[31m", "../../etc/passwd"), "dataset": ("x\x1b[31m", "../../etc/passwd"),
     "base_model": ("../../etc/passwd",), "parameters": ({},), "flags": ({}, {"a": []}),
     "fingerprints": ([], ["x"]),
-    "sketches": ({}, {"seed": "x"}), "lineage": ([],), "history": ([],),
+    "sketches": ({}, {"seed": "x"}), "lineage": ([],), "history": ([],), "snapshot": ({},),
 }  # fmt: skip
 OBJECTS = ("results", "growth", "labels", "metrics", "versions", "template")  # what they lack is as usual
 
