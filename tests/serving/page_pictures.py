@@ -41,6 +41,7 @@ def draw(browser, kind: str, folder: Path, out: Path) -> Path:
             page.fill(f"#{kind}-{TYPED[kind][0]}", TYPED[kind][1])
         else:
             page.click(f"#{kind} .examples button >> nth={EXAMPLES.get(kind, 0)}")
+        page.evaluate("for (const one of document.getElementsByName('temperature')) one.value = 0")  # no luck
         page.click(f"#{kind} .run")
         page.wait_for_selector(f"#{kind} .status:not([data-t='status.working']):not(:empty)")
         page.evaluate("document.activeElement.blur()")
