@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import secrets
+import random
 import time
 from typing import Any
 
@@ -74,7 +74,7 @@ class AccessLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a request answered."""
         wanted = Headers(scope=scope).get("x-request-id", "")
-        request_id = wanted if SANE_ID.fullmatch(wanted) else secrets.token_hex(8)
+        request_id = wanted if SANE_ID.fullmatch(wanted) else f"{random.getrandbits(64):016x}"
         seen = Exchange(request_id, receive, send, self._service.log.with_texts)
         started = time.perf_counter()
         metrics = self._service.metrics
