@@ -4,7 +4,7 @@ python benchmarks/serve.py [fill] [classify] [--sizes base small] [--runs 5] [--
 
 64 clients that each ask again when they are answered, for 20 seconds after 5 that are not counted; the ways
 take turns. Then one client alone, whose requests take turns with their forward passes in this process. Prints
-a table, and writes benchmarks/results.json. README.md here says how to read it.
+a table, and writes benchmarks/results_serve.json. README.md here says how to read it.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--warmup", type=float, default=5.0)
     parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--write", type=Path, default=ROOT / "benchmarks" / "results.json")
+    parser.add_argument("--write", type=Path, default=ROOT / "benchmarks" / "results_serve.json")
     flags = parser.parse_args()
     if unknown := set(flags.names) - set(TASKS):
         parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(TASKS)}")

@@ -68,13 +68,7 @@ def _sets(card: RunCard) -> Iterable[Summary]:
         if metrics := card.results.get(name):
             yield _exam(name, title, metrics)
     if card.growth.get("sets"):
-        title = perplexity.TITLE
-        rows, head = perplexity.rows(card.growth), perplexity.columns(card.growth)
-        texts = (
-            "".join(f"{line}。" for line in perplexity.verdict(card.growth)),
-            [perplexity.meaning(card.growth)],
-        )
-        yield _set(("", title), "", 0, texts, [], [_table(title, head, rows)])
+        yield from _growth(card.growth)
 
 
 def _labels(name: str, metrics: dict[str, Any]) -> Summary:
@@ -96,6 +90,20 @@ def _exam(name: str, title: str, metrics: dict[str, Any]) -> Summary:
     tables = [_table("各科", ["科目", "題數", "正確率"], by_subject)] if len(by_subject) > 1 else []
     texts = sections.verdict_sentence(_BesideBase(), metrics), sections.caveats(metrics, percent)
     return _set((name, title), "accuracy", metrics["model"]["n"], texts, bars, tables)
+
+
+def _growth(growth: dict[str, Any]) -> Iterable[Summary]:
+    table = _table(perplexity.TITLE, perplexity.columns(growth), perplexity.rows(growth))
+    sets = in_order(growth["sets"])
+    for (name, figures), sentence in zip(sets.items(), perplexity.verdict(growth), strict=True):
+        before, after = figures["untuned"], figures["tuned"]
+        bars = [
+            _bar("model", "微調後", after["perplexity"]),
+            _bar("other", sections.BASE_MODEL_TITLE, before["perplexity"]),
+        ]
+        notes, tables = ([], []) if name != next(iter(sets)) else ([perplexity.meaning(growth)], [table])
+        titled = name, perplexity.TITLES[name]
+        yield _set(titled, "perplexity", after["tokens"], (sentence, notes), bars, tables)
 
 
 def _set(

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from finetune.predict.classifier import ClassifierPredictor, TextOrPair
 from finetune.runtime.errors import UserError
-from finetune.serving.paths import check_path
 from finetune.serving.schemas import Body
 from finetune.serving.service import Service
 from finetune.serving.watch import Observed, observe
@@ -37,7 +36,6 @@ def classifier_routes(service: Service) -> APIRouter:
     @router.post("/predict")
     async def predict(request: Request, body: PredictBody) -> list[Prediction] | list[list[Prediction]]:
         """Classify texts, or pairs of texts."""
-        check_path("/predict", service.kind)
         single = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
         given: Any = [body.inputs] if single else body.inputs
         texts = [text if isinstance(text, str) else _as_pair(text) for text in given]

@@ -15,6 +15,7 @@ from finetune.cli.serve_checks import is_loopback
 from finetune.runtime.errors import shown
 from finetune.serving.errors import ApiError
 from finetune.serving.json_body import BODY, check_json, check_type, too_large
+from finetune.serving.paths import check_path
 from finetune.serving.service import Service
 from finetune.serving.settings import ServerSettings
 
@@ -120,6 +121,8 @@ class RequestGuard:
                     401, "要有對的金鑰：標頭 Authorization: Bearer 金鑰，或 x-api-key: 金鑰", "Authorization",
                     {"WWW-Authenticate": 'Bearer realm="fine-tuning-llm"'},
                 )  # fmt: skip
+        if scope["method"] == "POST":
+            check_path(scope["path"], self._service.kind)
 
     def _is_known(self, *given: str) -> bool:
         """Compare with every key, in a time that does not tell how much of which one is right."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,16 +19,12 @@ SCORINGS = {"masked": METHODS, "causal": CAUSAL, "choice": ()}  # of /v1/answer,
 
 def model_routes(service: Service) -> APIRouter:
     """Return the route of GET /v1/model."""
-    router = APIRouter()
-
-    @functools.cache
-    def about() -> dict[str, Any]:
-        return model_info(service)
+    router, about = APIRouter(), model_info(service)
 
     @router.get("/v1/model", response_model=ModelInfo)
     async def model() -> dict[str, Any]:
         """Tell what the model in service is."""
-        return about()
+        return about
 
     return router
 

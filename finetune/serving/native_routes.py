@@ -11,7 +11,6 @@ from finetune.data.option_syntax import parse_options
 from finetune.predict import records
 from finetune.prompts.scoring_methods import GENERATE
 from finetune.serving.errors import ApiError
-from finetune.serving.paths import check_path
 from finetune.serving.schemas import AnswerBody, ClassifyBody, FillBody, SpanBody, TagBody
 from finetune.serving.service import Service
 from finetune.serving.watch import Observed, observe
@@ -27,7 +26,6 @@ def native_routes(service: Service) -> APIRouter:
     @router.post("/v1/fill")
     async def fill(request: Request, body: FillBody) -> Record:
         """Fill the blanks of a sentence."""
-        check_path("/v1/fill", service.kind)
         asked = body.prompt, body.top_k, body.word_length, body.candidates
         record = await service.run(request, lambda: records.fill_record(predictor, *asked))
         observe(request, Observed([body.prompt], record))
@@ -36,7 +34,6 @@ def native_routes(service: Service) -> APIRouter:
     @router.post("/v1/answer")
     async def answer(request: Request, body: AnswerBody) -> Record:
         """Answer a multiple-choice question."""
-        check_path("/v1/answer", service.kind)
         if "orders" in body.model_fields_set and service.kind == "choice":
             raise ApiError(422, f"orders：{KINDS['choice']}不看選項的順序；請不加", "orders")
         options: dict[str, str] = {}
@@ -56,7 +53,6 @@ def native_routes(service: Service) -> APIRouter:
     @router.post("/v1/classify")
     async def classify(request: Request, body: ClassifyBody) -> Record:
         """Classify a text, or a pair of texts."""
-        check_path("/v1/classify", service.kind)
         asked = body.text, body.pair, body.top_k
         record = await service.run(request, lambda: records.labels_record(predictor, *asked))
         observe(request, Observed([text for text in (body.text, body.pair) if text], record))
@@ -65,7 +61,6 @@ def native_routes(service: Service) -> APIRouter:
     @router.post("/v1/tag")
     async def tag(request: Request, body: TagBody) -> Record:
         """Mark the spans of a text."""
-        check_path("/v1/tag", service.kind)
         record = await service.run(request, lambda: records.entities_record(predictor, body.text))
         observe(request, Observed([body.text], record))
         return record
@@ -73,7 +68,6 @@ def native_routes(service: Service) -> APIRouter:
     @router.post("/v1/span")
     async def span(request: Request, body: SpanBody) -> Record:
         """Answer a question with a part of a passage."""
-        check_path("/v1/span", service.kind)
         asked = body.question, body.context, body.top_k
         record = await service.run(request, lambda: records.span_record(predictor, *asked))
         observe(request, Observed([body.question, body.context], record))

@@ -25,7 +25,6 @@ from finetune.serving.errors import ApiError
 from finetune.serving.generation import DecodingLoop, Prompt
 from finetune.serving.openai_answers import Answer, ChatShape, Choice, CompletionShape, Shape, usage
 from finetune.serving.openai_schemas import ChatBody, CompletionBody, WritingBody
-from finetune.serving.paths import check_path
 from finetune.serving.prompt_logprobs import prompt_logprobs
 from finetune.serving.service import Service
 from finetune.serving.token_texts import TokenTexts
@@ -48,7 +47,6 @@ def openai_routes(service: Service) -> APIRouter:
     @router.post(COMPLETIONS, response_model=None)
     async def completions(request: Request, body: CompletionBody) -> Response | Json:
         """Go on from texts."""
-        check_path(COMPLETIONS, service.kind)
         assert writing is not None
         shape = CompletionShape(service.settings.name, writing.texts)
         return await writing.answer(request, body, lambda: writing.completion_choices(body), shape)
@@ -56,7 +54,6 @@ def openai_routes(service: Service) -> APIRouter:
     @router.post(CHAT_COMPLETIONS, response_model=None)
     async def chat_completions(request: Request, body: ChatBody) -> Response | Json:
         """Reply to a conversation."""
-        check_path(CHAT_COMPLETIONS, service.kind)
         assert writing is not None
         writing.check_chat()
         shape = ChatShape(service.settings.name, writing.texts)

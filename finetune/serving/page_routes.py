@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import HTMLResponse
 
 from finetune.serving.api_docs import described_paths
@@ -19,8 +19,9 @@ def page_routes() -> APIRouter:
     def front() -> Page:
         return page("page.html")
 
-    def docs(request: Request) -> Page:
-        schema = request.app.openapi()
+    @functools.cache
+    def docs(app: FastAPI) -> Page:
+        schema = app.openapi()
         return page("docs.html", info=schema["info"], paths=described_paths(schema))
 
     @router.get("/")
@@ -29,7 +30,7 @@ def page_routes() -> APIRouter:
 
     @router.get("/docs")
     async def docs_page(request: Request) -> HTMLResponse:
-        shown = docs(request)
+        shown = docs(request.app)
         return HTMLResponse(shown.html, headers=shown.headers)
 
     return router

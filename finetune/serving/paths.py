@@ -25,8 +25,8 @@ def paths_of(kind: str) -> list[str]:
 
 
 def check_path(path: str, kind: str) -> None:
-    """Raise ApiError where this kind of model cannot answer a path, with the paths that it can."""
-    if kind not in PATHS[path]:
+    """Raise ApiError where this kind of model cannot answer a path of PATHS, with those that it can."""
+    if kind not in PATHS.get(path, ANY):
         raise ApiError(
             400, f"{path}：這個模型是{KINDS[kind]}，答不了；它能答的是 {'、'.join(paths_of(kind))}"
         )

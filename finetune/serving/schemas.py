@@ -158,7 +158,7 @@ class Bar(BaseModel):
         json_schema_extra=zh("這個模型、微調前、簡單的規則、亂猜"),
     )
     label: str = Field(description="in Chinese", json_schema_extra=zh("中文名稱"))
-    value: float = Field(description="0 to 1", json_schema_extra=zh("0 到 1"))
+    value: float = Field(description="the figure", json_schema_extra=zh("數值"))
     interval_95: tuple[float, float] | None = Field(
         None, description="its ends", json_schema_extra=zh("95 % 區間的兩端")
     )
@@ -181,10 +181,10 @@ class SetSummary(BaseModel):
     )
     title: str
     metric: str = Field(
-        description="what the bars show: accuracy, f1, rougeL; empty without bars",
-        json_schema_extra=zh("長條是什麼指標：accuracy、f1、rougeL；沒有長條就是空的"),
+        description="what the bars show: accuracy, f1, rougeL (0 to 1) or perplexity",
+        json_schema_extra=zh("長條是什麼指標：accuracy、f1、rougeL（0 到 1），或困惑度 perplexity"),
     )
-    n: int
+    n: int = Field(description="rows; tokens for perplexity", json_schema_extra=zh("列數；困惑度是 token 數"))
     sentence: str = Field(description="the outcome, in Chinese", json_schema_extra=zh("一句話說明結果"))
     notes: list[str] = Field(
         description="what must stand beside the figures, in Chinese",

@@ -1,7 +1,7 @@
-"""Pictures of the page for the docs. As a program: `python tests/serving/page_pictures.py OUT KIND=FOLDER …`.
+"""Pictures of the page for the docs: `python tests/serving/page_pictures.py OUT KIND=FOLDER …`.
 
-KIND is a tab of the page (fill, answer, classify, tag, span, chat, complete, transform, embed), FOLDER a model
-that has it. Each becomes OUT/serve_KIND.png: the page with an example and the model's answer.
+KIND is a tab of the page (fill, answer, classify, tag, span, chat, complete, transform, embed), FOLDER a
+model that has it. Each becomes OUT/serve_KIND.png: the page with an example and the model's answer.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ TYPED = {
     "chat": ("message", "武則天是哪一個朝代的人？")
 }  # kind -> field, what is typed instead of an example
 COLOURS = 64
+BOTTOM = """() => { const box = id => document.getElementById(id).getBoundingClientRect();
+    const main = box("main"), card = box("card");
+    return scrollY + 24 + (card.top < main.bottom ? Math.max(main.bottom, card.bottom) : main.bottom); }"""
 
 
 def draw(browser, kind: str, folder: Path, out: Path) -> Path:
@@ -38,10 +41,11 @@ def draw(browser, kind: str, folder: Path, out: Path) -> Path:
             page.fill(f"#{kind}-{TYPED[kind][0]}", TYPED[kind][1])
         else:
             page.click(f"#{kind} .examples button >> nth={EXAMPLES.get(kind, 0)}")
+        page.evaluate("for (const one of document.getElementsByName('temperature')) one.value = 0")  # no luck
         page.click(f"#{kind} .run")
         page.wait_for_selector(f"#{kind} .status:not([data-t='status.working']):not(:empty)")
         page.evaluate("document.activeElement.blur()")
-        whole = page.evaluate("document.getElementById('main').getBoundingClientRect().bottom + 24")
+        whole = page.evaluate(BOTTOM)
         clip = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": whole}
         shot = page.screenshot(full_page=True, clip=clip)
         page.context.close()

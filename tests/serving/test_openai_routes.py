@@ -372,7 +372,7 @@ def test_an_encoder_decoder_writes_what_the_command_line_writes(tmp_path, capsys
         assert "[DONE]" in longest
         for more in ({"echo": True}, {"logprobs": 1}):
             assert refusal(server, "/v1/completions", body | more)[0] == 422
-        assert refusal(server, "/v1/chat/completions", {"messages": []})[0] == 422
+        assert refusal(server, "/v1/chat/completions", {"messages": []})[0] == 400
         asked = {"messages": [{"role": "user", "content": "天"}]}
         status, message = refusal(server, "/v1/chat/completions", asked)
         assert status == 400 and "/v1/completions" in message

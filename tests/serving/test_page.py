@@ -36,7 +36,7 @@ PARTS = {  # kind of model -> its tabs, and what a person fills in: field -> val
     "multi": {"classify": {"text": "天地玄黃"}, "embed": {"texts": "天地\n玄黃"}},
     "tagger": {"tag": {"text": "天😀地玄黃宇宙"}},
     "extractor": {"span": {"question": "天地", "context": "日月盈昃😀辰宿列張"}},
-    "chat": {"chat": {"message": "天地"}, "complete": {"prompt": "天地"}, "answer": {"question": "天地玄黃？"}},
+    "chat": {"chat": {"message": "天地"}, "complete": {"prompt": "天地"}, "answer": {"question": "天？"}},
     "seq2seq": {"transform": {"prompt": "天地"}},
 }  # fmt: skip
 CONTRAST = ["color-contrast"]
@@ -85,6 +85,7 @@ def servers(tmp_path_factory, spread_model_dir, model_dir, qwen_dir):
 
     makers = {
         "masked": lambda folder: spread_model_dir,
+        "keyed": lambda folder: spread_model_dir,
         "choice": lambda folder: make_head(folder, model_dir, "AutoModelForMultipleChoice"),
         "multi": lambda folder: make_head(
             folder,
@@ -103,7 +104,8 @@ def servers(tmp_path_factory, spread_model_dir, model_dir, qwen_dir):
 
     class Servers(dict):
         def __missing__(self, kind):
-            server = LiveServer(makers[kind](home / kind), name=f"{kind} {EVIL}")
+            keys = ("right-key",) if kind == "keyed" else ()
+            server = LiveServer(makers[kind](home / kind), name=f"{kind} {EVIL}", api_keys=keys)
             for path in ("/v1/chat/completions", "/v1/completions") if kind == "scripted" else ():
                 server.server.config.app.router.routes.insert(0, Route(path, scripted, methods=["POST"]))
             self[kind] = started_ones[kind] = server.__enter__()
@@ -173,9 +175,9 @@ def chinese_left(page) -> list[str]:
     )
 
 
-def assert_accessible(page, rules=None) -> None:
+def assert_accessible(page, rules=None, part=None) -> None:
     """axe finds nothing serious or critical. What the other scheme changes is the contrast alone."""
-    found = Axe().run(page, options={"runOnly": rules} if rules else None)["violations"]
+    found = Axe().run(page, part, {"runOnly": rules} if rules else None)["violations"]
     serious = [
         (one["id"], [node["html"][:120] for node in one["nodes"]][:3])
         for one in found if one["impact"] in ("serious", "critical")
@@ -425,15 +427,7 @@ def test_errors_are_said_in_words_where_they_happen(browser, servers):
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser, servers):
-    def guard(route):
-        if route.request.headers.get("authorization") == "Bearer right-key":
-            route.continue_()
-        else:
-            route.fulfill(status=401, body='{"error": {"message": "no"}}')
-
-    with opened(browser, servers["masked"].url, noise=("status of",)) as page:
-        page.route("**/v1/**", guard)
-        page.reload()
+    with opened(browser, servers["keyed"].url, noise=("status of",)) as page:
         for key in ("wrong-key", "right-key"):
             page.wait_for_selector("#key[open]")
             page.fill("#key-value", key)
@@ -448,6 +442,8 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser, servers):
         assert "$API_KEY" in page.inner_text("#fill pre") and "right-key" not in page.inner_text("#fill pre")
         page.click("#forget")
         assert page.evaluate("sessionStorage.api_key") is None
+        page.goto(servers["keyed"].url + "/docs")  # says nothing of the model, and needs no key
+        assert page.locator("#post-v1-fill").count()
 
 
 def test_the_programs_that_the_page_shows_give_the_same_answer(browser, servers):
@@ -492,7 +488,7 @@ def test_the_docs_have_every_path_and_field_in_both_languages(browser, servers):
         )
         examples = ("地球", "木星")
         assert not [text for text in visible if HAN.search(text) and not any(one in text for one in examples)]
-        assert_accessible(page, CONTRAST)
+        assert_accessible(page, CONTRAST, "#post-v1-fill")
         page.set_viewport_size({"width": 360, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -540,3 +536,19 @@ def test_a_spoilt_card_is_said_to_be_unreadable(tmp_path, model_dir):
         with LiveServer(folder) as server:
             status, answer = server.request("/v1/model")
         assert status == 200 and answer["card"]["unreadable"] and not answer["card"]["sets"]
+
+
+def test_perplexities_and_what_is_not_comparable_come_with_the_card(tmp_path, model_dir):
+    before, after = ({"perplexity": value, "tokens": 7} for value in (9.5, 4.5))
+    growth = {"sets": {"validation": {"untuned": before, "tuned": after}}}
+    card = RunCard(task="mlm", growth=growth, pool="all")
+    folder = make_head(tmp_path / "m", model_dir, "AutoModelForMaskedLM", card=card)
+    with LiveServer(folder) as server:
+        shown = server.request("/v1/model")[1]["card"]
+    (one,) = shown["sets"]
+    assert shown["not_comparable"] and (one["set"], one["metric"], one["n"]) == (
+        "validation",
+        "perplexity",
+        7,
+    )
+    assert [(bar["role"], bar["value"]) for bar in one["bars"]] == [("model", 4.5), ("other", 9.5)]
