@@ -47,10 +47,14 @@ class LiveServer:
         self._thread.start()
         return self  # who connects waits in the queue of the socket until the server has started
 
-    def __exit__(self, *_) -> None:
+    def stop(self) -> None:
+        """Ends as a signal would have it."""
         self.server.should_exit = True
         self._thread.join()
         self._listener.close()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
         self.service.close()
 
     def request(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

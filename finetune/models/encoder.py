@@ -25,6 +25,9 @@ from finetune.models.cpu import dropout_mask
 from finetune.models.padding import MULTIPLE
 from finetune.models.row_groups import RowGroups
 
+# Passes after which a small model gets copies of its weights laid out as oneDNN reads them, which takes the
+# time of some passes: it would lay them out at every pass, which takes a quarter of a short one.
+REPEATED = 8
 FAMILIES = ("bert", "roberta", "xlm-roberta", "ernie")  # whose layers are BERT's
 
 
@@ -113,6 +116,7 @@ class Encoder:
         self.body, self.bf16 = body, bf16
         self._copies: list[_InferenceLayer] = []
         self._copied_version = 0  # version of the weights that the copies were made of
+        self._passes = 0  # one after the other in fp32, outside of training
 
     def __call__(
         self,
@@ -142,20 +146,27 @@ class Encoder:
         return _run_layer(last, residual, *inputs, _attention_at(last, real, keys, wanted))[inverse]
 
     def _layers(self, hidden: Tensor) -> list[Any]:
-        """Return the layers, as they compute hidden states like these: by themselves or in inference."""
+        """Return the layers as they compute the next pass, of hidden states like these."""
+        layers = self.body.encoder.layer
+        modules = [module for layer in layers for module in _linears(layer)]
         if not self.bf16:
-            layers = self.body.encoder.layer
             plain = products.are_invariant(hidden) and not self.body.training
-            plain = plain and all(_is_plain(module) for layer in layers for module in _linears(layer))
-            return [
-                _InferenceLayer(layer, _Linear, hidden.dtype) if plain else _Layer(layer) for layer in layers
-            ]
-        weights = self.body.encoder.parameters()
-        version = hash(tuple((weight.data_ptr(), weight._version) for weight in weights))
-        if version != self._copied_version:  # the first time, and whenever the model was trained in between
-            self._copies = [
-                _InferenceLayer(layer, _PackedLinear, torch.bfloat16) for layer in self.body.encoder.layer
-            ]
+            if not (plain and all(map(_is_plain, modules))):
+                self._copies, self._passes = [], 0
+                return [_Layer(layer) for layer in layers]
+            self._passes += 1
+            # a weight made in inference mode does not tell when it changes
+            small = all(
+                module.weight.numel() < products.LARGE and not module.weight.is_inference()
+                for module in modules
+            )
+            if not small or self._passes <= REPEATED:
+                return [_InferenceLayer(layer, _Linear, torch.float32) for layer in layers]
+        version = hash(tuple((module.weight.data_ptr(), module.weight._version) for module in modules))
+        # the first time, and whenever the model was trained in between
+        if not self._copies or version != self._copied_version:
+            product, dtype = (_Bf16Linear, torch.bfloat16) if self.bf16 else (_PackedLinear, torch.float32)
+            self._copies = [_InferenceLayer(layer, product, dtype) for layer in layers]
             self._copied_version = version
         return self._copies
 
@@ -267,7 +278,7 @@ class _InferenceLayer:
 
     Args:
         layer: of transformers, or of models/bert.py.
-        product: `_Linear` or `_PackedLinear`.
+        product: `_Linear`, `_PackedLinear` or `_Bf16Linear`.
         dtype: of products.
     """
 
@@ -304,7 +315,7 @@ class _InferenceLayer:
         return self._norms[1](self._down(wide)[0] + residual)
 
 
-def _linears(layer: Any) -> Iterator[nn.Module]:
+def _linears(layer: Any) -> Iterator[Any]:
     """Yield the linear layers of a layer."""
     attention = layer.attention.self
     yield from (attention.query, attention.key, attention.value)
@@ -330,6 +341,17 @@ class _Linear:
 
 
 class _PackedLinear:
+    """Copies of linear layers in fp32, laid out as oneDNN reads them. The digits are those of `_Linear`."""
+
+    def __init__(self, *modules: nn.Linear):
+        self._pairs = [(products.packed(module.weight), module.bias) for module in modules]
+
+    def __call__(self, inputs: Tensor) -> list[Tensor]:
+        """Compute the product with each."""
+        return [products.linear(inputs, weight, bias) for weight, bias in self._pairs]
+
+
+class _Bf16Linear:
     """Linear layers in bf16, converted once and not at every pass, and laid out as oneDNN reads them.
 
     The layout saves a tenth of a long product and a third of a short one.

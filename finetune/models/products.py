@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 # Up to so many rows, and from so many numbers in the weights on, the product is computed the other way round:
 # it has the same sums in the same order, and not the weights are copied but the rows.
-FEW, LARGE = 64, 1 << 19
+FEW, LARGE = 128, 1 << 19
 
 
 def are_invariant(tensor: Tensor) -> bool:
@@ -36,7 +36,7 @@ def are_invariant(tensor: Tensor) -> bool:
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute inputs (…, K) · weight (N, K)ᵀ + bias (N,) -> (…, N) where `are_invariant` is True."""
-    rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    rows = inputs.contiguous() if inputs.ndim == 2 else inputs.reshape(-1, inputs.shape[-1]).contiguous()
     count = len(rows)
     if count == 0:
         return functional.linear(inputs, weight, bias)
@@ -46,7 +46,13 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         found = torch.add(_product(weight, rows).t(), bias, out=rows.new_empty(len(rows), len(weight)))
     else:
         found = _product(rows, weight, bias)
-    return found[:count].view(*inputs.shape[:-1], -1)
+    found = found[:1] if count == 1 else found
+    return found if inputs.ndim == 2 else found.view(*inputs.shape[:-1], -1)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """Return a copy of weights (N, K), fewer than LARGE, that `linear` need not lay out anew."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -30,6 +30,7 @@ SECONDS = 5  # CPU time for one call; ordinary ones take milliseconds
 PATIENCE = 12.0  # seconds to wait for an answer, on a busy machine too
 MEGABYTES = 768  # memory of the child beyond what it shares with its parent
 LONGEST = 1 << 24  # bytes of an answer
+MOST_FILES = 1 << 20  # descriptors of a process
 _LENGTH = struct.Struct("<Q")  # length in bytes of the message that follows
 
 
@@ -113,8 +114,7 @@ class Sandbox:
         self._owner = os.getpid()
         if not self._child:
             try:
-                os.close(self._requests)
-                os.close(self._answers)
+                _keep_open(requests, answers)
                 _limit_memory()
                 _serve(self._function, requests, answers)
             finally:
@@ -180,6 +180,15 @@ def _serve(function: Callable, requests: int, answers: int) -> None:
         unsent = memoryview(_LENGTH.pack(len(answer)) + answer)
         while unsent:
             unsent = unsent[os.write(answers, unsent) :]
+
+
+def _keep_open(*files: int) -> None:
+    """Close all but these and the standard streams: what a parent closes must be closed, its sockets too."""
+    first = 3
+    for file in sorted(files):
+        os.closerange(first, file)
+        first = file + 1
+    os.closerange(first, MOST_FILES)
 
 
 def _limit_memory() -> None:

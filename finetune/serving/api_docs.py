@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ class Operation(NamedTuple):
     @property
     def anchor(self) -> str:
         """Name of its place in the page."""
-        return f"{self.method}{self.path.replace('/', '-')}".lower()
+        return re.sub(r"\W+", "-", self.method + self.path).strip("-").lower()
 
 
 def described_paths(schema: Schema) -> list[Operation]:

@@ -19,7 +19,7 @@ from finetune.serving.service import Service
 from finetune.serving.settings import ServerSettings
 
 HEALTH = ("/healthz", "/readyz")
-OPEN = ("/", *HEALTH)  # without a key; the page asks for one
+OPEN = ("/", "/docs", *HEALTH)  # without a key: pages that say nothing of the model; the first asks for one
 HELD = 256 << 20  # bytes of all bodies that are being read or answered
 DEADLINE = "read_deadline"  # in the state of a scope: when a request must be there, by time.monotonic
 

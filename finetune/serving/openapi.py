@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from finetune.serving.field_words import describe_fields
+from finetune.serving.guard import OPEN
 from finetune.serving.schemas import ZH, ErrorBody
 
 ZH_SUMMARY = "x-summary-zh"
@@ -50,6 +52,19 @@ SAID = {
     "/v1/models": Said(
         ("The models, as OpenAI lists them", "模型清單，格式同 OpenAI"), ("There is one.", "只有一個。"),
         response={"object": "list", "data": [{"id": "my_model", "object": "model"}]},
+    ),
+    "/v1/models/{name}": Said(
+        ("One model, as OpenAI tells of it", "一個模型，格式同 OpenAI"),
+        ("404 for another name.", "別的名稱是 404。"),
+        response={"id": "my_model", "object": "model"},
+    ),
+    "/healthz": Said(
+        ("Is it alive?", "還活著嗎？"), ("503 where it must be started again.", "要重新啟動時回 503。"),
+        response={"status": "ok"},
+    ),
+    "/readyz": Said(
+        ("May requests come?", "可以送請求來嗎？"), ("503 while it is ending.", "正在結束時回 503。"),
+        response={"status": "ready"},
     ),
     "/v1/fill": Said(
         ("Fill blanks", "填空"),
@@ -144,6 +159,7 @@ def described(app: FastAPI) -> dict[str, Any]:
         schemas.pop(unused, None)
     definition = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= {**definition.pop("$defs"), "ErrorBody": definition}
+    describe_fields(schemas)
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             _describe_operation(path, operation)
@@ -152,6 +168,7 @@ def described(app: FastAPI) -> dict[str, Any]:
 
 def _describe_operation(path: str, operation: dict[str, Any]) -> None:
     responses = operation.setdefault("responses", {})
+    responses.pop("422", None)  # in FastAPI's own form, which is not ours
     body = (operation.get("requestBody") or {}).get("content", {}).get("application/json")
     if said := SAID.get(path):
         operation["summary"], operation[ZH_SUMMARY] = said.summary
@@ -162,6 +179,6 @@ def _describe_operation(path: str, operation: dict[str, Any]) -> None:
         if said.response is not None and good is not None:
             good["example"] = said.response
     for status, (text, chinese) in ERRORS.items():
-        if body is not None or status == "401":
+        if body is not None or (status == "401" and path not in OPEN):
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
             responses[status] = {"description": text, ZH: chinese, "content": content}

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from forked import quick_python
+from forked import STEPS, WITH_PICTURES, quick_python
 from live_server import LiveServer
 from test_docs import LINK, LONGEST, OF_THIS_MACHINE, both, page, text_of
 from test_readme import commands, python_blocks
@@ -127,23 +127,29 @@ def test_every_request_of_the_page_is_answered_with_the_fields_that_it_shows(pat
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
-def test_the_commands_of_the_page_run_in_their_order(tmp_path):
+@pytest.mark.parametrize(
+    "steps", ["4", pytest.param("", marks=pytest.mark.nightly)], ids=["4 steps", "to the end"]
+)
+def test_the_commands_of_the_page_run_in_their_order(tmp_path, steps):
     for file in ("fine_tuning_llm.py", "inference.py", "finetune", "ds_config.json"):
         (tmp_path / file).symlink_to(ROOT / file)
     (tmp_path / "bin").mkdir()
-    how = {"cwd": tmp_path, "env": quick_python(tmp_path / "bin"), "capture_output": True, "text": True}
+    env = {key: value for key, value in quick_python(tmp_path / "bin").items() if key != WITH_PICTURES}
+    env |= {STEPS: steps} if steps else {}
+    how = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 300}
     *lines, stop = commands(page(NAME))[0]
     answers = {}
     for line in lines:
-        done = subprocess.run(["bash", "-c", line], timeout=300, **how)
-        assert done.returncode == 0, (line, done.stderr[-2000:], (tmp_path / "serve.log").read_text())
+        done = subprocess.run(["bash", "-c", line], **how)
+        assert done.returncode == 0, (line, done.stderr[-2000:])
         answers[line] = done.stdout
     for block in python_blocks(page(NAME)):
-        done = subprocess.run([sys.executable, "-c", block], timeout=300, **how)
+        done = subprocess.run([sys.executable, "-c", block], **how)
         assert done.returncode == 0, done.stderr[-2000:]
-    assert subprocess.run(["bash", "-c", stop], **how).returncode == 0
+    until_it_ends = f"pid=$(cat serve.pid); {stop}; tail --pid=$pid -f /dev/null"
+    assert subprocess.run(["bash", "-c", until_it_ends], **how).returncode == 0
+    assert "已停止：收下的請求都答完了" in (tmp_path / "serve.log").read_text("utf-8")
     (asked,) = [line for line in lines if "/v1/answer" in line]
-    assert json.loads(answers[asked])["answer"] == "B"
+    assert json.loads(answers[asked])["answer"] == "B" or steps
     assert "finetune_requests_total" in (tmp_path / "metrics.txt").read_text("utf-8")
     assert (tmp_path / "requests.jsonl").read_text("utf-8").count("\n") >= 3

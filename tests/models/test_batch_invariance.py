@@ -132,6 +132,29 @@ def test_bert_without_transformers_gives_the_same_digits(tmp_path):
     assert differing(plain, calls) == []
 
 
+@torch.no_grad()
+def test_weights_that_change_between_passes_count_from_the_next_one_on():
+    forward = forward_pass("bert", "mlm")
+    call = calls_of(forward)[5]
+    before = [forward(*call) for _ in range(12)]  # the first ones without copies of the weights
+    assert all(torch.equal(before[0], other) for other in before)
+    forward.model.bert.encoder.layer[0].output.dense.weight.mul_(1.5)
+    after = forward(*call)
+    assert not torch.equal(after, before[0])
+    assert torch.equal(after, TokenLogits(forward.model).eval()(*call))
+
+
+@torch.inference_mode()
+def test_a_hook_on_a_linear_layer_is_called():
+    forward, seen = forward_pass("bert", "mlm"), []
+    call = calls_of(forward)[5]
+    expected = forward(*call)
+    dense = forward.model.bert.encoder.layer[1].intermediate.dense
+    dense.register_forward_hook(lambda _, __, output: seen.append(output.shape))
+    torch.testing.assert_close(forward(*call), expected, rtol=0, atol=1e-5)
+    assert len(seen) == 1
+
+
 def test_a_model_whose_digits_depend_on_its_neighbours_is_found_out():
     assert not is_batch_invariant(
         forward_pass("bert", "mlm", hidden_act="relu").train(), PAD, WORDS, "cpu", 190

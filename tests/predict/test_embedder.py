@@ -11,6 +11,7 @@ import torch
 from conftest import make_causal_dir, make_model_dir, make_vocabulary, random_text
 
 import inference
+from finetune.cli.inference_args import POOLINGS
 from finetune.predict.embedder import Embedder
 from finetune.runtime.errors import UserError
 
@@ -138,6 +139,14 @@ def test_every_pooling_reads_the_tokens_it_says(body_dir, pooling):
             hidden = body(**tokenizer(text, return_tensors="pt"))[0][0]
         rows = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.amax(0), "lasttoken": hidden[-1]}
         np.testing.assert_allclose(vector, rows[pooling].numpy(), **CLOSE)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_digits_of_a_vector_do_not_depend_on_the_texts_beside_it(body_dir, pooling):
+    loaded, texts = load(body_dir), [*some_texts(), "天" * 90]
+    together = embed(loaded, texts, pooling)
+    alone = np.concatenate([embed(loaded, [text], pooling) for text in texts])
+    assert np.array_equal(together, alone)
 
 
 @pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "TokenClassification"])

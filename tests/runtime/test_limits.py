@@ -4,6 +4,7 @@ ends in one message that names the file, the key, the value and the bound."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -19,6 +20,7 @@ import inference
 from finetune.models import tokenizer_checks
 from finetune.runtime import limits, sandbox, strict_json
 from finetune.runtime.errors import UserError
+from finetune.runtime.listening import listen
 from finetune.runtime.sandbox import Sandbox
 
 
@@ -216,6 +218,19 @@ def test_a_chat_template_that_loops_or_swells_without_end_is_refused_and_only_it
     edit(folder / "tokenizer_config.json", lambda said: said.update(chat_template="x" * 3_000_000))
     (folder / "chat_template.jinja").unlink()
     refused(folder, "'chat_template'", "3,000,000", "262,144")
+
+
+def open_files() -> list[str]:
+    """What the descriptors of this process beyond its standard streams lead to."""
+    places = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd") if int(number) > 2]
+    return [os.readlink(place) for place in places if os.path.islink(place)]
+
+
+def test_a_confined_child_holds_no_file_of_its_parent_open(tmp_path):
+    """Else a connection that a server closes stays open while the child lives, and so does its port."""
+    with (tmp_path / "x").open("w"), listen("127.0.0.1", 0):
+        files = Sandbox(open_files, "x")()
+    assert len(files) == 3 and {name.partition(":")[0] for name in files} == {"pipe", os.devnull}
 
 
 @pytest.mark.slow

@@ -110,13 +110,14 @@ def check(status: int, content: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def apps(tmp_path_factory, model_dir):
+def apps(tmp_path_factory, model_dir, qwen_dir):
     home = tmp_path_factory.mktemp("fuzzed")
     folders = [
         model_dir,
         make_head(home / "single", model_dir, "AutoModelForSequenceClassification"),
         make_head(home / "reader", model_dir, "AutoModelForQuestionAnswering"),
         make_tagger(home / "tagger", model_dir),
+        qwen_dir,
     ]
     apps = [Direct(folder) for folder in folders]
     yield apps
@@ -144,13 +145,15 @@ SENSIBLE = {  # field -> values near those that are allowed
     "context": ["天地玄黃宇宙", ""], "input": ["天", ["天", "地"], [5, 6], [[5], [6]], [[10**9]], [None]],
     "inputs": ["天", ["天", "地"], [["天"], ["天", "地"]], [[]]], "encoding_format": ["float", "base64", 1],
     "dimensions": [32, 1], "truncate": [True, "yes"], "raw_scores": [True], "model": ["tiny", "", None],
-    "messages": [[{"role": "user", "content": "天"}], [{}], "天"], "stream": [True, 1], "max_tokens": [1, -1],
+    "messages": [[{"role": "user", "content": "天"}], [{}], "天"], "stream": [True, 1],
+    "max_tokens": [1, 3, -1],
     "temperature": [0, 3, -1], "stop": ["天", ["天"] * 9], "n": [1, 0], "logprobs": [True, 5], "echo": [True],
 }  # fmt: skip
 NEEDED = {  # path -> the fields without which nothing is asked
     "/v1/fill": ["prompt"], "/v1/answer": ["question", "options"], "/v1/classify": ["text"],
     "/predict": ["inputs"], "/v1/tag": ["text"], "/v1/span": ["question", "context"],
-    "/v1/embeddings": ["input"], "/v1/completions": ["prompt"], "/v1/chat/completions": ["messages"],
+    "/v1/embeddings": ["input"], "/v1/completions": ["prompt", "max_tokens"],
+    "/v1/chat/completions": ["messages", "max_tokens"],
 }  # fmt: skip
 SPLICES = [
     b"", b"{", b"}", b"[" * 200, b'"', b"\\", b"\\ud800", b",", b"NaN", b"-", b"1e999", b"9" * 4500, b"\x00",
@@ -236,7 +239,7 @@ def test_any_headers_are_answered_or_refused_with_a_reason(apps, locked, bounded
     for number, (method, path, proper) in enumerate(requests):
         app = (locked, apps[0])[number % 2]
         status = app.ask(method, path, b'{"prompt": "x"}', [*PROPER, *sent] if proper else sent)
-        is_open = path in ("/", "/healthz", "/readyz") and method in ("GET", "HEAD")
+        is_open = path in ("/", "/docs", "/healthz", "/readyz") and method in ("GET", "HEAD")
         assert app is not locked or is_open or status in (401, 403) or method == "OPTIONS"
 
 

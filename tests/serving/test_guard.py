@@ -10,8 +10,12 @@ import socket
 import pytest
 from live_server import LiveServer
 
+import inference
+from finetune.cli.serve_checks import read_keys
+from finetune.runtime.errors import UserError
 from finetune.serving import guard
 from finetune.serving.json_body import BODY
+from finetune.serving.settings import ServerSettings
 
 KEYS = ("the-first-key-1", "the-second-key-2")
 FILL = {"prompt": "天[MASK]玄黃", "top_k": 1}
@@ -83,6 +87,26 @@ def test_whether_it_is_alive_is_told_without_a_key(locked):
     assert ask(locked, "POST", "/healthz", {})[0] == 401
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.edu.tw"])
+def test_an_address_of_another_machine_needs_a_key(capsys, host):
+    assert inference.main(["--model_path", "./missing", "--serve", "--host", host]) == 2
+    assert f"--host {host}" in (said := capsys.readouterr().err) and "--api_key" in said
+    with pytest.raises(UserError, match="api_keys"):
+        ServerSettings("tiny", host)
+
+
+def test_keys_come_from_a_file_or_the_environment_and_a_wrong_one_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUR_KEY", " key-in-the-environment ")
+    (tmp_path / "keys").write_text("the-first-key\n\nthe-second-key\n")
+    assert read_keys("env:OUR_KEY") == ("key-in-the-environment",)
+    assert read_keys(str(tmp_path / "keys")) == ("the-first-key", "the-second-key")
+    (tmp_path / "bad").write_text("a key with spaces")
+    for place in ("my-secret-key", str(tmp_path / "bad"), "env:NOT_THERE"):
+        with pytest.raises(UserError) as refused:
+            read_keys(place)
+        assert "my-secret-key" not in str(refused.value) and "a key with" not in str(refused.value)
+
+
 def test_every_key_is_compared_whole_whichever_is_right(locked, monkeypatch):
     """The time tells neither which key was near nor how much of it: all are compared, as hashes of one
     length, by compare_digest."""
@@ -148,6 +172,13 @@ def test_only_a_named_site_may_call_and_it_is_told_why_it_was_refused(locked):
 
 
 # ---- bodies ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [b"a: b\r\n" * 200, b"a: " + b"b" * (1 << 17), b"x" * (1 << 17)])
+def test_headers_without_end_are_refused(server, more):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + more)
+        assert line.recv(65536).startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server):

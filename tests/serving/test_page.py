@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 from axe_core_python.sync_playwright import Axe
 from browser import started
-from conftest import make_causal_dir
 from encoder_decoders import make as make_seq2seq
 from live_server import LiveServer
 from starlette.responses import StreamingResponse
@@ -31,14 +31,15 @@ FOLDER = Path(finetune.serving.__file__).parent
 HAN = re.compile(r"[\u3400-\u9fff]")
 EVIL = '<img src=x onerror="document.title=1">"\'&'  # what would run, were it HTML
 PARTS = {  # kind of model -> its tabs, and what a person fills in: field -> value
-    "masked": {"fill": {"prompt": "天[MASK]玄[MASK]"}, "answer": {"question": "天地玄黃？"}, "embed": {"texts": "天地\n玄黃"}},
-    "choice": {"answer": {"question": "天地玄黃？"}, "embed": {"texts": "天地\n玄黃"}},
+    "masked": {"fill": {"prompt": "天[MASK]玄[MASK]"}, "answer": {"question": "天地玄黃？"}},
+    "choice": {"answer": {"question": "天地玄黃？"}},
     "multi": {"classify": {"text": "天地玄黃"}, "embed": {"texts": "天地\n玄黃"}},
-    "tagger": {"tag": {"text": "天😀地玄黃宇宙洪荒"}, "embed": {"texts": "天地\n玄黃"}},
-    "extractor": {"span": {"question": "天地", "context": "日月盈昃😀辰宿列張"}, "embed": {"texts": "天地\n玄黃"}},
+    "tagger": {"tag": {"text": "天😀地玄黃宇宙"}},
+    "extractor": {"span": {"question": "天地", "context": "日月盈昃😀辰宿列張"}},
     "chat": {"chat": {"message": "天地"}, "complete": {"prompt": "天地"}, "answer": {"question": "天地玄黃？"}},
-    "seq2seq": {"transform": {"prompt": "天地"}, "embed": {"texts": "天地\n玄黃"}},
+    "seq2seq": {"transform": {"prompt": "天地"}},
 }  # fmt: skip
+CONTRAST = ["color-contrast"]
 OPTIONS = ["玄黃", "宇宙", "洪荒"]
 
 
@@ -48,14 +49,14 @@ def browser():
         yield browser
 
 
-def scripted(request):
+async def scripted(request):
     """A stream in OpenAI's form, as the last text asks: `break` ends it early, `fail` has an error, `wait`
-    never ends."""
+    goes on for a minute."""
+    body = await request.json()
+    chat = "messages" in body
+    text = body["messages"][-1]["content"] if chat else body["prompt"]
 
     async def events():
-        body = await request.json()
-        chat = "messages" in body
-        text = body["messages"][-1]["content"] if chat else body["prompt"]
         for piece in ("玄", "黃", EVIL):
             choice = {"delta": {"content": piece}} if chat else {"text": piece}
             yield f"data: {json.dumps({'choices': [{'index': 0, **choice, 'finish_reason': None}]})}\n\n"
@@ -67,14 +68,11 @@ def scripted(request):
             yield 'data: {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "length"}]}\n\n'
             yield "data: [DONE]\n\n"
 
-    async def answer():
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    return answer()
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory, spread_model_dir, model_dir):
+def servers(tmp_path_factory, spread_model_dir, model_dir, qwen_dir):
     """A server of each kind, started when it is first asked for."""
     home, started_ones = tmp_path_factory.mktemp("kinds"), {}
     card = RunCard(task="classify", scoring="", base_model=EVIL.replace("/", ""), dataset=EVIL, max_length=48)
@@ -98,15 +96,16 @@ def servers(tmp_path_factory, spread_model_dir, model_dir):
         ),
         "tagger": lambda folder: make_tagger(folder, model_dir),
         "extractor": lambda folder: make_head(folder, model_dir, "AutoModelForQuestionAnswering"),
-        "chat": make_causal_dir,
+        "chat": lambda folder: qwen_dir,
+        "scripted": lambda folder: qwen_dir,
         "seq2seq": seq2seq,
     }
 
     class Servers(dict):
         def __missing__(self, kind):
             server = LiveServer(makers[kind](home / kind), name=f"{kind} {EVIL}")
-            for path in ("/v1/chat/completions", "/v1/completions"):
-                server._server.config.app.router.routes.insert(0, Route(path, scripted, methods=["POST"]))
+            for path in ("/v1/chat/completions", "/v1/completions") if kind == "scripted" else ():
+                server.server.config.app.router.routes.insert(0, Route(path, scripted, methods=["POST"]))
             self[kind] = started_ones[kind] = server.__enter__()
             return server
 
@@ -165,16 +164,18 @@ def chinese_left(page) -> list[str]:
         r"""() => { const found = [];
         const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         while (walk.nextNode()) { const node = walk.currentNode, above = node.parentElement;
-            if (/[\u3400-\u9fff]/.test(node.data) && !above.closest("[translate=no],[lang^=zh],script,noscript,textarea"))
-                found.push(node.data); }
+            const data = above.closest("[translate=no],[lang^=zh],script,noscript,textarea");
+            if (/[\u3400-\u9fff]/.test(node.data) && !data) found.push(node.data); }
         for (const node of document.querySelectorAll("[aria-label]"))
-            if (/[\u3400-\u9fff]/.test(node.getAttribute("aria-label")) && node.dataset.tLabel != "fill.put") found.push(node.ariaLabel);
+            if (/[\u3400-\u9fff]/.test(node.ariaLabel) && node.dataset.tLabel != "fill.put")
+                found.push(node.ariaLabel);
         return found; }"""
     )
 
 
-def assert_accessible(page) -> None:
-    found = Axe().run(page)["violations"]
+def assert_accessible(page, rules=None) -> None:
+    """axe finds nothing serious or critical. What the other scheme changes is the contrast alone."""
+    found = Axe().run(page, options={"runOnly": rules} if rules else None)["violations"]
     serious = [
         (one["id"], [node["html"][:120] for node in one["nodes"]][:3])
         for one in found if one["impact"] in ("serious", "critical")
@@ -197,10 +198,12 @@ def test_nothing_seen_is_missing_in_a_language_and_no_word_is_idle():
         assert set(re.findall(r"\{\w+\}", chinese)) == set(re.findall(r"\{\w+\}", english)), key
     used = {
         *re.findall(r'data-t(?:-label)?="([\w.]+)"', page),
-        *re.findall(r'"([a-z]\w*\.[\w.]*\w)"', script),
+        *re.findall(r'"([a-z]\w*\.[\w.]*\w|[a-z]+)"', script),
     }
     groups = {key.split(".")[0] for key in pairs}
-    assert {key for key in used if key.split(".")[0] in groups} - {"chat.completions"} <= {*pairs}
+    assert {key for key in used if "." in key and key.split(".")[0] in groups} - {"chat.completions"} <= {
+        *pairs
+    }
     made = re.compile(r"(kind|task|set|metric|chat)\.|\w+\.(tab|run)$|language")  # put together by the script
     assert {key for key in pairs if not made.match(key)} <= used
 
@@ -223,7 +226,7 @@ def test_every_kind_answers_in_both_languages_schemes_and_widths(browser, server
         page.select_option("#scheme", "dark")
         assert not chinese_left(page)
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 27)"
-        assert_accessible(page)
+        assert_accessible(page, CONTRAST)
         page.set_viewport_size({"width": 360, "height": 800})
         for tab in PARTS[kind]:
             page.click(f"#tab-{tab}")
@@ -301,7 +304,7 @@ def test_a_link_brings_an_entry_back_and_nothing_of_it_is_sent_before_the_button
         assert page.input_value("#answer-scoring") == "pll" and not asked
         done(page, "answer")
         assert [url.rsplit("/", 1)[-1] for url in asked] == ["answer"]
-    with opened(browser, servers["chat"].url) as page:
+    with opened(browser, servers["scripted"].url) as page:
         fill_in(page, "chat", {"message": "天地"})
         done(page, "chat")
         page.fill("#chat-message", "宇宙")
@@ -348,7 +351,8 @@ def test_options_are_pasted_as_people_write_them(browser, servers):
         ):
             page.evaluate(
                 """text => { const data = new DataTransfer(); data.setData("text", text);
-                document.querySelector("#options input").dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, cancelable: true})); }""",
+                const paste = new ClipboardEvent("paste", {clipboardData: data, cancelable: true});
+                document.querySelector("#options input").dispatchEvent(paste); }""",
                 text,
             )
             values = page.locator("#options input").evaluate_all("all => all.map(one => one.value)")
@@ -356,12 +360,10 @@ def test_options_are_pasted_as_people_write_them(browser, servers):
 
 
 def test_a_reply_comes_piece_by_piece_is_stopped_and_breaks_off_in_words(browser, servers):
-    with opened(browser, servers["chat"].url, "en-US", noise=("ERR_INCOMPLETE",)) as page:
+    with opened(browser, servers["scripted"].url, "en-US", noise=("ERR_INCOMPLETE",)) as page:
         page.fill("#chat-message", "wait")
-        page.keyboard.press("Enter") if page.evaluate("document.activeElement.id") else page.press(
-            "#chat-message", "Enter"
-        )
-        page.wait_for_function("document.querySelector('.turn.assistant p')?.textContent.startsWith('玄黃')")
+        page.press("#chat-message", "Enter")
+        page.wait_for_selector(".turn.assistant p:text('玄黃')")
         page.click("#chat .stop")
         page.wait_for_selector("#chat .status[data-t='status.stopped']")
         for last, said in (("fail", "壞了"), ("break", "broke off")):
@@ -382,23 +384,22 @@ def test_a_reply_comes_piece_by_piece_is_stopped_and_breaks_off_in_words(browser
         )
 
 
+def fulfil(route, **answer):
+    route.fulfill(body=json.dumps({"error": {"message": EVIL}}), **answer)
+
+
 def test_errors_are_said_in_words_where_they_happen(browser, servers):
     answers = {
-        401: ("key", {}), 413: ("error.large", {}), 422: ("error.refused", {}), 429: ("error.busy", {"Retry-After": "7"}),
-        500: ("error.server", {}), 503: ("error.draining", {}), 504: ("error.time", {}),
+        401: ("key", {}), 413: ("error.large", {}), 422: ("error.refused", {}),
+        429: ("error.busy", {"Retry-After": "7"}), 500: ("error.server", {}), 503: ("error.draining", {}),
+        504: ("error.time", {}),
     }  # fmt: skip
     noise = ("status of", "ERR_")
     with opened(browser, servers["masked"].url, "en-US", noise=noise) as page:
         page.fill("#fill-prompt", "天[MASK]")
         for status, (word, headers) in answers.items():
-            body = json.dumps({"error": {"message": EVIL}})
             page.unroute("**/v1/fill")
-            page.route(
-                "**/v1/fill",
-                lambda route, one=(status, headers, body): route.fulfill(
-                    status=one[0], headers=one[1], body=one[2]
-                ),
-            )
+            page.route("**/v1/fill", functools.partial(fulfil, status=status, headers=headers))
             page.click("#fill .run")
             if word == "key":
                 page.wait_for_selector("#key[open]")
@@ -443,6 +444,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser, servers):
             "JSON.stringify(localStorage) + document.cookie + location.href"
         )
         page.click("#fill .code summary")
+        page.wait_for_selector("#fill pre:not(:empty)")
         assert "$API_KEY" in page.inner_text("#fill pre") and "right-key" not in page.inner_text("#fill pre")
         page.click("#forget")
         assert page.evaluate("sessionStorage.api_key") is None
@@ -454,6 +456,7 @@ def test_the_programs_that_the_page_shows_give_the_same_answer(browser, servers)
     with opened(browser, servers["masked"].url) as page:
         fill_in(page, "fill", {"prompt": prompt})
         page.click("#fill .code summary")
+        page.wait_for_selector("#fill pre:not(:empty)")
         curl = page.inner_text("#fill pre")
         page.select_option("#fill .which", "Python")
         python = page.inner_text("#fill pre")
@@ -461,6 +464,7 @@ def test_the_programs_that_the_page_shows_give_the_same_answer(browser, servers)
         page.fill("#embed-texts", "天地\n玄黃")
         page.click("#embed .code summary")
         page.select_option("#embed .which", "Python")
+        page.wait_for_selector("#embed pre:has-text('OpenAI')")
         assert "from openai import OpenAI" in page.inner_text("#embed pre")
         compile(page.inner_text("#embed pre"), "embed", "exec")
     run = {"capture_output": True, "text": True, "check": True, "timeout": 60}
@@ -474,7 +478,7 @@ def test_the_docs_have_every_path_and_field_in_both_languages(browser, servers):
     with opened(browser, servers["masked"].url + "/docs") as page:
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
-                shown = page.inner_text(f"#{method}{path.replace('/', '-')}")
+                shown = page.inner_text("#" + re.sub(r"\W+", "-", method + path).strip("-"))
                 assert operation[ZH_SUMMARY] in shown and path in shown
         for field in schema["components"]["schemas"]["FillBody"]["properties"]:
             assert page.locator("#post-v1-fill th", has_text=field).count()
@@ -488,7 +492,7 @@ def test_the_docs_have_every_path_and_field_in_both_languages(browser, servers):
         )
         examples = ("地球", "木星")
         assert not [text for text in visible if HAN.search(text) and not any(one in text for one in examples)]
-        assert_accessible(page)
+        assert_accessible(page, CONTRAST)
         page.set_viewport_size({"width": 360, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 

@@ -247,6 +247,21 @@ def test_while_a_stream_is_finished_new_requests_are_turned_away(model_dir):
         idle.close()
 
 
+def test_a_request_that_never_ends_holds_the_server_up_no_longer_than_its_time(model_dir, monkeypatch):
+    monkeypatch.setattr(uvicorn_server, "CLOSE", 1)
+    release = threading.Event()
+    with with_route(model_dir, lambda: parts(release), request_timeout=LIMIT) as server:
+        stream = connect(server.port)
+        stream.sendall(raw_request("/stream"))
+        assert stream.recv(65536)
+        begun = time.monotonic()
+        server.stop()
+        assert LIMIT < time.monotonic() - begun < PATIENCE / 2 and not server.server.drained
+        assert not read_all(stream).endswith(b"0\r\n\r\n")  # the client is told that it is not whole
+        release.set()
+        stream.close()
+
+
 # ---- health ------------------------------------------------------------------------------------------------
 
 
