@@ -57,7 +57,9 @@ def text_features(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> F
     ids = [
         token
         for text in texts
-        for token in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for token in tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
     ]
     shown = sum(len(part) for text in texts for part in text.split())
     features = {

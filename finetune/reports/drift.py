@@ -148,7 +148,7 @@ def answer_title(answer: str) -> str:
 
 def value(name: str, number: float, sign: bool = False) -> str:
     """Write a value of a feature, or with `sign` a difference of two."""
-    plus = "+" if sign else ""
+    plus, number = "+" if sign else "", round(number, 3) + 0.0  # no −0
     if name in SHARES:
         return f"{points(number)} 點" if sign else percent(number)
     return f"{number:{plus}.1f}" if name in WHOLE else f"{number:{plus}.3f}"

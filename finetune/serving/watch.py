@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 WAITING = 1024  # requests whose features are not written yet; more are counted and not written
 AT_ONCE = 256  # lines of one write
+PAUSE = 0.1  # seconds until the features of a request are taken, together with those that came meanwhile
 CLOSING = 10.0  # seconds for what still waits when the server ends
 BLANK = "[MASK]"  # stands for no text of the request
 STATE = "watched"
@@ -129,6 +130,7 @@ class Watch:
         self._features = FeatureReader(predictor, report)
         self._model = {"model": name, "weights": weights_of(predictor.card)}
         self._queue: queue.Queue[Answered | None] = queue.Queue(WAITING)
+        self._hurry = threading.Event()
         self._file = AppendedFile(path)
         try:
             self._file.append(b"")
@@ -152,10 +154,13 @@ class Watch:
 
     def flush(self) -> None:
         """Wait until what was added before is written."""
+        self._hurry.set()
         self._queue.join()
+        self._hurry.clear()
 
     def close(self) -> None:
         """Write what still waits, and end."""
+        self._hurry.set()
         try:
             self._queue.put(None, timeout=CLOSING)
         except queue.Full:
@@ -168,6 +173,8 @@ class Watch:
         ended = False
         while not ended:
             waiting = [self._queue.get()]
+            if waiting[0] is not None:
+                self._hurry.wait(PAUSE)  # until its answer is out: the interpreter runs one thread at a time
             while len(waiting) < AT_ONCE and not self._queue.empty():
                 waiting.append(self._queue.get())
             ended = None in waiting
