@@ -21,6 +21,7 @@ from finetune.serving.settings import ServerSettings
 
 HEALTH = ("/healthz", "/readyz")
 OPEN = ("/", "/docs", *HEALTH)  # without a key: pages that say nothing of the model; the first asks for one
+LARGE = 1 << 16  # bytes of a body that takes a while to check
 HELD = 256 << 20  # bytes of all bodies that are being read or answered
 DEADLINE = "read_deadline"  # in the state of a scope: when a request must be there, by time.monotonic
 
@@ -102,7 +103,10 @@ class RequestGuard:
                 deadline = scope.get("state", {}).get(DEADLINE)
                 if not await self._read(body, headers, receive, deadline):
                     return  # nobody is there to be answered
-                check_json(bytes(body))
+                if len(body) > LARGE:  # other requests are answered meanwhile
+                    await asyncio.to_thread(check_json, bytes(body))
+                else:
+                    check_json(bytes(body))
                 receive = _once(bytes(body), receive)
             await self._app(scope, receive, send)
         except ApiError as error:
