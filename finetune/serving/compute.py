@@ -27,7 +27,9 @@ class ComputeThread:
     """The thread that runs the model.
 
     One thread computes: two passes at once would share the same cores, and each would take longer than both
-    one after another.
+    one after another. Best it is the thread that has loaded the model (`adopt`): another one makes OpenMP
+    keep a second team of threads, more than there are cores, and all wait less patiently for one another:
+    the pass of a small model takes twice as long.
 
     Args:
         passed: told of each pass.
@@ -35,6 +37,7 @@ class ComputeThread:
 
     Attributes:
         changed: held while what waits is looked at or added to.
+        is_alive: the thread takes work.
     """
 
     def __init__(
@@ -45,30 +48,33 @@ class ComputeThread:
         self.passed, self._failed = passed, failed
         self.changed = threading.Condition()
         self._sources: list[Source] = [Jobs(self)]
+        self.is_alive = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._owned: threading.Thread | None = None  # a thread of its own
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start a thread of its own."""
+        self.is_alive = True
+        self._thread = self._owned = threading.Thread(target=self.work, name="compute", daemon=True)
+        self._owned.start()
+
+    def adopt(self) -> None:
+        """Make the current thread the one; `work` must follow in it."""
+        self.is_alive, self._thread = True, threading.current_thread()
 
     def stop(self) -> None:
-        """End the thread after the portion that it is at, and wait for it."""
+        """End `work` after the portion that it is at, and wait for a thread of its own."""
         with self.changed:
             self._stopped = True
             self.changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._owned is not None:
+            self._owned.join()
 
     @property
     def is_current(self) -> bool:
         """True in the thread itself, which must not wait for itself."""
         return threading.current_thread() is self._thread
-
-    @property
-    def is_alive(self) -> bool:
-        """True while the thread runs."""
-        return self._thread.is_alive()
 
     def add(self, source: Source) -> None:
         """Have a source's work done from now on."""
@@ -84,20 +90,23 @@ class ComputeThread:
         assert isinstance(jobs, Jobs)
         return jobs.add(job).result()
 
-    def _run(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(
-                    lambda: self._stopped or any(source.has_work() for source in self._sources)
-                )
-                if self._stopped:
-                    return
-                ready = [source for source in self._sources if source.has_work()]
-            for source in ready:
-                try:
-                    source.work()
-                except Exception as error:  # the server goes on: other requests are none the worse
-                    self._failed(error)
+    def work(self) -> None:
+        """Run what waits until `stop`."""
+        try:
+            while ready := self._wait():
+                for source in ready:
+                    try:
+                        source.work()
+                    except Exception as error:  # the server goes on: other requests are none the worse
+                        self._failed(error)
+        finally:
+            self.is_alive = False
+
+    def _wait(self) -> list[Source]:
+        """Wait for work, and return the sources that have some; none once the thread is stopped."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._stopped or any(source.has_work() for source in self._sources))
+            return [] if self._stopped else [source for source in self._sources if source.has_work()]
 
 
 class Jobs:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
 from finetune.cli.inference_args import KINDS, InferenceArgs
@@ -18,6 +20,7 @@ from finetune.runtime.signals import StopRequest
 if TYPE_CHECKING:
     from finetune.serving.service import Service
     from finetune.serving.settings import ServerSettings
+    from finetune.serving.uvicorn_server import Server
 
 INSTALL = "pip install -r requirements-serve.txt"
 DRAINS = "收到停止訊號：不再收新的請求，收下的答完就結束（再按一次立刻結束）"
@@ -56,15 +59,28 @@ def run_server(predictor: LocalPredictor, settings: ServerSettings) -> tuple[int
         raise UserError(f"--serve：沒有安裝 {error.name}；{INSTALL}") from None
 
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
-        service = Service(predictor, settings)
+        service = Service(predictor, settings, runs_here=True)
         log(_welcome(service, address_of(listener)[1]))
-        with StopRequest() as stop, stop.deferring(DRAINS), logging_to(service.log.remark):
+        with (
+            StopRequest() as stop, stop.deferring(DRAINS), logging_to(service.log.remark),
+            ThreadPoolExecutor(1, "web") as threads,
+        ):  # fmt: skip
             server = Server(service, stop)
+            web = threads.submit(_serve_requests, server, listener, service)
             try:
-                server.run([listener])
+                service.compute.work()
+                web.result()
             finally:
                 _close(service, stop)
     return stop.signum, server.drained
+
+
+def _serve_requests(server: Server, listener: socket.socket, service: Service) -> None:
+    """Answer requests until the server ends; then end what runs the model."""
+    try:
+        server.run([listener])
+    finally:
+        service.compute.stop()
 
 
 def _close(service: Service, stop: StopRequest) -> None:

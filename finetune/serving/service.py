@@ -38,6 +38,7 @@ class Service:
     Args:
         predictor: the model; its forward pass is shared among requests from now on.
         settings: bounds and names.
+        runs_here: the current thread will run the model, by `compute.work`; else a thread of its own does.
 
     Attributes:
         compute: the thread that runs the model.
@@ -48,7 +49,7 @@ class Service:
         watch: notes features of requests (--watch); None where that is not wanted.
     """
 
-    def __init__(self, predictor: LocalPredictor, settings: ServerSettings):
+    def __init__(self, predictor: LocalPredictor, settings: ServerSettings, runs_here: bool = False):
         self.predictor, self.settings = predictor, settings
         self.accepted, self.draining = 0, False
         facts = {"name": settings.name, "kind": self.kind, **predictor.environment()}
@@ -63,8 +64,12 @@ class Service:
         lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
-        self.compute.start()
-        self.compute.run(partial(_use_threads, torch.get_num_threads()))
+        if runs_here:
+            self.compute.adopt()
+        else:
+            threads = torch.get_num_threads()
+            self.compute.start()
+            self.compute.run(partial(_use_threads, threads))
         if self.watch:
             self.watch.start()
 

@@ -20,6 +20,7 @@ PAGES = (
     "own_exam", "own_texts", "classify", "tag", "span", "seq2seq", "embed", "layers", "textbook", "machines",
     "trust", "drift",
 )  # fmt: skip
+ILLUSTRATED = (*PAGES, "page")  # which shows pictures of tests/serving/page_pictures.py and runs nothing
 WITHOUT_PICTURES = {"embed"}
 BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<svg "}  # of pictures
 LARGEST = 120_000  # bytes of a picture
@@ -61,7 +62,7 @@ def test_both_languages_hold_the_same_commands_and_pictures(name):
     assert pictures[0] == pictures[1] and bool(pictures[0]) != (name in WITHOUT_PICTURES)
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ILLUSTRATED)
 def test_every_picture_is_there_small_described_and_every_link_leads_somewhere(name):
     for one in both(name):
         for described, path in PICTURE.findall(text_of(one)):
@@ -73,7 +74,7 @@ def test_every_picture_is_there_small_described_and_every_link_leads_somewhere(n
 
 
 def test_no_picture_is_without_a_page():
-    shown = {path for name in PAGES for _, path in PICTURE.findall(text_of(page(name)))}
+    shown = {path for name in ILLUSTRATED for _, path in PICTURE.findall(text_of(page(name)))}
     files = [file for file in (ROOT / "docs/pictures").rglob("*") if file.suffix in BEGINNINGS]
     assert {file.relative_to(ROOT / "docs").as_posix() for file in files} == shown
 
@@ -89,7 +90,7 @@ def test_the_figures_of_the_textbook_are_those_that_its_command_draws():
     assert {file.stem: file.read_text(encoding="utf-8") for file in folder.iterdir()} == drawn.files
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ILLUSTRATED)
 def test_a_page_is_short_and_names_no_path_of_a_machine(name):
     for one in both(name):
         text = text_of(one)

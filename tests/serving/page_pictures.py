@@ -1,7 +1,7 @@
 """Pictures of the page for the docs: `python tests/serving/page_pictures.py OUT KIND=FOLDER …`.
 
 KIND is a tab of the page (fill, answer, classify, tag, span, chat, complete, transform, embed), FOLDER a
-model that has it. Each becomes OUT/serve_KIND.png: the page with an example and the model's answer.
+model that has it. Each becomes OUT/KIND.png: the page with an example and the model's answer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def draw(browser, kind: str, folder: Path, out: Path) -> Path:
         clip = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": whole}
         shot = page.screenshot(full_page=True, clip=clip)
         page.context.close()
-    path = out / f"serve_{kind}.png"
+    path = out / f"{kind}.png"
     Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     return path
 
