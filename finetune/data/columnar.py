@@ -73,7 +73,7 @@ def _read_batches(batches: Iterator[Any], file: Path, kind: str) -> Rows:
                 for row in _batch_rows(batch.slice(start, BLOCK)):
                     number += 1
                     yield number, row
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # pyarrow decodes names of columns itself
         reason = _one_line(error)
         if number:
             raise UserError(

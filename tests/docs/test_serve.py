@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from forked import STEPS, WITH_PICTURES, quick_python
 from live_server import LiveServer
 from test_docs import LINK, LONGEST, OF_THIS_MACHINE, both, page, text_of
 from test_readme import commands, python_blocks
 
-from finetune.cli import inference_checks
+from finetune.cli import inference_checks, serve_checks
 from finetune.serving.metrics import Metrics
 
 NAME = "serve"
@@ -108,6 +109,7 @@ def test_every_figure_that_is_named_is_one_of_the_server():
 
 def test_every_flag_of_every_command_is_read(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve_checks, "listen", lambda *_: socket.socket())  # others may have the port
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", text_of(page(NAME)), re.S)
     calls = re.findall(r"^python inference.py (.*?)(?: +#.*| &.*)?$", "\n".join(blocks), re.M)
     assert len(calls) >= 4
@@ -139,12 +141,17 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path, steps):
     how = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 300}
     *lines, stop = commands(page(NAME))[0]
     answers = {}
+    port = free_port()
+
+    def moved(line: str) -> str:
+        return line.replace("--serve ", f"--serve --port {port} ").replace(":8000", f":{port}")
+
     for line in lines:
-        done = subprocess.run(["bash", "-c", line], **how)
+        done = subprocess.run(["bash", "-c", moved(line)], **how)
         assert done.returncode == 0, (line, done.stderr[-2000:])
         answers[line] = done.stdout
     for block in python_blocks(page(NAME)):
-        done = subprocess.run([sys.executable, "-c", block], **how)
+        done = subprocess.run([sys.executable, "-c", moved(block)], **how)
         assert done.returncode == 0, done.stderr[-2000:]
     until_it_ends = f"pid=$(cat serve.pid); {stop}; tail --pid=$pid -f /dev/null"
     assert subprocess.run(["bash", "-c", until_it_ends], **how).returncode == 0

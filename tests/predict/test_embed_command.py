@@ -13,8 +13,9 @@ from conftest import command, free_port, make_causal_dir, make_model_dir, run_pr
 from test_embedder import body_folder, some_texts
 
 import inference
-from finetune.cli.embed_checks import ALWAYS, USED_BY
+from finetune.cli.embed_checks import USED_BY
 from finetune.cli.inference_parser import build_parser
+from finetune.cli.job_flags import ALWAYS
 from finetune.runtime import console
 from finetune.runtime.errors import UserError
 from finetune.runtime.journal import Journal

@@ -349,14 +349,16 @@ def test_results_are_kept_in_the_card_and_their_verdict_comes_first(tmp_path):
     found = card()
     given = {**found.labels, "test": {}}
     run = SimpleNamespace(
-        args=SimpleNamespace(output_dir=str(out), from_scratch=False),
+        args=SimpleNamespace(output_dir=str(out), from_scratch=False, task="classify"),
         learning_rate=3e-5,
         output_path=lambda: tmp_path,
         run_card=lambda step, weights: card(sets={}),
         loaded=SimpleNamespace(new_head=False),
-        data=SimpleNamespace(train=SimpleNamespace(baseline_loss=None)),
+        data=SimpleNamespace(train=SimpleNamespace(baseline_loss=None), validation=None, tokenizer=None),
     )
-    evaluation = SimpleNamespace(results={}, before_after=None, row_metrics=given, predictions=[])
+    evaluation = SimpleNamespace(
+        results={}, before_after=None, row_metrics=given, predictions=[], run=run, outputs={"tuned": {}}
+    )
     kept, verdict = publishing.write_results(run, evaluation, PROGRESS, "以 4 位元載入")
     assert list(kept.labels) == ["validation", "held_back"]
     assert verdict == [*classification_report.verdict(kept.labels), "以 4 位元載入"]

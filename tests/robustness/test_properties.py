@@ -379,8 +379,11 @@ def test_any_line_of_options_is_read_or_refused(line):
 class Deaf:
     """A predictor that answers nothing."""
 
-    def fill_mask(self, *_):
+    def predictions(self, *_):
         return [{"word": "天", "probability": 1.0}]
+
+    def warn_of_blanks(self, _):
+        pass
 
     def method(self, wanted):
         return wanted

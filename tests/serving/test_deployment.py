@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from conftest import ROOT
 from live_server import LiveServer
 
-from finetune.cli import inference_checks
+from finetune.cli import inference_checks, serve_checks
 from finetune.serving import json_body
 
 DEPLOY = ROOT / "deploy"
@@ -82,7 +83,8 @@ def _started() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("way", ["image", "compose", "systemd"])
-def test_every_way_starts_the_server_with_flags_that_are_read(way, tmp_path):
+def test_every_way_starts_the_server_with_flags_that_are_read(way, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_checks, "listen", lambda *_: socket.socket())  # others may have the port
     (tmp_path / "api_key").write_text(KEY + "\n", encoding="utf-8")
     words = [
         re.sub(r"^(%d|/run/secrets)/api_key$", str(tmp_path / "api_key"), word) for word in _started()[way]
