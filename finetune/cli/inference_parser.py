@@ -167,25 +167,25 @@ def build_parser() -> Parser:
 
     add = parser.add_argument_group("提供服務").add_argument
     add("--serve", action="store_true",
-        help="開一個伺服器：網頁、API（也有 OpenAI 的）與指標；先 pip install -r requirements-serve.txt")
+        help="開伺服器：網頁、API（也有 OpenAI 格式的）與指標；先 pip install -r requirements-serve.txt")
     add("--host", default="127.0.0.1",
         help="在哪個位址聽（預設 %(default)s，只有這台機器連得到）；別的位址一定要有 --api_key")
-    add("--port", type=int_in(0, 65535), default=8000, help="埠（預設 8000；0 = 隨便一個空的）")
+    add("--port", type=int_in(0, 65535), default=8000, help="連接埠（預設 8000；0 = 自動找一個沒人用的）")
     add("--api_key", default=None, metavar="env:NAME|FILE",
-        help="金鑰在哪裡：環境變數 env:NAME，或檔案（一行一把）；金鑰本身不寫在指令裡，否則別人看得到")
+        help="金鑰放在哪裡：環境變數 env:NAME，或檔案（一行一把）；不要把金鑰本身寫在指令裡，用 ps 就看得到")
     add("--cors_origin", nargs="+", default=[], metavar="ORIGIN",
-        help="哪些網站的網頁可以呼叫，例如 https://example.edu.tw（預設都不行）")
+        help="允許哪些網站的網頁呼叫，例如 https://example.edu.tw（預設都不允許）")
     add("--max_queue", type=int_in(1, 100_000), default=256,
-        help="最多收下幾個還沒答的請求，再多就回 429（預設 256）")
+        help="還沒答完的請求最多幾個，再多就回 429（預設 256）")
     add("--log_texts", action="store_true", help="紀錄裡也寫下請求與答案的文字（預設不寫）")
     add("--watch", type=path, metavar="FILE.jsonl",
-        help="每個請求的特徵（長度、[UNK] 比例、信心、答案、時間，沒有文字）附加到這個檔案")
+        help="把每個請求的特徵（長度、[UNK] 比例、信心、答案、時間，不含文字）記到這個檔案後面")
     add("--drift", type=path, metavar="FILE.jsonl",
-        help="--watch 的檔案與訓練時的驗證資料差多少；超過 --drift_bound 以 3 結束（--report 寫成網頁）")
+        help="--watch 的檔案與訓練時的驗證資料差多少；超過 --drift_bound，結束碼是 3（--report 寫成網頁）")
     add("--drift_reference", type=path, metavar="FILE.jsonl",
-        help="與這個 --watch 的檔案比（例如上個月的），而不是與驗證資料；沒有 run card 的模型也能比")
+        help="改和這個 --watch 的檔案比（例如上個月的），不和驗證資料比；模型沒有 run card 也能用")
     add("--drift_bound", type=float_in(0, 1), default=0.1,
-        help="分布相差多少算漂移：信賴區間的下界超過它（預設 0.1）")
+        help="分布相差多少算漂移：信賴區間的下界要超過它（預設 0.1）")
 
     add = parser.add_argument_group("檢查題庫").add_argument
     add("--inspect", type=path,

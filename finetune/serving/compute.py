@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from finetune.serving.metrics import Pass
 
 T = TypeVar("T")
+LOOK = 0.2  # seconds after which a thread that waits looks whether a signal came
 
 
 class Source(Protocol):
@@ -103,9 +104,14 @@ class ComputeThread:
             self.is_alive = False
 
     def _wait(self) -> list[Source]:
-        """Wait for work, and return the sources that have some; none once the thread is stopped."""
+        """Wait for work, and return the sources that have some; none once the thread is stopped.
+
+        Never without end: Python handles a signal in the main thread alone, and one that comes right before
+        that thread waits, or reaches another thread, does not interrupt the wait.
+        """
         with self.changed:
-            self.changed.wait_for(lambda: self._stopped or any(source.has_work() for source in self._sources))
+            while not (self._stopped or any(source.has_work() for source in self._sources)):
+                self.changed.wait(LOOK)
             return [] if self._stopped else [source for source in self._sources if source.has_work()]
 
 

@@ -489,8 +489,13 @@ def test_the_docs_have_every_path_and_field_in_both_languages(browser, servers):
         examples = ("地球", "木星")
         assert not [text for text in visible if HAN.search(text) and not any(one in text for one in examples)]
         assert_accessible(page, CONTRAST, "#post-v1-fill")
+        assert (
+            "`" not in page.inner_text("#post-v1-answer") and page.locator("#post-v1-answer p code").count()
+        )
         page.set_viewport_size({"width": 360, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        name = page.locator("#post-v1-fill th code", has_text="word_length")
+        assert name.bounding_box()["height"] < 2 * 16  # pixels: one line
 
 
 def test_openapi_says_what_every_path_and_field_means(servers):
