@@ -274,7 +274,7 @@ def test_flags_that_do_not_fit_are_named_with_their_value_and_the_way_out(run, t
         (("--embed", texts, "--output", "v.npy", "--stop", "a", "b"), "--stop a b 與 --embed"),
         (("--embed", texts, "--output", "v.npy", "--prompt", "天"), "一次只能做一件"),
         (("--nearest", "天"), "--nearest 要與 --embed 一起給"),
-        (("--pooling", "cls", "--prompt", "天"), "--pooling 要與 --embed 一起給"),
+        (("--pooling", "cls", "--prompt", "天"), "--pooling 要與 --embed 或 --serve 一起給"),
         (("--embed", texts, "--output", "v.npy", "--pooling", "median"), "median"),
         (("--json",), "--compare、--embed 或 --draw 一起給"),
         (("--hidden_states",), "--hidden_states 要與 --prompt 一起給"),
