@@ -276,7 +276,7 @@ def test_flags_that_do_not_fit_are_named_with_their_value_and_the_way_out(run, t
         (("--nearest", "天"), "--nearest 要與 --embed 一起給"),
         (("--pooling", "cls", "--prompt", "天"), "--pooling 要與 --embed 或 --serve 一起給"),
         (("--embed", texts, "--output", "v.npy", "--pooling", "median"), "median"),
-        (("--json",), "--compare、--embed 或 --draw 一起給"),
+        (("--json",), "--compare、--embed、--draw 或 --drift 一起給"),
         (("--hidden_states",), "--hidden_states 要與 --prompt 一起給"),
         (("--prompt", "天", "--hidden_states", "--do_sample"), "--do_sample 與 --hidden_states"),
         (("--prompt", "天", "--hidden_states", "--top_k", "3"), "--top_k 3 與 --hidden_states"),
