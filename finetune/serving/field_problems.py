@@ -150,7 +150,7 @@ def _either(texts: list[str]) -> str:
     if len(texts) == 1:
         return texts[0]
     before, after = (" " if character.isascii() else "" for character in (texts[-2][-1], texts[-1][0]))
-    return f" {'、'.join(texts[:-1])}{before}或{after}{texts[-1]}"
+    return f"{' ' * texts[0][0].isascii()}{'、'.join(texts[:-1])}{before}或{after}{texts[-1]}"
 
 
 def _as_json(value: object) -> str:

@@ -44,6 +44,7 @@ class Service:
         compute: the thread that runs the model.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        mergeable: requests may share a pass, see `may_merge`.
         metrics: figures of what is done.
         log: JSON lines of what is done.
         watch: notes features of requests (--watch); None where that is not wanted.
@@ -58,8 +59,8 @@ class Service:
         self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
-        pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
-        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
+        pad_id, self.mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
+        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, self.mergeable)
         self.watch = Watch(settings.watch, predictor, settings.name, self._told) if settings.watch else None
         lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
