@@ -106,7 +106,7 @@ def read_keys(place: str) -> tuple[str, ...]:
     else:
         where = f"檔案 {place}"
         try:
-            lines = Path(place).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(place).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise UserError(
                 f"--api_key：讀不到這個檔案（{reason(error)}）；要 env:環境變數的名稱，或檔案，"

@@ -101,6 +101,8 @@ def test_keys_come_from_a_file_or_the_environment_and_a_wrong_one_is_not_repeate
     (tmp_path / "keys").write_text("the-first-key\n\nthe-second-key\n")
     assert read_keys("env:OUR_KEY") == ("key-in-the-environment",)
     assert read_keys(str(tmp_path / "keys")) == ("the-first-key", "the-second-key")
+    (tmp_path / "windows").write_bytes("\ufeffthe-first-key\r\nthe-second-key\r\n".encode())
+    assert read_keys(str(tmp_path / "windows")) == ("the-first-key", "the-second-key")
     (tmp_path / "bad").write_text("a key with spaces")
     for place in ("my-secret-key", str(tmp_path / "bad"), "env:NOT_THERE"):
         with pytest.raises(UserError) as refused:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 import torch
 from live_server import LiveServer
+
+from finetune.serving import tickets
+from finetune.serving.compute import ComputeThread
+from finetune.serving.tickets import CancelledError, Ticket
 
 
 def test_the_model_has_the_threads_of_the_process_though_those_of_requests_have_one(model_dir):
@@ -15,3 +23,28 @@ def test_the_model_has_the_threads_of_the_process_though_those_of_requests_have_
             assert server.service.compute.run(torch.get_num_threads) == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_job_whose_request_was_given_up_before_it_began_is_not_run():
+    compute, begun, go_on, ran = ComputeThread(), threading.Event(), threading.Event(), []
+    compute.start()
+    ticket = Ticket()
+
+    def ask() -> None:
+        tickets.current.set(ticket)
+        with pytest.raises(CancelledError):
+            compute.run(lambda: ran.append("given up"))
+        ran.append("told")
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(compute.run, lambda: (begun.set(), go_on.wait()))
+        begun.wait()
+        second = threads.submit(ask)
+        while not ticket._callbacks:  # until the job waits
+            pass
+        ticket.cancel()
+        second.result(10)  # though the first still runs
+        go_on.set()
+        first.result(10)
+    compute.stop()
+    assert ran == ["told"]
