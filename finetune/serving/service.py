@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,6 +66,8 @@ class Service:
         lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
+        with contextlib.suppress(UserError):  # whose pooling is not known: each request is told
+            _ = self.embedder  # made now: it reads the model's folder, which may go away
         if runs_here:
             self.compute.adopt()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,3 +49,16 @@ def test_a_job_whose_request_was_given_up_before_it_began_is_not_run():
         first.result(10)
     compute.stop()
     assert ran == ["told"]
+
+
+def test_a_model_whose_folder_was_deleted_still_answers_all_that_it_can(qwen_dir, tmp_path):
+    folder = shutil.copytree(qwen_dir, tmp_path / "model")
+    asked = [
+        ("/v1/embeddings", {"input": "天地"}),
+        ("/v1/completions", {"prompt": "天", "max_tokens": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "天"}], "max_tokens": 2}),
+        ("/v1/answer", {"question": "天？", "options": {"A": "地", "B": "玄"}}),
+    ]
+    with LiveServer(folder) as server:
+        shutil.rmtree(folder)
+        assert [server.request(*request)[0] for request in asked] == [200] * len(asked)
