@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 from live_server import LiveServer
 
+from finetune.runtime.errors import UserError
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
+from finetune.serving.server import INSTALL, run_server
+from finetune.serving.settings import ServerSettings
 from finetune.serving.tickets import CancelledError, Ticket
 
 
@@ -62,3 +66,11 @@ def test_a_model_whose_folder_was_deleted_still_answers_all_that_it_can(qwen_dir
     with LiveServer(folder) as server:
         shutil.rmtree(folder)
         assert [server.request(*request)[0] for request in asked] == [200] * len(asked)
+
+
+def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "finetune.serving.service")
+    monkeypatch.setitem(sys.modules, "starlette.requests", None)
+    with pytest.raises(UserError) as refused:
+        run_server(None, ServerSettings("tiny"))
+    assert str(refused.value) == f"--serve：沒有安裝 starlette；請先執行 {INSTALL}"
