@@ -40,7 +40,8 @@ def target_problems(flag: str, path: Path, suffixes: Sequence[str]) -> list[str]
 
 
 def _unknown(flag: str, path: Path, suffixes: Sequence[str]) -> str:
-    return f"{flag} {path}：不認得 {path.suffix or '沒有副檔名'} 檔，要 {'、'.join(suffixes)}"
+    seen = f"不認得 {path.suffix} 檔" if path.suffix else "沒有副檔名"
+    return f"{flag} {path}：{seen}，要 {'、'.join(suffixes)}"
 
 
 def is_same_file(one: str | Path, other: str | Path) -> bool:

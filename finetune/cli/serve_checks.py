@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import re
@@ -21,6 +22,7 @@ USED_BY = {  # job -> the flags that it uses
     "--drift": {"drift", *COMPARING, "report"},
 }
 PER_REQUEST = "由每一個請求自己決定，寫在 JSON 裡"
+LIBRARIES = ("fastapi", "httptools", "prometheus_client", "starlette", "uvicorn")
 LOCAL_NAMES = ("localhost", "ip6-localhost")
 KEY = re.compile(r"[!-~]{8,}")
 ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
@@ -56,7 +58,11 @@ def check_serve(args: InferenceArgs) -> None:
 
 
 def _server_problems(args: InferenceArgs) -> list[str]:
-    problems = []
+    problems = [
+        f"--serve：沒有安裝 {name}；pip install -r requirements-serve.txt"
+        for name in LIBRARIES
+        if importlib.util.find_spec(name) is None
+    ]
     if is_server(args.model_path):
         problems.append(f"--model_path {args.model_path}：--serve 要本機的模型，不轉送給別的伺服器")
     if not is_loopback(args.host) and args.api_key is None:
@@ -106,7 +112,7 @@ def read_keys(place: str) -> tuple[str, ...]:
     else:
         where = f"檔案 {place}"
         try:
-            lines = Path(place).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(place).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise UserError(
                 f"--api_key：讀不到這個檔案（{reason(error)}）；要 env:環境變數的名稱，或檔案，"

@@ -20,6 +20,8 @@ from finetune.models.forward import NOT_NUMBERS
 from finetune.models.kv_cache import NO_TOKEN
 from finetune.runtime.errors import UserError
 
+SMALL = 1e-3  # dividing by less may go beyond fp32
+TINY = torch.finfo(torch.float32).tiny  # fp32 takes less for 0
 NO_NUMBERS, NO_TOKEN_LEFT = -1, -2  # in the place of a token: logits that are no numbers, none may come
 
 
@@ -85,8 +87,10 @@ def filtered(scores: Tensor, decoding: Decoding) -> Tensor:
     Args:
         decoding: with a temperature above 0.
     """
+    if min(decoding.temperature, decoding.repetition_penalty) < SMALL:  # the likeliest is 0: no overflow
+        scores = scores - scores.amax(-1, keepdim=True)
     if decoding.temperature != 1.0:
-        scores = scores / decoding.temperature
+        scores = scores / max(decoding.temperature, TINY)
     if decoding.top_k:
         kth = scores.topk(min(decoding.top_k, scores.shape[-1])).values[:, -1:]
         scores = scores.masked_fill(scores < kth, -torch.inf)
@@ -182,7 +186,10 @@ def _penalised(scores: Tensor, previous_ids: Tensor, penalty: float) -> Tensor:
     ids = previous_ids.clamp(max=words)
     wide = functional.pad(scores, (0, 1))  # the last column takes what is outside the vocabulary
     seen = wide.gather(1, ids)
-    return wide.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))[:, :words]
+    changed = torch.where(seen < 0, seen * penalty, seen / max(penalty, TINY))
+    if penalty < SMALL:  # what is beyond fp32 would be no distribution
+        changed = changed.clamp(max=torch.finfo(changed.dtype).max)
+    return wide.scatter(1, ids, changed)[:, :words]
 
 
 def _without_repeats(scores: Tensor, previous_ids: Tensor, size: int) -> Tensor:

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from finetune.runtime.errors import nearest, shown
 from finetune.runtime.strict_json import dumps
@@ -51,6 +52,24 @@ class Json(JSONResponse):  # of FastAPI's kind, so that openapi.json has the fie
         return dumps(content).encode("utf-8", "replace")
 
 
+class HeadAsGet:
+    """ASGI middleware: HEAD finds the routes of GET; the server leaves the body out (RFC 9110, 9.1)."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["method"] == "HEAD":
+            scope["method"] = "GET"
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                scope["method"] = "HEAD"
+        else:
+            await self._app(scope, receive, send)
+
+
 def build_app(service: Service) -> FastAPI:
     """Build the application of a service."""
     app = FastAPI(
@@ -63,6 +82,7 @@ def build_app(service: Service) -> FastAPI:
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     paths = frozenset(route.path for route in routes if hasattr(route, "path"))
     describe(app)
+    app.add_middleware(HeadAsGet)
     _add_error_handlers(app, service, paths)
     app.add_middleware(RequestGuard, service=service)  # the one that is added last comes first
     if service.watch:

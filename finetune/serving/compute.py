@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from finetune.serving.metrics import Pass
+from finetune.serving.tickets import wait_for
 
 T = TypeVar("T")
 LOOK = 0.2  # seconds after which a thread that waits looks whether a signal came
@@ -84,12 +85,16 @@ class ComputeThread:
             self.changed.notify_all()
 
     def run(self, job: Callable[[], T]) -> T:
-        """Run a job in the thread, wait for it and return what it returns; raise what it raises."""
+        """Run a job in the thread, wait for it and return what it returns; raise what it raises.
+
+        Raises:
+            CancelledError: the request has been given up before the job began.
+        """
         if self.is_current:
             return job()
         jobs = self._sources[0]
         assert isinstance(jobs, Jobs)
-        return jobs.add(job).result()
+        return wait_for(jobs.add(job))
 
     def work(self) -> None:
         """Run what waits until `stop`."""

@@ -102,13 +102,17 @@ def _bounded(node: Schema) -> str:
     low, above = node.get("minimum"), node.get("exclusiveMinimum")
     high, below = node.get("maximum"), node.get("exclusiveMaximum")
     if low is not None and high is not None:
-        return f" {low:g} 到 {high:g} 的"
+        return f" {_number(low)} 到 {_number(high)} 的"
     bounds = [
-        f"{words} {bound:g} " if words[-1] not in "上下" else f" {bound:g} {words}"
+        f"{words} {_number(bound)} " if words[-1] not in "上下" else f" {_number(bound)} {words}"
         for bound, words in ((low, "以上"), (above, "大於"), (high, "以下"), (below, "小於"))
         if bound is not None
     ]
     return "、".join(bounds).rstrip() + "的" if bounds else ""
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) and bound > 9999 else f"{bound:g}"
 
 
 def _find(node: Schema, path: Sequence[str | int], root: Schema) -> Schema:
@@ -148,9 +152,9 @@ def _schema_of(model: type[BaseModel]) -> Schema:
 def _either(texts: list[str]) -> str:
     texts = [text.strip() for text in dict.fromkeys(texts)]
     if len(texts) == 1:
-        return texts[0]
+        return " " * texts[0][0].isascii() + texts[0]
     before, after = (" " if character.isascii() else "" for character in (texts[-2][-1], texts[-1][0]))
-    return f" {'、'.join(texts[:-1])}{before}或{after}{texts[-1]}"
+    return f"{' ' * texts[0][0].isascii()}{'、'.join(texts[:-1])}{before}或{after}{texts[-1]}"
 
 
 def _as_json(value: object) -> str:

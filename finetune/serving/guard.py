@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetune.cli.serve_checks import is_loopback
 from finetune.runtime.errors import shown
 from finetune.serving.errors import ApiError
-from finetune.serving.json_body import BODY, check_json, check_type, too_large
+from finetune.serving.json_body import BODY, check_encoding, check_json, check_type, too_large
 from finetune.serving.paths import check_path
 from finetune.serving.service import Service
 from finetune.serving.settings import ServerSettings
@@ -100,6 +100,7 @@ class RequestGuard:
             self._check(scope, headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 check_type(headers.get("content-type", ""))
+                check_encoding(headers.get("content-encoding", ""))
                 deadline = scope.get("state", {}).get(DEADLINE)
                 if not await self._read(body, headers, receive, deadline):
                     return  # nobody is there to be answered

@@ -64,6 +64,15 @@ def check_type(content_type: str) -> None:
         )  # fmt: skip
 
 
+def check_encoding(encoding: str) -> None:
+    """Raise ApiError (415) for a body that is compressed: how large it becomes is not known before."""
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ApiError(
+            415, f"Content-Encoding：內容不能壓縮，得到 {shown(encoding)}；請原樣送出", "Content-Encoding",
+            {"Accept-Encoding": "identity"},
+        )  # fmt: skip
+
+
 def too_large(size: int | None = None) -> ApiError:
     """Return the error of a body that is too large."""
     seen = f"有 {size:,} 個位元組" if size is not None and size < 1 << 60 else "太長"

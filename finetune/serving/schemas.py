@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from finetune.cli.inference_args import LONGEST_WORD, MOST_WORDS
-from finetune.prompts.scoring_methods import ORDERS
+from finetune.prompts.scoring_methods import CAUSAL, CHOICE, METHODS, ORDERS, SHORT
+from finetune.runtime.errors import listed, nearest, shown
 
 MOST_OPTIONS = 10
+SCORINGS = ("auto", *dict.fromkeys((*METHODS, *SHORT, *CAUSAL, CHOICE)))  # of all kinds
 ZH = "x-description-zh"  # beside `description`, for /docs in Chinese
 Text = Annotated[str, Field(min_length=1)]
 TopK = Annotated[int, Field(ge=1, le=MOST_WORDS)]
@@ -60,7 +62,7 @@ class AnswerBody(Body):
         description="the question, without its options", json_schema_extra=zh("題目，不含選項"),
         examples=["最大的行星是？"],
     )  # fmt: skip
-    options: Annotated[dict[str, str], Field(min_length=2, max_length=MOST_OPTIONS)] | str = Field(
+    options: Annotated[dict[Text, str], Field(min_length=2, max_length=MOST_OPTIONS)] | str = Field(
         description='{"A": "地球", "B": "木星"}, or as one text, "A:地球 B:木星"',
         json_schema_extra=zh('{"A": "地球", "B": "木星"}，或寫成一段文字 "A:地球 B:木星"'),
         examples=[{"A": "地球", "B": "木星", "C": "火星"}, "A:地球 B:木星 C:火星"],
@@ -73,6 +75,17 @@ class AnswerBody(Body):
         "cyclic", description="orders of the options that are averaged: as written, every rotation, all",
         json_schema_extra=zh("以幾種選項順序計分再平均：照原樣、輪轉、全部排列"), examples=["cyclic"],
     )  # fmt: skip
+
+    @field_validator("scoring")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        """Refuse a name that no kind of model knows; whether this one can is the predictor's to say."""
+        if value not in SCORINGS:
+            near = nearest(value, SCORINGS)
+            hint = f"是不是 {near[0]}？" if near else f"可以給的是 {listed(SCORINGS)}"
+            raise ValueError(f"沒有 {shown(value)} 這種作答方式；{hint}")
+        return value
+
     answer_format: Literal["letter", "index"] = Field(
         "letter", description="the answer as its label, or as its place, from 0",
         json_schema_extra=zh("答案寫成代號，或第幾個（從 0 起）"), examples=["letter"],

@@ -56,7 +56,8 @@ def run_server(predictor: LocalPredictor, settings: ServerSettings) -> tuple[int
         from finetune.serving.service import Service
         from finetune.serving.uvicorn_server import Server
     except ImportError as error:
-        raise UserError(f"--serve：沒有安裝 {error.name}；{INSTALL}") from None
+        missing = str(error.name).partition(".")[0]
+        raise UserError(f"--serve：沒有安裝 {missing}；請先執行 {INSTALL}") from None
 
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
         service = Service(predictor, settings, runs_here=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,7 @@ class Service:
         compute: the thread that runs the model.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        mergeable: requests may share a pass, see `may_merge`.
         metrics: figures of what is done.
         log: JSON lines of what is done.
         watch: notes features of requests (--watch); None where that is not wanted.
@@ -58,12 +60,14 @@ class Service:
         self.compute = ComputeThread(self.metrics.passed, self.log.error)
         # What they compute is little; the cores are the compute thread's.
         self._workers = ThreadPoolExecutor(WORKERS, "request", torch.set_num_threads, (1,))
-        pad_id, mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
-        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, mergeable)
+        pad_id, self.mergeable = predictor.tokenizer.pad_token_id or 0, may_merge(predictor)
+        predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, self.mergeable)
         self.watch = Watch(settings.watch, predictor, settings.name, self._told) if settings.watch else None
         lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
+        with contextlib.suppress(UserError):  # whose pooling is not known: each request is told
+            _ = self.embedder  # made now: it reads the model's folder, which may go away
         if runs_here:
             self.compute.adopt()
         else:

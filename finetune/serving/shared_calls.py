@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
 from finetune.serving.metrics import Pass
-from finetune.serving.tickets import CancelledError
+from finetune.serving.tickets import wait_for
 
 Call = TypeVar("Call")
 Result = TypeVar("Result")
@@ -53,22 +52,11 @@ class SharedCalls(Generic[Call, Result]):
         """
         if self._compute.is_current:
             return self._run([call])[0]
-        ticket = tickets.current.get()
         future: Future[Result] = Future()
         with self._compute.changed:
             self._waiting.append((call, future, time.perf_counter()))
             self._compute.changed.notify_all()
-        if ticket is None:
-            return future.result()
-        ticket.on_cancel(future.cancel)
-        try:
-            return future.result()
-        except BaseException as error:
-            if future.cancelled():
-                raise CancelledError from error
-            raise
-        finally:
-            ticket.forget(future.cancel)
+        return wait_for(future)
 
     def has_work(self) -> bool:
         """Return whether a call waits."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class CancelledError(Exception):
@@ -52,3 +56,23 @@ class Ticket:
 
 
 current: ContextVar[Ticket | None] = ContextVar("ticket", default=None)  # of the request worked for
+
+
+def wait_for(future: Future[T]) -> T:
+    """Return the result of a future; one that has not begun is cancelled with the request worked for.
+
+    Raises:
+        CancelledError: the request has been given up meanwhile.
+    """
+    ticket = current.get()
+    if ticket is None:
+        return future.result()
+    ticket.on_cancel(future.cancel)
+    try:
+        return future.result()
+    except BaseException as error:
+        if future.cancelled():
+            raise CancelledError from error
+        raise
+    finally:
+        ticket.forget(future.cancel)

@@ -35,7 +35,7 @@ class EmbeddingsBody(Body):
 
 
 class SharedEmbedder:
-    """An embedder for many threads: texts of requests that wait at the same time share its batches.
+    """An embedder for many threads: texts that wait at the same time share its batches, where they may.
 
     Args:
         service: the model, and the thread that runs it.
@@ -44,7 +44,7 @@ class SharedEmbedder:
     def __init__(self, service: Service):
         self._service = service
         self._calls: SharedCalls[Rows, numpy.ndarray] = SharedCalls(
-            service.compute, self._run, _fit, _measure
+            service.compute, self._run, self._fit, _measure
         )
 
     @property
@@ -60,10 +60,9 @@ class SharedEmbedder:
         vectors = self.embedder.vectors([row for rows in calls for row in rows])
         return numpy.split(vectors, numpy.cumsum([len(rows) for rows in calls])[:-1])
 
-
-def _fit(calls: Sequence[Rows]) -> bool:
-    """Return whether the texts of calls make about one batch."""
-    return _measure(calls)[1] <= BATCH_TOKENS
+    def _fit(self, calls: Sequence[Rows]) -> bool:
+        """Return whether the texts of calls make about one batch."""
+        return self._service.mergeable and _measure(calls)[1] <= BATCH_TOKENS
 
 
 def _measure(calls: Sequence[Rows]) -> tuple[int, int]:

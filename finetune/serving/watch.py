@@ -37,6 +37,7 @@ PAUSE = 0.1  # seconds until the features of a request are taken, together with 
 CLOSING = 10.0  # seconds for what still waits when the server ends
 BLANK = "[MASK]"  # stands for no text of the request
 STATE = "watched"
+NO_KEY = 401
 Report = Callable[[str], object]
 
 
@@ -93,7 +94,7 @@ class WatchRequests:
             nonlocal noted
             seconds = time.perf_counter() - began
             observed = state.get(STATE, ()) if status == OK else ()
-            if not noted:
+            if not noted and status != NO_KEY:  # who has no key must not make the file grow
                 self.watch.add(Answered(scope["path"], status, seconds, time.time(), observed))
             noted = True
 

@@ -114,6 +114,15 @@ def test_torn_lines_other_paths_and_other_models_are_left_out_and_counted(world)
     assert "/v1/embeddings 100 個" in out and f"m（{FOREIGN}） 100 個" in out
 
 
+def test_a_line_with_a_number_beyond_all_bounds_is_no_line(world):
+    odd = "".join(
+        lines([{**features(1, 2)[0], **wrong}])
+        for wrong in ({"characters": 10**400}, {"tokens": -1}, {"answer": {"天文": 10**400}})
+    )
+    code, out, _ = world(use=lines(features(300, 2)) + odd)
+    assert code == 0 and "3 行讀不懂" in out
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import inspect
 import json
@@ -100,6 +101,8 @@ def test_keys_come_from_a_file_or_the_environment_and_a_wrong_one_is_not_repeate
     (tmp_path / "keys").write_text("the-first-key\n\nthe-second-key\n")
     assert read_keys("env:OUR_KEY") == ("key-in-the-environment",)
     assert read_keys(str(tmp_path / "keys")) == ("the-first-key", "the-second-key")
+    (tmp_path / "windows").write_bytes("\ufeffthe-first-key\r\nthe-second-key\r\n".encode())
+    assert read_keys(str(tmp_path / "windows")) == ("the-first-key", "the-second-key")
     (tmp_path / "bad").write_text("a key with spaces")
     for place in ("my-secret-key", str(tmp_path / "bad"), "env:NOT_THERE"):
         with pytest.raises(UserError) as refused:
@@ -236,6 +239,8 @@ def test_words_like_nan_within_a_text_are_text(server):
          "zzz：沒有這個欄位；可以給的是 candidates、model、prompt、top_k、word_length"),
         ({"top_k": 5}, "prompt：沒有給，一定要有"),
         ({"prompt": ""}, "prompt：應為不空的文字，得到 ''"),
+        ({"prompt": "天", "candidates": {}},
+         "candidates：應為 1 到 1,000 項的清單或 null，得到有 0 個欄位的物件"),
         ({"prompt": "天", "candidates": ["天", 1]}, "candidates[1]：應為不空的文字，得到 1"),
         ({"prompt": "天", "candidates": []},
          "candidates：應為 1 到 1,000 項的清單或 null，得到有 0 項的清單"),
@@ -266,6 +271,26 @@ def test_an_unknown_path_names_those_that_there_are(server):
 def test_a_wrong_method_names_the_right_one(server):
     answer = ask(server, "GET", "/v1/fill")
     assert answer[0] == 405 and answer[1]["Allow"] == "POST" and "POST" in message(answer)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/model"])
+def test_head_is_answered_as_get_without_a_body(server, path):
+    got, headed = ask(server, "GET", path), ask(server, "HEAD", path)
+    assert got[0] == headed[0] == 200 and got[2] and not headed[2]
+    assert headed[1]["Content-Type"] == got[1]["Content-Type"]
+
+
+def test_a_compressed_body_is_refused_by_its_header(server):
+    answer = ask(server, "POST", "/v1/fill", gzip.compress(b"{}"), {"Content-Encoding": "gzip"})
+    assert answer[0] == 415 and message(answer).startswith("Content-Encoding：") and "gzip" in message(answer)
+
+
+def test_a_scoring_method_that_there_is_not_is_named_with_the_nearest(server):
+    body = {"question": "天？", "options": {"A": "地", "B": "玄"}, "scoring": "lettre"}
+    answer = ask(server, "POST", "/v1/answer", body)
+    assert (answer[0], message(answer)) == (422, "scoring：沒有 'lettre' 這種作答方式；是不是 letter？")
+    answer = ask(server, "POST", "/v1/answer", {**body, "scoring": "天"})
+    assert answer[0] == 422 and "可以給的是 auto、letter" in message(answer)
 
 
 def test_a_bug_of_ours_is_answered_without_its_words_and_the_server_goes_on(server, monkeypatch):

@@ -307,6 +307,20 @@ def test_what_changes_nothing_is_accepted(client, alone):
     assert answer.choices[0].logprobs is None
 
 
+@pytest.mark.parametrize("tiny", [1e-30, 1e-38, 1e-45, 1e-320])
+def test_values_next_to_0_draw_the_likeliest_token_and_disturb_nobody(server, tiny):
+    asked = {"prompt": "天地玄黃", "max_tokens": 5}
+
+    def text(**options) -> str:
+        status, answer = server.request("/v1/completions", asked | options)
+        assert status == 200, answer
+        return answer["choices"][0]["text"]
+
+    assert text(temperature=tiny, seed=1) == text(temperature=0)
+    for temperature in (1.0, tiny):
+        assert text(temperature=temperature, repetition_penalty=tiny, seed=1)
+
+
 def test_the_model_that_is_served_is_listed_by_its_name(client):
     (model,) = client.models.list().data
     assert model.id == "tiny" == client.models.retrieve("tiny").id and model.object == "model"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy
 import openai
 import pytest
@@ -49,3 +51,15 @@ def test_token_ids_are_texts_too_and_count_as_usage(client, loaded):
 def test_what_has_no_vector_is_refused_with_the_reason(server, body, said):
     status, answer = server.request("/v1/embeddings", body)
     assert status == 422 and said in answer["error"]["message"]
+
+
+def test_vectors_have_the_same_digits_beside_others_where_a_pass_would_change_them(qwen_dir):
+    inputs = [["天地玄黃" * (1 + number % 5), "宇"][: 1 + number % 2] for number in range(24)]
+    with LiveServer(qwen_dir) as server:
+
+        def vectors(texts: list[str]) -> list:
+            return server.request("/v1/embeddings", {"input": texts})[1]["data"]
+
+        alone = [vectors(texts) for texts in inputs]
+        with ThreadPoolExecutor(len(inputs)) as clients:
+            assert list(clients.map(vectors, inputs)) == alone
