@@ -263,7 +263,7 @@ def test_flags_that_do_not_fit_are_named_with_their_value_and_the_way_out(run, t
         (("--embed", "x", "--output", "v.npy"), "--embed x 是一個資料夾，應為檔案"),
         (("--embed", texts, "--output", "v.csv"), "--output v.csv：不認得 .csv 檔，要 .parquet、.npy"),
         (("--embed", texts, "--output", "v"), "沒有副檔名"),
-        (("--embed", texts, "--output", "none/../x"), "x：不認得"),
+        (("--embed", texts, "--output", "none/../x"), "x：沒有副檔名"),
         (("--embed", "t.json", "--output", "t.npy"), "會寫到 --embed 的檔案 t.json 上"),
         (("--embed", texts, "--output", "v.npy", "--nearest", "天"), "--output v.npy 與 --nearest"),
         (("--embed", texts, "--output", "v.npy", "--top_k", "3"), "--top_k 3 與 --embed 不能一起用"),
