@@ -22,6 +22,7 @@ USED_BY = {  # job -> the flags that it uses
     "--drift": {"drift", *COMPARING, "report"},
 }
 PER_REQUEST = "由每一個請求自己決定，寫在 JSON 裡"
+INSTALL = "pip install -r requirements-serve.txt"
 LIBRARIES = ("fastapi", "httptools", "prometheus_client", "starlette", "uvicorn")
 LOCAL_NAMES = ("localhost", "ip6-localhost")
 KEY = re.compile(r"[!-~]{8,}")
@@ -58,11 +59,7 @@ def check_serve(args: InferenceArgs) -> None:
 
 
 def _server_problems(args: InferenceArgs) -> list[str]:
-    problems = [
-        f"--serve：沒有安裝 {name}；pip install -r requirements-serve.txt"
-        for name in LIBRARIES
-        if importlib.util.find_spec(name) is None
-    ]
+    problems = [not_installed(name) for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if is_server(args.model_path):
         problems.append(f"--model_path {args.model_path}：--serve 要本機的模型，不轉送給別的伺服器")
     if not is_loopback(args.host) and args.api_key is None:
@@ -87,6 +84,11 @@ def _server_problems(args: InferenceArgs) -> list[str]:
     if args.watch is not None:
         problems += target_problems("--watch", Path(args.watch), (".jsonl",))
     return problems
+
+
+def not_installed(library: str) -> str:
+    """Return what is said of a library of requirements-serve.txt that is not installed."""
+    return f"--serve：沒有安裝 {library}；請先執行 {INSTALL}"
 
 
 def is_loopback(host: str) -> bool:

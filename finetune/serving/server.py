@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
 from finetune.cli.inference_args import KINDS, InferenceArgs
+from finetune.cli.serve_checks import not_installed
 from finetune.predict.predictor import LocalPredictor, Predictor
 from finetune.runtime import streams
 from finetune.runtime.console import log, logging_to
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from finetune.serving.settings import ServerSettings
     from finetune.serving.uvicorn_server import Server
 
-INSTALL = "pip install -r requirements-serve.txt"
 DRAINS = "收到停止訊號：不再收新的請求，收下的答完就結束（再按一次立刻結束）"
 CLOSE_SECONDS = 10.0  # for the threads, once nobody waits for what they do
 
@@ -57,7 +57,7 @@ def run_server(predictor: LocalPredictor, settings: ServerSettings) -> tuple[int
         from finetune.serving.uvicorn_server import Server
     except ImportError as error:
         missing = str(error.name).partition(".")[0]
-        raise UserError(f"--serve：沒有安裝 {missing}；請先執行 {INSTALL}") from None
+        raise UserError(not_installed(missing)) from None
 
     with contextlib.closing(listen(settings.host, settings.port)) as listener:
         service = Service(predictor, settings, runs_here=True)

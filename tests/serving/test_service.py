@@ -11,10 +11,11 @@ import pytest
 import torch
 from live_server import LiveServer
 
+from finetune.cli.serve_checks import INSTALL
 from finetune.runtime.errors import UserError
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
-from finetune.serving.server import INSTALL, run_server
+from finetune.serving.server import run_server
 from finetune.serving.settings import ServerSettings
 from finetune.serving.tickets import CancelledError, Ticket
 
