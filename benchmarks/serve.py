@@ -29,6 +29,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
+import psutil
 import workload
 from harness import ROOT, RUNS, Measurement, alternate, compare, machine, process, show, timed, write
 from serving_load import Load
@@ -42,6 +43,7 @@ TEXTS = 512
 LONE = 60  # texts of the client that is alone
 PATIENCE = 300.0  # seconds in which a server has to be there
 HANDLERS = ("def", "async")
+SETTLED, BUSY = 1.0, 10.0  # seconds in which a server at rest computes less than so many per cent of a core
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,28 @@ def texts_of(task: str) -> list[str]:
     return [f"{text[:at]}[MASK]{text[at + 1 :]}" for text, at in zip(texts, places, strict=True)]
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that runs: its address and its process."""
+
+    url: str
+    process: psutil.Process
+
+    def settle(self) -> None:
+        """Wait until it computes no more.
+
+        A plain handler goes on with the requests of clients that are gone, for seconds, and takes the cores
+        from the server that is measured next.
+        """
+        until = time.monotonic() + PATIENCE
+        while self.process.cpu_percent(SETTLED) > BUSY:
+            if time.monotonic() > until:
+                raise SystemExit(f"{self.url} never comes to rest")
+
+
 @contextlib.contextmanager
-def running(*words: object, port: int, alive: str) -> Iterator[str]:
-    """A server while it is needed; yields its address.
+def running(*words: object, port: int, alive: str) -> Iterator[Running]:
+    """A server while it is needed.
 
     Args:
         words: the script that serves and its arguments.
@@ -114,7 +135,7 @@ def running(*words: object, port: int, alive: str) -> Iterator[str]:
                     said.seek(0)
                     raise SystemExit(f"{words} does not answer:\n{said.read()[-4000:]}")
                 time.sleep(0.2)
-            yield url
+            yield Running(url, psutil.Process(child.pid))
         finally:
             child.terminate()
             child.wait()
@@ -137,11 +158,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def load(url: str, bodies: Path, clients: int, seconds: float, warmup: float) -> Load:
-    """Have clients ask for some seconds, in a process of their own."""
+def load(server: Running, path: str, bodies: Path, clients: int, seconds: float, warmup: float) -> Load:
+    """Have clients ask for some seconds, in a process of their own; then let the server come to rest."""
+    url = server.url + path
     flags = ("--clients", clients, "--seconds", seconds, "--warmup", warmup)
     found = Load(**json.loads(process("benchmarks/serving_load.py", url, bodies, *flags).out))
     print(f"  {url}, {clients} clients: {found}", file=sys.stderr, flush=True)
+    server.settle()
     return found
 
 
@@ -215,11 +238,11 @@ def measure(home: Path, task: str, size: str, effort: Effort) -> list[Measuremen
     peer = ("benchmarks/peers/fastapi_handler.py", about.pipeline, folder, their_port)
     how = effort.clients, effort.seconds, effort.warmup
     with (
-        running(*serve, port=our_port, alive="/healthz") as our_url,
-        running(*peer, port=their_port, alive="/docs") as their_url,
+        running(*serve, port=our_port, alive="/healthz") as our_server,
+        running(*peer, port=their_port, alive="/docs") as their_server,
     ):
-        ways = {"ours": partial(load, our_url + about.path, ours, *how)}
-        ways |= {name: partial(load, f"{their_url}/{name}", theirs, *how) for name in HANDLERS}
+        ways = {"ours": partial(load, our_server, about.path, ours, *how)}
+        ways |= {name: partial(load, their_server, f"/{name}", theirs, *how) for name in HANDLERS}
         found = alternate(ways, effort.runs)
         client = LoneClient(folder, task, texts[:LONE], effort.precision)
         client.run(our_port)

@@ -167,13 +167,13 @@ def measured(folder: Path, clients: Sequence[int], runs: int, continuous: bool) 
     against = "transformers serve" + " --continuous-batching" * continuous
     found = []
     with (
-        running(*ours, port=ports[0], alive="/readyz") as our_url,
-        running(*theirs, port=ports[1], alive="/health") as their_url,
+        running(*ours, port=ports[0], alive="/readyz") as our_server,
+        running(*theirs, port=ports[1], alive="/health") as their_server,
     ):
         for count in clients:
             ways = {
-                "ours": partial(run, our_url, bodies, count),
-                against: partial(run, their_url, bodies, count),
+                "ours": partial(run, our_server.url, bodies, count),
+                against: partial(run, their_server.url, bodies, count),
             }
             for way in ways.values():
                 way()  # not counted

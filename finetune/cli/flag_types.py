@@ -64,8 +64,10 @@ def float_in(low: float = 0.0, high: float | None = None, above: bool = False) -
             raise ValueError
         return value
 
-    bound = f"大於 {low:g}" if above else f"{low:g} 以上"
-    return _reader(read, f"{bound}的數" if high is None else f"{bound}、最多 {high:g} 的數")
+    if high is not None:
+        bound = f"大於 {low:g}" if above else f"{low:g} 以上"
+        return _reader(read, f"{bound}、最多 {high:g} 的數")
+    return _reader(read, f"大於 {low:g} 的數" if above else f"{low:g} 以上的數")
 
 
 def path(text: str) -> object:

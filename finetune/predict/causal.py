@@ -81,6 +81,7 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         style: how messages are written: as the run card says, else the tokenizer's chat template where it has
             one, else NO_TEMPLATE.
         chat: the writer of messages.
+        write_replies: (prompts, decoding, on_done) -> replies as the model writes them; a server replaces it.
     """
 
     prompts: CausalExamPrompts
@@ -95,6 +96,7 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         super().__init__(model, tokenizer, device, name)
         self.style = style_of(tokenizer, self.card)
         self.decoding = Decoding()
+        self.write_replies = self._write_replies
         self.ask(our_asking(), {})
 
     def ask(self, asking: Asking, examples: Examples, decoding: Decoding | None = None) -> None:
@@ -230,13 +232,21 @@ class CausalLMPredictor(GenerativePredictor, LocalPredictor):
         on_done: Callable[[int], object] | None = None,
     ) -> list[Reply]:
         """Generate a reply to each prompt, given as token ids. Raises UserError for one that does not fit."""
-        replies = self._generator(decoding).generate(prompts, on_done)
+        replies = self.write_replies(prompts, decoding, on_done)
         return [Reply("".join(through([reply], self.reply_filter())), reply.truncated) for reply in replies]
 
     def stream(self, prompt: Sequence[int], decoding: Decoding) -> ReplyStream:
         """Generate the reply to one prompt, piece by piece."""
         stream = self._generator(decoding).stream(prompt)
         return stream.through(lambda pieces: through(pieces, self.reply_filter()))
+
+    def _write_replies(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        on_done: Callable[[int], object] | None = None,
+    ) -> list[Reply]:
+        return self._generator(decoding).generate(prompts, on_done)
 
     def _generator(self, decoding: Decoding) -> Generator:
         return Generator(self.model, self.tokenizer, decoding, STOPS, self.ends)

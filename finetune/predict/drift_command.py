@@ -125,8 +125,9 @@ def _other_file(path: str) -> Reference:
 
 
 def _period(watched: WatchedRows) -> str:
-    """Return from which day to which one a file goes."""
-    first, last = watched.rows[0]["time"][:10], watched.rows[-1]["time"][:10]
+    """Return from which day to which one a file goes; several servers may have appended to it."""
+    days = {row["time"][:10] for row in watched.rows}
+    first, last = min(days), max(days)
     return first if first == last else f"{first} 到 {last}"
 
 

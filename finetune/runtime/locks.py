@@ -25,6 +25,7 @@ from finetune.runtime.files import NO_FOLLOW, hidden, writable
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
 OWNER_SECONDS = 0.5  # time that a process which has just taken a lock has to write down its id
 TRIES = 1000  # for a lock file that other processes create and delete at the same moment
+FEW = 50  # of them before a folder that is there and takes no file is believed to take none
 FAR = 1 << 30  # offset of the byte that Windows locks: what is locked there cannot be read
 
 
@@ -88,11 +89,13 @@ def _take(name: str, path: Path) -> int:
         UserError: another process holds the lock.
         OSError: the file cannot be opened.
     """
-    for _ in range(TRIES):
+    for number in range(TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = _open(path)
         except FileNotFoundError:  # the process that made the folder has just deleted it again
+            if number > FEW and path.parent.is_dir():  # as /proc, which takes no file from anybody
+                raise
             continue
         except FileExistsError:
             if path.parent.exists() and not path.parent.is_dir():

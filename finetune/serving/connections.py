@@ -120,6 +120,7 @@ class Connection(HttpToolsProtocol):
             self._stalled_since = now
         elif now - self._stalled_since > limits.write_timeout:
             self.service.metrics.rejected("slow_reader")
+            self.service.unread += 1
             self.transport.abort()
             return
         if self._reading_since is None or self.transport.is_closing():

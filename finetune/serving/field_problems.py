@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune.runtime.errors import LONGEST_SHOWN, listed, nearest, shown
+from finetune.serving.schemas import AnswerBody, ClassifyBody, FillBody, SpanBody, TagBody
 
 Schema = Mapping[str, Any]
 MOST = 5  # problems that are listed
@@ -18,6 +20,14 @@ SIZES = {  # type -> (bound, bound, unit, name)
     "array": ("minItems", "maxItems", "項", "清單"),
     "object": ("minProperties", "maxProperties", "個欄位", "物件"),
 }
+
+BODIES = (FillBody, AnswerBody, ClassifyBody, TagBody, SpanBody)
+FLAG = re.compile(rf"--({'|'.join(sorted({name for body in BODIES for name in body.model_fields}))})\b")
+
+
+def in_fields(sentence: str) -> str:
+    """Return a sentence of the command line with the fields of a body where it names the flags for them."""
+    return FLAG.sub(r"\1", sentence)
 
 
 def problems(errors: Sequence[Mapping[str, Any]], body: object, model: object) -> list[tuple[str, str]]:

@@ -59,10 +59,11 @@ class SiteGuard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             names = "、".join(dict.fromkeys(("localhost", "127.0.0.1", self._settings.host)))
-            raise ApiError(
-                403, f"Host：應為 {names}，得到 {shown(hosts[0] if hosts else None)}；"
-                "要用別的名稱連線，就加 --api_key", "Host",
-            )  # fmt: skip
+            if len(hosts) != 1:
+                seen = f"標頭要有一個，得到 {len(hosts)} 個；請寫 {names} 其中之一"
+            else:
+                seen = f"應為 {names}，得到 {shown(hosts[0])}；要用別的名稱連線，就加 --api_key"
+            raise ApiError(403, f"Host：{seen}", "Host")
         own = origin is not None and origin.partition("://")[2].lower() == hosts[0].lower()
         if origin is not None and not own and origin not in named:
             raise self._foreign(origin)

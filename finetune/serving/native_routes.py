@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from finetune.cli.inference_args import KINDS
 from finetune.data.option_syntax import parse_options
 from finetune.predict import records
-from finetune.prompts.scoring_methods import GENERATE
 from finetune.serving.errors import ApiError
 from finetune.serving.schemas import AnswerBody, ClassifyBody, FillBody, SpanBody, TagBody
 from finetune.serving.service import Service
@@ -41,8 +40,6 @@ def native_routes(service: Service) -> APIRouter:
         def work() -> Record:
             options.update(body.options if isinstance(body.options, dict) else parse_options(body.options))
             asked = body.question, options, body.scoring, body.orders, body.answer_format
-            if predictor.is_causal and predictor.method(body.scoring) == GENERATE:  # it writes
-                return service.compute.run(lambda: records.answer_record(predictor, *asked))
             return records.answer_record(predictor, *asked)
 
         record = await service.run(request, work)

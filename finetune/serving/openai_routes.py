@@ -15,14 +15,13 @@ from starlette.types import Receive, Scope, Send
 from finetune.models.decoding import Decoding
 from finetune.models.forward import config_of
 from finetune.models.reply_batch import LENGTH, ReplyEvent
-from finetune.models.streaming import STOPS
 from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.predictor import UNKNOWN_LENGTH
 from finetune.predict.seq2seq import Seq2SeqPredictor
 from finetune.runtime.errors import RunError, UserError
 from finetune.runtime.strict_json import dumps
 from finetune.serving.errors import ApiError
-from finetune.serving.generation import DecodingLoop, Prompt
+from finetune.serving.generation import Prompt
 from finetune.serving.openai_answers import Answer, ChatShape, Choice, CompletionShape, Shape, usage
 from finetune.serving.openai_schemas import ChatBody, CompletionBody, WritingBody
 from finetune.serving.prompt_logprobs import prompt_logprobs
@@ -34,14 +33,13 @@ COMPLETIONS, CHAT_COMPLETIONS = "/v1/completions", "/v1/chat/completions"
 OWNER = "fine-tuning-llm"
 DONE = "data: [DONE]\n\n"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-WRITING_KINDS = ("causal", "seq2seq")
 Json = dict[str, Any]
 
 
 def openai_routes(service: Service) -> APIRouter:
     """Return the routes in OpenAI's shape."""
     router = APIRouter()
-    writing = Writing(service) if service.kind in WRITING_KINDS else None
+    writing = Writing(service) if service.decoding_loop else None
     entry = model_entry(service)
 
     @router.post(COMPLETIONS, response_model=None)
@@ -88,17 +86,14 @@ class Writing:
     """Answers of a model that writes.
 
     Args:
-        service: the model in service; its thread runs the decoding loop from now on.
+        service: the model in service.
     """
 
     def __init__(self, service: Service):
         self.service = service
         self.predictor = cast("CausalLMPredictor | Seq2SeqPredictor", service.predictor)
-        causal = isinstance(self.predictor, CausalLMPredictor)
-        self.loop = DecodingLoop(
-            self.predictor.model, self.predictor.tokenizer, STOPS if causal else (),
-            cast(CausalLMPredictor, self.predictor).ends if causal else None, service.compute,
-        )  # fmt: skip
+        assert service.decoding_loop is not None
+        self.loop = service.decoding_loop
 
     @cached_property
     def texts(self) -> TokenTexts:

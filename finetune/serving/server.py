@@ -37,17 +37,16 @@ def serve_with_flags(predictor: Predictor, flags: InferenceArgs) -> None:
     from finetune.serving.settings import ServerSettings
 
     settings = ServerSettings.from_flags(flags)
-    signum, drained = run_server(cast(LocalPredictor, predictor), settings)  # see `check_serve`
+    signum, given_up = run_server(cast(LocalPredictor, predictor), settings)  # see `check_serve`
     if signum:
-        late = f"{settings.request_timeout:g} 秒（--request_timeout）內沒有答完的，已經放棄"
-        raise Stopped(signum, "已停止：收下的請求都答完了" if drained else f"已停止：{late}")
+        raise Stopped(signum, f"已停止：{'；'.join(given_up) or '收下的請求都答完了'}")
 
 
-def run_server(predictor: LocalPredictor, settings: ServerSettings) -> tuple[int, bool]:
+def run_server(predictor: LocalPredictor, settings: ServerSettings) -> tuple[int, list[str]]:
     """Serve a model until a signal ends it; a second one ends the process at once.
 
     Returns:
-        the signal as `StopRequest.signum` has it, and whether every accepted request was answered.
+        the signal as `StopRequest.signum` has it, and what accepted requests were given up, in sentences.
 
     Raises:
         UserError: the libraries of requirements-serve.txt are not installed; the port is taken.
@@ -73,7 +72,13 @@ def run_server(predictor: LocalPredictor, settings: ServerSettings) -> tuple[int
                 web.result()
             finally:
                 _close(service, stop)
-    return stop.signum, server.drained
+    return stop.signum, _given_up(server, settings)
+
+
+def _given_up(server: Server, settings: ServerSettings) -> list[str]:
+    late = f"{settings.request_timeout:g} 秒（--request_timeout）內沒有答完的，已經放棄"
+    unread = f"有 {server.unread} 個回答，客戶端 {settings.write_timeout:g} 秒沒有來讀，沒有送完"
+    return [late] * (not server.drained) + [unread] * (server.unread > 0)
 
 
 def _serve_requests(server: Server, listener: socket.socket, service: Service) -> None:

@@ -14,6 +14,7 @@ import torch
 from starlette.requests import Request
 
 from finetune.models.batch_invariance import is_batch_invariant
+from finetune.models.streaming import STOPS
 from finetune.predict.causal import CausalLMPredictor
 from finetune.predict.embedder import Embedder
 from finetune.predict.predictor import LocalPredictor
@@ -21,15 +22,19 @@ from finetune.runtime.errors import UserError
 from finetune.serving import tickets
 from finetune.serving.compute import ComputeThread
 from finetune.serving.errors import ApiError
+from finetune.serving.field_problems import in_fields
+from finetune.serving.generation import DecodingLoop
 from finetune.serving.json_log import JsonLog
 from finetune.serving.metrics import Metrics
 from finetune.serving.settings import WORKERS, ServerSettings
 from finetune.serving.shared_forward import SharedForward
+from finetune.serving.shared_replies import SharedReplies
 from finetune.serving.shared_tokenizer import lock_tokenizer
 from finetune.serving.tickets import CancelledError, Ticket
 from finetune.serving.watch import Watch
 
 T = TypeVar("T")
+WRITING_KINDS = ("causal", "seq2seq")
 RETRY_SECONDS = 1  # Retry-After of a full queue
 
 
@@ -43,8 +48,10 @@ class Service:
 
     Attributes:
         compute: the thread that runs the model.
+        decoding_loop: writes replies; None for a model that writes none.
         accepted: requests that are accepted and not answered yet.
         draining: no more requests are accepted.
+        unread: answers that were given up, since their clients did not read them.
         mergeable: requests may share a pass, see `may_merge`.
         metrics: figures of what is done.
         log: JSON lines of what is done.
@@ -53,7 +60,7 @@ class Service:
 
     def __init__(self, predictor: LocalPredictor, settings: ServerSettings, runs_here: bool = False):
         self.predictor, self.settings = predictor, settings
-        self.accepted, self.draining = 0, False
+        self.accepted, self.draining, self.unread = 0, False, 0
         facts = {"name": settings.name, "kind": self.kind, **predictor.environment()}
         self.metrics = Metrics(self, {name: str(fact) for name, fact in facts.items()}, settings.max_queue)
         self.log = JsonLog(self.metrics.dropped, settings.log_texts, settings.debug)
@@ -64,8 +71,13 @@ class Service:
         predictor.forward = SharedForward(predictor.forward, self.compute, pad_id, self.mergeable)
         self.watch = Watch(settings.watch, predictor, settings.name, self._told) if settings.watch else None
         lock_tokenizer(predictor.tokenizer)  # once --watch has its copy
+        self.decoding_loop = self._decoding_loop()
         if isinstance(predictor, CausalLMPredictor):
             predictor.chat.serve_strangers()  # before there are threads: it forks
+            assert self.decoding_loop is not None
+            predictor.write_replies = SharedReplies(
+                self.decoding_loop, settings.request_timeout, self.metrics.wrote
+            )
         with contextlib.suppress(UserError):  # whose pooling is not known: each request is told
             _ = self.embedder  # made now: it reads the model's folder, which may go away
         if runs_here:
@@ -76,6 +88,14 @@ class Service:
             self.compute.run(partial(_use_threads, threads))
         if self.watch:
             self.watch.start()
+
+    def _decoding_loop(self) -> DecodingLoop | None:
+        """Return what writes the replies; None for a model that writes none."""
+        predictor = self.predictor
+        stops, ends = (STOPS, predictor.ends) if isinstance(predictor, CausalLMPredictor) else ((), None)
+        if self.kind not in WRITING_KINDS:
+            return None
+        return DecodingLoop(predictor.model, predictor.tokenizer, stops, ends, self.compute)
 
     def _told(self, message: str) -> None:
         self.log.write("watch", message=message)
@@ -100,7 +120,7 @@ class Service:
         self.log.close()
 
     def admit(self) -> Ticket:
-        """Accept a request; `release` must follow.
+        """Accept a request, in the event loop that answers it; `release` must follow.
 
         Raises:
             ApiError: 429 with Retry-After where too many wait; 503 where the server is ending.
@@ -113,7 +133,7 @@ class Service:
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )  # fmt: skip
         self.accepted += 1
-        return Ticket()
+        return Ticket(asyncio.get_running_loop())
 
     def release(self) -> None:
         """Note that an accepted request is answered or given up."""
@@ -165,7 +185,7 @@ class Service:
             if answer in done:
                 return answer.result()
         except UserError as error:
-            raise ApiError(422, "；".join(error.problems)) from error
+            raise ApiError(422, "；".join(map(in_fields, error.problems))) from error
         finally:
             gone.cancel()
             answer.cancel()

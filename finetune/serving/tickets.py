@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,12 +19,15 @@ class CancelledError(Exception):
 class Ticket:
     """A request that was accepted.
 
+    Args:
+        event_loop: where it is answered.
+
     Attributes:
         cancelled: its client is gone, or its time is up.
     """
 
-    def __init__(self) -> None:
-        self.cancelled = False
+    def __init__(self, event_loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.event_loop, self.cancelled = event_loop, False
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 

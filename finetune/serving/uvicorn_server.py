@@ -32,6 +32,7 @@ class Server(uvicorn.Server):
 
     Attributes:
         drained: every accepted request was answered before it ended.
+        unread: answers that were given up meanwhile, since their clients did not read them.
     """
 
     def __init__(self, service: Service, stop: StopRequest | None = None):
@@ -45,7 +46,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=cast(int, limits.idle_timeout),  # it takes fractions too
             )
         )  # fmt: skip
-        self._service, self._stop, self.drained = service, stop, True
+        self._service, self._stop, self.drained, self.unread = service, stop, True, 0
         self._sweeper: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -79,12 +80,14 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         """Wait until every accepted request is answered; those that come now are refused."""
         self._service.draining = True
+        before = self._service.unread
         ends = time.monotonic() + self._service.settings.request_timeout
         while self._service.accepted or any(one.is_busy for one in self._connections):
             if time.monotonic() > ends:
                 self.drained = False
                 break
             await asyncio.sleep(POLL)
+        self.unread = self._service.unread - before
 
     async def _sweep(self) -> None:
         limits = self._service.settings

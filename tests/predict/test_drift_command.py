@@ -78,6 +78,11 @@ def test_a_wider_bound_is_no_drift_any_more(world):
     assert world(use=changed)[0] == 3 and world("--drift_bound", "0.9", use=changed)[0] == 0
 
 
+def test_the_days_of_a_file_are_named_whatever_the_order_of_its_lines(world):
+    later, earlier = lines(features(100, 2), first=3 * DAY), lines(features(100, 3), first=DAY)
+    assert "1970-01-02 到 1970-01-04" in world(use=later + earlier)[1]
+
+
 def test_few_requests_are_too_few_to_tell(world):
     code, out, _ = world(use=lines(features(10, 2, length=900)))
     assert code == 0 and "只有 10 筆" in out

@@ -85,6 +85,15 @@ def test_a_folder_that_comes_and_goes_while_it_is_looked_at_leaves_no_run_withou
         assert (place / ".lock").exists() and not steps
 
 
+def test_a_folder_that_takes_no_file_is_left_to_what_writes_there(tmp_path, monkeypatch):
+    def takes_none(path, *more):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(locks, "_open", takes_none)
+    with locks.hold_locks([("--watch x", tmp_path / ".x.lock")]):
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_is_free_once_its_process_was_killed_and_the_holder_is_named_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = hold(tmp_path, 1, 300)

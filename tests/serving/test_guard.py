@@ -138,6 +138,15 @@ def test_by_a_strangers_name_nobody_reaches_a_server_without_a_key(server, host)
     assert answer[0] == 403 and "--api_key" in message(answer)
 
 
+@pytest.mark.parametrize("hosts", [b"", b"Host: localhost\r\nHost: localhost\r\n"])
+def test_without_one_name_nobody_reaches_a_server_without_a_key(server, hosts):
+    count = hosts.count(b"Host")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")
+        answer = line.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 403 ") and f"得到 {count} 個" in answer.decode()
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "127.8.9.1", "[::1]:8000"])
 def test_by_a_name_of_this_machine_it_is_reached(server, host):
     assert ask(server, "GET", "/healthz", headers={"Host": host})[0] == 200

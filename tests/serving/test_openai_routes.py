@@ -16,7 +16,6 @@ from live_server import LiveServer
 import inference
 from finetune.models.decoding import Decoding
 from finetune.predict.loading import load_for_use, predictor_for
-from finetune.serving.generation import DecodingLoop
 
 PROMPTS = ["天地玄黃", "日月盈昃，辰宿列張", "User: 題目", "寒來暑往秋收冬藏閏餘成歲", "金"]
 
@@ -335,7 +334,7 @@ def test_the_model_that_is_served_is_listed_by_its_name(client):
 def test_a_client_that_goes_away_leaves_the_running_batch(server, client, stream):
     body = json.dumps({"prompt": "天", "max_tokens": 400, "min_tokens": 400, "stream": stream}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
-    (loop,) = (source for source in server.service.compute._sources if isinstance(source, DecodingLoop))
+    loop = server.service.decoding_loop
     before = loop.num_tokens
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
@@ -343,6 +342,39 @@ def test_a_client_that_goes_away_leaves_the_running_batch(server, client, stream
     wait_until(lambda: not loop.num_running and not server.service.accepted)
     assert loop.num_tokens - before < 400
     assert chat(client, "天", max_tokens=2).choices
+
+
+def test_a_question_that_is_answered_in_writing_joins_the_running_batch(server, client, qwen_dir, capsys):
+    asked = {"question": "1 加 1 等於多少？", "options": {"A": "一", "B": "二"}, "scoring": "generate"}
+    words = ["--question", asked["question"], "--options", "A:一 B:二", "--scoring", "generate"]
+    wanted = cli(capsys, qwen_dir, *words)
+    stream = client.completions.create(model="tiny", prompt="天", max_tokens=400, stream=True,
+                                       extra_body={"min_tokens": 400})  # fmt: skip
+    assert next(stream)  # it is being written
+    assert server.request("/v1/answer", asked) == (200, wanted)
+    assert server.service.decoding_loop.num_running == 1, "the question waited for the long reply"
+    stream.close()
+
+
+def test_who_does_not_wait_for_an_answer_in_writing_leaves_the_running_batch(server, monkeypatch):
+    predictor, loop = server.service.predictor, server.service.decoding_loop
+    long = Decoding(400, min_new_tokens=400)
+    monkeypatch.setattr(predictor, "decoding", long)
+    asked = {"question": "天", "options": {"A": "一", "B": "二"}, "scoring": "generate"}
+    body = json.dumps(asked).encode()
+    head = f"POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    before = loop.num_tokens
+    with socket.create_connection(("127.0.0.1", server.port)) as line:
+        line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        wait_until(lambda: loop.num_tokens > before)
+    wait_until(lambda: not loop.num_running and not server.service.accepted)
+    assert loop.num_tokens - before < 400
+
+
+def test_a_problem_names_the_field_that_the_request_has(server):
+    asked = {"question": "天", "options": {"A": "一", "B": "二"}, "scoring": "pll"}
+    status, message = refusal(server, "/v1/answer", asked)
+    assert status == 422 and message.startswith("scoring pll：")
 
 
 def wait_until(condition):

@@ -27,6 +27,7 @@ from starlette.responses import StreamingResponse
 import inference
 from finetune.runtime import listening
 from finetune.serving import app as application
+from finetune.serving import server as serving
 from finetune.serving import uvicorn_server
 from finetune.serving.settings import WORKERS
 
@@ -227,6 +228,12 @@ def with_route(folder, content: Callable[[], object], **settings) -> Iterator[Li
             yield server
 
 
+def endless() -> Iterator[bytes]:
+    """The parts of an answer without end."""
+    while True:
+        yield b"x" * 65536
+
+
 def test_while_a_stream_is_finished_new_requests_are_turned_away(model_dir):
     release = threading.Event()
     with with_route(model_dir, lambda: parts(release)) as server, connect(server.port) as stream:
@@ -264,6 +271,18 @@ def test_a_request_that_never_ends_holds_the_server_up_no_longer_than_its_time(m
         stream.close()
 
 
+def test_an_answer_that_its_client_does_not_read_is_given_up_and_said(model_dir):
+    with with_route(model_dir, endless, write_timeout=LIMIT) as server:
+        with connect(server.port) as line:
+            line.sendall(raw_request("/stream"))
+            assert line.recv(1)
+            server.stop()
+        settings = server.service.settings
+        assert server.server.drained and server.server.unread == 1
+        (said,) = serving._given_up(server.server, settings)
+        assert "1 個回答" in said
+
+
 # ---- health ------------------------------------------------------------------------------------------------
 
 
@@ -294,11 +313,6 @@ def test_without_its_computing_thread_it_is_not_healthy(model_dir):
 @pytest.fixture(scope="module")
 def hasty(model_dir):
     """A server with little patience, and a path without end."""
-
-    def endless() -> Iterator[bytes]:
-        while True:
-            yield b"x" * 65536
-
     limits = {"read_timeout": LIMIT, "idle_timeout": LIMIT, "write_timeout": LIMIT}
     with with_route(model_dir, endless, **limits) as server:
         yield server
