@@ -120,7 +120,7 @@ class Service:
         self.log.close()
 
     def admit(self) -> Ticket:
-        """Accept a request, in the event loop that answers it; `release` must follow.
+        """Accept a request; `release` must follow.
 
         Raises:
             ApiError: 429 with Retry-After where too many wait; 503 where the server is ending.
@@ -133,7 +133,7 @@ class Service:
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )  # fmt: skip
         self.accepted += 1
-        return Ticket(asyncio.get_running_loop())
+        return Ticket()
 
     def release(self) -> None:
         """Note that an accepted request is answered or given up."""
@@ -158,6 +158,7 @@ class Service:
 
     async def in_worker(self, ticket: Ticket, work: Callable[[], T]) -> T:
         """Run work for an accepted request in a thread of its own."""
+        ticket.event_loop = asyncio.get_running_loop()
         future = self._submit(ticket, work)
         try:
             return await asyncio.wrap_future(future)

@@ -19,15 +19,14 @@ class CancelledError(Exception):
 class Ticket:
     """A request that was accepted.
 
-    Args:
-        event_loop: where it is answered.
-
     Attributes:
+        event_loop: where it is answered; None before it is worked for.
         cancelled: its client is gone, or its time is up.
     """
 
-    def __init__(self, event_loop: asyncio.AbstractEventLoop | None = None) -> None:
-        self.event_loop, self.cancelled = event_loop, False
+    def __init__(self) -> None:
+        self.event_loop: asyncio.AbstractEventLoop | None = None
+        self.cancelled = False
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 

@@ -15,7 +15,10 @@ from live_server import LiveServer
 
 import inference
 from finetune.models.decoding import Decoding
+from finetune.predict import records
 from finetune.predict.loading import load_for_use, predictor_for
+from finetune.runtime.errors import UserError
+from finetune.serving.field_problems import in_fields
 
 PROMPTS = ["天地玄黃", "日月盈昃，辰宿列張", "User: 題目", "寒來暑往秋收冬藏閏餘成歲", "金"]
 
@@ -344,15 +347,20 @@ def test_a_client_that_goes_away_leaves_the_running_batch(server, client, stream
     assert chat(client, "天", max_tokens=2).choices
 
 
-def test_a_question_that_is_answered_in_writing_joins_the_running_batch(server, client, qwen_dir, capsys):
+def test_a_question_that_is_answered_in_writing_joins_the_running_batch(server, client, alone):
     asked = {"question": "1 加 1 等於多少？", "options": {"A": "一", "B": "二"}, "scoring": "generate"}
-    words = ["--question", asked["question"], "--options", "A:一 B:二", "--scoring", "generate"]
-    wanted = cli(capsys, qwen_dir, *words)
+    with pytest.raises(
+        UserError, match="看不出選了哪一個"
+    ) as wanted:  # it cites the reply of the untrained model
+        records.answer_record(alone, *asked.values())
     stream = client.completions.create(model="tiny", prompt="天", max_tokens=400, stream=True,
                                        extra_body={"min_tokens": 400})  # fmt: skip
     assert next(stream)  # it is being written
-    assert server.request("/v1/answer", asked) == (200, wanted)
-    assert server.service.decoding_loop.num_running == 1, "the question waited for the long reply"
+    loop = server.service.decoding_loop
+    before = loop.num_tokens, loop.num_steps
+    assert refusal(server, "/v1/answer", asked) == (422, in_fields(wanted.value.problems[0]))
+    assert loop.num_running == 1, "the question waited for the long reply"
+    assert loop.num_tokens - before[0] > loop.num_steps - before[1], "no step wrote a token of both"
     stream.close()
 
 
