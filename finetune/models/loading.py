@@ -396,8 +396,11 @@ def load(
         kind, config.problem_type = kind_of(head), head.problem_type
         config.id2label, config.label2id = head.id2label, head.label2id
         for attribute in (FINE_TUNED_AS, *SPECIAL):
-            if getattr(head, attribute, None) is not None:
-                setattr(config, attribute, getattr(head, attribute))
+            value = getattr(head, attribute, None)
+            # padding may be a token beyond the rows of the base: `load_model` adds one, and sets its id
+            added = isinstance(value, int) and value >= config.vocab_size
+            if value is not None and not added:
+                setattr(config, attribute, value)
     if kind in WITHOUT_HEAD and not base and _may_lack_head(name, config):
         loaded = _load_body(name, config, flag, replace(options, kind=kind))
         if loaded is not None:

@@ -319,7 +319,7 @@ def test_with_lora_the_new_head_is_trained_whole_and_all_of_it_is_merged(
     check_answer("classifier", answers("classifier", capsys), model, tokenizer)
 
 
-@pytest.mark.parametrize("family", some(FAMILIES, ("electra", "roberta", "bloom")))
+@pytest.mark.parametrize("family", some(FAMILIES, ("electra", "roberta", "bloom", "qwen2")))
 def test_an_adapter_kept_apart_brings_its_head_along(family, base_of, train_family, tmp_path, capsys):
     assert train_family(base_of(family), "classify", "--lora_rank", 2, "--no_merge") == 0, (
         capsys.readouterr().err
