@@ -333,25 +333,29 @@ def test_the_model_that_is_served_is_listed_by_its_name(client):
 # ---- clients that go away ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_leaves_the_running_batch(server, client, stream):
-    body = json.dumps({"prompt": "天", "max_tokens": 400, "min_tokens": 400, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+def tokens_for_who_goes_away(server, path, asked) -> int:
+    """Tokens that are written for a client that goes away once it has one."""
+    body = json.dumps(asked).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
     loop = server.service.decoding_loop
     before = loop.num_tokens
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         wait_until(lambda: loop.num_tokens > before)
     wait_until(lambda: not loop.num_running and not server.service.accepted)
-    assert loop.num_tokens - before < 400
+    return loop.num_tokens - before
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_leaves_the_running_batch(server, client, stream):
+    asked = {"prompt": "天", "max_tokens": 400, "min_tokens": 400, "stream": stream}
+    assert tokens_for_who_goes_away(server, "/v1/completions", asked) < 400
     assert chat(client, "天", max_tokens=2).choices
 
 
 def test_a_question_that_is_answered_in_writing_joins_the_running_batch(server, client, alone):
     asked = {"question": "1 加 1 等於多少？", "options": {"A": "一", "B": "二"}, "scoring": "generate"}
-    with pytest.raises(
-        UserError, match="看不出選了哪一個"
-    ) as wanted:  # it cites the reply of the untrained model
+    with pytest.raises(UserError, match="看不出選了哪一個") as wanted:  # it cites the untrained reply
         records.answer_record(alone, *asked.values())
     stream = client.completions.create(model="tiny", prompt="天", max_tokens=400, stream=True,
                                        extra_body={"min_tokens": 400})  # fmt: skip
@@ -365,18 +369,9 @@ def test_a_question_that_is_answered_in_writing_joins_the_running_batch(server, 
 
 
 def test_who_does_not_wait_for_an_answer_in_writing_leaves_the_running_batch(server, monkeypatch):
-    predictor, loop = server.service.predictor, server.service.decoding_loop
-    long = Decoding(400, min_new_tokens=400)
-    monkeypatch.setattr(predictor, "decoding", long)
+    monkeypatch.setattr(server.service.predictor, "decoding", Decoding(400, min_new_tokens=400))
     asked = {"question": "天", "options": {"A": "一", "B": "二"}, "scoring": "generate"}
-    body = json.dumps(asked).encode()
-    head = f"POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
-    before = loop.num_tokens
-    with socket.create_connection(("127.0.0.1", server.port)) as line:
-        line.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        wait_until(lambda: loop.num_tokens > before)
-    wait_until(lambda: not loop.num_running and not server.service.accepted)
-    assert loop.num_tokens - before < 400
+    assert tokens_for_who_goes_away(server, "/v1/answer", asked) < 400
 
 
 def test_a_problem_names_the_field_that_the_request_has(server):
